@@ -1,0 +1,48 @@
+# make run    the whole study into runs/$(RUN_NAME) (default: the embedded phantom; a few minutes on 2 cores)
+# make test   unit, property and notebook tests
+# Settings are passed on, for example: make run SEED=1 RUN_NAME=second
+#   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
+PYTHON ?= python3.11
+VENV ?= .venv
+PROFILE ?= phantom
+SEED ?= 0
+RUN_NAME ?=
+DATA_ROOT ?=
+CHECKPOINT ?=
+
+BIN := $(VENV)/bin
+# Bars and hub look-ups have no place in a saved notebook or an offline run.
+export TQDM_DISABLE := 1
+export HF_HUB_OFFLINE := $(if $(filter phantom,$(PROFILE)),1,)
+export PYTHONHASHSEED := 0
+
+.PHONY: run test lint render bench pretrain clean
+
+run: $(VENV)/made
+	$(BIN)/python -m helpers.chain --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
+		--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)"
+
+test: $(VENV)/made
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks
+
+lint: $(VENV)/made
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+render: $(VENV)/made
+	$(BIN)/python -m helpers.chain --render
+
+bench: $(VENV)/made
+	$(BIN)/python benchmarks/bench_extract.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+
+pretrain: $(VENV)/made
+	$(BIN)/python -m helpers.pretrain
+
+clean:
+	rm -rf runs data/generated
+
+$(VENV)/made: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
