@@ -1,0 +1,188 @@
+"""The chain behind `make run`: papermill runs the notebooks in order into the run folder.
+
+    python -m helpers.chain --profile phantom --seed 1 --run-name second --set epochs=2
+    python -m helpers.chain --render    # the default study, back into notebooks/
+
+A notebook stands, and is not run again, while its source, the helpers, its parameters, its inputs and what it
+made are unchanged. A failing notebook stops the chain; what was done before stays.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+
+from helpers.report import ANSWER, read_findings
+from helpers.study import Study, fingerprint, record_run, write_atomic
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+OPENING = re.compile(r"(<!--answer-->).*?(<!--/answer-->)", flags=re.DOTALL)
+
+
+class ChainError(RuntimeError):
+    """A notebook failed: the message names the notebook, the cell and what was raised."""
+
+
+def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Path]:
+    """Run every notebook of the study that does not stand; returns the executed notebooks in order.
+
+    parameters: values for the notebooks' `parameters` cells. say: called with a progress line a notebook.
+    ChainError where a notebook fails: the executed half is kept as `<name>.failed.ipynb`.
+    """
+    sources = list_notebooks(study.root)
+    done, key = [], list_inputs(study)
+    for number, source in enumerate(sources, start=1):
+        key = fingerprint([key, parameters, digest_notebook(source), digest_helpers(study.root)])
+        target = study.folder("notebooks") / source.name
+        took = "stands"
+        if not stands(study, target, key):
+            start = time.perf_counter()
+            execute(source, target, parameters)
+            finish(study, target, key)
+            seconds = time.perf_counter() - start
+            record_run(study, steps={source.stem: round(seconds, 1)})
+            took = f"{seconds:.1f} s"
+        say(f"[{number}/{len(sources)}] {source.stem:<20} {took:>8}")
+        done.append(target)
+    return done
+
+
+def list_notebooks(root: Path) -> list[Path]:
+    """The numbered notebooks, in order."""
+    return sorted(root.glob("notebooks/[0-9][0-9]_*.ipynb"))
+
+
+def list_inputs(study: Study) -> list:
+    """Names, sizes and times of the files that come from outside: official files and checkpoint weights."""
+    folders = [study.path(name) for name in (study.data_root, study.checkpoint) if name]
+    files = [f for folder in folders for f in sorted(Path(folder).glob("*")) if f.is_file()]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def digest_notebook(path: Path) -> str:
+    """SHA-256 of a notebook's cells without outputs, and without the opening answer, which a run fills in."""
+    cells = nbformat.read(path, as_version=4).cells
+    return fingerprint([[cell.cell_type, OPENING.sub("", cell.source)] for cell in cells])
+
+
+def digest_helpers(root: Path) -> str:
+    """SHA-256 of all helpers."""
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(root.glob("helpers/*.py")))).hexdigest()
+
+
+def stands(study: Study, target: Path, key: str) -> bool:
+    """Whether an executed notebook was made with this key and all it had found made is still there."""
+    if not target.is_file():
+        return False
+    chain = nbformat.read(target, as_version=4).metadata.get("chain", {})
+    made = list_made(study)
+    return chain.get("key") == key and all(made.get(name) == print_ for name, print_ in chain["made"].items())
+
+
+def list_made(study: Study) -> dict[str, str]:
+    """Fingerprints of the run's folders that make_once made."""
+    return {
+        p.parent.name: json.loads(p.read_text())["fingerprint"] for p in study.run_dir.glob("*/made.json")
+    }
+
+
+def execute(source: Path, target: Path, parameters: dict) -> None:
+    """Run one notebook with papermill; the target appears only when it has succeeded."""
+    running = target.with_suffix(".running.ipynb")
+    failed = target.with_suffix(".failed.ipynb")
+    known = papermill.inspect_notebook(source)
+    chosen = {name: value for name, value in parameters.items() if name in known}
+    try:
+        papermill.execute_notebook(
+            source, running, chosen, kernel_name="python3", cwd=source.parent, progress_bar=False
+        )
+    except PapermillExecutionError as error:
+        running.replace(failed)
+        place = f"{source.stem}, cell {error.cell_index} (In [{error.exec_count}])"
+        raise ChainError(f"{place}: {error.ename}: {error.evalue}\nThe half-run notebook: {failed}") from None
+    failed.unlink(missing_ok=True)
+    running.replace(target)
+
+
+def finish(study: Study, target: Path, key: str) -> None:
+    """Clean an executed notebook, write the answer into its opening, mark it as standing, and export it as HTML."""
+    notebook = clean_notebook(nbformat.read(target, as_version=4))
+    answer = read_findings(study).get(f"{target.stem[:2]}.{ANSWER}")
+    if answer:
+        opening = notebook.cells[0]
+        opening.source = OPENING.sub(lambda found: found[1] + answer + found[2], opening.source)
+    notebook.metadata["chain"] = {"key": key, "made": list_made(study)}
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    write_atomic(target.with_suffix(".html"), page)
+    write_atomic(target, nbformat.writes(notebook) + "\n")
+
+
+def clean_notebook(notebook):
+    """Remove what does not belong in a saved notebook: live widgets, papermill's paths and times."""
+    for name in ("papermill", "widgets", "chain"):
+        notebook.metadata.pop(name, None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    return notebook
+
+
+def render(study: Study, say) -> None:
+    """Run the default study and put the executed notebooks back into notebooks/."""
+    for path in run_chain(study, {}, say):
+        notebook = clean_notebook(nbformat.read(path, as_version=4))
+        write_atomic(study.root / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
+
+
+def read_arguments(words: list[str] | None) -> argparse.Namespace:
+    """The command line; empty values, as make hands them over, mean "as in the profile"."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("--profile", "--run-name", "--data-root", "--checkpoint"):
+        parser.add_argument(name, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="any setting of helpers/study.py"
+    )
+    parser.add_argument("--render", action="store_true", help="run the default study into notebooks/")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line of `make run` and `make render`; returns the exit status."""
+    arguments = read_arguments(words)
+    chosen = {name: getattr(arguments, name) or None for name in ("run_name", "data_root", "checkpoint")}
+    settings = dict(pair.split("=", 1) for pair in arguments.set)
+    study = Study.load(arguments.profile or "phantom", seed=arguments.seed, **chosen, **settings)
+    if arguments.render:
+        render(Study.load(), print)
+        return 0
+    defaults = {"profile": "phantom", "seed": 0}
+    given = {"profile": study.profile, "seed": study.seed, **chosen}
+    parameters = {name.upper(): value for name, value in given.items() if value != defaults.get(name)}
+    if settings:
+        parameters["SETTINGS"] = settings
+    try:
+        run_chain(study, parameters, print)
+    except ChainError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    for name, text in read_findings(study).items():
+        if name.endswith(f".{ANSWER}"):
+            print(f"{name[:2]}: {text}")
+    print(f"read them: {study.run_dir / 'notebooks'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

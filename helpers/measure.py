@@ -1,0 +1,71 @@
+"""The study's two attention tables: of the fine-tuned model, and of its untrained twin as a null."""
+
+import copy
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from helpers.encode import EncodedQuestions
+from helpers.extract import AttentionTable, extract_attention, read_attention
+from helpers.heads import box_hits
+from helpers.study import Study, make_once, read_fingerprint, require, source_digest
+
+CODE = ("measure", "attention", "extract", "encode", "vilt")
+
+
+def measure_attention(study: Study, model: nn.Module, encoded: EncodedQuestions, untrained: bool = False):
+    """Measure the attention of every validation question, once, and read it: an AttentionTable.
+
+    model: the fine-tuned model, or with `untrained` its `untrained_twin`. Kept in run_dir/attention (or
+    attention_untrained), in shards; a killed run continues.
+    """
+    name = "attention_untrained" if untrained else "attention"
+    depends = {
+        **study.settings("extract_batch_size", "shard_size", *(["seed"] if untrained else [])),
+        "model": read_fingerprint(study.run_dir / "model"),
+        "dataset": read_fingerprint(study.run_dir / "dataset"),
+        "code": source_digest(*CODE),
+    }
+
+    def extract(folder) -> None:
+        extract_attention(model, encoded, folder, study.extract_batch_size, study.shard_size)
+
+    return read_attention(make_once(study.folder() / name, extract, depends))
+
+
+def load_attention(study: Study, untrained: bool = False) -> AttentionTable:
+    """The table that 03 measured; FileNotFoundError that says so where it is missing."""
+    name = "attention_untrained" if untrained else "attention"
+    return read_attention(require(study.folder() / name, made_by="03_layer_attention"))
+
+
+def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with fresh random weights from `seed`: what attention looks like before learning.
+
+    Patch positions and CLS tokens are drawn too (transformers starts them at zero, which no trained ViLT has).
+    The caller's random state is untouched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = type(model)(copy.deepcopy(model.config))
+        parts = twin.vilt.embeddings
+        for parameter in (parts.cls_token, parts.position_embeddings):
+            nn.init.normal_(parameter, std=model.config.initializer_range)
+    twin.tokenizer = model.tokenizer
+    return twin.to(next(model.parameters()).device).eval()
+
+
+def find_hits(table: AttentionTable, dataset: Dataset):
+    """Whether each head's most-attended patch lies in a box asked about: see heads.box_hits.
+
+    Returns (hits (question, layer, head, 3), chance (question,)), NaN where a question has no box.
+    """
+    known = dataset.select_columns(["boxes", "width", "height"]).to_pandas()
+    grids = table.questions[["grid_rows", "grid_cols"]].to_numpy()
+    return box_hits(
+        table.top_patch,
+        grids,
+        [list(map(list, b)) for b in known["boxes"]],
+        known[["width", "height"]].to_numpy(),
+    )

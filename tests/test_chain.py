@@ -1,0 +1,120 @@
+"""The chain: order, what stands, what is redone, and what a failure leaves behind."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from helpers import chain
+from helpers.report import read_findings
+from helpers.study import Study
+
+OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
+SETUP = """
+import sys
+sys.path.insert(0, {root!r})
+from helpers.report import state_finding
+from helpers.study import Study
+study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
+"""
+
+
+def write_notebook(folder, name, *cells):
+    parameters = new_code_cell("RUN_NAME = None\nSETTINGS = {}\nSEED = 0", metadata={"tags": ["parameters"]})
+    setup = new_code_cell(SETUP.format(root=str(Study.load().root)))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    code = [parameters, setup, *map(new_code_cell, cells)]
+    notebook = new_notebook(cells=[new_markdown_cell(OPENING), *code], metadata=kernel)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A study in a folder of its own, with two notebooks instead of the project's."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    write_notebook(sources, "01_first", "state_finding(study, '01', 'answer', f'seed {SEED}')")
+    write_notebook(sources, "02_second", "print(sum([1, 2]))")
+    monkeypatch.setattr(chain, "list_notebooks", lambda root: sorted(sources.glob("*.ipynb")))
+    settings = {"runs_root": str(tmp_path / "runs")}
+    study = Study.load(run_name="test", **settings)
+    lines = []
+
+    def run(**parameters):
+        del lines[:]
+        given = {"RUN_NAME": "test", "SETTINGS": settings, **parameters}
+        return chain.run_chain(study, given, lines.append)
+
+    return sources, study, run, lines
+
+
+def test_a_second_run_redoes_nothing_and_a_changed_notebook_only_what_follows(world):
+    sources, study, run, lines = world
+    done = run()
+    assert [path.name for path in done] == ["01_first.ipynb", "02_second.ipynb"]
+    assert [line[:5] for line in lines] == ["[1/2]", "[2/2]"]
+    first, second = (path.stat().st_mtime_ns for path in done)
+    run()
+    assert all("stands" in line for line in lines)
+    assert (first, second) == tuple(path.stat().st_mtime_ns for path in done)
+    write_notebook(sources, "02_second", "print(sum([1, 2, 3]))")
+    run()
+    assert done[0].stat().st_mtime_ns == first
+    assert done[1].stat().st_mtime_ns != second
+    assert "6" in done[1].read_text()
+    assert done[1].with_suffix(".html").is_file()
+
+
+def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
+    _, study, run, _ = world
+    done = run(SEED=7)
+    assert read_findings(study) == {"01.answer": "seed 7"}
+    assert nbformat.read(done[0], as_version=4).cells[0].source.endswith("<!--answer-->seed 7<!--/answer-->")
+
+
+def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
+    sources, study, run, lines = world
+    write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
+    write_notebook(sources, "03_third", "print(3)")
+    with pytest.raises(chain.ChainError, match=r"02_second, cell \d+ .*RuntimeError: no such head"):
+        run()
+    folder = study.folder("notebooks")
+    assert (folder / "01_first.ipynb").is_file()
+    assert not (folder / "02_second.ipynb").exists()
+    assert (folder / "02_second.failed.ipynb").is_file()
+    assert not (folder / "03_third.ipynb").exists()
+    kept = (folder / "01_first.ipynb").stat().st_mtime_ns
+    write_notebook(sources, "02_second", "x = 1")
+    run()
+    assert "stands" in lines[0]
+    assert (folder / "01_first.ipynb").stat().st_mtime_ns == kept
+    assert not (folder / "02_second.failed.ipynb").exists()
+
+
+def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
+    sources, study, run, _ = world
+    make = "from helpers.study import make_once\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
+    write_notebook(sources, "02_second", make)
+    done = run()
+    before = done[1].stat().st_mtime_ns
+    (study.run_dir / "made" / "made.json").unlink()
+    run()
+    assert done[1].stat().st_mtime_ns != before
+    assert (study.run_dir / "made" / "made.json").is_file()
+
+
+def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
+    widget = new_output("display_data", data={chain.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"})
+    text = new_output("stream", name="stdout", text="kept")
+    cell = new_code_cell("x", outputs=[widget, text], metadata={"tags": ["a"], "papermill": {"duration": 1}})
+    notebook = new_notebook(
+        cells=[cell], metadata={"papermill": {"input_path": "/x"}, "widgets": {"state": {}}}
+    )
+    cleaned = chain.clean_notebook(notebook)
+    assert cleaned.cells[0].outputs == [text]
+    assert cleaned.cells[0].metadata == {"tags": ["a"]}
+    assert set(cleaned.metadata) == {"kernelspec", "language_info"}
+
+
+def test_command_line_reports_an_unknown_setting():
+    with pytest.raises(ValueError, match="epochs"):
+        chain.main(["--set", "epoch=3"])

@@ -1,0 +1,79 @@
+"""The study's attention tables: measured once, redone when the model changes, and their null."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import finetune, measure, prepare
+from helpers.encode import EncodedQuestions
+from helpers.extract import extract_attention, read_attention
+from helpers.study import Study
+from helpers.vilt import load_vilt
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, phantom_root):
+    runs = str(tmp_path_factory.mktemp("runs"))
+    settings = {"data_root": str(phantom_root), "runs_root": runs, "run_name": "test", "device": "cpu"}
+    study = Study.load("phantom", epochs=1, shard_size=50, extract_batch_size=32, **settings)
+    prepare.prepare_dataset(study)
+    finetune.finetune(study, prepare.load_dataset(study))
+    return study
+
+
+@pytest.fixture(scope="module")
+def measured(study):
+    data = prepare.load_dataset(study)["validation"]
+    model, processor = finetune.load_finetuned(study)
+    encoded = EncodedQuestions(data, processor)
+    return data, model, encoded, measure.measure_attention(study, model, encoded)
+
+
+def test_the_table_is_that_of_the_extraction_and_stands(study, measured, tmp_path):
+    data, model, encoded, table = measured
+    plain = read_attention(extract_attention(model, encoded, tmp_path / "plain", 32, 50))
+    assert np.array_equal(table.split, plain.split)
+    assert table.questions["question_id"].tolist() == data["question_id"]
+    folder = study.run_dir / "attention"
+    before = (folder / "made.json").stat().st_mtime_ns
+    measure.measure_attention(study, model, encoded)
+    assert (folder / "made.json").stat().st_mtime_ns == before
+    assert np.array_equal(measure.load_attention(study).split, table.split)
+
+
+def test_what_is_missing_is_said(tmp_path):
+    study = Study.load("phantom", runs_root=str(tmp_path), run_name="empty")
+    with pytest.raises(FileNotFoundError, match="03_layer_attention"):
+        measure.load_attention(study)
+
+
+def test_the_twin_is_untrained_seeded_and_leaves_the_random_state(study, measured):
+    _, model, encoded, table = measured
+    state = torch.random.get_rng_state()
+    twins = [measure.untrained_twin(model, seed) for seed in (1, 1, 2)]
+    assert torch.equal(state, torch.random.get_rng_state())
+    weights = [twin.vilt.encoder.layer[0].intermediate.dense.weight for twin in twins]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert twins[0].vilt.embeddings.position_embeddings.std() > 0.05
+    null = measure.measure_attention(study, twins[0], encoded, untrained=True)
+    assert null.split.shape == table.split.shape
+    assert not np.allclose(null.split, table.split, atol=0.01)
+
+
+def test_hits_are_missing_exactly_where_there_is_no_box(measured):
+    data, _, _, table = measured
+    hits, chance = measure.find_hits(table, data)
+    no_box = np.array([not boxes for boxes in data["boxes"]])
+    assert np.array_equal(np.isnan(hits).all(axis=(1, 2, 3)), no_box)
+    assert np.array_equal(np.isnan(chance), no_box)
+    assert ((chance[~no_box] > 0) & (chance[~no_box] < 1)).all()
+
+
+def test_the_pretrained_checkpoint_looks_where_it_is_asked(measured):
+    """The embedded model has learnt to bind words to places: some head finds boxes far above chance."""
+    data, model, encoded, table = measured
+    hits, chance = measure.find_hits(table, data)
+    best = np.nanmean(hits, axis=0).max()
+    assert best > 3 * np.nanmean(chance)
+    assert load_vilt(Study.load().path("data/phantom-vilt"), answers=["a"])[0].config.num_hidden_layers == 4
