@@ -48,7 +48,7 @@ def world(tmp_path, monkeypatch):
 
 
 def test_a_second_run_redoes_nothing_and_a_changed_notebook_only_what_follows(world):
-    sources, study, run, lines = world
+    sources, _study, run, lines = world
     done = run()
     assert [path.name for path in done] == ["01_first.ipynb", "02_second.ipynb"]
     assert [line[:5] for line in lines] == ["[1/2]", "[2/2]"]

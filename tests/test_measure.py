@@ -72,7 +72,7 @@ def test_hits_are_missing_exactly_where_there_is_no_box(measured):
 
 def test_the_pretrained_checkpoint_looks_where_it_is_asked(measured):
     """The embedded model has learnt to bind words to places: some head finds boxes far above chance."""
-    data, model, encoded, table = measured
+    data, _model, _encoded, table = measured
     hits, chance = measure.find_hits(table, data)
     best = np.nanmean(hits, axis=0).max()
     assert best > 3 * np.nanmean(chance)

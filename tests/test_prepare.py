@@ -73,7 +73,7 @@ def test_a_broken_picture_is_noted_and_its_questions_left_out(make_study, phanto
 
 
 def test_what_is_missing_is_said(make_study):
-    with pytest.raises(FileNotFoundError, match="run notebooks/01_setup.ipynb"):
+    with pytest.raises(FileNotFoundError, match="run notebooks/01_setup"):
         prepare.load_dataset(make_study())
     with pytest.raises(FileNotFoundError, match="nowhere"):
         prepare.prepare_dataset(make_study(data_root="nowhere"))

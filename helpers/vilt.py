@@ -1,0 +1,251 @@
+"""ViLT: loading it, and a forward pass whose patches stay in raster order."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
+from transformers.models.vilt import image_processing_pil_vilt as vilt_images
+from transformers.utils import logging as hf_logging
+
+from helpers.encode import EncodedQuestions
+
+logger = logging.getLogger(__name__)
+
+FRESH = {  # ViltConfig's own defaults are ViLT-B/32
+    "fresh-small": {
+        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
+        "hidden_act": "relu", "initializer_range": 0.15, "image_size": 64, "patch_size": 16,
+    },
+    "fresh-b32": {},
+}  # fmt: skip
+PHANTOM_FOLDER = Path(__file__).parents[1] / "data" / "phantom-vilt"
+
+
+def load_vilt(
+    checkpoint: str | Path, device: str = "cpu", answers: Sequence[str] | None = None, seed: int = 0
+) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """Load a ViLT that answers questions, in eval mode, and the processor that feeds it.
+
+    checkpoint: a folder, a hub name, or "fresh-small" / "fresh-b32" (random weights drawn from `seed`).
+    answers: the labels of a *new* head drawn from `seed`; None keeps the checkpoint's own head.
+    Weights come from safetensors only and no code from the checkpoint is run. Pictures go through PIL
+    also where torchvision is installed, so that results do not depend on it. The caller's random state
+    is untouched. `model.tokenizer` remembers the tokenizer, so that attention maps can name their tokens.
+    Raises OSError or ValueError, in one sentence, when something is missing.
+    """
+    head = {} if answers is None else name_answers(answers)
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed CUDA as well
+        if checkpoint in FRESH:
+            model, processor = build_fresh(checkpoint, head)
+        else:
+            source = find_checkpoint(checkpoint)
+            try:
+                model = read_model(source, head)
+                processor = read_processor(source, model.config)
+            except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise OSError(f"ViLT cannot be loaded from {checkpoint}: {reason}") from None
+    if answers is not None:
+        draw_head(model, seed)
+    longest = model.config.max_position_embeddings
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, longest)
+    model.tokenizer = processor.tokenizer
+    return model.to(device).eval(), processor
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers and the hub print neither warnings nor progress bars (for notebooks)."""
+    levels = hf_logging.get_verbosity(), hub_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if levels[2]:
+            hf_logging.enable_progress_bar()
+
+
+def name_answers(answers: Sequence[str]) -> dict:
+    """config.id2label and config.label2id of a list of answers; ValueError if empty or ambiguous."""
+    labels = [str(answer) for answer in answers]
+    if not labels:
+        raise ValueError("answers is empty: a head needs at least one answer.")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"answers names {twice!r} more than once.")
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def draw_head(model: ViltForQuestionAnswering, seed: int) -> None:
+    """Draw the answer head anew: the same for a seed, whatever the checkpoint held."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.classifier:
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=model.config.initializer_range, generator=generator)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            part.reset_parameters()
+
+
+def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """An untrained ViLT from the global generator; patch positions are drawn, as in the original ViLT."""
+    tokenizer = load_stand_in_tokenizer()
+    config = ViltConfig(**FRESH[name], **head)
+    config.vocab_size = len(tokenizer) if name == "fresh-small" else max(config.vocab_size, len(tokenizer))
+    config._attn_implementation = "eager"
+    model = ViltForQuestionAnswering(config)
+    for parameter in (model.vilt.embeddings.cls_token, model.vilt.embeddings.position_embeddings):
+        nn.init.normal_(parameter, std=config.initializer_range)  # transformers leaves these two at zero
+    return model, ViltProcessor(build_image_processor(config), tokenizer)
+
+
+def find_checkpoint(checkpoint: str | Path) -> Path | str:
+    """The checkpoint's folder, else its hub name; FileNotFoundError where a folder or its weights lack."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")):
+            raise FileNotFoundError(f"{folder} holds no .safetensors weights: save the model there first.")
+        return folder
+    # "data/model" has the form of a hub name; asking the hub for it takes half a minute when offline
+    is_hub_name = len(folder.parts) <= 2 and not folder.is_absolute() and not Path(folder.parts[0]).is_dir()
+    if not is_hub_name:
+        raise FileNotFoundError(f"there is no folder {checkpoint} to load ViLT from.")
+    return str(checkpoint)
+
+
+def read_model(source: Path | str, head: dict) -> ViltForQuestionAnswering:
+    """Weights of a folder or hub name, with room for the head's answers where `head` names them."""
+    model, info = ViltForQuestionAnswering.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
+        dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **head,
+    )  # fmt: skip
+    drawn = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    broken = sorted(key for key in drawn if not key.startswith("classifier."))
+    if broken:
+        raise ValueError(f"{source} is no whole ViLT: {len(broken)} weights lack or misfit, as {broken[0]}.")
+    if drawn and not head:
+        raise ValueError(f"{source} has no answer head: pass answers=[...] to give it a new one.")
+    return model
+
+
+def read_processor(source: Path | str, config: ViltConfig) -> ViltProcessor:
+    """Processor of a folder or hub name; where a folder lacks a part, a stand-in that fits `config`."""
+    held = {path.name for path in source.iterdir()} if isinstance(source, Path) else None
+    if held is None or held & {"preprocessor_config.json", "processor_config.json"}:
+        image_processor = vilt_images.ViltImageProcessorPil.from_pretrained(source)
+    else:
+        image_processor = build_image_processor(config)
+    # without these files transformers makes a tokenizer that knows no word, and says nothing
+    if held is None or held & {"tokenizer.json", "vocab.txt"}:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    else:
+        logger.warning("%s has no tokenizer.json or vocab.txt: a stand-in reads the questions.", source)
+        tokenizer = load_stand_in_tokenizer()
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{source}: tokenizer of {len(tokenizer)} words, model of {config.vocab_size}.")
+    return ViltProcessor(image_processor, tokenizer)
+
+
+def build_image_processor(config: ViltConfig) -> vilt_images.ViltImageProcessorPil:
+    """ViLT's own picture rule at the model's size: shorter side first, then both to whole patches."""
+    size, divisor, half = {"shortest_edge": config.image_size}, config.patch_size, [0.5] * 3
+    return vilt_images.ViltImageProcessorPil(size=size, size_divisor=divisor, image_mean=half, image_std=half)
+
+
+def load_stand_in_tokenizer() -> BertTokenizer:
+    """The embedded model's tokenizer, or where that is absent one that spells words letter by letter."""
+    if (PHANTOM_FOLDER / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *"?!.,'-"]
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
+    """Rows and columns of each picture's patch grid: (batch, height, width) mask -> (batch, 2) long.
+
+    A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
+    """
+    size = (pixel_mask.shape[1] // patch_size, pixel_mask.shape[2] // patch_size)
+    valid = nn.functional.interpolate(pixel_mask[:, None].float(), size=size)[:, 0]
+    return torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1).long()
+
+
+def embed_images(
+    model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embed pictures for ViLT with their patches in raster order, without randomness.
+
+    ViltEmbeddings.visual_embed does the same in a random order that it then drops; logits are equal.
+    pixel_values: (batch, 3, height, width); pixel_mask: (batch, height, width), 1 on the picture.
+    Returns image_embeds (batch, 1 + P, hidden), the image's [CLS] first and zeros at padding, and
+    image_mask (batch, 1 + P) long, to pass as `image_embeds` and `pixel_mask`. Differentiable.
+    """
+    parts = getattr(model, "vilt", model).embeddings
+    config = parts.config
+    if pixel_mask is None:
+        pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
+    patches = parts.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
+    grids = patch_grids(pixel_mask, config.patch_size)
+    counts = grids.prod(1)
+    if 0 <= config.max_image_length < counts.max():
+        raise ValueError("config.max_image_length would drop patches at random: set it to -1.")
+    side = config.image_size // config.patch_size
+    trained = parts.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+    dtype = torch.promote_types(patches.dtype, trained.dtype)  # they differ under autocast
+    embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
+    for rows, columns in grids.unique(dim=0).tolist():
+        alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
+        place = nn.functional.interpolate(trained, size=(rows, columns), mode="bilinear", align_corners=True)
+        embeds[alike, : rows * columns] = (patches[alike, :, :rows, :columns] + place).flatten(2).mT
+    image_cls = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
+    image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
+    return parts.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
+
+
+def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
+    """Run ViLT on a batch with its patches in raster order; `labels` in the batch give the loss.
+
+    batch: what the processor or `EncodedQuestions.collate` returns (or `image_embeds` in place of
+    pixels, with `pixel_mask` of shape (batch, 1 + P)); it is moved to the model's device.
+    """
+    names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+    device = next(model.parameters()).device
+    inputs = {name: batch[name].to(device) for name in names if name in batch}
+    if "image_embeds" in batch:
+        embeds, mask = batch["image_embeds"].to(device), batch["pixel_mask"].to(device)
+    else:
+        pixel_mask = batch["pixel_mask"].to(device) if "pixel_mask" in batch else None
+        embeds, mask = embed_images(model, batch["pixel_values"].to(device), pixel_mask)
+    return model(**inputs, image_embeds=embeds, pixel_mask=mask, **kwargs)
+
+
+def predict(model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64) -> pd.DataFrame:
+    """Answer every question: question_id, prediction, confidence (sigmoid of the top logit), in order."""
+    best = torch.zeros(len(encoded), dtype=torch.long)
+    confidence = torch.zeros(len(encoded))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for indices, batch in encoded.batches(batch_size):
+            score, answer = forward_raster(model, batch).logits.float().sigmoid().max(dim=1)
+            confidence[indices], best[indices] = score.cpu(), answer.cpu()
+    model.train(was_training)
+    answers = [model.config.id2label[index] for index in best.tolist()]
+    columns = {"question_id": encoded.questions["question_id"], "prediction": answers}
+    return pd.DataFrame({**columns, "confidence": confidence.numpy()})

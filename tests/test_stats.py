@@ -1,0 +1,343 @@
+"""Intervals and tests: worked by hand, against slow and independent computations, and by simulation."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from helpers import stats
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def draw_clustered(rng, n_clusters, per_cluster=5, between=1.0, families=None):
+    """Questions on images: a normal image effect plus noise; families drawn with the given shares."""
+    clusters = np.repeat(np.arange(n_clusters), rng.integers(1, 2 * per_cluster, n_clusters))
+    values = between * rng.normal(size=n_clusters)[clusters] + rng.normal(size=len(clusters))
+    groups = None if families is None else rng.choice(len(families), size=len(clusters), p=families)
+    return values, clusters, groups
+
+
+# -------------------------------------------------------------------------------------------- bootstrap
+
+
+def expanded_tail(c, level=0.95):
+    """Hesterberg's tail, from his definition: the normal tail beyond sqrt(c / (c - 1)) t."""
+    return scipy_stats.norm.sf(np.sqrt(c / (c - 1)) * scipy_stats.t.isf((1 - level) / 2, c - 1))
+
+
+def test_the_expanded_tail_is_the_plain_one_for_many_clusters():
+    assert expanded_tail(1_000_000) == pytest.approx(0.025, abs=1e-5)
+    assert expanded_tail(5) == pytest.approx(0.00095, abs=5e-5)  # t(4) = 2.776; 2.776 * sqrt(5 / 4) = 3.104
+
+
+def test_two_clusters_by_hand():
+    # resamples: AA (mean 0, 1/4), AB (1/3, 1/2), BB (1, 1/4); the tails reach both ends
+    interval = stats.bootstrap_mean([0, 0, 1], ["a", "a", "b"], draws=500)
+    assert interval.estimate == pytest.approx(1 / 3)
+    assert (interval.low, interval.high, interval.n, interval.n_clusters) == (0, 1, 3, 2)
+
+
+def test_interval_equals_the_enumeration_of_all_resamples():
+    rng = np.random.default_rng(1)
+    clusters = np.array([0, 0, 1, 2, 2, 2, 3, 3, 4])
+    values = rng.normal(size=9)
+    members = [values[clusters == c] for c in range(5)]
+    means = [
+        np.concatenate([members[c] for c in drawn]).mean() for drawn in itertools.product(range(5), repeat=5)
+    ]
+    interval = stats.bootstrap_mean(values, clusters, draws=200_000, level=0.8)
+    tail = expanded_tail(5, 0.8)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(means, [tail, 1 - tail]), abs=0.01)
+    assert interval.low < np.quantile(means, 0.1) - 0.02  # so the plain percentile would have failed above
+
+
+def test_interval_agrees_with_scipy_when_every_question_has_its_own_image():
+    values = np.random.default_rng(0).exponential(size=60)
+    level = 1 - 2 * expanded_tail(60)
+    theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=20_000, confidence_level=level,
+                                   method="percentile", rng=np.random.default_rng(1)).confidence_interval  # fmt: skip
+    ours = stats.bootstrap_mean(values, np.arange(60), draws=20_000)
+    assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.02)
+
+
+def test_each_column_is_as_if_alone_and_nan_is_left_out():
+    rng = np.random.default_rng(2)
+    values, clusters = rng.normal(size=(40, 3, 2)), np.repeat(np.arange(10), 4)
+    values[:7, 1, 0] = np.nan  # all of image 0, and three questions of image 1
+    together = stats.bootstrap_mean(values, clusters, draws=300, seed=5)
+    alone = stats.bootstrap_mean(values[:, 1, 0], clusters, draws=300, seed=5)
+    assert together.low.shape == (3, 2)
+    assert [field[1, 0] for field in together] == pytest.approx(list(alone))
+    assert (alone.n, alone.n_clusters) == (33, 9)
+    assert alone.estimate == pytest.approx(values[7:, 1, 0].mean())
+    np.testing.assert_allclose(together.estimate[2], values[:, 2].mean(0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.floats(0.1, 100), st.floats(-100, 100))
+def test_order_and_names_do_not_matter_and_units_carry_over(seed, scale, shift):
+    rng = np.random.default_rng(seed)
+    values, clusters, _ = draw_clustered(rng, 8)
+    plain = stats.bootstrap_mean(values, clusters, draws=100, seed=seed)
+    order = rng.permutation(len(values))
+    moved = stats.bootstrap_mean(
+        values[order] * scale + shift, np.array(list("abcdefgh"))[clusters][order], 100, seed
+    )
+    np.testing.assert_allclose(moved[:3], np.array(plain[:3]) * scale + shift, rtol=1e-7, atol=1e-7)
+    assert plain.low <= plain.high
+
+
+def test_chunks_do_not_change_the_draws(monkeypatch):
+    values, clusters, _ = draw_clustered(np.random.default_rng(3), 30)
+    whole = stats.bootstrap_mean(values, clusters, draws=101)
+    monkeypatch.setattr(stats, "CHUNK_WEIGHTS", 7 * 30)
+    assert stats.bootstrap_mean(values, clusters, draws=101) == whole
+
+
+def test_a_paired_difference_is_the_mean_of_the_difference():
+    rng = np.random.default_rng(4)
+    before, clusters, _ = draw_clustered(rng, 60, between=5)
+    after = before + 0.3 + 0.1 * rng.normal(size=len(before))
+    gain = stats.bootstrap_mean(after - before, clusters)
+    assert 0.2 < gain.low < gain.estimate < gain.high < 0.4
+
+
+def coverage(n_clusters, sims=200, **kwargs):
+    rng, hits = np.random.default_rng(10), 0
+    for sim in range(sims):
+        values, clusters, _ = draw_clustered(rng, n_clusters, **kwargs)
+        interval = stats.bootstrap_mean(values, clusters, draws=400, seed=sim)
+        hits += interval.low <= 0 <= interval.high
+    return hits / sims
+
+
+@pytest.mark.parametrize("n_clusters", [8, 50])
+def test_intervals_cover_at_the_stated_rate(n_clusters):
+    assert 0.90 <= coverage(n_clusters) <= 0.99
+
+
+def test_ignoring_the_images_would_not_cover():
+    rng, hits = np.random.default_rng(10), 0
+    for sim in range(100):
+        values, _, _ = draw_clustered(rng, 50)
+        interval = stats.bootstrap_mean(values, np.arange(len(values)), draws=200, seed=sim)
+        hits += interval.low <= 0 <= interval.high
+    assert hits / 100 < 0.85
+
+
+def test_groups_make_a_tidy_table():
+    values = np.arange(24.0).reshape(6, 2, 2)
+    groups = ["what", "how many", "what", None, "how many", "what"]
+    table = stats.bootstrap_by_group(values, groups, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head"))
+    assert list(table.columns) == ["group", "layer", "head", "estimate", "low", "high", "n", "n_clusters"]
+    assert table["group"].tolist() == ["what"] * 4 + ["how many"] * 4
+    row = table.query("group == 'how many' and layer == 1 and head == 0").iloc[0]
+    assert row["estimate"] == np.mean([6, 18])
+    assert (row["n"], row["n_clusters"]) == (2, 2)
+    ordered = pd.Categorical(groups, categories=["how many", "where", "what"])
+    table = stats.bootstrap_by_group(values, ordered, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head"))
+    assert table["group"].unique().tolist() == ["how many", "what"]
+
+
+# ------------------------------------------------------------------------------------------- comparison
+
+
+def slow_fit(values, groups, clusters, covariates):
+    """Means by group and their CR1 covariance, by a loop over clusters."""
+    names = sorted(set(groups))
+    design = np.array([[float(g == name) for name in names] for g in groups])
+    design = np.hstack([design, covariates - covariates.mean(0)])
+    bread = np.linalg.inv(design.T @ design)
+    beta = bread @ design.T @ values
+    meat = np.zeros_like(bread)
+    for cluster in set(clusters):
+        rows = [i for i, c in enumerate(clusters) if c == cluster]
+        score = design[rows].T @ (values - design @ beta)[rows]
+        meat += np.outer(score, score)
+    (n, p), c = design.shape, len(set(clusters))
+    return beta, c / (c - 1) * (n - 1) / (n - p) * bread @ meat @ bread
+
+
+@pytest.mark.parametrize("n_covariates", [0, 2])
+def test_comparison_equals_a_sandwich_computed_by_loop(n_covariates):
+    rng = np.random.default_rng(6)
+    values, clusters, groups = draw_clustered(rng, 60, families=[0.5, 0.44, 0.06])
+    covariates = rng.normal(size=(len(values), n_covariates))
+    beta, cov = slow_fit(values, groups, clusters, covariates)
+    found = stats.compare_groups(values, groups, clusters, covariates if n_covariates else None)
+    for pair in found.pairs.itertuples():
+        a, b = pair.group_a, pair.group_b
+        assert pair.difference == pytest.approx(beta[a] - beta[b])
+        assert pair.se == pytest.approx(np.sqrt(cov[a, a] + cov[b, b] - 2 * cov[a, b]))
+        own = [cov[k, k] ** 2 / (len(set(clusters[groups == k])) - 1) for k in (a, b)]
+        df = min((cov[a, a] + cov[b, b]) ** 2 / sum(own), 59)
+        assert pair.df == pytest.approx(df)
+        assert pair.df < 30 or 2 not in (a, b)  # the rare group decides
+        assert pair.p == pytest.approx(2 * scipy_stats.t.sf(abs(pair.difference / pair.se), df))
+        assert pair.high - pair.low == pytest.approx(2 * scipy_stats.t.isf(0.025, df) * pair.se)
+    contrast = np.array([[1, -1, 0] + [0] * n_covariates, [0, 1, -1] + [0] * n_covariates])
+    wald = contrast @ beta @ np.linalg.inv(contrast @ cov @ contrast.T) @ contrast @ beta
+    row = found.omnibus.iloc[0]
+    assert row["F"] == pytest.approx(wald * 58 / (59 * 2))
+    assert (row["df"], row["df_denom"], row["n"], row["n_clusters"]) == (2, 58, len(values), 60)
+    assert row["p"] == pytest.approx(scipy_stats.f.sf(row["F"], 2, 58))
+
+
+def test_hedges_g_by_hand():
+    # means 2 and 1, both variances 20 / 19 * 1 (values -1, +1 around the mean): g = 1 / sqrt(20 / 19) * J
+    values = np.r_[np.tile([1.0, 3.0], 10), np.tile([0.0, 2.0], 10)]
+    pair = stats.compare_groups(values, ["a"] * 20 + ["b"] * 20, np.arange(40)).pairs.iloc[0]
+    assert pair["difference"] == pytest.approx(1)
+    assert pair["hedges_g"] == pytest.approx(np.sqrt(19 / 20) * (1 - 3 / (4 * 38 - 1)))
+    # with an image for each question CR1 is HC1: 40 / 38 * (1 / 20 + 1 / 20)
+    assert pair["se"] == pytest.approx(np.sqrt(40 / 38 * 0.1 * 39 / 39))
+
+
+def test_covariates_take_out_a_confounder():
+    rng = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(80), 5)
+    groups = rng.choice(["how many", "what"], size=400)
+    length = rng.poisson(5, size=400) + 3 * (groups == "how many")
+    values = 0.1 * length + 0.1 * rng.normal(size=400)
+    raw = stats.compare_groups(values, groups, clusters).pairs.iloc[0]
+    adjusted = stats.compare_groups(values, groups, clusters, pd.DataFrame({"n_words": length})).pairs.iloc[0]
+    assert abs(raw["difference"]) == pytest.approx(0.3, abs=0.06)
+    assert raw["p"] < 1e-6
+    assert abs(adjusted["difference"]) < 0.05
+    assert adjusted["p"] > 0.01
+    constant = stats.compare_groups(values, groups, clusters, np.full(400, 192)).pairs.iloc[0]
+    assert constant["se"] == pytest.approx(raw["se"])
+
+
+def test_many_columns_are_the_single_ones_corrected_together():
+    rng = np.random.default_rng(8)
+    clusters, groups = np.repeat(np.arange(20), 4), np.tile(list("abcd"), 20)
+    values = rng.normal(size=(80, 2, 3))
+    values[:30, 1, 2] = np.nan
+    many = stats.compare_groups(values, groups, clusters, method="holm", axes=("layer", "head"))
+    assert len(many.omnibus) == 6
+    assert len(many.pairs) == 6 * 6
+    for (layer, head), rows in many.pairs.groupby(["layer", "head"]):
+        one = stats.compare_groups(values[:, layer, head], groups, clusters)
+        for column in ("group_a", "group_b", "difference", "p", "n_a", "clusters_b"):
+            assert rows[column].tolist() == one.pairs[column].tolist()
+    np.testing.assert_allclose(many.pairs["p_corrected"], stats.correct_p(many.pairs["p"], "holm"))
+
+
+def rejection_rates(n_clusters, families, sims=500, between=1.0):
+    rng, omnibus, pair = np.random.default_rng(11), [], []
+    for _ in range(sims):
+        values, clusters, groups = draw_clustered(rng, n_clusters, between=between, families=families)
+        found = stats.compare_groups(values, groups, clusters, rng.normal(size=len(values)))
+        omnibus.append(found.omnibus["p"].iloc[0] < 0.05)
+        ends = found.pairs[["group_a", "group_b"]].isin([0, len(families) - 1]).all(axis=1)
+        pair += [p < 0.05 for p in found.pairs.loc[ends, "p"].dropna()]
+    return np.mean(omnibus), np.mean(pair)
+
+
+@pytest.mark.parametrize(("n_clusters", "families"), [
+    (12, [0.5, 0.5]),
+    (30, np.full(8, 1 / 8)),
+    (80, [0.3, 0.3, 0.36, 0.04]),
+])  # fmt: skip
+def test_under_no_effect_tests_reject_at_the_stated_rate(n_clusters, families):
+    omnibus, pair = rejection_rates(n_clusters, families)
+    assert 0.02 <= omnibus <= 0.09  # of 500: within 2.5 standard errors of 0.05 to 0.065
+    assert 0.02 <= pair <= 0.09
+
+
+def test_a_group_with_too_few_questions_is_nan_and_leaves_the_others_alone():
+    rng = np.random.default_rng(9)
+    groups = np.array(["what"] * 30 + ["where"] * 30 + ["why"] * 9)
+    clusters, values = np.arange(69) % 20, rng.normal(size=69)
+    all_three = stats.compare_groups(values, groups, clusters)
+    two = stats.compare_groups(values[:60], groups[:60], clusters[:60])
+    few = all_three.pairs[all_three.pairs["group_b"] == "why"]
+    assert few[["difference", "se", "p", "p_corrected", "hedges_g"]].isna().all(axis=None)
+    assert few["n_b"].tolist() == [9, 9]
+    assert all_three.pairs["p"].iloc[0] == two.pairs["p"].iloc[0]
+    assert all_three.omnibus["p"].iloc[0] == two.omnibus["p"].iloc[0]
+    assert all_three.omnibus["n_groups"].iloc[0] == 2
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 40])
+@pytest.mark.parametrize("kind", ["zero", "constant", "nan", "separated", "random"])
+@pytest.mark.parametrize("n_clusters", [1, 2, 20])
+def test_degenerate_data_give_nan_not_errors(n, kind, n_clusters):
+    rows = np.arange(n)
+    values = {"zero": rows * 0.0, "constant": np.full(n, 0.1), "nan": np.full(n, np.nan), "separated": rows % 2 / 3,
+              "random": np.random.default_rng(0).normal(size=n)}[kind]  # fmt: skip
+    clusters = rows // 2 % n_clusters
+    told = stats.bootstrap_mean(values, clusters, draws=20)
+    assert np.isnan(told.low) == (n == 0 or kind == "nan" or told.n_clusters < 2)
+    for groups in (["a"] * n, (["a", "b"] * n)[:n], [None] * n, (["a", "b", "c", "d"] * n)[:n]):
+        for covariates in (None, np.ones(n), rows % 2):
+            found = stats.compare_groups(values, groups, clusters, covariates)
+            assert len(found.omnibus) == 1
+            if kind != "random" or n < 40 or n_clusters < 20:
+                assert found.pairs["p"].isna().all()
+                assert found.omnibus["p"].isna().all()
+        table = stats.bootstrap_by_group(values, groups, clusters, draws=20)
+        assert len(table) == len({g for g in groups if g})
+
+
+def test_covariates_that_are_the_groups_cannot_be_adjusted_for():
+    values, groups = np.random.default_rng(0).normal(size=60), np.arange(60) % 2
+    pair = stats.compare_groups(values, groups, np.arange(60) // 3, groups).pairs.iloc[0]
+    assert np.isnan(pair["p"])
+    assert pair["n_a"] == 30
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: stats.bootstrap_mean([1, 2], [1]), "one row for each question"),
+    (lambda: stats.bootstrap_by_group(np.ones((2, 3)), ["a", "b"], [1, 2]), "1 axes"),
+    (lambda: stats.compare_groups([1, 2], ["a"], [1, 2]), "1 groups for 2 questions"),
+    (lambda: stats.compare_groups([1, 2], ["a", "b"], [1, 2], [[1]]), "1 rows of covariates"),
+    (lambda: stats.correct_p([0.1], "none"), "not known"),
+    (lambda: stats.rank_correlation([1, 2], [1]), "2 values of x but 1"),
+])  # fmt: skip
+def test_mistakes_get_one_clear_error(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+# --------------------------------------------------------------------------- correction, rank, the rule
+
+
+def test_correction_by_hand():
+    p = [0.01, 0.04, np.nan, 0.03, 0.20]
+    # Benjamini-Hochberg, 4 tests: 0.01 * 4, 0.04 * 4 / 3, 0.03 * 4 / 2 -> at most the next: 0.0533, 0.2
+    np.testing.assert_allclose(stats.correct_p(p), [0.04, 0.16 / 3, np.nan, 0.16 / 3, 0.2])
+    # Holm: 0.01 * 4, 0.03 * 3, max(0.09, 0.04 * 2), 0.2
+    np.testing.assert_allclose(stats.correct_p(p, "holm"), [0.04, 0.09, np.nan, 0.09, 0.2])
+    assert np.isnan(stats.correct_p([[np.nan, np.nan]])).all()
+
+
+def test_rank_correlation():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 20, size=(12, 12)).astype(float)  # with ties
+    y = x + rng.normal(scale=10, size=x.shape)
+    x[0, 0] = np.nan
+    found = stats.rank_correlation(x, y)
+    assert found.estimate == pytest.approx(scipy_stats.spearmanr(x.ravel()[1:], y.ravel()[1:]).statistic)
+    assert found.low < found.estimate < found.high
+    assert found.n == 143
+    assert stats.rank_correlation(x, np.exp(x / 9)).low == pytest.approx(1)
+    assert np.isnan(stats.rank_correlation(np.ones(9), np.arange(9)).estimate)
+    assert np.isnan(stats.rank_correlation([1, 2], [1, 2]).low)
+
+
+def test_enough():
+    assert stats.enough([9, 10, 10, 100], [9, 4, 5, 50]).tolist() == [False, False, True, True]
+    assert stats.enough(10, 5)
