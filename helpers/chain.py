@@ -23,6 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 from helpers.report import ANSWER, read_findings
 from helpers.study import Study, fingerprint, record_run, write_atomic
 
+SHOWN = ("01_study", "03_layers", "03_words", "04_layers", "05_ablation")  # the README's figures
 WIDGET = "application/vnd.jupyter.widget-view+json"
 OPENING = re.compile(r"(<!--answer-->).*?(<!--/answer-->)", flags=re.DOTALL)
 
@@ -139,10 +140,13 @@ def clean_notebook(notebook):
 
 
 def render(study: Study, say) -> None:
-    """Run the default study and put the executed notebooks back into notebooks/."""
+    """Run the default study; put the executed notebooks, and the README's figures, back into notebooks/."""
     for path in run_chain(study, {}, say):
         notebook = clean_notebook(nbformat.read(path, as_version=4))
         write_atomic(study.root / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
+    for name in SHOWN:
+        picture = (study.run_dir / "figures" / f"{name}.png").read_bytes()
+        write_atomic(study.root / "notebooks" / "images" / f"{name}.png", picture)
 
 
 def read_arguments(words: list[str] | None) -> argparse.Namespace:

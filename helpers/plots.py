@@ -10,6 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 TEXT_COLOR, IMAGE_COLOR, GREY = (
@@ -146,27 +147,24 @@ def plot_dataset(questions: pd.DataFrame, top_answers: int = 12):
     """
     with figure_style():
         figure, axes = plt.subplots(2, 2, figsize=(10, 6.2))
-        table = questions.pivot_table(
-            index="family", columns="part", values="n_words", aggfunc="size", fill_value=0
+        families = questions["family"].value_counts().index
+        sns.countplot(
+            questions, y="family", hue="part", order=families, palette=["#56B4E9", GREY], ax=axes[0, 0]
         )
-        table.plot.barh(ax=axes[0, 0], color=["#56B4E9", GREY], width=0.75)
-        axes[0, 0].invert_yaxis()
         axes[0, 0].set(xlabel="questions", ylabel="", title="Questions of each family")
         axes[0, 0].legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
-        counts = questions["multiple_choice_answer"].value_counts().head(top_answers)[::-1]
-        axes[0, 1].barh(counts.index, counts, color="#009E73")
-        axes[0, 1].set(xlabel="questions", title=f"The {len(counts)} most common answers")
-        for axis, column, title in (
-            (axes[1, 0], "n_words", "Word pieces in a question"),
-            (axes[1, 1], "n_patches", "Patches in an image"),
-        ):
-            values = questions[column].value_counts().sort_index()
-            axis.bar(values.index, values, color=TEXT_COLOR if column == "n_words" else IMAGE_COLOR)
-            axis.set(
-                xlabel=column.removeprefix("n_").replace("words", "word pieces"),
-                ylabel="questions",
-                title=title,
-            )
+        common = questions["multiple_choice_answer"].value_counts().head(top_answers).index
+        sns.countplot(questions, y="multiple_choice_answer", order=common, color="#009E73", ax=axes[0, 1])
+        axes[0, 1].set(xlabel="questions", ylabel="", title=f"The {len(common)} most common answers")
+        sns.histplot(
+            questions, x="n_words", discrete=True, shrink=0.8, color=TEXT_COLOR, alpha=1, ax=axes[1, 0]
+        )
+        axes[1, 0].set(xlabel="word pieces", ylabel="questions", title="Word pieces in a question")
+        sns.histplot(
+            questions, x="n_patches", discrete=True, shrink=0.8, color=IMAGE_COLOR, alpha=1, ax=axes[1, 1]
+        )
+        axes[1, 1].set(xlabel="patches", ylabel="questions", title="Patches in an image")
+        for axis in axes[1]:
             axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
     return close_figure(figure)
 
