@@ -2,6 +2,7 @@
 # make test   unit, property and notebook tests
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
+#   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/study.py)
 PYTHON ?= python3.11
 VENV ?= .venv
 PROFILE ?= phantom
@@ -9,6 +10,7 @@ SEED ?= 0
 RUN_NAME ?=
 DATA_ROOT ?=
 CHECKPOINT ?=
+SET ?=
 
 BIN := $(VENV)/bin
 # Bars and hub look-ups have no place in a saved notebook or an offline run.
@@ -20,7 +22,7 @@ export PYTHONHASHSEED := 0
 
 run: $(VENV)/made
 	$(BIN)/python -m helpers.chain --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
-		--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)"
+		--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
 
 test: $(VENV)/made
 	$(BIN)/python -m pytest

@@ -21,7 +21,8 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from helpers.report import ANSWER, read_findings
-from helpers.study import Study, fingerprint, record_run, write_atomic
+from helpers.steps import fingerprint, write_atomic
+from helpers.study import Study, record_run
 
 SHOWN = ("01_study", "03_layers", "03_words", "04_layers", "05_ablation")  # the README's figures
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -13,7 +13,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.encode import EncodedQuestions
-from helpers.study import Study, make_once, read_fingerprint, require, source_digest
+from helpers.steps import make_once, read_fingerprint, require, source_digest
+from helpers.study import Study
 from helpers.vilt import forward_raster, load_vilt
 from helpers.vqa import build_vocabulary, soft_targets, vqa_accuracy
 

@@ -9,7 +9,8 @@ from torch import nn
 from helpers.encode import EncodedQuestions
 from helpers.extract import AttentionTable, extract_attention, read_attention
 from helpers.heads import box_hits
-from helpers.study import Study, make_once, read_fingerprint, require, source_digest
+from helpers.steps import make_once, read_fingerprint, require, source_digest
+from helpers.study import Study
 
 CODE = ("measure", "attention", "extract", "encode", "vilt")
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers.phantom_questions import ask_questions, collect_answers
 from helpers.sprites import ANIMALS, CAUSES, COLORS, ITEMS, PEOPLE, THINGS, VEHICLES, draw_sprite
-from helpers.study import write_atomic
+from helpers.steps import write_atomic
 
 logger = logging.getLogger(__name__)
 

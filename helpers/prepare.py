@@ -11,7 +11,8 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from PIL import Image
 
 from helpers.phantom import read_truth, write_phantom
-from helpers.study import Study, make_once, require, source_digest, write_atomic
+from helpers.steps import make_once, require, source_digest, write_atomic
+from helpers.study import Study
 from helpers.vqa import check_images, load_rgb, read_vqa, split_by_image, stratified_subset
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, Vi
 from helpers.encode import normalise_levels, resize_image
 from helpers.phantom import make_scene, render_scene
 from helpers.phantom_questions import ask_questions
-from helpers.study import write_atomic
+from helpers.steps import write_atomic
 from helpers.vilt import build_image_processor, forward_raster
 from helpers.vqa import QUESTION_TYPES
 

@@ -4,7 +4,8 @@ import json
 
 from IPython.display import Markdown
 
-from helpers.study import Study, write_atomic
+from helpers.steps import write_atomic
+from helpers.study import Study
 
 ANSWER = "answer"  # the finding that a notebook opens with
 

@@ -92,7 +92,7 @@ def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
 
 def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
     sources, study, run, _ = world
-    make = "from helpers.study import make_once\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
+    make = "from helpers.steps import make_once\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
     write_notebook(sources, "02_second", make)
     done = run()
     before = done[1].stat().st_mtime_ns
