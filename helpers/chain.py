@@ -8,8 +8,9 @@ made are unchanged. A failing notebook stops the chain; what was done before sta
 """
 
 import argparse
+import base64
 import hashlib
-import json
+import io
 import re
 import sys
 import time
@@ -19,11 +20,13 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from helpers.report import ANSWER, read_findings
 from helpers.steps import fingerprint, write_atomic
 from helpers.study import Study, record_run
 
+PNG = "image/png"
 SHOWN = ("01_study", "03_layers", "03_words", "04_layers", "05_ablation")  # the README's figures
 WIDGET = "application/vnd.jupyter.widget-view+json"
 OPENING = re.compile(r"(<!--answer-->).*?(<!--/answer-->)", flags=re.DOTALL)
@@ -85,15 +88,12 @@ def stands(study: Study, target: Path, key: str) -> bool:
     if not target.is_file():
         return False
     chain = nbformat.read(target, as_version=4).metadata.get("chain", {})
-    made = list_made(study)
-    return chain.get("key") == key and all(made.get(name) == print_ for name, print_ in chain["made"].items())
+    return chain.get("key") == key and set(chain["made"]) <= set(list_made(study))
 
 
-def list_made(study: Study) -> dict[str, str]:
-    """Fingerprints of the run's folders that make_once made."""
-    return {
-        p.parent.name: json.loads(p.read_text())["fingerprint"] for p in study.run_dir.glob("*/made.json")
-    }
+def list_made(study: Study) -> list[str]:
+    """The run's folders that make_once made."""
+    return sorted(path.parent.name for path in study.run_dir.glob("*/made.json"))
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
@@ -128,7 +128,7 @@ def finish(study: Study, target: Path, key: str) -> None:
 
 
 def clean_notebook(notebook):
-    """Remove what does not belong in a saved notebook: live widgets, papermill's paths and times."""
+    """Remove what does not belong in a saved notebook: live widgets, papermill's paths and times; shrink its PNGs."""
     for name in ("papermill", "widgets", "chain"):
         notebook.metadata.pop(name, None)
     notebook.metadata["language_info"] = {"name": "python"}
@@ -137,7 +137,20 @@ def clean_notebook(notebook):
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            for output in cell.outputs:
+                if PNG in output.get("data", {}):
+                    output.data[PNG] = shrink_png(output.data[PNG])
     return notebook
+
+
+def shrink_png(encoded: str) -> str:
+    """A figure with a palette of at most 256 colours, about a third of its bytes: GitHub renders no notebook over 1 MB."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    if picture.mode == "P":
+        return encoded
+    small = io.BytesIO()
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def render(study: Study, say) -> None:

@@ -1,8 +1,13 @@
 """The chain: order, what stands, what is redone, and what a failure leaves behind."""
 
+import base64
+import io
+
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from helpers import chain
 from helpers.report import read_findings
@@ -113,6 +118,31 @@ def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
     assert cleaned.cells[0].outputs == [text]
     assert cleaned.cells[0].metadata == {"tags": ["a"]}
     assert set(cleaned.metadata) == {"kernelspec", "language_info"}
+
+
+def test_a_stale_run_folder_does_not_make_early_notebooks_run_twice(world):
+    """What a later notebook makes anew does not unsettle an earlier one (it once did)."""
+    sources, _, run, lines = world
+    make = "from helpers.steps import make_once\nmake_once(study.folder() / 'late', lambda folder: None, {'x': SEED})"
+    write_notebook(sources, "02_second", make)
+    run(SEED=1)
+    run(SEED=2)
+    run(SEED=2)
+    assert all("stands" in line for line in lines)
+
+
+def test_shrinking_keeps_a_figure_readable():
+    figure = Image.effect_noise((300, 200), 60).convert("RGB")
+    figure.paste((0, 114, 178), (20, 20, 120, 120))
+    buffer = io.BytesIO()
+    figure.save(buffer, format="PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    small = chain.shrink_png(encoded)
+    assert len(small) < 0.6 * len(encoded)
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB")).astype(int)
+    assert seen.shape == (200, 300, 3)
+    assert np.abs(seen - np.asarray(figure)).mean() < 6
+    assert chain.shrink_png(small) == small
 
 
 def test_command_line_reports_an_unknown_setting():

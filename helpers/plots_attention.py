@@ -1,0 +1,259 @@
+"""Figures of notebook 03: attention by layer and head, over the picture, and from group to group.
+
+Functions take arrays and tables (never models) and return the figure. Attention comes as shares in [0, 1] and
+is drawn in per cent; layers run downwards and heads across in grids.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from helpers.plots import (
+    GREY,
+    GROUP_COLORS,
+    GROUP_NAMES,
+    IMAGE_COLOR,
+    TEXT_COLOR,
+    close_figure,
+    figure_style,
+    name_layers,
+    show_heatmap,
+)  # fmt: skip
+
+QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, line: two cues for each
+    "cls": ("[CLS] query", "text query → image key", "#000000", "o", "-"),
+    "words": ("words as queries", "text query → image key", TEXT_COLOR, "^", "-."),
+    "patches": ("patches as queries", "image query → image key", IMAGE_COLOR, "s", "--"),
+}
+LEAST_MASS = 0.03  # lines of the attention graph that would be thinner are left out
+
+
+def plot_runs(picture, runs: dict[str, np.ndarray], title: str, boxes=()):
+    """The same heatmap from several runs on the same input, side by side.
+
+    runs: title of the panel -> attention on the patches (rows, columns), one colour scale for all.
+    """
+    runs = {name: 100 * np.asarray(weights) for name, weights in runs.items()}
+    largest = max(float(weights.max()) for weights in runs.values())
+    with figure_style():
+        figure, axes = plt.subplots(1, len(runs), figsize=(10, 3.1), squeeze=False)
+        for axis, (name, weights) in zip(axes[0], runs.items(), strict=True):
+            artist = show_heatmap(axis, picture, weights, name, boxes, largest)
+        figure.colorbar(
+            artist, ax=axes, shrink=0.8, label="attention on a patch, %\n(text query → image key)"
+        )
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return close_figure(figure)
+
+
+def draw_layers(axis, rows: pd.DataFrame, color: str, marker: str, line: str, label: str, shift=0.0) -> None:
+    """One line over the layers with 95 % intervals; a layer that the answer cannot depend on is hollow.
+
+    rows: one row a layer with layer, estimate, low, high (shares) and reaches_answer. An absent interval draws
+    no bar. shift: to the right, in layers, so that neighbouring bars do not hide each other.
+    """
+    rows = rows.sort_values("layer")
+    place, estimate = rows["layer"].to_numpy() + shift, 100 * rows["estimate"].to_numpy(float)
+    bounds = 100 * rows[["low", "high"]].to_numpy(float).T
+    spread = np.nan_to_num(np.abs(bounds - estimate))
+    axis.errorbar(place, estimate, yerr=spread, color=color, linestyle=line, capsize=2.5, linewidth=1.4)
+    alive = rows["reaches_answer"].to_numpy(bool)
+    axis.plot(
+        place[alive], estimate[alive], linestyle="", marker=marker, color=color, markersize=6, label=label
+    )
+    axis.plot(place[~alive], estimate[~alive], linestyle="", marker=marker, color=color, markersize=7,
+              markerfacecolor="white", markeredgewidth=1.5, zorder=3)  # fmt: skip
+
+
+def draw_baseline(axis, value: float, label: str) -> None:
+    """A dashed grey line at a share."""
+    axis.axhline(100 * value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label=label, zorder=1)
+
+
+def plot_layers(layers: pd.DataFrame, baselines: dict[str, float]):
+    """Image share, special tokens and entropy (downwards) by layer, for each group of queries (across).
+
+    layers: rows with measure ("image share", "special", "entropy"), model ("trained", "untrained"), query, layer,
+    estimate, low, high, reaches_answer. baselines: measure -> its value for uniform attention.
+    """
+    units = {
+        "image share": "attention on the image, %",
+        "special": "attention on [CLS], [SEP]\nand image CLS, %",
+        "entropy": "entropy, % of its maximum\n(100: all keys alike)",
+    }
+    with figure_style():
+        figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
+        for line, (measure, unit) in zip(axes, units.items(), strict=True):
+            for axis, (query, (name, direction, *look)) in zip(line, QUERY_STYLE.items(), strict=True):
+                rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
+                draw_baseline(axis, baselines[measure], "uniform attention")
+                untrained, trained = (rows[rows["model"] == model] for model in ("untrained", "trained"))
+                draw_layers(axis, untrained, GREY, "D", ":", "untrained twin", 0.05)
+                draw_layers(axis, trained, *look, f"trained, {name}", -0.05)
+                name_layers(axis, layers["layer"].max() + 1)
+                axis.set_xlabel("layer" if measure == "entropy" else "")
+                axis.set_ylabel(f"{unit}\n({direction})" if measure == "image share" else unit, fontsize=9)
+                axis.grid(axis="y", alpha=0.25)
+                if measure == "image share":
+                    axis.set_title(name)
+            line[0].set_ylim(0, 105 if measure == "entropy" else None)
+        found = {}
+        for axis in axes[0]:
+            found |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        found["hollow: cannot reach the answer"] = plt.Line2D(
+            [], [], linestyle="", marker="o", color="black", markerfacecolor="white"
+        )
+        figure.legend(found.values(), found, loc="outside lower center", ncols=3)
+    return close_figure(figure)
+
+
+def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]):
+    """Excess image share of every head for the [CLS] query: layers downwards, heads across, a panel a model.
+
+    grids: title -> (layer, head) shares above uniform, in [-1, 1]; undecided: title -> bool (layer, head), the
+    heads whose interval holds 0 (their number is bracketed).
+    """
+    widest = 100 * max((float(np.nanmax(np.abs(grid))) for grid in grids.values()), default=0) or 1
+    with figure_style():
+        n_layers, n_heads = next(iter(grids.values())).shape
+        size = (10, max(2.4, 1.1 + 4.3 * n_layers / n_heads * (0.8 if n_heads <= 6 else 1)))
+        figure, axes = plt.subplots(1, len(grids), figsize=size, squeeze=False)
+        for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
+            artist = axis.imshow(100 * grid, cmap="RdBu_r", vmin=-widest, vmax=widest, aspect="auto")
+            for (layer, head), value in np.ndenumerate(100 * grid):
+                text = f"({value:+.0f})" if undecided[name][layer, head] else f"{value:+.0f}"
+                color = "white" if abs(value) > 0.6 * widest else "black"
+                axis.text(
+                    head,
+                    layer,
+                    text,
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=9 if n_heads <= 6 else 6,
+                )
+            axis.set_xticks(range(n_heads), [f"H{head}" for head in range(n_heads)])
+            axis.set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
+            axis.set(xlabel="head", ylabel="layer", title=name)
+            axis.spines[:].set_visible(False)
+        label = "image share above uniform, points\n([CLS] query; text query → image key)"
+        figure.colorbar(artist, ax=axes, label=label)
+    return close_figure(figure)
+
+
+def plot_maps(picture, weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, boxes=(),
+              shared: bool = True):  # fmt: skip
+    """A grid of heatmaps over one picture, such as layers downwards and heads across.
+
+    weights: (row, column, patch rows, patch columns), shares. shared: one colour scale for all panels, else one
+    for each column of panels.
+    """
+    weights, shape = 100 * np.asarray(weights, dtype=float), np.asarray(picture).shape
+    n_rows, n_columns = weights.shape[:2]
+    panel = min(9.0 / n_columns, 1.9)
+    high = min(panel * shape[0] / shape[1], 11.0 / n_rows)
+    label = "attention on a patch, % (text query → image key)"
+    largest = np.full(n_columns, weights.max()) if shared else weights.max(axis=(0, 2, 3))
+    with figure_style():
+        figure, axes = plt.subplots(
+            n_rows,
+            n_columns,
+            figsize=(panel * n_columns + 1, high * n_rows + (0.7 if shared else 1.4)),
+            squeeze=False,
+        )
+        for (row, column), axis in np.ndenumerate(axes):
+            name = columns[column] if row == 0 else ""
+            artist = show_heatmap(axis, picture, weights[row, column], name, boxes, largest[column])
+            if column == 0:
+                axis.set_ylabel(rows[row], rotation=0, ha="right", va="center")
+            if not shared and row == n_rows - 1:
+                bar = figure.colorbar(artist, ax=axes[:, column], location="bottom", aspect=12, shrink=0.9)
+                bar.ax.tick_params(labelsize=8)
+                bar.locator = plt.MaxNLocator(3)
+                bar.update_ticks()
+        if shared:
+            figure.colorbar(artist, ax=axes, label=label, shrink=0.7, aspect=30)
+        else:
+            figure.supxlabel(label, fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return close_figure(figure)
+
+
+def plot_graph(masses: np.ndarray, title: str):
+    """What each group of tokens draws from each group of the layer before: line width is the attention mass.
+
+    masses: (layer, query group, key group), 5 groups each in the order of GROUP_NAMES; rows sum to 1. Lines run
+    from keys (left) to queries (right). Image keys are dashed. Below LEAST_MASS no line is drawn; in the last
+    layer only what [CLS] draws is, because nothing else reaches the answer.
+    """
+    n_layers, groups = len(masses), list(GROUP_NAMES)
+    widest = 9 if n_layers <= 6 else 6
+    with figure_style():
+        figure, axis = plt.subplots(figsize=(10, 4.2))
+        for layer, query, key in np.argwhere(np.asarray(masses) >= LEAST_MASS):
+            if layer == n_layers - 1 and groups[query] != "cls":
+                continue
+            start, end = (layer + 0.06, -key), (layer + 0.94, -query)
+            bend = [start, (layer + 0.5, -key), (layer + 0.5, -query), end]
+            style = (0, (2.2, 0.6)) if groups[key] in ("img_cls", "patches") else "solid"
+            line = PathPatch(Path(bend, [1, 4, 4, 4]), fill=False, alpha=0.6, capstyle="butt", linestyle=style,
+                             edgecolor=GROUP_COLORS[groups[key]], linewidth=widest * masses[layer, query, key])  # fmt: skip
+            axis.add_patch(line)
+        for stage in range(n_layers + 1):
+            for place, group in enumerate(groups):
+                alive = stage < n_layers or group == "cls"
+                axis.plot(stage, -place, "s" if place > 2 else "o", color=GROUP_COLORS[group], markersize=9, zorder=3,
+                          markerfacecolor=GROUP_COLORS[group] if alive else "white")  # fmt: skip
+        axis.set_yticks([-place for place in range(5)], [GROUP_NAMES[group] for group in groups])
+        axis.set_xticks(np.arange(n_layers) + 0.5, [f"L{layer}" for layer in range(n_layers)])
+        axis.set(
+            xlim=(-0.15, n_layers + 0.75),
+            ylim=(-4.6, 0.6),
+            xlabel="layer: keys at its left, queries at its right",
+        )
+        axis.text(n_layers + 0.12, 0, "→ answer", va="center")
+        for share, place in ((1.0, 0.1), (0.25, 0.45)):
+            axis.plot(
+                [n_layers + 0.2, n_layers + 0.55], [-3.6 - place] * 2, color=GREY, linewidth=widest * share
+            )
+            axis.text(n_layers + 0.2, -3.52 - place, f"{100 * share:.0f} %", va="bottom", fontsize=8)
+        axis.set_title(title)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    return close_figure(figure)
+
+
+def plot_hits(table: pd.DataFrame, chance: float):
+    """How often the favoured patch lies in the box asked about: each layer's best head on held-out images.
+
+    table: rows with layer, against, estimate, low, high, and label (the head). against: "the head", "same head,
+    untrained", "same head, another question". chance: share of patches in the box.
+    """
+    styles = {"the head": (TEXT_COLOR, "o", "-"), "same head, another question": ("#CC79A7", "v", "-."),
+              "same head, untrained": (GREY, "D", ":")}  # fmt: skip
+    table = table.assign(reaches_answer=True)
+    with figure_style():
+        figure, axis = plt.subplots(figsize=(10, 3.9))
+        draw_baseline(axis, chance, "chance: share of patches in the box")
+        for number, (against, style) in enumerate(styles.items()):
+            draw_layers(axis, table[table["against"] == against], *style, against, 0.05 * (number - 1))
+        for row in table[table["against"] == "the head"].itertuples():
+            top = 100 * np.nanmax([row.estimate, row.high])
+            axis.annotate(
+                row.label,
+                (row.layer, top),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        name_layers(axis, table["layer"].max() + 1)
+        axis.set(ylabel="favoured patch in the box, %", ylim=(0, 105))
+        axis.set_title("The best head of each layer, chosen on one half of the images, scored on the other")
+        axis.grid(axis="y", alpha=0.25)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9)
+    return close_figure(figure)
