@@ -29,6 +29,10 @@ from helpers.study import Study, record_run
 PNG = "image/png"
 SHOWN = ("01_study", "03_layers", "03_words", "04_layers", "05_ablation")  # the README's figures
 WIDGET = "application/vnd.jupyter.widget-view+json"
+CAPTION = re.compile(
+    r"\*(Figure [^*]+)\*"
+)  # the cell under a figure: its caption, and so its text alternative
+MARKED = re.compile(r"(<!--(\d\d\.\w+)-->).*?(<!--/\2-->)")  # where the README quotes a finding
 OPENING = re.compile(r"(<!--answer-->).*?(<!--/answer-->)", flags=re.DOTALL)
 
 
@@ -122,7 +126,9 @@ def finish(study: Study, target: Path, key: str) -> None:
         opening = notebook.cells[0]
         opening.source = OPENING.sub(lambda found: found[1] + answer + found[2], opening.source)
     notebook.metadata["chain"] = {"key": key, "made": list_made(study)}
-    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    page, _ = HTMLExporter(template_name="classic").from_notebook_node(
+        notebook
+    )  # the template that keeps alt texts
     write_atomic(target.with_suffix(".html"), page)
     write_atomic(target, nbformat.writes(notebook) + "\n")
 
@@ -133,13 +139,16 @@ def clean_notebook(notebook):
         notebook.metadata.pop(name, None)
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    for cell in notebook.cells:
+    following = [CAPTION.match(cell.source) for cell in notebook.cells[1:]] + [None]
+    for cell, found in zip(notebook.cells, following, strict=True):
+        caption = found and " ".join(found[1].split())
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
             for output in cell.outputs:
                 if PNG in output.get("data", {}):
                     output.data[PNG] = shrink_png(output.data[PNG])
+                    output.metadata = {PNG: {"alt": caption}} if caption else {}
     return notebook
 
 
@@ -154,10 +163,15 @@ def shrink_png(encoded: str) -> str:
 
 
 def render(study: Study, say) -> None:
-    """Run the default study; put the executed notebooks, and the README's figures, back into notebooks/."""
+    """Run the default study; put the executed notebooks and the README's figures into notebooks/, its findings into it."""
     for path in run_chain(study, {}, say):
         notebook = clean_notebook(nbformat.read(path, as_version=4))
         write_atomic(study.root / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
+    readme, findings = study.root / "README.md", read_findings(study)
+    filled = MARKED.sub(
+        lambda found: f"{found[1]}{findings[found[2]]}{found[3]}", readme.read_text(encoding="utf-8")
+    )
+    write_atomic(readme, filled)
     for name in SHOWN:
         picture = (study.run_dir / "figures" / f"{name}.png").read_bytes()
         write_atomic(study.root / "notebooks" / "images" / f"{name}.png", picture)

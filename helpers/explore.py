@@ -88,12 +88,15 @@ class AttentionExplorer:
     def _start_figure(self) -> None:
         """A new figure for a new question: picture, boxes, heatmap and colour bar."""
         card, label = self.card, "attention on a patch, %\n(text query → image key)"
+        # without the style's constrained layout, which would move everything a little at each turn
+        self.figure = Figure(figsize=(5.6, 3.9), dpi=90)
         with figure_style():
-            self.figure = Figure(figsize=(5.4, 3.9), dpi=90)
-            self.axis = self.figure.subplots()
+            place = {"left": 0.03, "right": 0.96, "bottom": 0.04, "top": 0.92}
+            self.axis = self.figure.subplots(gridspec_kw=place)
             empty = np.zeros(card["weights"].shape[-2:])
             self.artist = show_heatmap(self.axis, card["picture"], empty, boxes=card["boxes"])
             self.figure.colorbar(self.artist, ax=self.axis, label=label)
+            self.axis.set_anchor("W")
         self.shown = self.question.value
 
     def _redraw(self, change=None) -> None:
@@ -106,8 +109,8 @@ class AttentionExplorer:
         self.artist.set_clim(0, max(100 * float(weights.max()), 1e-6))
         name = f"L{layer}, mean of heads" if head == MEAN else f"L{layer}H{head}"
         word = self.card["tokens"][token]
-        self.axis.set_title(f"{name}: {word!r} gives {100 * weights.sum():.0f} % to the patches")
+        title = f"{name}: {word!r} gives {100 * weights.sum():.0f} % to the patches"
+        self.axis.set_title(title, loc="left", fontsize=10)
         png = io.BytesIO()
-        with figure_style():
-            self.figure.savefig(png, format="png", dpi=90)
+        self.figure.savefig(png, format="png", dpi=90)
         self.image.value = png.getvalue()

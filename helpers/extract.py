@@ -51,7 +51,7 @@ def extract_attention(
         raise ValueError(
             f"{folder / strangers[0]} is none of these {len(names)} shards: empty the folder first."
         )
-    with tqdm(total=len(encoded), desc="attention", unit="question", disable=None) as progress:
+    with tqdm(total=len(encoded), desc="attention", unit="question") as progress:
         for name, start in zip(names, starts, strict=True):
             rows = range(start, min(start + shard_size, len(encoded)))
             if (folder / name).exists():

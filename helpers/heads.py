@@ -271,7 +271,7 @@ def ablated_accuracy(model, encoded, heads, mode="zero", batch_size=64, indices=
     column = {index: place for place, index in enumerate(indices)}
     batches = list(_prepare_batches(model, encoded, batch_size, indices))
     labels = np.zeros((1 + len(heads), len(indices)), dtype=int)
-    steps = tqdm([[], *([head] for head in heads)], desc=f"without each head ({mode})", disable=None)
+    steps = tqdm([[], *([head] for head in heads)], desc=f"without each head ({mode})")
     for row, removed in enumerate(steps):
         with ablate_heads(model, removed, mode, means):
             for inputs, part, _ in batches:

@@ -25,7 +25,7 @@ GROUP_NAMES = {"cls": "[CLS]", "words": "words", "sep": "[SEP]", "img_cls": "ima
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
-    "legend.frameon": False, "image.cmap": "cividis",
+    "legend.frameon": False, "image.cmap": "cividis", "text.parse_math": False,  # a question may hold two dollar signs
 }  # fmt: skip
 
 
@@ -46,11 +46,13 @@ def show_picture(axis, picture, title: str = "", boxes: Sequence[Sequence[float]
     """Draw a picture (PIL or array) with its boxes [x, y, width, height] in its own pixels."""
     picture = np.asarray(picture)
     height, width = picture.shape[:2]
-    axis.imshow(picture, extent=(0, width, height, 0))
+    look = {"cmap": "gray", "clim": (0, 255)}  # counts for a grey picture only
+    axis.imshow(picture, extent=(0, width, height, 0), **look)
     for x, y, w, h in boxes:
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=3.2))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="black", linewidth=1.4))
-    axis.set_title(title, fontsize=9, wrap=True)
+    if title:  # wrapping measures what lies between two dollar signs as mathematics, unless they are escaped
+        axis.set_title(title.replace("$", r"\$"), fontsize=9, wrap=True, parse_math=True)
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set_visible(False)
@@ -63,8 +65,7 @@ def show_heatmap(axis, picture, weights: np.ndarray, title: str = "", boxes=(), 
     """
     picture = np.asarray(picture)
     height, width = picture.shape[:2]
-    show_picture(axis, np.asarray(picture).mean(-1), title)
-    axis.images[0].set(cmap="gray", clim=(0, 255))
+    show_picture(axis, picture.mean(-1) if picture.ndim == 3 else picture, title)
     artist = axis.imshow(
         weights, extent=(0, width, height, 0), cmap="cividis", alpha=0.72, vmin=0,
         vmax=largest or max(float(np.max(weights)), 1e-12), interpolation="nearest",
@@ -74,14 +75,18 @@ def show_heatmap(axis, picture, weights: np.ndarray, title: str = "", boxes=(), 
     return artist
 
 
+def measure_bars(estimate, low, high) -> np.ndarray:
+    """Lengths (2, n) of error bars below and above; 0 where there is no interval, or on the side that it leaves out."""
+    lengths = [np.subtract(estimate, low, dtype=float), np.subtract(high, estimate, dtype=float)]
+    return np.nan_to_num(lengths).clip(min=0)
+
+
 def draw_intervals(
     axis, table: pd.DataFrame, place: Sequence[float], color: str, label: str, marker: str = "o"
 ):
     """Points with their 95 % intervals from columns estimate, low, high (an absent interval draws no bar)."""
     estimate = table["estimate"].to_numpy(float)
-    spread = np.nan_to_num(
-        np.abs(np.stack([estimate - table["low"], table["high"] - estimate]).astype(float))
-    )
+    spread = measure_bars(estimate, table["low"], table["high"])
     axis.errorbar(
         place, estimate, yerr=spread, fmt=marker, color=color, capsize=2.5, label=label, markersize=5
     )
@@ -148,9 +153,8 @@ def plot_dataset(questions: pd.DataFrame, top_answers: int = 12):
     with figure_style():
         figure, axes = plt.subplots(2, 2, figsize=(10, 6.2))
         families = questions["family"].value_counts().index
-        sns.countplot(
-            questions, y="family", hue="part", order=families, palette=["#56B4E9", GREY], ax=axes[0, 0]
-        )
+        colors = ["#56B4E9", GREY][: questions["part"].nunique()]
+        sns.countplot(questions, y="family", hue="part", order=families, palette=colors, ax=axes[0, 0])
         axes[0, 0].set(xlabel="questions", ylabel="", title="Questions of each family")
         axes[0, 0].legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
         common = questions["multiple_choice_answer"].value_counts().head(top_answers).index

@@ -5,6 +5,7 @@ is drawn in per cent; layers run downwards and heads across in grids.
 """
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +21,7 @@ from helpers.plots import (
     TEXT_COLOR,
     close_figure,
     figure_style,
+    measure_bars,
     name_layers,
     show_heatmap,
 )  # fmt: skip
@@ -29,6 +31,7 @@ QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, lin
     "words": ("words as queries", "text query → image key", TEXT_COLOR, "^", "-."),
     "patches": ("patches as queries", "image query → image key", IMAGE_COLOR, "s", "--"),
 }
+TITLE_WIDTH = 95  # characters a line: questions of VQAv2 can be long
 LEAST_MASS = 0.03  # lines of the attention graph that would be thinner are left out
 
 
@@ -46,7 +49,7 @@ def plot_runs(picture, runs: dict[str, np.ndarray], title: str, boxes=()):
         figure.colorbar(
             artist, ax=axes, shrink=0.8, label="attention on a patch, %\n(text query → image key)"
         )
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.suptitle(fill(title, TITLE_WIDTH), x=0.01, ha="left", fontsize=11)
     return close_figure(figure)
 
 
@@ -58,8 +61,7 @@ def draw_layers(axis, rows: pd.DataFrame, color: str, marker: str, line: str, la
     """
     rows = rows.sort_values("layer")
     place, estimate = rows["layer"].to_numpy() + shift, 100 * rows["estimate"].to_numpy(float)
-    bounds = 100 * rows[["low", "high"]].to_numpy(float).T
-    spread = np.nan_to_num(np.abs(bounds - estimate))
+    spread = measure_bars(estimate, 100 * rows["low"], 100 * rows["high"])
     axis.errorbar(place, estimate, yerr=spread, color=color, linestyle=line, capsize=2.5, linewidth=1.4)
     alive = rows["reaches_answer"].to_numpy(bool)
     axis.plot(
@@ -95,6 +97,7 @@ def plot_layers(layers: pd.DataFrame, baselines: dict[str, float]):
                 draw_layers(axis, untrained, GREY, "D", ":", "untrained twin", 0.05)
                 draw_layers(axis, trained, *look, f"trained, {name}", -0.05)
                 name_layers(axis, layers["layer"].max() + 1)
+                axis.tick_params(axis="x", labelsize=10 if len(trained) <= 8 else 7)
                 axis.set_xlabel("layer" if measure == "entropy" else "")
                 axis.set_ylabel(f"{unit}\n({direction})" if measure == "image share" else unit, fontsize=9)
                 axis.grid(axis="y", alpha=0.25)
@@ -108,6 +111,9 @@ def plot_layers(layers: pd.DataFrame, baselines: dict[str, float]):
             [], [], linestyle="", marker="o", color="black", markerfacecolor="white"
         )
         figure.legend(found.values(), found, loc="outside lower center", ncols=3)
+        figure.suptitle(
+            "Where attention goes and how spread it is, layer by layer (mean over heads)", x=0.01, ha="left"
+        )
     return close_figure(figure)
 
 
@@ -125,7 +131,8 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]):
         for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
             artist = axis.imshow(100 * grid, cmap="RdBu_r", vmin=-widest, vmax=widest, aspect="auto")
             for (layer, head), value in np.ndenumerate(100 * grid):
-                text = f"({value:+.0f})" if undecided[name][layer, head] else f"{value:+.0f}"
+                text = "0" if abs(value) < 0.5 else f"{value:+.0f}".replace("-", "−")
+                text = f"({text})" if undecided[name][layer, head] else text
                 color = "white" if abs(value) > 0.6 * widest else "black"
                 axis.text(
                     head,
@@ -138,10 +145,14 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]):
                 )
             axis.set_xticks(range(n_heads), [f"H{head}" for head in range(n_heads)])
             axis.set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
+            axis.tick_params(labelsize=10 if n_heads <= 8 else 7.5)
             axis.set(xlabel="head", ylabel="layer", title=name)
             axis.spines[:].set_visible(False)
         label = "image share above uniform, points\n([CLS] query; text query → image key)"
         figure.colorbar(artist, ax=axes, label=label)
+        figure.suptitle(
+            "Each head's image share for the [CLS] query, against uniform attention", x=0.01, ha="left"
+        )
     return close_figure(figure)
 
 
@@ -179,7 +190,7 @@ def plot_maps(picture, weights: np.ndarray, rows: Sequence[str], columns: Sequen
             figure.colorbar(artist, ax=axes, label=label, shrink=0.7, aspect=30)
         else:
             figure.supxlabel(label, fontsize=10)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.suptitle(fill(title, TITLE_WIDTH), x=0.01, ha="left", fontsize=11)
     return close_figure(figure)
 
 
@@ -221,7 +232,7 @@ def plot_graph(masses: np.ndarray, title: str):
                 [n_layers + 0.2, n_layers + 0.55], [-3.6 - place] * 2, color=GREY, linewidth=widest * share
             )
             axis.text(n_layers + 0.2, -3.52 - place, f"{100 * share:.0f} %", va="bottom", fontsize=8)
-        axis.set_title(title)
+        axis.set_title(fill(title, TITLE_WIDTH))
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     return close_figure(figure)
@@ -242,17 +253,18 @@ def plot_hits(table: pd.DataFrame, chance: float):
         for number, (against, style) in enumerate(styles.items()):
             draw_layers(axis, table[table["against"] == against], *style, against, 0.05 * (number - 1))
         for row in table[table["against"] == "the head"].itertuples():
-            top = 100 * np.nanmax([row.estimate, row.high])
+            top = 100 * np.fmax(row.estimate, row.high)
             axis.annotate(
-                row.label,
+                row.label.replace(", ", "\n"),
                 (row.layer, top),
                 xytext=(0, 5),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
+                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0, "alpha": 0.8},
             )
         name_layers(axis, table["layer"].max() + 1)
-        axis.set(ylabel="favoured patch in the box, %", ylim=(0, 105))
+        axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 110))
         axis.set_title("The best head of each layer, chosen on one half of the images, scored on the other")
         axis.grid(axis="y", alpha=0.25)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9)

@@ -101,16 +101,21 @@ def plot_separation(table: pd.DataFrame):
     """Which heads separate families, and by how much: a cell a head, layers downwards, heads across.
 
     table: query, layer, head, difference (size of the largest difference found, NaN for none), label (which
-    pair), tested. With more than eight heads a cell shows the number alone.
+    pair, "more > less"), tested. With more than eight heads a cell shows the number alone.
     """
     queries = list(table["query"].unique())
     shape = (table["layer"].max() + 1, table["head"].max() + 1)
     height = max(3.0, 0.62 * shape[0] + 1.6) if shape[1] <= 8 else 0.36 * shape[0] + 1.6
     largest = 100 * np.nanmax([*table["difference"], 0.01])
+    labels = (
+        table["label"].astype(object).fillna("").str.replace(" > ", " >\n")
+    )  # or long pairs leave their cell
+    longest = max(len(line) for label in labels for line in ("what color >", *label.split("\n")))
+    font = min(8, 600 / (len(queries) * shape[1]) / (0.62 * longest)) if shape[1] <= 8 else 6.8
     with figure_style():
         figure, axes = plt.subplots(1, len(queries), figsize=(10, height), squeeze=False)
         for axis, query in zip(axes.flat, queries, strict=True):
-            rows = table[table["query"] == query]
+            rows = table.assign(label=labels)[table["query"] == query]
             cells = np.full(shape, np.nan)
             cells[rows["layer"], rows["head"]] = 100 * rows["difference"]
             artist = axis.imshow(cells, cmap="cividis", vmin=0, vmax=largest, aspect="auto")
@@ -118,7 +123,7 @@ def plot_separation(table: pd.DataFrame):
             for row in rows.itertuples():
                 text = "" if np.isnan(row.difference) else f"{100 * row.difference:.0f}"
                 text += f"\n{row.label}" if text and shape[1] <= 8 else ""
-                write_cell(axis, row.head, row.layer, text, 100 * row.difference / largest, row.tested)
+                write_cell(axis, row.head, row.layer, text, 100 * row.difference / largest, row.tested, font)
             name_cells(
                 axis,
                 *([f"{mark}{i}" for i in range(size)] for mark, size in zip("HL", shape[::-1], strict=True)),
@@ -129,7 +134,7 @@ def plot_separation(table: pd.DataFrame):
     return close_figure(figure)
 
 
-def write_cell(axis, x: int, y: int, text: str, shade: float, tested: bool) -> None:
+def write_cell(axis, x: int, y: int, text: str, shade: float, tested: bool, size: float = 6.8) -> None:
     """Text in a cell, light on dark and dark on light; hatching where nothing was tested."""
     if not tested:
         axis.add_patch(
@@ -139,7 +144,7 @@ def write_cell(axis, x: int, y: int, text: str, shade: float, tested: bool) -> N
         )
     elif text:
         axis.text(
-            x, y, text, ha="center", va="center", fontsize=6.8, color="black" if shade > 0.55 else "white"
+            x, y, text, ha="center", va="center", fontsize=size, color="black" if shade > 0.55 else "white"
         )
 
 
@@ -199,8 +204,11 @@ def plot_adjustment(table: pd.DataFrame):
     drawn = table.dropna(subset=["difference", "adjusted"])
     reach = 105 * max(0.01, drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0)
     with figure_style():
-        figure, axes = plt.subplots(1, len(queries), figsize=(10, 4.9), squeeze=False)
-        for axis, query in zip(axes.flat, queries, strict=True):
+        figure, axes = plt.subplots(1, max(1, len(queries)), figsize=(10, 4.9), squeeze=False)
+        if table.empty:
+            axes[0, 0].text(0.5, 0.5, TOO_FEW, ha="center", va="center")
+            axes[0, 0].axis("off")
+        for axis, query in zip(axes.flat, queries, strict=False):
             axis.plot([-reach, reach], [-reach, reach], color=GREY, linestyle="--", linewidth=1)
             for verdict, (color, marker) in zip(verdicts, looks * len(verdicts), strict=False):
                 rows = drawn[(drawn["query"] == query) & (drawn["verdict"] == verdict)]

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch, Rectangle
 
-from helpers.plots import GREY, IMAGE_COLOR, TEXT_COLOR, close_figure, draw_intervals, figure_style
+from helpers.plots import (
+    GREY,
+    IMAGE_COLOR,
+    TEXT_COLOR,
+    close_figure,
+    draw_intervals,
+    figure_style,
+    measure_bars,
+)
 
 ROLE_LOOKS = {  # role: short name, colour; the short name stands beside the colour everywhere
     "text->image reader": ("W→I", IMAGE_COLOR),
@@ -68,7 +76,7 @@ def _draw_role(axis, heads: pd.DataFrame) -> None:
         rows = heads["passes"].to_numpy(bool) == passes
         inside = rows & (heads["score"] >= LEAST_SCORE).to_numpy()
         score = heads["score"].to_numpy(float)
-        spread = np.nan_to_num(np.abs(np.stack([score - heads["low"], heads["high"] - score]).astype(float)))
+        spread = measure_bars(score, heads["low"], heads["high"])
         axis.errorbar(place[inside], score[inside], yerr=spread[:, inside], fmt="o", color=TEXT_COLOR,
                       markerfacecolor=face, markersize=size, linewidth=1, label=label)  # fmt: skip
         below = rows & (score < LEAST_SCORE)
@@ -107,7 +115,7 @@ def plot_role_map(scores: pd.DataFrame):
                 bottom, part = layer - 0.5 + number / len(own), 1 / len(own)
                 axis.add_patch(Rectangle((head - 0.5, bottom), 1, part, facecolor=color, linewidth=0,
                                          alpha=1 if row.reaches_answer else 0.35))  # fmt: skip
-                dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(color))[2] < 0.75 and row.reaches_answer
+                dark = np.dot(mpl.colors.to_rgb(color), (0.299, 0.587, 0.114)) < 0.45 and row.reaches_answer
                 axis.text(head, bottom + part / 2, short if row.reaches_answer else f"({short})", ha="center",
                           va="center_baseline", fontsize=min(9, 52 * high * part), color="white" if dark else "black")  # fmt: skip
         for layer, head in np.ndindex(n_layers, n_heads):
@@ -132,7 +140,8 @@ def plot_role_map(scores: pd.DataFrame):
 def plot_stability(both: pd.DataFrame, agreement: pd.DataFrame):
     """Do two halves of the images tell the same? Scores against each other, and agreement a role.
 
-    both: a row a head and role with role, score_a, score_b; agreement: of `heads.compare_roles`.
+    both: a row a head and role with role, score_a, score_b; agreement: of `heads.compare_roles`, its column
+    `agreement` NaN where a half has not enough questions for verdicts.
     """
     with figure_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), width_ratios=(1, 1.25))
@@ -146,12 +155,11 @@ def plot_stability(both: pd.DataFrame, agreement: pd.DataFrame):
         left.legend(fontsize=8, loc="upper left", handletextpad=0.1, labelspacing=0.25)
         place = np.arange(len(agreement))
         value = agreement["correlation"].to_numpy(float)
-        spread = np.nan_to_num(
-            np.abs(np.stack([value - agreement["low"], agreement["high"] - value]).astype(float))
-        )
+        spread = measure_bars(value, agreement["low"], agreement["high"])
         right.errorbar(value, place, xerr=spread, fmt="o", color=TEXT_COLOR, capsize=2.5, markersize=5)
         for row, own in zip(place, agreement.itertuples(), strict=True):
             text = f"{100 * own.agreement:.0f} % ({own.passes_a} and {own.passes_b} of {own.n_heads})"
+            text = "not enough questions" if np.isnan(own.agreement) else text
             right.text(1.06, row, text, va="center", fontsize=8.5, transform=right.get_yaxis_transform())
             if np.isnan(own.correlation):
                 right.text(0, row, "heads do not differ", va="center", ha="center", fontsize=8.5, color=GREY)
@@ -160,7 +168,7 @@ def plot_stability(both: pd.DataFrame, agreement: pd.DataFrame):
         right.set_yticks(
             place, [f"{role} ({ROLE_LOOKS[role][0]})" for role in agreement["role"]], fontsize=8.5
         )
-        right.set(xlim=(-1.05, 1.05), ylim=(len(agreement) - 0.5, -0.8), title="Agreement of the halves",
+        right.set(xlim=(min(-0.05, np.fmin.reduce(agreement["low"], initial=0) - 0.05), 1.05), ylim=(len(agreement) - 0.5, -0.8), title="Agreement of the halves",
                   xlabel="rank correlation over heads")  # fmt: skip
     return close_figure(figure)
 
@@ -263,7 +271,7 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
     """Does attention predict importance? Accuracy lost without a head against what it attends to.
 
     table: a row a head with layer, name, drop, low, high and the columns of `measures`, {column: axis label with its
-    unit}. The `named` heads that matter most are labelled; colour and size of a point: its layer.
+    unit}. The `named` heads that matter most are labelled; colour and marker of a point: its layer.
     """
     n_layers = int(table["layer"].max()) + 1
     colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, n_layers))
@@ -273,9 +281,7 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
             axis.axhline(0, color=GREY, linewidth=1, linestyle="--")
             axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
             for layer, own in table.groupby("layer"):
-                spread = np.nan_to_num(
-                    np.abs(np.stack([own["drop"] - own["low"], own["high"] - own["drop"]]).astype(float))
-                )
+                spread = measure_bars(own["drop"], own["low"], own["high"])
                 axis.errorbar(own[column], own["drop"], yerr=spread, fmt="osD^"[layer % 4], color=colors[layer], label=f"L{layer}",
                               markersize=5, linewidth=0.8)  # fmt: skip
             for row in table.nlargest(named, "drop")[["name", column, "drop"]].itertuples(index=False):
@@ -283,7 +289,12 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
                     row.name, (row[1], row.drop), xytext=(5, 3), textcoords="offset points", fontsize=8
                 )
             axis.set(xlabel=label)
-        axes[0, 0].set_ylabel("accuracy lost without the head, points")
+        axes[0, 0].set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
+        axes[0, 0].yaxis.set_major_locator(
+            mpl.ticker.SymmetricalLogLocator(linthresh=1, base=10, subs=(1, 2, 5))
+        )
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", title="layer")
         figure.suptitle(

@@ -1,9 +1,11 @@
 """Shared by the tests: bars and hub look-ups off, two small data sets written once."""
 
 import os
+import warnings
 
 import pytest
 
+os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -17,3 +19,16 @@ def phantom_root(tmp_path_factory):
     write_phantom(root, "train", 40, seed=3)
     write_phantom(root, "val", 20, seed=3)
     return root
+
+
+@pytest.fixture
+def tidy_figures():
+    """A warning fails the test, and so does a figure that pyplot still holds at its end."""
+    import matplotlib.pyplot as plt
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    left = plt.get_fignums()
+    plt.close("all")
+    assert left == [], "a plotting function left its figure open"

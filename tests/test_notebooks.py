@@ -63,7 +63,11 @@ def test_the_chain_runs_on_real_questions_and_photographs(tmp_path):
     given = {"data_root": str(SAMPLE), "checkpoint": "data/phantom-vilt", "epochs": 1, "device": "cpu"}
     study, paths = run("colab", tmp_path, **given)
     check_run(study, paths)
-    assert "not enough questions to tell" in " ".join(read_findings(study).values())
+    findings = read_findings(study)
+    assert "29 validation questions" in findings["02.answer"]
+    assert "[" in findings["02.answer"], "no interval"
+    assert "does not say which questions need the image" in findings["02.controls"]
+    assert "does not say where the answer lies" in findings["03.boxes"]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
@@ -81,6 +85,19 @@ def test_committed_notebooks_are_executed_clean_and_tagged(path):
     assert not re.search(r"<!--answer--><!--/answer-->", notebook.cells[0].source), "the answer is missing"
     assert max(len(cell.source.splitlines()) for cell in code) <= 25
     check_outputs([path])
+    for cell in code:
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert output.metadata["image/png"]["alt"].startswith("Figure "), (
+                    "a figure without a caption under it"
+                )
+
+
+def test_the_readme_quotes_the_committed_notebooks():
+    quoted = re.findall(r"<!--(\d\d)\.answer-->(.+?)<!--/", (ROOT / "README.md").read_text(encoding="utf-8"))
+    opened = [(path.name[:2], nbformat.read(path, as_version=4).cells[0].source) for path in COMMITTED]
+    assert [number for number, _ in quoted] == [number for number, _ in opened]
+    assert all(answer in opening for (_, answer), (_, opening) in zip(quoted, opened, strict=True))
 
 
 def test_setup_and_parameters_are_the_same_in_all_notebooks():
