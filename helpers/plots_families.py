@@ -93,8 +93,8 @@ def draw_baseline(axis, n_layers: int, title: str) -> None:
 def shade_unread(axis, n_layers: int) -> None:
     """Shade the last layer, where only the [CLS] query reaches the answer."""
     axis.axvspan(n_layers - 1.5, n_layers - 0.5, color=EMPTY, zorder=-1)
-    axis.text(n_layers - 1, 0.01, "no answer\nreads this", ha="center", va="bottom", fontsize=8, color="#5A5A5A",
-              transform=axis.get_xaxis_transform())  # fmt: skip
+    axis.text(n_layers - 0.53, 0.02, "no answer reads this", ha="right", va="bottom", fontsize=7.5, color="#5A5A5A",
+              rotation=90, transform=axis.get_xaxis_transform())  # fmt: skip
 
 
 def plot_separation(table: pd.DataFrame):
@@ -121,7 +121,8 @@ def plot_separation(table: pd.DataFrame):
             artist = axis.imshow(cells, cmap="cividis", vmin=0, vmax=largest, aspect="auto")
             axis.set_facecolor(EMPTY)
             for row in rows.itertuples():
-                text = "" if np.isnan(row.difference) else f"{100 * row.difference:.0f}"
+                digits = 0 if row.difference >= 0.01 else 1
+                text = "" if np.isnan(row.difference) else f"{100 * row.difference:.{digits}f}"
                 text += f"\n{row.label}" if text and shape[1] <= 8 else ""
                 write_cell(axis, row.head, row.layer, text, 100 * row.difference / largest, row.tested, font)
             name_cells(
@@ -274,5 +275,5 @@ def plot_maps(examples: Sequence[dict], query: str):
             weights = 100 * np.asarray(example["weights"])
             artist = show_heatmap(below, example["picture"], weights, "", example["boxes"], largest)
             below.set_xlabel(example["caption"], fontsize=8.5)
-        figure.colorbar(artist, ax=axes[1, :], label=f"{query} query's attention, % a patch", pad=0.01)
+        figure.colorbar(artist, ax=axes, label=f"{query} query's attention, % a patch", pad=0.01)
     return close_figure(figure)

@@ -122,11 +122,8 @@ def plot_role_map(scores: pd.DataFrame):
             axis.add_patch(
                 Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="#444444", linewidth=0.8)
             )
-        axis.set(
-            xlim=(-0.5, n_heads - 0.5),
-            ylim=(n_layers - 0.5, -0.5),
-            title="Roles of each head, the clearest on top",
-        )
+        axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5))
+        axis.set_title("Roles of each head, the clearest on top")
         axis.set_xticks(range(n_heads), [f"H{head}" for head in range(n_heads)])
         axis.set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
         axis.set(xlabel="head", ylabel="layer (L0 reads the embeddings)")
@@ -162,7 +159,8 @@ def plot_stability(both: pd.DataFrame, agreement: pd.DataFrame):
             text = "not enough questions" if np.isnan(own.agreement) else text
             right.text(1.06, row, text, va="center", fontsize=8.5, transform=right.get_yaxis_transform())
             if np.isnan(own.correlation):
-                right.text(0, row, "heads do not differ", va="center", ha="center", fontsize=8.5, color=GREY)
+                right.text(0.5, row, "heads do not differ", va="center", ha="center", fontsize=8.5, color=GREY,
+                           transform=right.get_yaxis_transform())  # fmt: skip
         right.text(1.06, -0.9, "same verdict\n(heads that pass)", va="bottom", fontsize=8.5, transform=right.get_yaxis_transform())  # fmt: skip
         right.axvline(0, color=GREY, linewidth=0.8)
         right.set_yticks(
@@ -263,7 +261,7 @@ def plot_largest_effects(effects: pd.DataFrame):
         axis.set(ylabel="accuracy lost, points", xlabel="head and question family",
                  title=f"The {len(cells)} largest effects of removing one head (95 % intervals over images)")  # fmt: skip
         axis.grid(axis="y", alpha=0.25)
-        axis.legend(loc="upper right")
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
     return close_figure(figure)
 
 
@@ -284,9 +282,12 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
                 spread = measure_bars(own["drop"], own["low"], own["high"])
                 axis.errorbar(own[column], own["drop"], yerr=spread, fmt="osD^"[layer % 4], color=colors[layer], label=f"L{layer}",
                               markersize=5, linewidth=0.8)  # fmt: skip
-            for row in table.nlargest(named, "drop")[["name", column, "drop"]].itertuples(index=False):
+            first = table.nlargest(named, "drop")
+            for number, (name, x, y) in enumerate(
+                zip(first["name"], first[column], first["drop"], strict=True)
+            ):
                 axis.annotate(
-                    row.name, (row[1], row.drop), xytext=(5, 3), textcoords="offset points", fontsize=8
+                    name, (x, y), xytext=(5, (3, -10)[number % 2]), textcoords="offset points", fontsize=8
                 )
             axis.set(xlabel=label)
         axes[0, 0].set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
@@ -297,8 +298,6 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
         axes[0, 0].set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", title="layer")
-        figure.suptitle(
-            "Attention to the image against accuracy lost, one point a head (95 % intervals over images)",
-            fontsize=11,
-        )
+        title = "Attention to the image against accuracy lost, one point a head (95 % intervals over images)"
+        figure.suptitle(title, fontsize=11)
     return close_figure(figure)
