@@ -211,18 +211,13 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24):
                 range(len(families)), [f"{f}\nn={counts[f]}" for f in families], rotation=55, fontsize=8
             )
             axis.set_yticks(range(len(names)), names, fontsize=8)
-            axis.set(
-                title=f"head's output replaced by {'its mean' if mode == 'mean' else 'zero'}",
-                xlabel="question family",
-            )
+            axis.set_title(f"head's output replaced by {'its mean' if mode == 'mean' else 'zero'}")
+            axis.set_xlabel("question family")
             axis.tick_params(length=0)
         axes[0, 0].set_ylabel("head")
         figure.colorbar(artist, ax=axes, label="accuracy lost, points (red: worse without it)", pad=0.01)
-        which = (
-            "each head"
-            if len(names) == len(weight)
-            else f"the {len(names)} of {len(weight)} heads that matter most"
-        )
+        some = f"the {len(names)} of {len(weight)} heads that matter most"
+        which = "each head" if len(names) == len(weight) else some
         figure.suptitle(f"Accuracy lost without {which}", fontsize=11)
     return close_figure(figure)
 
@@ -261,7 +256,9 @@ def plot_largest_effects(effects: pd.DataFrame):
         axis.set(ylabel="accuracy lost, points", xlabel="head and question family",
                  title=f"The {len(cells)} largest effects of removing one head (95 % intervals over images)")  # fmt: skip
         axis.grid(axis="y", alpha=0.25)
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+        axis.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, columnspacing=1, borderpad=0.1
+        )
     return close_figure(figure)
 
 
