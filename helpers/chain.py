@@ -11,6 +11,7 @@ import argparse
 import base64
 import hashlib
 import io
+import json
 import re
 import sys
 import time
@@ -18,16 +19,18 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from helpers.report import ANSWER, read_findings
-from helpers.steps import fingerprint, write_atomic
+from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
 
 PNG = "image/png"
 SHOWN = ("01_study", "03_layers", "03_words", "04_layers", "05_ablation")  # the README's figures
+STATE = "chain.json"  # beside the executed notebooks: what stands
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CAPTION = re.compile(
     r"\*(Figure [^*]+)\*"
@@ -47,21 +50,58 @@ def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Pat
     ChainError where a notebook fails: the executed half is kept as `<name>.failed.ipynb`.
     """
     sources = list_notebooks(study.root)
-    done, key = [], list_inputs(study)
+    done, key, state = [], fingerprint(list_inputs(study)), read_state(study)
     for number, source in enumerate(sources, start=1):
         key = fingerprint([key, parameters, digest_notebook(source), digest_helpers(study.root)])
         target = study.folder("notebooks") / source.name
         took = "stands"
-        if not stands(study, target, key):
+        if not (state["keys"].get(source.stem) == key and target.is_file()):
             start = time.perf_counter()
             execute(source, target, parameters)
-            finish(study, target, key)
+            finish(study, target)
             seconds = time.perf_counter() - start
             record_run(study, steps={source.stem: round(seconds, 1)})
+            state["keys"] = {name: kept for name, kept in state["keys"].items() if name < source.stem}
+            state["keys"][source.stem] = key
+            write_atomic(
+                study.folder("notebooks") / STATE, json.dumps({**state, **list_made(study)}, indent=1)
+            )
             took = f"{seconds:.1f} s"
         say(f"[{number}/{len(sources)}] {source.stem:<20} {took:>8}")
         done.append(target)
     return done
+
+
+def read_state(study: Study) -> dict:
+    """What an earlier chain left: the key of each notebook that stands.
+
+    None stands where anything that the chain had found or made has changed since, or is gone: then something else
+    has written into the run folder, and its notebooks are run again (their steps stand by themselves).
+    """
+    path = study.run_dir / "notebooks" / STATE
+    state = (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.is_file()
+        else {"keys": {}, "made": {}, "files": {}}
+    )
+    now = list_made(study)
+    if any(now[kind].get(name) != seen for kind in now for name, seen in state[kind].items()):
+        state["keys"] = {}
+    return state
+
+
+def list_made(study: Study) -> dict[str, dict[str, str]]:
+    """Fingerprints of the run's steps, and digests of its tables, figures and executed notebooks."""
+    steps = {
+        p.parent.name: json.loads(p.read_text())["fingerprint"] for p in study.run_dir.glob("*/made.json")
+    }
+    files = [p for name in ("tables", "figures", "notebooks") for p in study.run_dir.glob(f"{name}/[!.]*.*")]
+    kept = {
+        f"{p.parent.name}/{p.name}": p
+        for p in files
+        if p.name != STATE and ".failed." not in p.name and ".running." not in p.name
+    }
+    return {"made": steps, "files": {name: hash_file(path) for name, path in kept.items()}}
 
 
 def list_notebooks(root: Path) -> list[Path]:
@@ -70,9 +110,9 @@ def list_notebooks(root: Path) -> list[Path]:
 
 
 def list_inputs(study: Study) -> list:
-    """Names, sizes and times of the files that come from outside: official files and checkpoint weights."""
+    """Names, sizes and times of the files that come from outside: official files, pictures, checkpoint."""
     folders = [study.path(name) for name in (study.data_root, study.checkpoint) if name]
-    files = [f for folder in folders for f in sorted(Path(folder).glob("*")) if f.is_file()]
+    files = [f for folder in folders for f in sorted(Path(folder).rglob("*")) if f.is_file()]
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
 
@@ -83,21 +123,9 @@ def digest_notebook(path: Path) -> str:
 
 
 def digest_helpers(root: Path) -> str:
-    """SHA-256 of all helpers."""
-    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(root.glob("helpers/*.py")))).hexdigest()
-
-
-def stands(study: Study, target: Path, key: str) -> bool:
-    """Whether an executed notebook was made with this key and all it had found made is still there."""
-    if not target.is_file():
-        return False
-    chain = nbformat.read(target, as_version=4).metadata.get("chain", {})
-    return chain.get("key") == key and set(chain["made"]) <= set(list_made(study))
-
-
-def list_made(study: Study) -> list[str]:
-    """The run's folders that make_once made."""
-    return sorted(path.parent.name for path in study.run_dir.glob("*/made.json"))
+    """SHA-256 of all helpers and of the small tables in data/ that they read."""
+    files = sorted([*root.glob("helpers/*.py"), *root.glob("data/*.csv")])
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
@@ -114,18 +142,25 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
         running.replace(failed)
         place = f"{source.stem}, cell {error.cell_index} (In [{error.exec_count}])"
         raise ChainError(f"{place}: {error.ename}: {error.evalue}\nThe half-run notebook: {failed}") from None
+    except (DeadKernelError, CellTimeoutError) as error:
+        running.replace(failed)
+        cells = enumerate(nbformat.read(failed, as_version=4).cells)
+        begun = [
+            number for number, cell in cells if cell.metadata.get("papermill", {}).get("status") != "pending"
+        ]
+        place = f"{source.stem}, cell {max(begun, default=0)}"
+        raise ChainError(f"{place}: {error} (out of memory?)\nThe half-run notebook: {failed}") from None
     failed.unlink(missing_ok=True)
     running.replace(target)
 
 
-def finish(study: Study, target: Path, key: str) -> None:
-    """Clean an executed notebook, write the answer into its opening, mark it as standing, and export it as HTML."""
+def finish(study: Study, target: Path) -> None:
+    """Clean an executed notebook, write the answer into its opening, and export it as HTML."""
     notebook = clean_notebook(nbformat.read(target, as_version=4))
     answer = read_findings(study).get(f"{target.stem[:2]}.{ANSWER}")
     if answer:
         opening = notebook.cells[0]
         opening.source = OPENING.sub(lambda found: found[1] + answer + found[2], opening.source)
-    notebook.metadata["chain"] = {"key": key, "made": list_made(study)}
     page, _ = HTMLExporter(template_name="classic").from_notebook_node(
         notebook
     )  # the template that keeps alt texts
@@ -135,7 +170,7 @@ def finish(study: Study, target: Path, key: str) -> None:
 
 def clean_notebook(notebook):
     """Remove what does not belong in a saved notebook: live widgets, papermill's paths and times; shrink its PNGs."""
-    for name in ("papermill", "widgets", "chain"):
+    for name in ("papermill", "widgets"):
         notebook.metadata.pop(name, None)
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -193,22 +228,34 @@ def read_arguments(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """Command line of `make run` and `make render`; returns the exit status."""
     arguments = read_arguments(words)
-    chosen = {name: getattr(arguments, name) or None for name in ("run_name", "data_root", "checkpoint")}
-    settings = dict(pair.split("=", 1) for pair in arguments.set)
-    study = Study.load(arguments.profile or "phantom", seed=arguments.seed, **chosen, **settings)
+    try:
+        return run_command(arguments)
+    except (ChainError, ValueError, FileNotFoundError) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """Do what the command line asks for."""
     if arguments.render:
         render(Study.load(), print)
         return 0
-    defaults = {"profile": "phantom", "seed": 0}
-    given = {"profile": study.profile, "seed": study.seed, **chosen}
-    parameters = {name.upper(): value for name, value in given.items() if value != defaults.get(name)}
-    if settings:
+    unclear = [pair for pair in arguments.set if "=" not in pair]
+    if unclear:
+        raise ValueError(f"--set {unclear[0]}: expected NAME=VALUE, such as epochs=5")
+    named = {
+        name: getattr(arguments, name) or None
+        for name in ("profile", "seed", "run_name", "data_root", "checkpoint")
+    }
+    settings = named | dict(pair.split("=", 1) for pair in arguments.set)
+    study = Study.load(settings.pop("profile") or "phantom", **settings)
+    given = {name: settings.pop(name) for name in named if settings.get(name) is not None}
+    parameters = {name.upper(): getattr(study, name) for name in given}
+    if study.profile != "phantom":
+        parameters["PROFILE"] = study.profile
+    if settings := {name: value for name, value in settings.items() if value is not None}:
         parameters["SETTINGS"] = settings
-    try:
-        run_chain(study, parameters, print)
-    except ChainError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+    run_chain(study, parameters, print)
     for name, text in read_findings(study).items():
         if name.endswith(f".{ANSWER}"):
             print(f"{name[:2]}: {text}")

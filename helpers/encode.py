@@ -39,7 +39,7 @@ class EncodedQuestions(torch.utils.data.Dataset):
         self.image_of, first = pd.factorize(self.questions["image_id"])
         rows = self.questions.drop_duplicates("image_id").index.tolist()
         assert len(first) == len(rows)
-        self.images = [resize_image(row["image"], processor.image_processor) for row in dataset.select(rows)]
+        self.images = [resize_row(row, processor.image_processor) for row in dataset.select(rows)]
         self.levels = normalise_levels(processor.image_processor)
         self.targets, self.n_answers = None, None
         if answers is not None:  # kept sparse: a question has at most ten answers of thousands
@@ -119,6 +119,14 @@ def encode_text(questions: list[str], tokenizer) -> tuple[list[Tensor], int]:
         logger.warning("%d of %d questions are longer than %d tokens and were cut.", n_cut, len(ids), longest)
     cut = (tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]] for tokens in ids)
     return [torch.tensor(tokens) for tokens in cut], n_cut
+
+
+def resize_row(row: dict, image_processor) -> Tensor:
+    """The picture of a question at ViLT's size; an error names the question and the image."""
+    try:
+        return resize_image(row["image"], image_processor)
+    except ValueError as error:
+        raise ValueError(f"question_id {row['question_id']}, image_id {row['image_id']}: {error}") from None
 
 
 def resize_image(image, image_processor) -> Tensor:

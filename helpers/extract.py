@@ -1,5 +1,6 @@
 """Attention measures of a whole data set: one row a question, in shards that a killed run continues."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -51,47 +52,53 @@ def extract_attention(
         raise ValueError(
             f"{folder / strangers[0]} is none of these {len(names)} shards: empty the folder first."
         )
+    source = describe_source(model, len(encoded))
     with tqdm(total=len(encoded), desc="attention", unit="question") as progress:
         for name, start in zip(names, starts, strict=True):
             rows = range(start, min(start + shard_size, len(encoded)))
             if (folder / name).exists():
-                check_shard(folder / name, model, encoded, rows)
+                check_shard(folder / name, source, encoded, rows)
                 progress.update(len(rows))
             else:
-                table = measure_rows(model, encoded, rows, batch_size, progress)
+                table = measure_rows(model, encoded, rows, batch_size, progress, source)
                 pq.write_table(table, folder / f".{name}.tmp")
                 os.replace(folder / f".{name}.tmp", folder / name)
     return folder
 
 
-def describe_geometry(model: nn.Module) -> dict[str, int]:
-    """What all shards of a folder share."""
-    return {"layers": model.config.num_hidden_layers, "heads": model.config.num_attention_heads}
+def describe_source(model: nn.Module, n_questions: int) -> dict:
+    """What all shards of a folder share: the model's geometry and weights, and how many questions they hold together."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    geometry = {"layers": model.config.num_hidden_layers, "heads": model.config.num_attention_heads}
+    return {**geometry, "weights": digest.hexdigest()[:16], "questions": n_questions}
 
 
-def check_shard(path: Path, model: nn.Module, encoded: EncodedQuestions, rows: range) -> None:
-    """ValueError unless a shard that stands holds these rows, of a model of this geometry."""
-    if read_geometry(path) != describe_geometry(model):
-        raise ValueError(f"{path} is of a model with {read_geometry(path)}, not {describe_geometry(model)}.")
+def check_shard(path: Path, source: dict, encoded: EncodedQuestions, rows: range) -> None:
+    """ValueError unless a shard that stands holds these rows, measured on this very model."""
+    if read_source(path) != source:
+        raise ValueError(
+            f"{path} is of another model or data set ({read_source(path)}, not {source}): empty the folder."
+        )
     held = pq.read_table(path, columns=["question_id"])["question_id"].to_pylist()
     if held != encoded.questions["question_id"].iloc[rows].tolist():
         raise ValueError(f"{path} holds other questions than rows {rows.start} to {rows.stop - 1}.")
 
 
-def read_geometry(path: Path) -> dict[str, int]:
-    """Layers and heads of a shard; ValueError where it is no shard."""
+def read_source(path: Path) -> dict:
+    """What describe_source said when a shard was written; ValueError where it is no shard."""
     try:
-        return json.loads(pq.read_schema(path).metadata[b"geometry"])
+        return json.loads(pq.read_schema(path).metadata[b"source"])
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no attention shard: delete it and extract again.") from error
 
 
 def measure_rows(
-    model: nn.Module, encoded: EncodedQuestions, rows: range, batch_size: int, progress: tqdm
+    model: nn.Module, encoded: EncodedQuestions, rows: range, batch_size: int, progress: tqdm, source: dict
 ) -> pa.Table:
     """One shard: batches are bucketed within it, its rows are in the data set's order."""
-    geometry = describe_geometry(model)
-    axes = (geometry["layers"], geometry["heads"])
+    axes = (source["layers"], source["heads"])
     measures = {name: np.zeros((len(rows), *axes, *tail), kind) for name, (kind, tail) in MEASURES.items()}
     counts = np.zeros((len(rows), len(COUNTS)), np.int16)
     answers = np.zeros(len(rows), np.int64)
@@ -107,7 +114,7 @@ def measure_rows(
         progress.update(len(indices))
     questions = describe_rows(encoded, rows, [model.config.id2label[answer] for answer in answers.tolist()])
     questions[list(COUNTS)] = counts
-    return tabulate(questions, measures, geometry)
+    return tabulate(questions, measures, source)
 
 
 def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]) -> pd.DataFrame:
@@ -122,13 +129,13 @@ def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]
     return table
 
 
-def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], geometry: dict[str, int]) -> pa.Table:
+def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:
     """Questions and measures as one Arrow table; a measure is a fixed-size list of its flattened axes."""
     table = pa.Table.from_pandas(questions, preserve_index=False)
     for name, values in measures.items():
         flat = pa.array(values.reshape(-1))
         table = table.append_column(name, pa.FixedSizeListArray.from_arrays(flat, values[0].size))
-    return table.replace_schema_metadata({"geometry": json.dumps(geometry)})
+    return table.replace_schema_metadata({"source": json.dumps(source)})
 
 
 @dataclass
@@ -166,17 +173,21 @@ class AttentionTable:
 def read_attention(folder: str | Path) -> AttentionTable:
     """Read the shards that `extract_attention` wrote, in order.
 
-    FileNotFoundError where there are none; ValueError where they are of models of different geometry.
+    FileNotFoundError where there are none; ValueError where they are of different models, or do not hold all questions.
     """
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no attention shards: run extract_attention first.")
-    geometry = read_geometry(paths[0])
+    source = read_source(paths[0])
     for path in paths:
-        if read_geometry(path) != geometry:
-            raise ValueError(f"{path} has {read_geometry(path)}, but {paths[0].name} has {geometry}.")
+        if read_source(path) != source:
+            raise ValueError(f"{path} has {read_source(path)}, but {paths[0].name} has {source}.")
     table = pa.concat_tables([pq.read_table(path) for path in paths])
-    axes = (len(table), geometry["layers"], geometry["heads"])
+    if len(table) != source["questions"]:
+        raise ValueError(
+            f"{folder} holds {len(table)} of {source['questions']} questions: run extract_attention again."
+        )
+    axes = (len(table), source["layers"], source["heads"])
     measures = {}
     for name, (_, tail) in MEASURES.items():
         flat = table[name].combine_chunks().flatten()

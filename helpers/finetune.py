@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.encode import EncodedQuestions
-from helpers.steps import make_once, read_fingerprint, require, source_digest
+from helpers.steps import hash_file, make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
 from helpers.vilt import forward_raster, load_vilt
 from helpers.vqa import build_vocabulary, soft_targets, vqa_accuracy
@@ -59,11 +59,10 @@ def load_finetuned(study: Study):
     return load_vilt(folder, device=study.device_name())
 
 
-def _checkpoint_stamp(study: Study) -> list:
+def _checkpoint_stamp(study: Study) -> dict[str, str]:
+    """Digest of each file of a local checkpoint; empty for a hub name or a fresh model."""
     folder = Path(study.path(study.checkpoint))
-    return (
-        [[f.name, f.stat().st_size] for f in sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
-    )
+    return {f.name: hash_file(f) for f in sorted(folder.glob("*")) if f.is_file()} if folder.is_dir() else {}
 
 
 def _train(study: Study, data: DatasetDict, folder: Path) -> None:
@@ -105,6 +104,9 @@ def _train(study: Study, data: DatasetDict, folder: Path) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     checkpoints = Path(arguments.output_dir)
+    for unfinished in checkpoints.glob("checkpoint-*"):  # the Trainer writes trainer_state.json last
+        if not (unfinished / "trainer_state.json").is_file():
+            shutil.rmtree(unfinished)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
     pd.DataFrame(trainer.state.log_history).to_csv(folder / "training.csv", index=False)
     model.save_pretrained(folder)

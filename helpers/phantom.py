@@ -77,9 +77,9 @@ def make_scene(split: str, seed: int, index: int, groups: int = 4) -> Scene:
     makers = [
         lambda: _draw_traffic(rng),
         lambda: _draw_people(rng),
-        lambda: _draw_copies(rng, "animal", rng.choice(list(ANIMALS)), None, rng.integers(1, 5)),
-        lambda: _draw_copies(rng, "thing", things[0], rng.choice(list(COLORS)), rng.integers(1, 5)),
-        lambda: _draw_copies(rng, "thing", things[1], rng.choice(list(COLORS)), 1),
+        lambda: _draw_copies("animal", rng.choice(list(ANIMALS)), None, rng.integers(1, 5)),
+        lambda: _draw_copies("thing", things[0], rng.choice(list(COLORS)), rng.integers(1, 5)),
+        lambda: _draw_copies("thing", things[1], rng.choice(list(COLORS)), 1),
     ]
     chosen = sorted(rng.permutation(len(makers))[:groups])  # traffic first: it needs two neighbouring cells
     free = {(r, c) for r in range(rows) for c in range(columns)}
@@ -107,7 +107,7 @@ def _draw_people(rng):
     ]
 
 
-def _draw_copies(rng, category, kind, color, count):
+def _draw_copies(category, kind, color, count):
     return [(category, kind, color, None)] * int(count)
 
 
@@ -173,7 +173,8 @@ def write_phantom(folder: Path, split: str, scenes: int, seed: int) -> None:
             ids = {"image_id": image_id, "question_id": image_id * 1000 + number}
             questions.append({**ids, "question": asked.question})
             annotations.append({**ids, **collect_answers(asked, rng)})
-            truth.append({**ids, "needs_image": asked.needs_image, "boxes": asked.boxes})
+            boxes = [clip_box(box, scene.size) for box in asked.boxes]
+            truth.append({**ids, "needs_image": asked.needs_image, "boxes": boxes})
     header = {
         "info": {"description": "Phantom scenes in the format of VQA v2.0", "version": "1.0", "year": 2026},
         "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},
@@ -187,6 +188,12 @@ def write_phantom(folder: Path, split: str, scenes: int, seed: int) -> None:
     )
     write_atomic(folder / f"phantom_{split}2014_truth.json", json.dumps(truth))
     logger.info("wrote %d scenes with %d questions (%s, seed %d)", scenes, len(questions), split, seed)
+
+
+def clip_box(box: list[int], size: tuple[int, int]) -> list[int]:
+    """The part of a box [x, y, width, height] that lies in a picture of this width and height."""
+    x, y, width, height = box
+    return [x, y, min(width, size[0] - x), min(height, size[1] - y)]
 
 
 def read_truth(folder: Path, split: str) -> dict[int, dict]:

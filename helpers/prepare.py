@@ -1,6 +1,5 @@
 """The study's questions: found or generated, drawn, split by image, checked, and kept in the run folder."""
 
-import hashlib
 import json
 import logging
 import warnings
@@ -11,9 +10,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from PIL import Image
 
 from helpers.phantom import read_truth, write_phantom
-from helpers.steps import make_once, require, source_digest, write_atomic
+from helpers.steps import fingerprint, hash_file, make_once, require, source_digest, write_atomic
 from helpers.study import Study
-from helpers.vqa import check_images, load_rgb, read_vqa, split_by_image, stratified_subset
+from helpers.vqa import QUESTION_TYPES, check_images, load_rgb, read_vqa, split_by_image, stratified_subset
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +55,19 @@ def prepare_dataset(study: Study) -> Path:
     files = sorted(
         path for pattern in ("*.json", "*.zip") for path in root.glob(pattern) if path.name != "made.json"
     )
-    official = {path.name: _digest(path) for path in files}
-    depends = {**study.settings(*names), "files": official, "code": source_digest("prepare", "vqa")}
+    official = {path.name: hash_file(path) for path in files}
+    depends = {
+        **study.settings(*names),
+        "files": official,
+        "pictures": fingerprint([[p.name, p.stat().st_size] for p in sorted(root.glob("*2014/*"))]),
+        "families": QUESTION_TYPES,
+        "code": source_digest("prepare", "vqa"),
+    }
 
     def draw(folder: Path) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            draw_parts().save_to_disk(folder, num_proc=1)
+            draw_parts().save_to_disk(folder)
         notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
         write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
 
@@ -107,11 +112,6 @@ def _read_split(root: Path, split: str):
     for name, column in columns.items():
         dataset = dataset.add_column(name, column, feature=Features({name: types[name]})[name])
     return dataset
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finish(dataset: Dataset) -> Dataset:

@@ -110,6 +110,12 @@ def fingerprint(depends) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_fingerprint(folder: Path) -> str:
     """Fingerprint of a folder that make_once made; FileNotFoundError if there is none."""
     made = _read_made(Path(folder))

@@ -108,8 +108,8 @@ class Study:
     def path(self, name: str) -> Path | str:
         """`name` counted from the repository root; a checkpoint that is no folder there stays as it is."""
         path = self.root / name
-        if name == self.checkpoint and not path.exists():
-            return name  # a hub name, or fresh-small
+        if name == self.checkpoint and not path.exists() and not (self.root / Path(name).parts[0]).is_dir():
+            return name  # a hub name, or fresh-small; "data/typo" stays a path, and its error is clear
         return path
 
     def device_name(self) -> str:

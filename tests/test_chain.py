@@ -11,6 +11,7 @@ from PIL import Image
 
 from helpers import chain
 from helpers.report import read_findings
+from helpers.steps import make_once
 from helpers.study import Study
 
 OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
@@ -145,6 +146,63 @@ def test_shrinking_keeps_a_figure_readable():
     assert chain.shrink_png(small) == small
 
 
-def test_command_line_reports_an_unknown_setting():
-    with pytest.raises(ValueError, match="epochs"):
-        chain.main(["--set", "epoch=3"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "epoch=3"], "Did you mean 'epochs'"),
+        (["--set", "epochs"], "expected NAME=VALUE"),
+        (["--set", "seed=x"], "seed='x'"),
+        (["--profile", "phantum"], "phantom"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(words, message, capsys):
+    assert chain.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("stopped: ")
+    assert message in said
+
+
+def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
+    _, study, _, _ = world
+    seen = {}
+    monkeypatch.setattr(
+        chain, "run_chain", lambda study, parameters, say: seen.update(study=study, given=parameters)
+    )
+    words = ["--run-name", "", "--set", "seed=3", "run_name=test", f"runs_root={study.runs_root}", "epochs=2"]
+    assert chain.main(words) == 0
+    assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
+    expected = {"SEED": 3, "RUN_NAME": "test", "SETTINGS": {"runs_root": study.runs_root, "epochs": "2"}}
+    assert seen["given"] == expected
+
+
+@pytest.mark.parametrize("spoil", ["tables/findings.json", "notebooks/01_first.html"])
+def test_what_is_deleted_or_changed_by_others_is_made_again(world, spoil):
+    _, study, run, lines = world
+    run(SEED=7)
+    (study.run_dir / spoil).unlink()
+    run(SEED=7)
+    assert not any("stands" in line for line in lines)
+    assert (study.run_dir / spoil).is_file()
+    run(SEED=7)
+    assert all("stands" in line for line in lines)
+
+
+def test_a_step_redone_by_hand_with_other_settings_unsettles_the_run(world):
+    sources, study, run, lines = world
+    make = "from helpers.steps import make_once\nmake_once(study.folder() / 'model', lambda folder: None, {'x': SEED})"
+    write_notebook(sources, "02_second", make)
+    run(SEED=1)
+    make_once(study.run_dir / "model", lambda folder: None, {"x": 2})
+    run(SEED=1)
+    assert not any("stands" in line for line in lines)
+
+
+def test_a_kernel_that_dies_is_reported_with_its_cell(world):
+    sources, study, run, _ = world
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    write_notebook(sources, "02_second", "x = 1", kill, "y = 2")
+    with pytest.raises(chain.ChainError, match=r"02_second, cell \d+: .*died"):
+        run()
+    folder = study.folder("notebooks")
+    assert (folder / "02_second.failed.ipynb").is_file()
+    assert not list(folder.glob("*.running.ipynb"))

@@ -186,13 +186,25 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"'heads': 4.*, not .*'heads': 2"):
             extract_attention(other, encoded, tmp_path, batch_size=4, shard_size=10)
 
+    def test_shards_of_other_weights_are_refused(self, model, encoded, tmp_path):
+        extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=10)
+        other = load_vilt("fresh-small", answers=ANSWERS, seed=99)[0]
+        with pytest.raises(ValueError, match="another model"):
+            extract_attention(other, encoded, tmp_path, batch_size=4, shard_size=10)
+
+    def test_an_unfinished_extraction_is_not_read(self, model, encoded, tmp_path):
+        extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=8)
+        (tmp_path / "part-00001.parquet").unlink()
+        with pytest.raises(ValueError, match=rf"holds {len(encoded) - 8} of {len(encoded)} questions"):
+            read_attention(tmp_path)
+
     def test_reading(self, model, encoded, tmp_path):
         with pytest.raises(FileNotFoundError, match="holds no attention shards"):
             read_attention(tmp_path)
         extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=12)
         second = tmp_path / "part-00001.parquet"
         table = pq.read_table(second)
-        pq.write_table(table.replace_schema_metadata({"geometry": '{"layers": 2, "heads": 8}'}), second)
+        pq.write_table(table.replace_schema_metadata({"source": '{"layers": 2, "heads": 8}'}), second)
         with pytest.raises(ValueError, match=r"part-00001.parquet has .*'layers': 2"):
             read_attention(tmp_path)
         second.write_bytes(second.read_bytes()[:100])

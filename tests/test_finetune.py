@@ -1,5 +1,7 @@
 """Fine-tuning and the baselines it must beat."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +161,17 @@ def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
     models = [finetune.load_finetuned(each)[0] for each in (broken, whole)]
     for mine, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_does_not_block_the_run(study):
+    data = prepare.load_dataset(study)
+    finetune.finetune(study, data)
+    made = json.loads((study.run_dir / "model" / "made.json").read_text())
+    shutil.rmtree(study.run_dir / "model")
+    part = study.run_dir / f".model.{made['fingerprint'][:12]}.part" / "checkpoints" / "checkpoint-3"
+    part.mkdir(parents=True)
+    (part / "model.safetensors").write_bytes(b"half")
+    assert (finetune.finetune(study, data) / "model.safetensors").stat().st_size > 1000
 
 
 def test_raster_trainer_uses_the_raster_forward(study):

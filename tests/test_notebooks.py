@@ -49,11 +49,11 @@ def check_run(study, paths):
 
 def test_the_chain_runs_small_on_the_phantom(tmp_path):
     settings = {
-        "train_scenes": 60,
-        "validation_scenes": 25,
+        "train_scenes": 20,
+        "validation_scenes": 8,
         "epochs": 1,
         "batch_size": 32,
-        "ablation_questions": 60,
+        "ablation_questions": 40,
     }
     check_run(*run("phantom", tmp_path, **settings))
 

@@ -180,6 +180,15 @@ def test_written_files_are_read_as_vqav2(phantom_root):
     )
 
 
+def test_written_boxes_lie_in_the_picture(tmp_path):
+    write_phantom(tmp_path, "val", 150, seed=0)
+    data, truth = read_vqa(tmp_path, "val"), read_truth(tmp_path, "val")
+    sizes = {row["question_id"]: row["image"].size for row in data}
+    boxes = [(box, sizes[number]) for number, row in truth.items() for box in row["boxes"]]
+    assert len(boxes) > 500
+    assert all(x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1] for (x, y, w, h), size in boxes)
+
+
 def test_writing_twice_gives_the_same_bytes(tmp_path, phantom_root):
     write_phantom(tmp_path, "val", 20, seed=3)
     for path in sorted(Path(tmp_path).rglob("*")):

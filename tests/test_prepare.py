@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -70,6 +72,35 @@ def test_a_broken_picture_is_noted_and_its_questions_left_out(make_study, phanto
     assert broken.name in note
     assert str(tmp_path) not in note
     assert int(broken.stem[-12:]) not in prepare.load_dataset(study)["validation"]["image_id"]
+
+
+def test_a_picture_that_comes_back_is_used_again(make_study, phantom_root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(phantom_root, copy)
+    picture = sorted(copy.glob("val2014/*.jpg"))[0]
+    kept = picture.read_bytes()
+    picture.unlink()
+    study = make_study(data_root=str(copy))
+    prepare.prepare_dataset(study)
+    assert len(prepare.read_notes(study)) == 1
+    picture.write_bytes(kept)
+    prepare.prepare_dataset(study)
+    assert prepare.read_notes(study) == []
+    assert int(picture.stem[-12:]) in prepare.load_dataset(study)["validation"]["image_id"]
+
+
+def test_a_script_without_a_main_guard_can_prepare(make_study, tmp_path):
+    """datasets starts a pool that runs the script again if it is asked for processes, even for one."""
+    study = make_study()
+    script = tmp_path / "script.py"
+    given = study.settings("data_root", "runs_root", "run_name")
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(study.root)!r})\n"
+        "from helpers import prepare\nfrom helpers.study import Study\n"
+        f"prepare.prepare_dataset(Study.load('phantom', **{given!r}))\n"
+    )
+    subprocess.run([sys.executable, str(script)], check=True, timeout=100)
+    assert len(prepare.load_dataset(study)["train"]) > 0
 
 
 def test_what_is_missing_is_said(make_study):

@@ -110,6 +110,15 @@ def test_folders_and_paths(tmp_path):
     assert Study.load(checkpoint="helpers").path("helpers") == ROOT / "helpers"
 
 
+def test_a_mistyped_local_checkpoint_stays_a_path_and_a_hub_name_a_name():
+    assert Study.load(checkpoint="data/nope").path("data/nope") == ROOT / "data" / "nope"
+    assert (
+        Study.load(checkpoint="dandelin/vilt-b32-mlm").path("dandelin/vilt-b32-mlm")
+        == "dandelin/vilt-b32-mlm"
+    )
+    assert Study.load(checkpoint="fresh-small").path("fresh-small") == "fresh-small"
+
+
 def test_settings_picks_the_named_ones():
     assert Study.load(epochs=9).settings("epochs", "seed") == {"epochs": 9, "seed": 0}
 
