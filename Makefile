@@ -3,7 +3,7 @@
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/study.py)
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV ?= .venv
 PROFILE ?= phantom
 SEED ?= 0
