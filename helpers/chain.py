@@ -145,7 +145,7 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     except (DeadKernelError, CellTimeoutError) as error:
         running.replace(failed)
         cells = enumerate(nbformat.read(failed, as_version=4).cells)
-        begun = [number for number, cell in cells if cell.get("execution_count")]
+        begun = [number for number, cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
         place = f"{source.stem}, cell {max(begun, default=0)}"
         raise ChainError(f"{place}: {error} (out of memory?)\nThe half-run notebook: {failed}") from None
     failed.unlink(missing_ok=True)
