@@ -139,6 +139,15 @@ def extract_many(folder):
     return extract_attention(model, EncodedQuestions(make_dataset(400), processor), folder, 4, shard_size=20)
 
 
+def assert_same_measures(first, second):
+    """The same shards and rows, and measures to 1e-5: the last bits of a matrix product differ between processes."""
+    assert list(read_bytes(first)) == list(read_bytes(second))
+    one, other = read_attention(first), read_attention(second)
+    assert one.questions["question_id"].tolist() == other.questions["question_id"].tolist()
+    for name in ("split", "entropy", "text_distance", "patch_distance"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
+
+
 class TestResuming:
     def test_whole_shards_are_kept_and_a_missing_one_is_made_equal(self, model, encoded, folder, tmp_path):
         for path in folder.iterdir():
@@ -146,7 +155,7 @@ class TestResuming:
         (tmp_path / "part-00002.parquet").unlink()
         kept = (tmp_path / "part-00001.parquet").stat().st_mtime_ns
         extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=5)
-        assert read_bytes(tmp_path) == read_bytes(folder)
+        assert_same_measures(tmp_path, folder)
         assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == kept
 
     def test_killed_run_continues_to_the_same_files(self, tmp_path):
@@ -161,8 +170,11 @@ class TestResuming:
             time.sleep(0.002)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        assert 3 <= len(list(folder.glob("part-*"))) < 20
-        assert read_bytes(extract_many(folder)) == read_bytes(extract_many(tmp_path / "whole"))
+        stood = {path.name: path.read_bytes() for path in folder.glob("part-*")}
+        assert 3 <= len(stood) < 20
+        extract_many(folder)
+        assert stood.items() <= read_bytes(folder).items()
+        assert_same_measures(folder, extract_many(tmp_path / "whole"))
 
 
 class TestErrors:
