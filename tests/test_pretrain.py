@@ -1,7 +1,5 @@
 """The embedded model and the recipe that makes it."""
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
@@ -23,8 +21,9 @@ def test_a_tiny_recipe_runs_saves_and_loads(tmp_path):
     assert "12 steps" in (folder / "README.md").read_text()
     again = tmp_path / "again"
     pretrain.pretrain(again, scenes=80, steps=12, batch_size=16, seed=1)
-    digests = {hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for f in (folder, again)}
-    assert len(digests) == 1
+    first, second = (ViltModel.from_pretrained(each).state_dict() for each in (folder, again))
+    for name, weights in first.items():
+        torch.testing.assert_close(weights, second[name], rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_plurals_are_spelled_with_a_suffix_piece():

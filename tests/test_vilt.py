@@ -354,7 +354,7 @@ class TestEmbedImages:
         embeds, mask = embed_images(loaded[0], pixels)
         assert mask.shape == (2, 25)
         assert mask.all()
-        assert torch.equal(embeds, embed_images(loaded[0], pixels, torch.ones(2, 64, 96))[0])
+        torch.testing.assert_close(embeds, embed_images(loaded[0], pixels, torch.ones(2, 64, 96))[0])
 
     def test_dropout_acts_in_training(self, loaded, encoded):
         batch = encoded.collate([encoded[0]])
