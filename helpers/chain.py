@@ -50,9 +50,10 @@ def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Pat
     ChainError where a notebook fails: the executed half is kept as `<name>.failed.ipynb`.
     """
     sources = list_notebooks(study.root)
-    done, key, state = [], fingerprint(list_inputs(study)), read_state(study)
+    done, state = [], read_state(study)
+    key = fingerprint([list_inputs(study), digest_helpers(study.root), parameters])
     for number, source in enumerate(sources, start=1):
-        key = fingerprint([key, parameters, digest_notebook(source), digest_helpers(study.root)])
+        key = fingerprint([key, digest_notebook(source)])
         target = study.folder("notebooks") / source.name
         took = "stands"
         if not (state["keys"].get(source.stem) == key and target.is_file()):

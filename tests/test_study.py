@@ -1,8 +1,7 @@
-"""Settings, run folders, and steps that survive being killed at any moment."""
+"""Settings, run folders, and what is written there about a run."""
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,12 +15,6 @@ import pytest
 from helpers.study import Study, describe, record_run, save_figure, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def start_python(code: str, *arguments) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 # Settings
@@ -173,5 +166,7 @@ def test_importing_study_is_quick():
     """Notebooks and make call it before anything else: no torch, pandas or transformers behind it."""
     start = time.perf_counter()
     code = "import sys, helpers.study; print(*{'torch', 'pandas', 'transformers'} & set(sys.modules))"
-    assert start_python(code).communicate()[0] == "\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+    )
     assert time.perf_counter() - start < 10
