@@ -24,6 +24,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
+from helpers.command import NAMED, add_settings, read_settings
 from helpers.report import ANSWER, read_findings
 from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
@@ -111,8 +112,12 @@ def list_notebooks(root: Path) -> list[Path]:
 
 
 def list_inputs(study: Study) -> list:
-    """Names, sizes and times of the files that come from outside: official files, pictures, checkpoint."""
-    folders = [study.path(name) for name in (study.data_root, study.checkpoint) if name]
+    """Names, sizes and times of the files that come from outside: official files, pictures, checkpoint.
+
+    A folder that the study itself downloads into is left out: it fills while the chain runs.
+    """
+    names = (None if study.download else study.data_root, study.checkpoint)
+    folders = [study.path(name) for name in names if name]
     files = [f for folder in folders for f in sorted(Path(folder).rglob("*")) if f.is_file()]
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
@@ -211,55 +216,34 @@ def render(study: Study, say) -> None:
         write_atomic(study.root / "notebooks" / "images" / f"{name}.png", picture)
 
 
-def read_arguments(words: list[str] | None) -> argparse.Namespace:
-    """The command line; empty values, as make hands them over, mean "as in the profile"."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name in ("--profile", "--run-name", "--data-root", "--checkpoint"):
-        parser.add_argument(name, default=None)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="any setting of helpers/study.py"
-    )
-    parser.add_argument("--render", action="store_true", help="run the default study into notebooks/")
-    return parser.parse_args(words)
-
-
 def main(words: list[str] | None = None) -> int:
     """Command line of `make run` and `make render`; returns the exit status."""
-    arguments = read_arguments(words)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_settings(parser)
+    parser.add_argument("--render", action="store_true", help="run the default study into notebooks/")
+    arguments = parser.parse_args(words)
     try:
-        return run_command(arguments)
-    except (ChainError, ValueError, FileNotFoundError) as error:
+        if arguments.render:
+            render(Study.load(), print)
+        else:
+            run_command(read_settings(arguments))
+    except (ChainError, ValueError, OSError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
-def run_command(arguments: argparse.Namespace) -> int:
-    """Do what the command line asks for."""
-    if arguments.render:
-        render(Study.load(), print)
-        return 0
-    unclear = [pair for pair in arguments.set if "=" not in pair]
-    if unclear:
-        raise ValueError(f"--set {unclear[0]}: expected NAME=VALUE, such as epochs=5")
-    named = {
-        name: getattr(arguments, name) or None
-        for name in ("profile", "seed", "run_name", "data_root", "checkpoint")
-    }
-    settings = named | dict(pair.split("=", 1) for pair in arguments.set)
-    study = Study.load(settings.pop("profile") or "phantom", **settings)
-    given = {name: settings.pop(name) for name in named if settings.get(name) is not None}
-    parameters = {name.upper(): getattr(study, name) for name in given}
-    if study.profile != "phantom":
-        parameters["PROFILE"] = study.profile
-    if settings := {name: value for name, value in settings.items() if value is not None}:
-        parameters["SETTINGS"] = settings
+def run_command(settings: dict) -> None:
+    """Run the chain with these settings and print its answers."""
+    study = Study.load(**settings)
+    parameters = {name.upper(): getattr(study, name) for name in NAMED if name in settings}
+    if others := {name: value for name, value in settings.items() if name not in NAMED}:
+        parameters["SETTINGS"] = others
     run_chain(study, parameters, print)
     for name, text in read_findings(study).items():
         if name.endswith(f".{ANSWER}"):
             print(f"{name[:2]}: {text}")
     print(f"read them: {study.run_dir / 'notebooks'}")
-    return 0
 
 
 if __name__ == "__main__":

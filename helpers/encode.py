@@ -11,9 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ViltProcessor
-from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 
-from helpers.vqa import load_rgb, soft_targets
+from helpers.pictures import Pictures, resize_image
+from helpers.vqa import soft_targets
 
 logger = logging.getLogger(__name__)
 
@@ -24,22 +24,34 @@ class EncodedQuestions(torch.utils.data.Dataset):
     encoded = EncodedQuestions(read_vqa(root, "val"), processor, answers=vocabulary)
     for indices, batch in encoded.batches(32): ...
 
-    dataset: columns of `read_vqa`; questions with the same image_id share one picture.
+    dataset: columns of `read_vqa` (`image` only where `pictures` is None); questions with the same image_id share one picture.
     answers: the vocabulary; with it each item carries `labels`, its soft targets.
-    `questions` is the table of the other columns, `n_truncated` how many questions were cut to the
-    model's length ([SEP] kept). Pictures take about 0.7 MB each at ViLT-B/32 size.
+    pictures: resized beforehand (`prepare.load_pictures`) and read from disk as needed; without them the data set's
+        own are decoded and resized now and kept in memory, 0.7 MB each at ViLT-B/32 size.
+    `questions` is the table of the other columns, `sizes` the (height, width) of each picture, `n_truncated` how
+    many questions were cut to the model's length ([SEP] kept).
     """
 
-    def __init__(self, dataset: Dataset, processor: ViltProcessor, answers: Sequence[str] | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: ViltProcessor,
+        answers: Sequence[str] | None = None,
+        pictures: Pictures | None = None,
+    ):
         if len(dataset) == 0:
             raise ValueError("the dataset holds no questions: nothing to encode.")
         self.processor = processor
-        self.questions = dataset.remove_columns("image").to_pandas()
+        self.questions = dataset.remove_columns({"image"} & set(dataset.column_names)).to_pandas()
         self.input_ids, self.n_truncated = encode_text(list(dataset["question"]), processor.tokenizer)
-        self.image_of, first = pd.factorize(self.questions["image_id"])
-        rows = self.questions.drop_duplicates("image_id").index.tolist()
-        assert len(first) == len(rows)
-        self.images = [resize_row(row, processor.image_processor) for row in dataset.select(rows)]
+        self.image_of, self.image_ids = pd.factorize(self.questions["image_id"])
+        if pictures is None:
+            rows = dataset.select(self.questions.drop_duplicates("image_id").index.tolist())
+            pictures = {row["image_id"]: resize_row(row, processor.image_processor) for row in rows}
+            self.sizes = [tuple(pictures[image_id].shape[1:]) for image_id in self.image_ids]
+        else:
+            self.sizes = [pictures.sizes[image_id] for image_id in self.image_ids]
+        self.pictures = pictures
         self.levels = normalise_levels(processor.image_processor)
         self.targets, self.n_answers = None, None
         if answers is not None:  # kept sparse: a question has at most ten answers of thousands
@@ -51,7 +63,8 @@ class EncodedQuestions(torch.utils.data.Dataset):
         return len(self.input_ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item = {"input_ids": self.input_ids[index], "pixels": self.images[self.image_of[index]]}
+        picture = self.pictures[self.image_ids[self.image_of[index]]]
+        item = {"input_ids": self.input_ids[index], "pixels": picture}
         if self.targets is not None:
             where, scores = self.targets[index]
             item["labels"] = torch.zeros(self.n_answers)
@@ -79,17 +92,17 @@ class EncodedQuestions(torch.utils.data.Dataset):
             batch["labels"] = torch.stack([item["labels"] for item in items])
         return batch
 
+    def weigh(self, index: int) -> tuple[int, int, int]:
+        """What makes a question costly, and batches of unlike questions padded: pixels, height, word pieces."""
+        height, width = self.sizes[self.image_of[index]]
+        return height * width, height, len(self.input_ids[index])
+
     def batches(
         self, batch_size: int, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yield (indices, batch) over all questions or some, alike in picture size and then in length."""
         chosen = range(len(self)) if indices is None else indices
-
-        def weigh(index: int) -> tuple:
-            _, height, width = self.images[self.image_of[index]].shape
-            return height * width, height, len(self.input_ids[index]), index
-
-        order = sorted((int(index) for index in chosen), key=weigh)
+        order = sorted((int(index) for index in chosen), key=lambda index: (*self.weigh(index), index))
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             yield part, self.collate([self[index] for index in part])
@@ -99,9 +112,9 @@ class EncodedQuestions(torch.utils.data.Dataset):
 
         Sattolo's algorithm (1986): one random cycle through all pictures, so none keeps its own.
         """
-        if len(self.images) < 2:
+        if len(self.sizes) < 2:
             raise ValueError("shuffling needs at least two pictures.")
-        other, generator = np.arange(len(self.images)), np.random.default_rng(seed)
+        other, generator = np.arange(len(self.sizes)), np.random.default_rng(seed)
         for last in range(len(other) - 1, 0, -1):
             swap = generator.integers(last)
             other[[last, swap]] = other[[swap, last]]
@@ -127,21 +140,6 @@ def resize_row(row: dict, image_processor) -> Tensor:
         return resize_image(row["image"], image_processor)
     except ValueError as error:
         raise ValueError(f"question_id {row['question_id']}, image_id {row['image_id']}: {error}") from None
-
-
-def resize_image(image, image_processor) -> Tensor:
-    """A picture at ViLT's size as bytes (3, height, width), pixel for pixel as the processor resizes it."""
-    picture = load_rgb(image)
-    shorter = image_processor.size["shortest_edge"]
-    longer = int(vilt_images.MAX_LONGER_EDGE / vilt_images.MAX_SHORTER_EDGE * shorter)
-    shape = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # the rule reads a shape only
-    height, width = vilt_images.get_resize_output_image_size(
-        shape, shorter, longer, image_processor.size_divisor, input_data_format="channels_first"
-    )
-    if not (height and width):
-        raise ValueError(f"a picture of {picture.width}x{picture.height} is too long and thin for ViLT.")
-    resized = np.array(picture.resize((width, height), resample=image_processor.resample))
-    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
 def normalise_levels(image_processor) -> Tensor:

@@ -29,7 +29,12 @@ COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
 
 def extract_attention(
-    model: nn.Module, encoded: EncodedQuestions, folder: str | Path, batch_size: int, shard_size: int
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    folder: str | Path,
+    batch_size: int,
+    shard_size: int,
+    process: tuple[int, int] = (0, 1),
 ) -> Path:
     """Measure the attention of every question and write one row each to folder/part-00000.parquet, ...
 
@@ -37,6 +42,7 @@ def extract_attention(
     prediction, accuracy (NaN without answers), and the measures of `attention_measures`, flattened.
     Rows are in the data set's order. Shards that stand whole are kept, so a killed run goes on where it
     was; memory holds one shard. Read the result with `read_attention`.
+    process: (number, processes), where several share the work: each measures every so many-th shard.
     Raises ValueError where the folder holds shards of other questions, another model or shard size.
     """
     if not len(encoded):
@@ -53,8 +59,11 @@ def extract_attention(
             f"{folder / strangers[0]} is none of these {len(names)} shards: empty the folder first."
         )
     source = describe_source(model, len(encoded))
-    with tqdm(total=len(encoded), desc="attention", unit="question") as progress:
-        for name, start in zip(names, starts, strict=True):
+    number, processes = process
+    mine = list(zip(names, starts, strict=True))[number::processes]
+    total = sum(min(shard_size, len(encoded) - start) for _, start in mine)
+    with tqdm(total=total, desc="attention", unit="question") as progress:
+        for name, start in mine:
             rows = range(start, min(start + shard_size, len(encoded)))
             if (folder / name).exists():
                 check_shard(folder / name, source, encoded, rows)

@@ -1,7 +1,10 @@
 """Fine-tuning ViLT with transformers' Trainer, and what it must beat: answers from the words alone."""
 
 import itertools
+import logging
+import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +12,106 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.encode import EncodedQuestions
+from helpers.prepare import encode
 from helpers.steps import hash_file, make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
-from helpers.vilt import forward_raster, load_vilt
+from helpers.vilt import forward_raster, fused_attention, load_vilt, quiet_transformers
 from helpers.vqa import build_vocabulary, soft_targets, vqa_accuracy
 
-EVALUATIONS = 8  # points on the accuracy curve
+logger = logging.getLogger(__name__)
+
+EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
+POOL = 50  # batches whose questions are sorted by picture size together
+
+
+class BucketSampler(torch.utils.data.Sampler):
+    """Random batches of questions alike in picture size, so that little is padding; the same for seed and epoch.
+
+    Questions are shuffled, sorted within pools of POOL batches, cut into batches, and these shuffled. The costliest
+    batch comes first, so that too large a batch size fails at once. What does not fill a batch waits for another
+    epoch: so a step in parts weighs every question as the whole step does.
+    """
+
+    def __init__(self, encoded: EncodedQuestions, batch_size: int, seed: int):
+        self.encoded, self.seed, self.epoch = encoded, seed, 0
+        self.batch_size = min(batch_size, len(encoded))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch, a continued one too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.encoded) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.encoded))[: len(self)].tolist()
+        pools = (sorted(pool, key=self.encoded.weigh) for pool in cut(order, POOL * self.batch_size))
+        batches = [batch for pool in pools for batch in cut(pool, self.batch_size)]
+        generator.shuffle(batches)
+        costs = [max(map(self.encoded.weigh, batch)) for batch in batches]
+        batches.insert(0, batches.pop(costs.index(max(costs))))
+        return itertools.chain.from_iterable(batches)
+
+
+def cut(items: list, size: int) -> list[list]:
+    """Consecutive parts of `size` items; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 class RasterTrainer(Trainer):
-    """Trainer whose forward pass keeps the patches in raster order (and so draws no random permutation)."""
+    """Trainer whose forward pass keeps the patches in raster order, with batches from a BucketSampler."""
+
+    def __init__(self, *args, sampler: BucketSampler, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sampler = sampler
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean over questions: accumulated ones are averaged
+        )
+
+    def _get_train_sampler(self, train_dataset=None) -> BucketSampler:
+        return self.sampler
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        outputs = forward_raster(model, inputs)
+        with self.accelerator.autocast():  # images are embedded outside of the model's own forward
+            outputs = forward_raster(model, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
+    def _get_eval_sampler(self, eval_dataset) -> list[int]:
+        return sorted(range(len(eval_dataset)), key=eval_dataset.weigh)
 
-def finetune(study: Study, data: DatasetDict) -> Path:
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, and each question's accuracy in place of its logits, which take 2.7 GB for all of VQAv2."""
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        accuracy = soft_accuracy(outputs.logits, inputs["labels"].to(outputs.logits.device))
+        return loss, accuracy, accuracy
+
+
+class StepsBar(ProgressCallback):
+    """A tqdm bar over the training steps, with the last loss and accuracy; TQDM_DISABLE silences it."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None:
+            shown = {name: logs[name] for name in ("loss", "eval_accuracy") if name in (logs or {})}
+            self.training_bar.set_postfix(shown)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """No second bar while the model is evaluated."""
+
+
+def finetune(study: Study, data: DatasetDict, once: Callable = make_once) -> Path:
     """Fine-tune the study's checkpoint with a new answer head; returns run_dir/model (model, processor, curves).
 
-    Starts from `study.checkpoint`, answers from the training questions only. A killed run continues from its
-    last epoch. `training.csv` keeps one row per log entry: step, epoch, loss, validation accuracy.
+    Starts from `study.checkpoint`, answers from the training questions only. Keeps the weights with the best
+    accuracy on the validation questions, and stops when `study.patience` evaluations brought no better ones. A
+    killed run continues from its last checkpoint. Where a GPU's memory is too small for a step, the step is divided
+    into halves until it fits. `training.csv` keeps one row per log entry: step, epoch, loss, validation accuracy.
+    once: how the step is done once; `launch` passes the form for several processes.
     """
     names = (
         "checkpoint",
@@ -43,14 +121,16 @@ def finetune(study: Study, data: DatasetDict) -> Path:
         "batch_size",
         "learning_rate",
         "head_learning_rate",
+        "precision",
+        "patience",
     )
     depends = {
         **study.settings(*names),
         "dataset": read_fingerprint(study.run_dir / "dataset"),
         "weights": _checkpoint_stamp(study),
-        "code": source_digest("finetune", "vilt", "encode"),
+        "code": source_digest("finetune", "vilt", "encode", "pictures"),
     }
-    return make_once(study.folder() / "model", lambda folder: _train(study, data, folder), depends)
+    return once(study.folder() / "model", lambda folder: _train(study, data, folder), depends)
 
 
 def load_finetuned(study: Study):
@@ -66,50 +146,93 @@ def _checkpoint_stamp(study: Study) -> dict[str, str]:
 
 
 def _train(study: Study, data: DatasetDict, folder: Path) -> None:
+    """Train, dividing the step further each time that a GPU's memory is too small for it."""
+    parts = 1 if study.device_batch_size is None else -(-study.batch_size // study.device_batch_size)
+    while True:
+        try:
+            return _train_in_parts(study, data, folder, parts)
+        except torch.cuda.OutOfMemoryError:
+            if parts >= study.batch_size or torch.distributed.is_initialized():
+                raise  # other devices would wait for this one for ever: device_batch_size is the remedy there
+        parts *= 2
+        logger.warning("the GPU's memory is too small for a step: dividing it into %d parts", parts)
+        torch.cuda.empty_cache()
+
+
+def _train_in_parts(study: Study, data: DatasetDict, folder: Path, parts: int) -> None:
+    """Train with each step divided into `parts` passes over all devices, from the last checkpoint if there is one."""
     answers = build_vocabulary(data["train"]["answers"], study.max_answers)
-    model, processor = load_vilt(study.path(study.checkpoint), study.device_name(), answers, study.seed)
-    train, validation = (EncodedQuestions(data[part], processor, answers) for part in ("train", "validation"))
-    start_bias(model, data["train"], answers)
-    steps = -(-len(train) // study.batch_size) * study.epochs
+    model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
+    train, validation = (encode(study, data[part], processor, answers) for part in ("train", "validation"))
+    start_bias(model, train)
+    trainer = RasterTrainer(
+        model=model,
+        args=build_arguments(study, folder / "checkpoints", len(train), parts),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=train.collate,
+        compute_metrics=lambda seen: {"accuracy": float(seen.predictions.mean())},
+        optimizers=(build_optimizer(model, study), None),
+        callbacks=[EarlyStoppingCallback(study.patience), StepsBar()],
+        sampler=BucketSampler(train, study.batch_size, study.seed),
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        for unfinished in checkpoints.glob("checkpoint-*"):  # the Trainer writes trainer_state.json last
+            if not (unfinished / "trainer_state.json").is_file():
+                shutil.rmtree(unfinished)
+    trainer.accelerator.wait_for_everyone()
+    with fused_attention(model), quiet_transformers():
+        trainer.train(
+            resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+        )
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            pd.DataFrame(trainer.state.log_history).to_csv(folder / "training.csv", index=False)
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            shutil.rmtree(checkpoints)
+
+
+def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) -> TrainingArguments:
+    """The Trainer's arguments for a study: each step's questions over all devices, in `parts` passes on each."""
+    on_gpu = study.device_name() != "cpu"
+    precision = study.precision
+    if precision == "auto":
+        native = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if native else "fp16" if on_gpu else "fp32"
+    steps = max(1, n_questions // study.batch_size) * study.epochs
     arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(folder),
         num_train_epochs=study.epochs,
-        per_device_train_batch_size=study.batch_size,
-        per_device_eval_batch_size=4 * study.batch_size,
+        gradient_accumulation_steps=parts,
+        fp16=precision == "fp16",
+        bf16=precision == "bf16",
         lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 10),
         max_grad_norm=1.0,
         eval_strategy="steps",
         eval_steps=max(1, steps // EVALUATIONS),
         logging_steps=max(1, steps // (4 * EVALUATIONS)),
-        save_strategy="epoch",
+        save_strategy="steps",
+        save_steps=max(1, steps // EVALUATIONS),
         save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        restore_callback_states_from_checkpoint=True,
         seed=study.seed,
-        use_cpu=study.device_name() == "cpu",
+        use_cpu=not on_gpu,
+        dataloader_num_workers=min(8, os.cpu_count()) if on_gpu else 0,
+        dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=False,
     )
-    trainer = RasterTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=train.collate,
-        compute_metrics=lambda seen: {"accuracy": soft_accuracy(*seen)},
-        optimizers=(build_optimizer(model, study), None),
-    )
-    trainer.remove_callback(PrinterCallback)
-    checkpoints = Path(arguments.output_dir)
-    for unfinished in checkpoints.glob("checkpoint-*"):  # the Trainer writes trainer_state.json last
-        if not (unfinished / "trainer_state.json").is_file():
-            shutil.rmtree(unfinished)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
-    pd.DataFrame(trainer.state.log_history).to_csv(folder / "training.csv", index=False)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    shutil.rmtree(checkpoints)
+    together = parts * arguments.world_size
+    arguments.per_device_train_batch_size = -(-study.batch_size // together)
+    arguments.per_device_eval_batch_size = 2 * arguments.per_device_train_batch_size
+    return arguments
 
 
 def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
@@ -127,18 +250,19 @@ def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
     )
 
 
-def start_bias(model: nn.Module, train: Dataset, answers: list[str]) -> None:
+def start_bias(model: nn.Module, train: EncodedQuestions) -> None:
     """Start the head's bias at the answers' log-odds, so that training need not learn the prior first."""
-    mean = np.mean([soft_targets(list(given), answers) for given in train["answers"]], axis=0).clip(
-        1e-4, 1 - 1e-4
-    )
+    total = np.zeros(train.n_answers)
+    for where, scores in train.targets:
+        total[where] += scores
+    mean = (total / len(train)).clip(1e-4, 1 - 1e-4)
     with torch.no_grad():
         model.classifier[3].bias.copy_(torch.from_numpy(np.log(mean / (1 - mean))))
 
 
-def soft_accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
-    """VQA accuracy of the top answers, in [0, 1]: the soft target of each (question, answer) argmax."""
-    return float(targets[np.arange(len(targets)), logits.argmax(axis=1)].mean())
+def soft_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """VQA accuracy of each question's top answer, in [0, 1]: logits and soft targets (question, answer) -> (question,)."""
+    return targets.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
 
 
 def score_predictions(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:

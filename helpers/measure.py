@@ -1,6 +1,7 @@
 """The study's two attention tables: of the fine-tuned model, and of its untrained twin as a null."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
@@ -12,14 +13,22 @@ from helpers.heads import box_hits
 from helpers.steps import make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
 
-CODE = ("measure", "attention", "extract", "encode", "vilt")
+CODE = ("measure", "attention", "extract", "encode", "pictures", "vilt")
 
 
-def measure_attention(study: Study, model: nn.Module, encoded: EncodedQuestions, untrained: bool = False):
-    """Measure the attention of every validation question, once, and read it: an AttentionTable.
+def measure_attention(
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    untrained: bool = False,
+    once: Callable = make_once,
+    process: tuple[int, int] = (0, 1),
+) -> AttentionTable:
+    """Measure the attention of every validation question, once, and read it.
 
     model: the fine-tuned model, or with `untrained` its `untrained_twin`. Kept in run_dir/attention (or
-    attention_untrained), in shards; a killed run continues.
+    attention_untrained), in shards; a killed run continues. once and process: how the step is done once, and which
+    share of the shards is measured here; `launch` passes the forms for several processes.
     """
     name = "attention_untrained" if untrained else "attention"
     depends = {
@@ -30,9 +39,9 @@ def measure_attention(study: Study, model: nn.Module, encoded: EncodedQuestions,
     }
 
     def extract(folder) -> None:
-        extract_attention(model, encoded, folder, study.extract_batch_size, study.shard_size)
+        extract_attention(model, encoded, folder, study.extract_batch_size, study.shard_size, process)
 
-    return read_attention(make_once(study.folder() / name, extract, depends))
+    return read_attention(once(study.folder() / name, extract, depends))
 
 
 def load_attention(study: Study, untrained: bool = False) -> AttentionTable:

@@ -3,14 +3,26 @@
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 
+from helpers.download import IMAGES_URL, QUESTIONS_URL, download_images, download_questions
+from helpers.encode import EncodedQuestions
 from helpers.phantom import read_truth, write_phantom
-from helpers.steps import fingerprint, hash_file, make_once, require, source_digest, write_atomic
+from helpers.pictures import Pictures, write_pictures
+from helpers.steps import (
+    fingerprint,
+    hash_file,
+    make_once,
+    read_fingerprint,
+    require,
+    source_digest,
+    write_atomic,
+)
 from helpers.study import Study
 from helpers.vqa import QUESTION_TYPES, check_images, load_rgb, read_vqa, split_by_image, stratified_subset
 
@@ -22,10 +34,13 @@ POOLED_SHARE = 0.4  # of the images held out where a sample's own validation fil
 def find_data(study: Study) -> Path:
     """Folder with the study's official files: `study.data_root`, or the phantom, generated where it is absent.
 
-    FileNotFoundError where data_root is no folder.
+    With `study.download` the official files that data_root lacks are fetched. FileNotFoundError where data_root is no
+    folder and nothing may be fetched; DownloadError where fetching fails.
     """
     if study.data_root is not None:
         folder = Path(study.path(study.data_root))
+        if study.download:
+            return download_questions(folder, study.questions_url or QUESTIONS_URL)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"data_root: there is no folder {study.data_root} (counted from the repository)"
@@ -47,19 +62,30 @@ def prepare_dataset(study: Study) -> Path:
 
     Validation comes from the official validation file. Where that holds fewer than `study.min_validation`
     questions (a sample), both files are pooled and a share of the *images* is held out instead; the column
-    `split` keeps the official file of each question. Further columns: `width` and `height` of the image in
-    pixels; `needs_image` (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
+    `split` keeps the official file of each question. Further columns: `picture`, the image's file under the data's
+    folder (the drawn images are fetched with `study.download`), its `width` and `height` in pixels; `needs_image`
+    (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
     """
     root = find_data(study)
-    names = ("profile", "seed", "train_per_family", "validation_per_family", "min_validation")
+    names = (
+        "profile",
+        "seed",
+        "train_per_family",
+        "validation_per_family",
+        "min_validation",
+        "download",
+        "max_missing",
+    )
     files = sorted(
         path for pattern in ("*.json", "*.zip") for path in root.glob(pattern) if path.name != "made.json"
     )
-    official = {path.name: hash_file(path) for path in files}
     depends = {
         **study.settings(*names),
-        "files": official,
-        "pictures": fingerprint([[p.name, p.stat().st_size] for p in sorted(root.glob("*2014/*"))]),
+        "files": {path.name: hash_file(path) for path in files},
+        # fetched pictures are what the questions ask for: they do not tell whether the step stands
+        "pictures": None
+        if study.download
+        else fingerprint([[p.name, p.stat().st_size] for p in sorted(root.glob("*2014/*"))]),
         "families": QUESTION_TYPES,
         "code": source_digest("prepare", "vqa"),
     }
@@ -67,26 +93,31 @@ def prepare_dataset(study: Study) -> Path:
     def draw(folder: Path) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            draw_parts().save_to_disk(folder)
+            _draw_parts(study, root).save_to_disk(folder)
         notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
         write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
 
-    def draw_parts() -> DatasetDict:
-        train, validation = (_read_split(root, split) for split in ("train", "val"))
-        if len(validation) < study.min_validation:
-            logger.info("%d validation questions: pooling both files, holding out images", len(validation))
-            halves = split_by_image(concatenate_datasets([train, validation]), POOLED_SHARE, study.seed)
-            train, validation = halves["train"], halves["validation"]
-        parts = DatasetDict(
-            train=_finish(stratified_subset(train, study.train_per_family, study.seed)),
-            validation=_finish(stratified_subset(validation, study.validation_per_family, study.seed)),
-        )
-        shared = set(parts["train"]["image_id"]) & set(parts["validation"]["image_id"])
-        if shared:
-            raise ValueError(f"{len(shared)} images are in training and in validation, like {min(shared)}")
-        return parts
-
     return make_once(study.folder() / "dataset", draw, depends)
+
+
+def _draw_parts(study: Study, root: Path) -> DatasetDict:
+    """Both parts drawn, before any image is touched; then their images fetched, checked and measured."""
+    train, validation = (_read_split(root, split) for split in ("train", "val"))
+    if len(validation) < study.min_validation:
+        logger.info("%d validation questions: pooling both files, holding out images", len(validation))
+        halves = split_by_image(concatenate_datasets([train, validation]), POOLED_SHARE, study.seed)
+        train, validation = halves["train"], halves["validation"]
+    parts = {
+        "train": stratified_subset(train, study.train_per_family, study.seed),
+        "validation": stratified_subset(validation, study.validation_per_family, study.seed),
+    }
+    del train, validation  # all of VQAv2 takes more than a GB
+    shared = set(parts["train"]["image_id"]) & set(parts["validation"]["image_id"])
+    if shared:
+        raise ValueError(f"{len(shared)} images are in training and in validation, like {min(shared)}")
+    files = sorted({name for part in parts.values() for name in part["picture"]})
+    _fetch_images(study, files, root)
+    return DatasetDict({name: _measure_images(part) for name, part in parts.items()})
 
 
 def read_notes(study: Study) -> list[str]:
@@ -99,7 +130,47 @@ def load_dataset(study: Study) -> DatasetDict:
     return load_from_disk(require(study.folder() / "dataset", made_by="01_setup"))
 
 
-def _read_split(root: Path, split: str):
+def load_pictures(study: Study, processor) -> Pictures:
+    """The pictures of the study's questions at the processor's size, resized once for all later uses.
+
+    They are kept in data/generated (0.7 MB each at ViLT-B/32 size), not in the run's folder, which may lie on a small
+    and slow drive. Where they are missing they are made again, from images fetched again with `study.download`.
+    """
+    image_processor = processor.image_processor
+    depends = {
+        "dataset": read_fingerprint(require(study.folder() / "dataset", made_by="01_setup")),
+        "size": image_processor.size["shortest_edge"],
+        "divisor": image_processor.size_divisor,
+        "resample": int(image_processor.resample),
+        "code": source_digest("pictures"),
+    }
+
+    def write(folder: Path) -> None:
+        parts = load_dataset(study).values()
+        files = {
+            key: name for part in parts for key, name in zip(part["image_id"], part["picture"], strict=True)
+        }
+        root = find_data(study)
+        _fetch_images(study, sorted(set(files.values())), root)
+        write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
+
+    folder = study.root / "data" / "generated" / f"pictures-{fingerprint(depends)[:12]}"
+    return Pictures(make_once(folder, write, depends))
+
+
+def encode(
+    study: Study, questions: Dataset, processor, answers: Sequence[str] | None = None
+) -> EncodedQuestions:
+    """Questions of `load_dataset` ready for ViLT, with pictures from `load_pictures`; answers: see EncodedQuestions."""
+    return EncodedQuestions(questions, processor, answers, load_pictures(study, processor))
+
+
+def _fetch_images(study: Study, files: list[str], root: Path) -> None:
+    if study.download:
+        download_images(files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing)
+
+
+def _read_split(root: Path, split: str) -> Dataset:
     dataset = read_vqa(root, split)
     truth = read_truth(root, split)
     known = [truth.get(number, {}) for number in dataset["question_id"]]
@@ -107,15 +178,21 @@ def _read_split(root: Path, split: str):
         "split": [split] * len(dataset),
         "needs_image": [row.get("needs_image") for row in known],
         "boxes": [row.get("boxes", []) for row in known],
+        "picture": [f"{split}2014/COCO_{split}2014_{image_id:012d}.jpg" for image_id in dataset["image_id"]],
     }
-    types = {"split": Value("string"), "needs_image": Value("bool"), "boxes": List(List(Value("int32")))}
+    types = {
+        "split": Value("string"),
+        "needs_image": Value("bool"),
+        "boxes": List(List(Value("int32"))),
+        "picture": Value("string"),
+    }
     for name, column in columns.items():
-        dataset = dataset.add_column(name, column, feature=Features({name: types[name]})[name])
+        dataset = dataset.add_column(name, column, feature=types[name])
     return dataset
 
 
-def _finish(dataset: Dataset) -> Dataset:
-    """Leave out questions whose image cannot be read, and note the size of every other image."""
+def _measure_images(dataset: Dataset) -> Dataset:
+    """Leave out questions whose image cannot be read, note the size of every other, and keep its path only."""
     dataset = check_images(dataset)
     stored = dataset.cast_column("image", datasets.Image(decode=False))
     paths = {
@@ -124,7 +201,7 @@ def _finish(dataset: Dataset) -> Dataset:
     sizes = {image_id: Image.open(path).size for image_id, path in paths.items()}
     for place, name in enumerate(("width", "height")):
         dataset = dataset.add_column(name, [sizes[image_id][place] for image_id in dataset["image_id"]])
-    return dataset
+    return dataset.remove_columns("image")
 
 
 def show_image(study: Study, row: dict) -> Image.Image:
@@ -133,7 +210,7 @@ def show_image(study: Study, row: dict) -> Image.Image:
     Photographs have licences of their own; they are shown only where `study.show_photographs` is on.
     The phantom's pictures are the project's own and always shown.
     """
-    picture = load_rgb(row["image"])
     if study.data_root is None or study.show_photographs:
-        return picture
-    return Image.new("RGB", picture.size, (200, 200, 200))
+        with Image.open(find_data(study) / row["picture"]) as picture:
+            return load_rgb(picture)
+    return Image.new("RGB", (row["width"], row["height"]), (200, 200, 200))

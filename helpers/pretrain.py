@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
 
-from helpers.encode import normalise_levels, resize_image
+from helpers.encode import normalise_levels
 from helpers.phantom import make_scene, render_scene
 from helpers.phantom_questions import ask_questions
+from helpers.pictures import resize_image
 from helpers.steps import write_atomic
 from helpers.vilt import build_image_processor, forward_raster
 from helpers.vqa import QUESTION_TYPES

@@ -26,7 +26,7 @@ def make_once(folder: Path, make: Callable[[Path], None], depends: dict) -> Path
     """
     folder = Path(folder)
     key = fingerprint(depends)
-    part = folder.with_name(f".{folder.name}.{key[:12]}.part")
+    part = part_folder(folder, depends)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(folder):
         _settle_kill(folder, keep=part)
@@ -41,6 +41,16 @@ def make_once(folder: Path, make: Callable[[Path], None], depends: dict) -> Path
             write_atomic(part / "made.json", json.dumps(made, indent=1))
         _replace_folder(part, folder)
     return folder
+
+
+def part_folder(folder: Path, depends: dict) -> Path:
+    """The hidden folder in which make_once makes `folder`."""
+    return folder.with_name(f".{folder.name}.{fingerprint(depends)[:12]}.part")
+
+
+def is_made(folder: Path, depends: dict) -> bool:
+    """Whether `folder` stands as make_once would leave it."""
+    return _is_made(folder, fingerprint(depends))
 
 
 def _replace_folder(part: Path, folder: Path) -> None:

@@ -17,21 +17,25 @@ from pathlib import Path
 
 from helpers.steps import lock_path, to_json, write_atomic
 
+# The hub's main branch holds pickled weights only; its conversion to safetensors stands in this pull request.
+VILT = "dandelin/vilt-b32-mlm@refs/pr/4"
 # What each profile sets differently from the field defaults below, which are the phantom's.
 PROFILES = {
     "phantom": {},
     "colab": dict(
-        checkpoint="dandelin/vilt-b32-mlm", data_root="data/downloads/vqav2", train_per_family=2000,
-        validation_per_family=500, epochs=4, batch_size=32, learning_rate=5e-5, head_learning_rate=5e-4,
+        checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
+        validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5, head_learning_rate=5e-4,
         extract_batch_size=32, ablation_questions=2000,
     ),
-    "full": dict(
-        checkpoint="dandelin/vilt-b32-mlm", data_root="data/downloads/vqav2", epochs=10, learning_rate=1e-4,
-        head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096, ablation_questions=5000,
+    "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
+        checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
+        learning_rate=1e-4, head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096,
+        ablation_questions=5000,
     ),
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
-MAY_BE_ZERO = ("seed", "min_validation")  # every other number must be positive
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+MAY_BE_ZERO = ("seed", "min_validation", "max_missing")  # every other number must be positive
 PLAIN_NAME = re.compile(r"\w[\w.-]*")  # no separators, no leading dot: it cannot leave its folder
 
 
@@ -45,8 +49,14 @@ class Study:
     profile: str = "phantom"  # preset that the other settings came from
     run_name: str | None = None  # folder under runs_root; None: the profile's name
     seed: int = 0  # of data, training, bootstrap; below 2**32
-    checkpoint: str = "data/phantom-vilt"  # model to start from: folder, hub name, fresh-small or fresh-b32
+    checkpoint: str = (
+        "data/phantom-vilt"  # model to start from: folder, hub name[@revision], fresh-small, fresh-b32
+    )
     data_root: str | None = None  # folder of VQAv2's official files; None: generate the phantom
+    download: bool = False  # fetch what data_root lacks: official files, and the images of the subset
+    questions_url: str | None = None  # where the official zips lie; None: VQAv2's own address
+    images_url: str | None = None  # where val2014/COCO_val2014_*.jpg and train2014/ lie; None: COCO's own
+    max_missing: float = 0.01  # share of the subset's images that may be missing there
     train_scenes: int = 1600  # generated images to train on (phantom only)
     validation_scenes: int = 500  # generated images to validate on (phantom only)
     train_per_family: int | None = None  # training questions a family at most; None or "all": all
@@ -54,7 +64,10 @@ class Study:
     max_answers: int = 3129  # answers in the vocabulary at most; ViLT's VQA head has 3129
     min_validation: int = 50  # validation questions, below which images of both official files are pooled
     epochs: int = 3  # passes over the training questions
-    batch_size: int = 64  # questions a training step
+    batch_size: int = 64  # questions a training step, over all devices
+    device_batch_size: int | None = None  # of these at once on a device; None: all, or as many as fit
+    precision: str = "auto"  # of training: auto (bf16 or fp16 on a GPU, fp32 elsewhere), fp32, fp16, bf16
+    patience: int = 3  # evaluations (8 a training) without a better accuracy, after which training stops
     learning_rate: float = 1e-3  # peak, of the transformer
     head_learning_rate: float = 3e-3  # peak, of the answer head
     extract_batch_size: int = 128  # questions a forward pass when attention is read
@@ -77,17 +90,23 @@ class Study:
         _check_plain("run_name", self.run_name)
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"setting device={self.device!r}: expected auto, cpu, cuda or cuda:N")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"setting precision={self.precision!r}: expected {', '.join(PRECISIONS)}")
         if self.seed >= 2**32:
             raise ValueError(f"setting seed={self.seed}: expected less than 2**32 (numpy's limit)")
 
     @classmethod
     def load(cls, profile: str = "phantom", **overrides) -> Study:
-        """The preset `profile` with overrides; an override of None means: as in the profile."""
+        """The preset `profile` with overrides; an override of None means: as in the profile.
+
+        A data_root of one's own is not downloaded into unless download=True is given as well.
+        """
         _check_known("profile", profile, PROFILES)
         for name in overrides:
             _check_known("setting", name, [field.name for field in fields(cls)])
         chosen = {name: value for name, value in overrides.items() if value is not None}
-        return cls(**{"profile": profile, **PROFILES[profile], **chosen})
+        own_data = {"download": False} if "data_root" in chosen else {}
+        return cls(**{"profile": profile, **PROFILES[profile], **own_data, **chosen})
 
     @property
     def root(self) -> Path:

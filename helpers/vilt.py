@@ -4,18 +4,20 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
+from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 from transformers.utils import logging as hf_logging
 
 from helpers.encode import EncodedQuestions
+from helpers.hub import check_folder, fetch_checkpoint, is_hub_name, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ def load_vilt(
 ) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
     """Load a ViLT that answers questions, in eval mode, and the processor that feeds it.
 
-    checkpoint: a folder, a hub name, or "fresh-small" / "fresh-b32" (random weights drawn from `seed`).
+    checkpoint: a folder, a hub name (`owner/repo`, or `owner/repo@revision`), or "fresh-small" / "fresh-b32"
+    (random weights drawn from `seed`).
     answers: the labels of a *new* head drawn from `seed`; None keeps the checkpoint's own head.
     Weights come from safetensors only and no code from the checkpoint is run. Pictures go through PIL
     also where torchvision is installed, so that results do not depend on it. The caller's random state
@@ -44,16 +47,17 @@ def load_vilt(
     head = {} if answers is None else name_answers(answers)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed CUDA as well
-        if checkpoint in FRESH:
-            model, processor = build_fresh(checkpoint, head)
+        if str(checkpoint) in FRESH:
+            model, processor = build_fresh(str(checkpoint), head)
         else:
             source = find_checkpoint(checkpoint)
             try:
                 model = read_model(source, head)
                 processor = read_processor(source, model.config)
-            except (OSError, RuntimeError, KeyError, SafetensorError) as error:
-                reason = str(error).strip().split("\n")[0]
-                raise OSError(f"ViLT cannot be loaded from {checkpoint}: {reason}") from None
+            except Exception as error:  # transformers, tokenizers and safetensors raise all kinds
+                if isinstance(error, ValueError) and str(source) in str(error):
+                    raise  # said by the two readers themselves
+                raise OSError(f"ViLT cannot be loaded from {source}: {shorten(error)}") from None
     if answers is not None:
         draw_head(model, seed)
     longest = model.config.max_position_embeddings
@@ -114,22 +118,19 @@ def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltPr
     return model, ViltProcessor(build_image_processor(config), tokenizer)
 
 
-def find_checkpoint(checkpoint: str | Path) -> Path | str:
-    """The checkpoint's folder, else its hub name; FileNotFoundError where a folder or its weights lack."""
+def find_checkpoint(checkpoint: str | Path) -> Path:
+    """The checkpoint's folder, fetched first where it is a hub name; OSError in one sentence if it is not whole."""
     folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        if not any(folder.glob("*.safetensors")):
-            raise FileNotFoundError(f"{folder} holds no .safetensors weights: save the model there first.")
-        return folder
-    # "data/model" has the form of a hub name; asking the hub for it takes half a minute when offline
-    is_hub_name = len(folder.parts) <= 2 and not folder.is_absolute() and not Path(folder.parts[0]).is_dir()
-    if not is_hub_name:
-        raise FileNotFoundError(f"there is no folder {checkpoint} to load ViLT from.")
-    return str(checkpoint)
+    if not folder.is_dir():  # "data/model" has the form of a hub name: its typo is no request to the hub
+        if not is_hub_name(str(checkpoint)) or Path(folder.parts[0]).is_dir():
+            raise FileNotFoundError(f"there is no folder {checkpoint} to load ViLT from.")
+        folder = fetch_checkpoint(str(checkpoint))
+    check_folder(folder)
+    return folder
 
 
-def read_model(source: Path | str, head: dict) -> ViltForQuestionAnswering:
-    """Weights of a folder or hub name, with room for the head's answers where `head` names them."""
+def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
+    """Weights of a folder, with room for the head's answers where `head` names them."""
     model, info = ViltForQuestionAnswering.from_pretrained(
         source, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
         dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **head,
@@ -143,15 +144,15 @@ def read_model(source: Path | str, head: dict) -> ViltForQuestionAnswering:
     return model
 
 
-def read_processor(source: Path | str, config: ViltConfig) -> ViltProcessor:
-    """Processor of a folder or hub name; where a folder lacks a part, a stand-in that fits `config`."""
-    held = {path.name for path in source.iterdir()} if isinstance(source, Path) else None
-    if held is None or held & {"preprocessor_config.json", "processor_config.json"}:
+def read_processor(source: Path, config: ViltConfig) -> ViltProcessor:
+    """Processor of a folder; where it lacks a part, a stand-in that fits `config`."""
+    held = {path.name for path in source.iterdir()}
+    if held & {"preprocessor_config.json", "processor_config.json"}:
         image_processor = vilt_images.ViltImageProcessorPil.from_pretrained(source)
     else:
         image_processor = build_image_processor(config)
     # without these files transformers makes a tokenizer that knows no word, and says nothing
-    if held is None or held & {"tokenizer.json", "vocab.txt"}:
+    if held & {"tokenizer.json", "vocab.txt"}:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     else:
         logger.warning("%s has no tokenizer.json or vocab.txt: a stand-in reads the questions.", source)
@@ -196,6 +197,7 @@ def embed_images(
     Returns image_embeds (batch, 1 + P, hidden), the image's [CLS] first and zeros at padding, and
     image_mask (batch, 1 + P) long, to pass as `image_embeds` and `pixel_mask`. Differentiable.
     """
+    model = getattr(model, "module", model)  # out of DistributedDataParallel
     parts = getattr(model, "vilt", model).embeddings
     config = parts.config
     if pixel_mask is None:
@@ -233,6 +235,42 @@ def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
         pixel_mask = batch["pixel_mask"].to(device) if "pixel_mask" in batch else None
         embeds, mask = embed_images(model, batch["pixel_values"].to(device), pixel_mask)
     return model(**inputs, image_embeds=embeds, pixel_mask=mask, **kwargs)
+
+
+@contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, ViLT attends with PyTorch's fused kernel, which holds no attention matrix: for training, not for looking.
+
+    with fused_attention(model):
+        forward_raster(model, batch).loss.backward()
+
+    Equal to transformers' eager form up to rounding, dropout of attention included. Asking for output_attentions
+    inside is a ValueError.
+    """
+    modules = [module for module in model.modules() if isinstance(module, ViltSelfAttention)]
+    for module in modules:
+        module.forward = partial(_attend_fused, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _attend_fused(
+    module, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions=False
+):
+    """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
+    if output_attentions:
+        raise ValueError("fused attention holds no attention matrix: leave fused_attention to look at one.")
+    shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
+    query, key, value = (
+        part(hidden_states).view(shape).transpose(1, 2) for part in (module.query, module.key, module.value)
+    )
+    mask = None if attention_mask is None else attention_mask.to(query.dtype)
+    dropout = module.dropout.p if module.training else 0.0
+    context = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return (context.transpose(1, 2).flatten(2),)
 
 
 def predict(model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64) -> pd.DataFrame:

@@ -80,10 +80,7 @@ def test_uniform_attention_of_a_real_model_scores_zero(vilt, encoded):
             torch.nn.init.zeros_(part.bias)
     for indices, batch in encoded.batches(5):
         found = attention_measures(model, batch)
-        sizes = (
-            np.array([encoded.images[encoded.image_of[i]].shape[1:] for i in indices])
-            // model.config.patch_size
-        )
+        sizes = np.array([encoded.sizes[encoded.image_of[i]] for i in indices]) // model.config.patch_size
         words = (batch["attention_mask"].sum(1) - 2).numpy()
         frame = pd.DataFrame({"n_words": words, "n_patches": sizes.prod(1)})
         frame[["grid_rows", "grid_cols"]] = sizes

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from helpers import finetune, measure, prepare
-from helpers.encode import EncodedQuestions
 from helpers.extract import extract_attention, read_attention
 from helpers.study import Study
 from helpers.vilt import load_vilt
@@ -25,7 +24,7 @@ def study(tmp_path_factory, phantom_root):
 def measured(study):
     data = prepare.load_dataset(study)["validation"]
     model, processor = finetune.load_finetuned(study)
-    encoded = EncodedQuestions(data, processor)
+    encoded = prepare.encode(study, data, processor)
     return data, model, encoded, measure.measure_attention(study, model, encoded)
 
 

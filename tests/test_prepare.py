@@ -1,17 +1,27 @@
 """The study's questions: drawn once, images on one side only, truth kept, small samples pooled."""
 
+import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from loopback import Loopback, answer
 from PIL import Image
 
 from helpers import prepare
+from helpers.download import DownloadError, download_questions
 from helpers.phantom import read_truth
 from helpers.study import Study
+from helpers.vilt import load_vilt
+from helpers.vqa import FILES
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def test_questions_keep_their_truth_and_sizes(make_study, phantom_root):
     for row in data["validation"].select(range(0, 60, 7)):
         assert row["boxes"] == truth[row["question_id"]]["boxes"]
         assert row["needs_image"] == truth[row["question_id"]]["needs_image"]
-        assert (row["width"], row["height"]) == row["image"].size
+        assert (row["width"], row["height"]) == Image.open(phantom_root / row["picture"]).size
     assert prepare.read_notes(study) == []
 
 
@@ -111,12 +121,13 @@ def test_what_is_missing_is_said(make_study):
 
 
 def test_photographs_are_shown_only_on_request(make_study, phantom_root):
-    picture = Image.effect_noise((40, 30), 90).convert("RGB")
-    hidden = prepare.show_image(make_study(), {"image": picture})
-    assert hidden.size == picture.size
-    assert len(np.unique(np.asarray(hidden))) == 1
-    shown = prepare.show_image(make_study(show_photographs=True), {"image": picture})
-    assert np.array_equal(np.asarray(shown), np.asarray(picture))
+    prepare.prepare_dataset(make_study())
+    row = prepare.load_dataset(make_study())["validation"][0]
+    hidden = prepare.show_image(make_study(), row)
+    assert hidden.size == (row["width"], row["height"])
+    assert len(hidden.getcolors()) == 1
+    shown = prepare.show_image(make_study(show_photographs=True), row)
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(phantom_root / row["picture"])))
 
 
 def test_the_phantom_is_generated_once_for_a_seed(tmp_path, monkeypatch):
@@ -128,3 +139,107 @@ def test_the_phantom_is_generated_once_for_a_seed(tmp_path, monkeypatch):
     assert made["depends"]["seed"] == 5
     assert prepare.find_data(study) == folder
     assert prepare.find_data(Study.load("phantom", train_scenes=3, validation_scenes=2, seed=6)) != folder
+
+
+@pytest.fixture
+def served(phantom_root, monkeypatch):
+    """The small phantom as the two official servers would have it: zips, and images in their folders."""
+    files = {}
+    for split in ("train", "val"):
+        for pattern, zipped in FILES.values():
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.write(phantom_root / pattern.format(split), pattern.format(split))
+            files[zipped.format(split, split.title())] = buffer.getvalue()
+    sizes = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    monkeypatch.setattr(prepare, "download_questions", partial(download_questions, files=sizes))
+    images = {
+        path.relative_to(phantom_root).as_posix(): path.read_bytes() for path in phantom_root.glob("*/*.jpg")
+    }
+    with Loopback(files | images) as server:
+        yield server
+
+
+@pytest.fixture
+def far_study(make_study, served, tmp_path):
+    def make(**settings):
+        given = {
+            "data_root": str(tmp_path / "far"),
+            "download": True,
+            "train_per_family": 4,
+            "validation_per_family": 3,
+        }
+        urls = {"questions_url": served.url, "images_url": served.url}
+        return make_study(**{**given, **urls, **settings})
+
+    return make
+
+
+def list_asked(server):
+    return sorted({name for name, _, _ in server.seen if name.endswith(".jpg")})
+
+
+def test_only_the_images_that_the_subset_needs_are_fetched(far_study, make_study, served):
+    study = far_study()
+    prepare.prepare_dataset(study)
+    data = prepare.load_dataset(study)
+    needed = sorted({name for part in data.values() for name in part["picture"]})
+    assert list_asked(served) == needed
+    assert len(needed) < 30 < 60
+    local = make_study(run_name="local", train_per_family=4, validation_per_family=3)
+    prepare.prepare_dataset(local)
+    for name, part in prepare.load_dataset(local).items():
+        assert part["question_id"] == data[name]["question_id"]
+        assert part["picture"] == data[name]["picture"]
+    before = len(served.seen)
+    prepare.prepare_dataset(study)
+    assert len(served.seen) == before, "what stands is asked for again"
+
+
+def test_a_missing_image_is_noted_and_too_many_are_an_error(far_study, served):
+    study = far_study(max_missing=0.2)
+    prepare.prepare_dataset(far_study(run_name="first"))
+    gone = list_asked(served)[0]
+    shutil.rmtree(Path(study.data_root) / "train2014")
+    served.script(gone, always=answer(404))
+    prepare.prepare_dataset(study)
+    (note,) = prepare.read_notes(study)
+    assert "missing" in note
+    assert Path(gone).name in note
+    assert gone not in prepare.load_dataset(study)["train"]["picture"]
+    with pytest.raises(DownloadError, match=r"more than the share max_missing=0\.01"):
+        prepare.prepare_dataset(far_study(max_missing=0.01))
+
+
+def test_after_a_disconnect_pictures_come_back(far_study, served, tmp_path, monkeypatch):
+    """The machine is new, only the run's folder is left (on Drive): images are fetched again when they are needed."""
+    monkeypatch.setattr(Study, "root", tmp_path / "machine")
+    study = far_study(runs_root=str(tmp_path / "drive"))
+    processor = load_vilt("fresh-small")[1]
+    prepare.prepare_dataset(study)
+    first = prepare.load_pictures(study, processor)
+    before = {key: first[key] for key in first}
+    shutil.rmtree(tmp_path / "machine")
+    shutil.rmtree(tmp_path / "far")
+    n_asked = len(served.seen)
+    data = prepare.load_dataset(study)
+    assert len(served.seen) == n_asked, "reading the questions needs no image"
+    encoded = prepare.encode(study, data["validation"], processor)
+    assert all(torch.equal(encoded.pictures[key], before[key]) for key in encoded.image_ids)
+    assert len(served.seen) > n_asked
+    shutil.rmtree(tmp_path / "far")
+    n_asked = len(served.seen)
+    prepare.load_pictures(study, processor)
+    assert len(served.seen) == n_asked, "kept pictures need no image"
+
+
+def test_no_network_is_one_sentence(far_study):
+    with pytest.raises(DownloadError, match="no connection: check the network") as caught:
+        prepare.prepare_dataset(far_study(questions_url="http://127.0.0.1:9/"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_ones_own_is_not_downloaded_into():
+    assert Study.load("colab").download
+    assert not Study.load("colab", data_root="somewhere").download
+    assert Study.load("colab", data_root="somewhere", download=True).download

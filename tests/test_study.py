@@ -27,14 +27,15 @@ def test_profiles_differ_where_they_should():
     assert (phantom.data_root, phantom.checkpoint) == (None, "data/phantom-vilt")
     assert (colab.train_per_family, colab.validation_per_family) == (2000, 500)
     assert (full.train_per_family, full.validation_per_family) == (None, None)
-    assert colab.checkpoint == full.checkpoint == "dandelin/vilt-b32-mlm"
+    assert colab.checkpoint == full.checkpoint == "dandelin/vilt-b32-mlm@refs/pr/4"
+    assert (phantom.download, colab.download, full.download) == (False, True, True)
     with pytest.raises(dataclasses.FrozenInstanceError):
         phantom.epochs = 4
 
 
 def test_overrides_win_and_none_means_as_in_the_profile():
     study = Study.load("colab", epochs=7, batch_size=None, run_name="mine")
-    assert (study.epochs, study.batch_size, study.run_name) == (7, 32, "mine")
+    assert (study.epochs, study.batch_size, study.run_name) == (7, 64, "mine")
     assert Study.load("colab", train_per_family="all").train_per_family is None
 
 
@@ -99,7 +100,8 @@ def test_folders_and_paths(tmp_path):
     assert Study.load().run_dir == ROOT / "runs" / "phantom"
     assert study.path("data/vqav2") == ROOT / "data" / "vqav2"
     assert study.path(tmp_path) == tmp_path
-    assert Study.load("colab").path("dandelin/vilt-b32-mlm") == "dandelin/vilt-b32-mlm"
+    colab = Study.load("colab")
+    assert colab.path(colab.checkpoint) == colab.checkpoint, "a hub name is no path"
     assert Study.load(checkpoint="helpers").path("helpers") == ROOT / "helpers"
 
 

@@ -237,7 +237,7 @@ class TestEncodedQuestions:
 
     def test_a_picture_is_decoded_once(self, dataset, loaded, monkeypatch):
         calls = []
-        monkeypatch.setattr("helpers.encode.load_rgb", lambda image: calls.append(1) or load_rgb(image))
+        monkeypatch.setattr("helpers.pictures.load_rgb", lambda image: calls.append(1) or load_rgb(image))
         encoded = EncodedQuestions(dataset, loaded[1])
         assert len(calls) == 6
         assert encoded[0]["pixels"].data_ptr() == encoded[6]["pixels"].data_ptr()
@@ -289,7 +289,7 @@ class TestEncodedQuestions:
         assert {b for _, b in pairs} == set(range(6))
         assert np.array_equal(shuffled.image_of, encoded.shuffle_images(seed).image_of)
         assert torch.equal(shuffled[7]["input_ids"], encoded[7]["input_ids"])
-        assert shuffled[7]["pixels"] is encoded.images[shuffled.image_of[7]]
+        assert shuffled[7]["pixels"] is encoded.pictures[encoded.image_ids[shuffled.image_of[7]]]
 
     def test_clear_errors(self, dataset, loaded):
         with pytest.raises(ValueError, match="holds no questions"):

@@ -1,0 +1,179 @@
+"""A web server on the loopback, whose misbehaviour is scripted for each path."""
+
+import functools
+import ssl
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Loopback:
+    """`with Loopback({"a.zip": data}) as server: server.script("a.zip", cut_after(100), answer(503))`.
+
+    Each request takes the next behaviour of its path's script; afterwards, and without one, the file is served
+    as a good server does. `seen` lists the requests: (name, headers, seconds since the start).
+    """
+
+    def __init__(self, files: dict[str, bytes], certificate=None):
+        self.files, self.scripts, self.seen = dict(files), {}, []
+        self.lock, self.closing, self.active, self.most_active = threading.Lock(), threading.Event(), 0, 0
+        self.start = time.monotonic()
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, self))
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.httpd.socket = context.wrap_socket(self.httpd.socket, server_side=True)
+        self.url = f"http{'s' * bool(certificate)}://127.0.0.1:{self.httpd.server_port}/"
+
+    def __enter__(self):
+        threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.closing.set()
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+    def script(self, name: str, *behaviours, always=None) -> None:
+        """What the next requests for `name` meet, one each, and what every later one does."""
+        self.scripts[name] = (list(behaviours), always or serve)
+
+    def asked(self, name: str) -> list[dict]:
+        """Headers of the requests for `name`, in order."""
+        return [headers for seen, headers, _ in self.seen if seen == name]
+
+    def times(self, name: str) -> list[float]:
+        return [seconds for seen, _, seconds in self.seen if seen == name]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 20
+
+    def __init__(self, loopback, *args):
+        self.loopback = loopback
+        super().__init__(*args)
+
+    def log_message(self, *_):
+        pass
+
+    def handle(self):
+        try:
+            super().handle()
+        except (ConnectionError, ssl.SSLError):
+            self.close_connection = True
+
+    def do_GET(self):
+        server, name = self.loopback, self.path.lstrip("/")
+        with server.lock:
+            server.seen.append((name, dict(self.headers), time.monotonic() - server.start))
+            server.active += 1
+            server.most_active = max(server.active, server.most_active)
+            behaviours, later = server.scripts.get(name, ([], serve))
+            behave = behaviours.pop(0) if behaviours else later
+        try:
+            behave(self, server.files.get(name))
+        finally:
+            with server.lock:
+                server.active -= 1
+
+    def send(self, status: int, data: bytes = b"", length: int | None = None, **headers) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def find_rest(handler, data: bytes, etag: str) -> tuple[int, int, dict]:
+    """Status, first byte and headers of a good server's answer, which honours Range and If-Range."""
+    headers = {"ETag": etag, "Accept-Ranges": "bytes"}
+    asked = handler.headers.get("Range")
+    if not asked or handler.headers.get("If-Range", etag) != etag:
+        return 200, 0, headers
+    start = int(asked.removeprefix("bytes=").removesuffix("-"))
+    if start >= len(data):
+        return 416, len(data), headers | {"Content_Range": f"bytes */{len(data)}"}
+    return 206, start, headers | {"Content_Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+
+
+def serve(handler, data, etag='"one"') -> None:
+    if data is None:
+        return handler.send(404, b"<html>not here</html>")
+    status, start, headers = find_rest(handler, data, etag)
+    handler.send(status, data[start:], **headers)
+
+
+def answer(status: int, body: bytes = b"<html>no</html>", **headers):
+    return lambda handler, data: handler.send(status, body, **headers)
+
+
+def cut_after(count: int, etag='"one"'):
+    """Announces all bytes that were asked for, sends `count` of them and hangs up."""
+
+    def behave(handler, data):
+        status, start, headers = find_rest(handler, data, etag)
+        handler.send(status, data[start : start + count], len(data) - start, **headers)
+        handler.close_connection = True
+
+    return behave
+
+
+def stall_after(count: int):
+    def behave(handler, data):
+        cut_after(count)(handler, data)
+        handler.wfile.flush()
+        handler.loopback.closing.wait(10)
+
+    return behave
+
+
+def trickle(chunk: int, seconds: float):
+    """Serves in small pieces, with a pause after each."""
+
+    def behave(handler, data):
+        status, start, headers = find_rest(handler, data, '"one"')
+        handler.send(status, b"", len(data) - start, **headers)
+        for begin in range(start, len(data), chunk):
+            handler.wfile.write(data[begin : begin + chunk])
+            if handler.loopback.closing.wait(seconds):
+                break
+
+    return behave
+
+
+def hang_up(handler, data) -> None:
+    handler.close_connection = True
+
+
+def ignore_range(handler, data) -> None:
+    handler.send(200, data)
+
+
+def send_other(other: bytes, **headers):
+    """Serves other bytes, whole, whatever was asked for."""
+    return lambda handler, data: handler.send(200, other, **headers)
+
+
+def misstate_length(difference: int):
+    def behave(handler, data):
+        handler.send(200, data, len(data) + difference)
+        handler.close_connection = True
+
+    return behave
+
+
+def omit_length(handler, data) -> None:
+    """As HTTP/1.0 does: the end of the connection is the end of the file."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+def send_chunked(handler, data) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data))
