@@ -87,7 +87,7 @@ def download_questions(folder: Path, base_url: str = QUESTIONS_URL, files: Mappi
         return [name for name in files if not (folder / JSON_OF[name]).is_file()]
 
     if not list_absent():
-        return folder  # without a lock: it may be read-only
+        return folder
     needed = DISK_RATIO * sum(files[name][0] for name in list_absent())
     with _use_folder(folder, lambda: needed), requests.Session() as session:
         for name in tqdm(list_absent(), desc="question files", unit="file"):
@@ -150,7 +150,7 @@ def download_images(
         return [name for name in names if not (folder / name).is_file()]
 
     if not list_absent():
-        return []  # without a lock: it may be read-only
+        return []
     with _use_folder(folder, lambda: len(list_absent()) * IMAGE_BYTES):
         targets = {folder / name: _join_url(base_url, name) for name in list_absent()}
         lacking = _fetch_images(targets, workers, bearable=max(max_missing * len(names), GIVE_UP))
@@ -183,7 +183,7 @@ def _fetch_images(targets: Mapping[Path, str], workers: int, bearable: float) ->
                         lacking[futures[future]] = error.lacking
                     if len(lacking) == done > bearable:
                         break
-        finally:  # on an error or Ctrl-C: what waits is dropped, what runs ends at its next bytes
+        finally:  # on an error or Ctrl-C: what waits is dropped, what runs ends after its next CHUNK
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return lacking
@@ -270,7 +270,7 @@ class _Transfer:
             timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
             response = self.session.get(self.url, headers=headers, stream=True, timeout=timeout)
         with response:
-            have, total = self.read_head(response, have)
+            have = self.read_head(response, have)
             with self.part.open("ab" if have else "wb") as file:
                 for chunk in _read_chunks(response, self.url):
                     if self.stop.is_set():
@@ -280,11 +280,9 @@ class _Transfer:
                     have += len(chunk)
                     if self.size is not None and have > self.size:
                         return  # verify says so
-        if total is not None and have < total:
-            raise self.fail(f"ended after {have} of {total} bytes: run this again", ATTEMPTS)
 
-    def read_head(self, response: requests.Response, have: int) -> tuple[int, int | None]:
-        """Where the answer's bytes begin, and how many the file has (None: not said); else a DownloadError."""
+    def read_head(self, response: requests.Response, have: int) -> int:
+        """Where the answer's bytes begin: after `have`, or at 0. DownloadError if it has none."""
         status, headers = response.status_code, response.headers
         begins = headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if have and (status == 416 or (status == 206 and not begins)):
@@ -297,12 +295,9 @@ class _Transfer:
             raise self.fail(f"is not there (HTTP {status}): check the address", lacking=f"HTTP {status}")
         if status not in ((200, 206) if have else (200,)):
             raise self.fail(f"is refused (HTTP {status}): check the address")
-        have = have if status == 206 else 0
-        etag, length = headers.get("ETag", "W/"), headers.get("Content-Length", "")
-        # A weak tag (W/) vouches for no byte.
+        etag = headers.get("ETag", "W/")  # a weak one vouches for no byte
         self.validator = headers.get("Last-Modified") if etag.startswith("W/") else etag
-        counts = length.isdecimal() and "Content-Encoding" not in headers
-        return have, have + int(length) if counts else None
+        return have if status == 206 else 0
 
     def verify(self) -> None:
         """DownloadError, and no part, unless the part is all that the file should be."""
@@ -325,6 +320,7 @@ class _Transfer:
 
 
 def _read_chunks(response: requests.Response, url: str) -> Iterator[bytes]:
+    """The bytes as they come; urllib3 counts them against Content-Length."""
     with _explain_network(url):
         yield from response.iter_content(CHUNK)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -88,8 +90,13 @@ def _discard(path: Path, folder: Path) -> None:
 
 
 def lock_path(path: Path) -> FileLock:
-    """Keeps other processes from working on `path`; the lock of a killed process is gone with it."""
-    return FileLock(path.with_name(f".{path.name}.lock"))
+    """Keeps other processes of this machine from working on `path`; the lock of a killed process is gone with it.
+
+    The lock lies in the machine's own temporary folder: on a mounted drive it could outlive the machine.
+    """
+    folder = Path(tempfile.gettempdir()) / f"vilt-attention-{getpass.getuser()}"
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]}.lock")
 
 
 def _read_made(folder: Path) -> dict | None:

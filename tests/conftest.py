@@ -28,6 +28,8 @@ def tidy_figures():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # ipywidgets 7.7 (Colab's) under a newer ipykernel
+        warnings.filterwarnings("ignore", message=".*ipykernel.comm.Comm.* deprecated")
         yield
     left = plt.get_fignums()
     plt.close("all")

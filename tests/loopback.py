@@ -17,8 +17,8 @@ class Loopback:
     def __init__(self, files: dict[str, bytes], certificate=None):
         self.files, self.scripts, self.seen = dict(files), {}, []
         self.lock, self.closing, self.active, self.most_active = threading.Lock(), threading.Event(), 0, 0
-        self.start = time.monotonic()
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, self))
+        self.start, self.sent = time.monotonic(), 0
+        self.httpd = Server(("127.0.0.1", 0), functools.partial(Handler, self))
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -46,6 +46,10 @@ class Loopback:
         return [seconds for seen, _, seconds in self.seen if seen == name]
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # with the usual 5, some of 16 connections at once come a second late
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 20
@@ -64,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self):
-        server, name = self.loopback, self.path.lstrip("/")
+        server, name = self.loopback, self.path[1:]
         with server.lock:
             server.seen.append((name, dict(self.headers), time.monotonic() - server.start))
             server.active += 1
@@ -162,6 +166,16 @@ def misstate_length(difference: int):
         handler.close_connection = True
 
     return behave
+
+
+def send_on_and_on(handler, data) -> None:
+    """50 MB, of which the loopback keeps count, without saying so beforehand."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    for _ in range(800):
+        handler.wfile.write(bytes(1 << 16))
+        handler.loopback.sent += 1 << 16
 
 
 def omit_length(handler, data) -> None:
