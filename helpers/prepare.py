@@ -100,8 +100,8 @@ def prepare_dataset(study: Study) -> Path:
     return make_once(study.folder() / "dataset", draw, depends)
 
 
-def _draw_parts(study: Study, root: Path) -> DatasetDict:
-    """Both parts drawn, before any image is touched; then their images fetched, checked and measured."""
+def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
+    """`train` and `validation` as they are drawn from the official files under `root`, before any image is touched."""
     train, validation = (_read_split(root, split) for split in ("train", "val"))
     if len(validation) < study.min_validation:
         logger.info("%d validation questions: pooling both files, holding out images", len(validation))
@@ -111,12 +111,15 @@ def _draw_parts(study: Study, root: Path) -> DatasetDict:
         "train": stratified_subset(train, study.train_per_family, study.seed),
         "validation": stratified_subset(validation, study.validation_per_family, study.seed),
     }
-    del train, validation  # all of VQAv2 takes more than a GB
     shared = set(parts["train"]["image_id"]) & set(parts["validation"]["image_id"])
     if shared:
         raise ValueError(f"{len(shared)} images are in training and in validation, like {min(shared)}")
-    files = sorted({name for part in parts.values() for name in part["picture"]})
-    _fetch_images(study, files, root)
+    return parts
+
+
+def _draw_parts(study: Study, root: Path) -> DatasetDict:
+    parts = draw_subset(study, root)
+    _fetch_images(study, sorted({name for part in parts.values() for name in part["picture"]}), root)
     return DatasetDict({name: _measure_images(part) for name, part in parts.items()})
 
 

@@ -25,12 +25,12 @@ PROFILES = {
     "colab": dict(
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5, head_learning_rate=5e-4,
-        extract_batch_size=32, ablation_questions=2000,
+        extract_batch_size=32, ablation_questions=300,
     ),
     "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
         learning_rate=1e-4, head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096,
-        ablation_questions=5000,
+        ablation_questions=1000,
     ),
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "datasets", "numpy")

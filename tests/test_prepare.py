@@ -17,7 +17,8 @@ from loopback import Loopback, answer
 from PIL import Image
 
 from helpers import prepare
-from helpers.download import DownloadError, download_questions
+from helpers.download import download_questions
+from helpers.fetch import DownloadError
 from helpers.phantom import read_truth
 from helpers.study import Study
 from helpers.vilt import load_vilt
