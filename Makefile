@@ -36,7 +36,8 @@ render: $(VENV)/made
 	$(BIN)/python -m helpers.chain --render
 
 bench: $(VENV)/made
-	$(BIN)/python benchmarks/bench_extract.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)")
+	for name in extract prepare train; do \
+		$(BIN)/python benchmarks/bench_$$name.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") || exit 1; done
 
 pretrain: $(VENV)/made
 	$(BIN)/python -m helpers.pretrain

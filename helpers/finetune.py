@@ -249,12 +249,15 @@ def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():
         groups.setdefault((name.startswith("classifier"), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
-        {
-            "params": parameters,
-            "lr": study.head_learning_rate if is_head else study.learning_rate,
-            "weight_decay": 0.01 if is_matrix else 0.0,
-        }
-        for (is_head, is_matrix), parameters in groups.items()
+        [
+            {
+                "params": parameters,
+                "lr": study.head_learning_rate if is_head else study.learning_rate,
+                "weight_decay": 0.01 if is_matrix else 0.0,
+            }
+            for (is_head, is_matrix), parameters in groups.items()
+        ],
+        fused=True,
     )
 
 

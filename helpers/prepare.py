@@ -18,7 +18,7 @@ from helpers.steps import (
     fingerprint,
     hash_file,
     make_once,
-    read_fingerprint,
+    read_depends,
     require,
     source_digest,
     write_atomic,
@@ -139,9 +139,12 @@ def load_pictures(study: Study, processor) -> Pictures:
     They are kept in data/generated (0.7 MB each at ViLT-B/32 size), not in the run's folder, which may lie on a small
     and slow drive. Where they are missing they are made again, from images fetched again with `study.download`.
     """
-    image_processor = processor.image_processor
-    depends = {
-        "dataset": read_fingerprint(require(study.folder() / "dataset", made_by="01_setup")),
+    image_processor, parts = processor.image_processor, load_dataset(study).values()
+    files = {key: name for part in parts for key, name in zip(part["image_id"], part["picture"], strict=True)}
+    source = read_depends(study.run_dir / "dataset")
+    depends = {  # nothing of the questions: studies that ask about the same images share them
+        "names": fingerprint(sorted(files.values())),
+        "source": {name: source[name] for name in ("files", "pictures")},
         "size": image_processor.size["shortest_edge"],
         "divisor": image_processor.size_divisor,
         "resample": int(image_processor.resample),
@@ -149,12 +152,8 @@ def load_pictures(study: Study, processor) -> Pictures:
     }
 
     def write(folder: Path) -> None:
-        parts = load_dataset(study).values()
-        files = {
-            key: name for part in parts for key, name in zip(part["image_id"], part["picture"], strict=True)
-        }
         root = find_data(study)
-        _fetch_images(study, sorted(set(files.values())), root)
+        _fetch_images(study, sorted(files.values()), root)
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
     folder = study.root / "data" / "generated" / f"pictures-{fingerprint(depends)[:12]}"

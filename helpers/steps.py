@@ -141,6 +141,12 @@ def read_fingerprint(folder: Path) -> str:
     return made["fingerprint"]
 
 
+def read_depends(folder: Path) -> dict:
+    """What a folder that make_once made depends on; FileNotFoundError if there is none."""
+    read_fingerprint(folder)
+    return _read_made(Path(folder))["depends"]
+
+
 def require(folder: Path, made_by: str) -> Path:
     """`folder` if make_once has made it, else a FileNotFoundError that says which notebook makes it."""
     folder = Path(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers.chain import WIDGET, list_notebooks, run_chain
+from helpers.chain import WIDGET, ChainError, execute, list_notebooks, run_chain
 from helpers.report import read_findings
 from helpers.study import Study
 
@@ -69,6 +69,19 @@ def test_the_chain_runs_on_real_questions_and_photographs(tmp_path, checkpoint):
     assert "[" in findings["02.answer"], "no interval"
     assert "does not say which questions need the image" in findings["02.controls"]
     assert "does not say where the answer lies" in findings["03.boxes"]
+
+
+@pytest.mark.parametrize(("notebook", "maker"), [("02_finetune", "01_setup"), ("05_head_roles", "01_setup")])
+def test_a_notebook_opened_alone_says_which_one_to_run_first(tmp_path, notebook, maker):
+    settings = {"runs_root": str(tmp_path)}
+    with pytest.raises(
+        ChainError, match=rf"{notebook}, cell \d+ .*run notebooks/{maker}\.ipynb with RUN_NAME='alone'"
+    ):
+        execute(
+            ROOT / "notebooks" / f"{notebook}.ipynb",
+            tmp_path / "out.ipynb",
+            {"RUN_NAME": "alone", "SETTINGS": settings},
+        )
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

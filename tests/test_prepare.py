@@ -244,3 +244,16 @@ def test_a_folder_of_ones_own_is_not_downloaded_into():
     assert Study.load("colab").download
     assert not Study.load("colab", data_root="somewhere").download
     assert Study.load("colab", data_root="somewhere", download=True).download
+
+
+def test_studies_about_the_same_images_share_their_pictures(far_study, served, tmp_path, monkeypatch):
+    """Another seed of a study of all questions resizes nothing again; another subset does."""
+    monkeypatch.setattr(Study, "root", tmp_path / "machine")
+    processor = load_vilt("fresh-small")[1]
+    folders = []
+    for number, settings in enumerate(({"seed": 1}, {"seed": 2}, {"train_per_family": 2})):
+        all_questions = {"train_per_family": "all", "validation_per_family": "all"}
+        study = far_study(run_name=f"run{number}", **{**all_questions, **settings})
+        prepare.prepare_dataset(study)
+        folders.append(prepare.load_pictures(study, processor).folder)
+    assert folders[0] == folders[1] != folders[2]
