@@ -30,9 +30,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.encode import EncodedQuestions
-from helpers.finetune import BucketSampler, build_optimizer, choose_precision, cut
+from helpers.finetune import build_optimizer, choose_precision
 from helpers.pictures import Pictures, write_pictures
 from helpers.study import Study
+from helpers.trainer import BucketSampler, cut
 from helpers.vilt import forward_raster, fused_attention, load_vilt
 from helpers.vqa import read_vqa
 
@@ -58,17 +59,11 @@ def make_questions(root: str | None, folder: Path, count: int) -> tuple[Dataset,
     return Dataset.from_dict(rows), files
 
 
-def measure_memory(run: Callable[[], None]) -> float:
-    """Most GPU memory held while `run` runs, beyond what was held before, in GB."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
-
-
-def measure_alone(name: str, arguments: list[str]) -> float:
-    """The same for a loop on the CPU, in a process of its own, whose memory no earlier loop has grown."""
-    command = [sys.executable, __file__, *arguments, "--only", name]
+def measure_alone(name: str, options: argparse.Namespace, batch_size: int) -> float:
+    """Most memory that a pass adds to the loaded model, in GB, in a process that no earlier loop has grown."""
+    command = [sys.executable, __file__, "--only", name, "--batch-size", str(batch_size)]
+    command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+    command += ["--data-root", options.data_root] if options.data_root else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -145,10 +140,7 @@ def bench(loops: dict[str, Callable[[], None]], steps: int, rounds: int) -> dict
 def report(loops: dict, options: argparse.Namespace, batch_size: int) -> None:
     """Time and memory of every loop, and their ratios to the stock loop."""
     speed = bench(loops, options.steps, options.rounds)
-    if torch.cuda.is_available():
-        held = {name: measure_memory(run) for name, run in loops.items()}
-    else:
-        held = {name: measure_alone(name, sys.argv[1:]) for name in loops}
+    held = {name: measure_alone(name, options, batch_size) for name in loops}
     print(f"batch {batch_size}, {options.steps} steps:   steps/s   x stock    added memory   x stock")
     for name in loops:
         print(
@@ -181,16 +173,26 @@ def main() -> None:
             encoded = EncodedQuestions(data, processor, ANSWERS, kept)
             loops = list_loops(model, processor, encoded, files, batch_size, device)
             if options.only:
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is held now
-                before = read_peak()
+                before = reset_peak()
                 loops[options.only]()
                 print(read_peak() - before)
             else:
                 report(loops, options, batch_size)
 
 
+def reset_peak() -> float:
+    """Let the peak start from what is held now; returns it, in GB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
+    return read_peak()
+
+
 def read_peak() -> float:
-    """Most memory that this process has held since its peak was reset, in GB (Linux)."""
+    """Most memory held since the peak was reset, in GB: the GPU's, or else this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
 

@@ -9,15 +9,20 @@ The second command, with the same settings, finds these steps made and goes on w
 import argparse
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from helpers import finetune, measure, prepare
 from helpers.command import add_settings, read_settings
-from helpers.steps import is_made, make_once, part_folder
+from helpers.steps import make_once, part_folder, settle_step
 from helpers.study import Study
+
+WAIT = timedelta(days=1)  # that processes wait for each other: the first downloads while the others stand by
 
 
 def make_together(state: PartialState, folder: Path, make: Callable[[Path], None], depends: dict) -> Path:
@@ -31,9 +36,9 @@ def make_together(state: PartialState, folder: Path, make: Callable[[Path], None
         make(part)
         state.wait_for_everyone()  # nobody writes into it any more
 
-    stands = is_made(folder, depends)
-    state.wait_for_everyone()  # all have looked before anyone writes
-    if state.is_main_process and not stands:
+    decision = [settle_step(folder, depends) if state.is_main_process else None]
+    (stands,) = broadcast_object_list(decision)  # one looks, and all do the same
+    if state.is_main_process:
         make_once(folder, take_part, depends)
     elif not stands:
         take_part(part_folder(folder, depends))
@@ -43,7 +48,9 @@ def make_together(state: PartialState, folder: Path, make: Callable[[Path], None
 
 def run_steps(study: Study) -> None:
     """Prepare, fine-tune and measure a study with all processes that accelerate has started."""
-    state = PartialState(cpu=study.device_name() == "cpu")
+    state = PartialState(cpu=study.device_name() == "cpu", timeout=WAIT)
+    if state.is_main_process:
+        print(f"{state.num_processes} processes on {state.device.type}")
     once, process = partial(make_together, state), (state.process_index, state.num_processes)
     with state.main_process_first():
         prepare.prepare_dataset(study)
@@ -65,6 +72,9 @@ def main(words: list[str] | None = None) -> int:
         run_steps(Study.load(**read_settings(parser.parse_args(words))))
     except (ValueError, OSError) as error:
         print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except torch.cuda.OutOfMemoryError:
+        print("stopped: a GPU's memory is too small; --set device_batch_size=... less", file=sys.stderr)
         return 1
     return 0
 

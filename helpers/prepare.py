@@ -24,7 +24,16 @@ from helpers.steps import (
     write_atomic,
 )
 from helpers.study import Study
-from helpers.vqa import QUESTION_TYPES, check_images, load_rgb, read_vqa, split_by_image, stratified_subset
+from helpers.vqa import (
+    FILES,
+    QUESTION_TYPES,
+    SPLITS,
+    check_images,
+    load_rgb,
+    read_vqa,
+    split_by_image,
+    stratified_subset,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,20 +76,13 @@ def prepare_dataset(study: Study) -> Path:
     (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
     """
     root = find_data(study)
-    names = (
-        "profile",
-        "seed",
-        "train_per_family",
-        "validation_per_family",
-        "min_validation",
-        "download",
-        "max_missing",
-    )
-    files = sorted(
-        path for pattern in ("*.json", "*.zip") for path in root.glob(pattern) if path.name != "made.json"
-    )
+    files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
+    if {pattern.format(split) for pattern, _ in FILES.values() for split in SPLITS} - {
+        path.name for path in files
+    }:
+        files += sorted(root.glob("*.zip"))  # read where the unpacked file is absent
     depends = {
-        **study.settings(*names),
+        **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
         "files": {path.name: hash_file(path) for path in files},
         # fetched pictures are what the questions ask for: they do not tell whether the step stands
         "pictures": None
@@ -153,7 +155,11 @@ def load_pictures(study: Study, processor) -> Pictures:
 
     def write(folder: Path) -> None:
         root = find_data(study)
-        _fetch_images(study, sorted(files.values()), root)
+        if gone := _fetch_images(study, sorted(files.values()), root):
+            raise FileNotFoundError(
+                f"{len(gone)} of the study's images are no longer served, like {gone[0]}: run this again later, or delete "
+                f"{study.run_name}/dataset to draw the questions without them"
+            )
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
     folder = study.root / "data" / "generated" / f"pictures-{fingerprint(depends)[:12]}"
@@ -167,9 +173,11 @@ def encode(
     return EncodedQuestions(questions, processor, answers, load_pictures(study, processor))
 
 
-def _fetch_images(study: Study, files: list[str], root: Path) -> None:
-    if study.download:
-        download_images(files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing)
+def _fetch_images(study: Study, files: list[str], root: Path) -> list[str]:
+    """Fetch what lacks of these, where the study may; returns those that are not served."""
+    if not study.download:
+        return []
+    return download_images(files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing)
 
 
 def _read_split(root: Path, split: str) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
@@ -50,9 +49,13 @@ def part_folder(folder: Path, depends: dict) -> Path:
     return folder.with_name(f".{folder.name}.{fingerprint(depends)[:12]}.part")
 
 
-def is_made(folder: Path, depends: dict) -> bool:
-    """Whether `folder` stands as make_once would leave it."""
-    return _is_made(folder, fingerprint(depends))
+def settle_step(folder: Path, depends: dict) -> bool:
+    """Settle what a killed make_once left; whether it is then done, so that another would not call `make`."""
+    key, part = fingerprint(depends), part_folder(folder, depends)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock_path(folder):
+        _settle_kill(folder, keep=part)
+        return _is_made(folder, key) or _is_made(part, key)
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
@@ -94,7 +97,9 @@ def lock_path(path: Path) -> FileLock:
 
     The lock lies in the machine's own temporary folder: on a mounted drive it could outlive the machine.
     """
-    folder = Path(tempfile.gettempdir()) / f"vilt-attention-{getpass.getuser()}"
+    folder = (
+        Path(tempfile.gettempdir()) / f"vilt-attention-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
+    )
     folder.mkdir(exist_ok=True)
     return FileLock(folder / f"{hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]}.lock")
 

@@ -67,7 +67,7 @@ class Study:
     batch_size: int = 64  # questions a training step, over all devices
     device_batch_size: int | None = None  # of these at once on a device; None: all, or as many as fit
     precision: str = "auto"  # of training: auto (bf16 or fp16 on a GPU, fp32 elsewhere), fp32, fp16, bf16
-    patience: int = 3  # evaluations (8 a training) without a better accuracy, after which training stops
+    patience: int = 3  # evaluations (of about 8) without a better accuracy, after which training stops
     learning_rate: float = 1e-3  # peak, of the transformer
     head_learning_rate: float = 3e-3  # peak, of the answer head
     extract_batch_size: int = 128  # questions a forward pass when attention is read
@@ -77,7 +77,9 @@ class Study:
     show_photographs: bool = (
         False  # show photographs in figures (their licences differ); the phantom always is
     )
-    device: str = "auto"  # auto (cuda where there is one), cpu, cuda or cuda:N
+    device: str = (
+        "auto"  # auto (cuda where there is one), cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs
+    )
     runs_root: str = "runs"  # folder of all runs
 
     def __post_init__(self):
@@ -88,8 +90,9 @@ class Study:
         if self.run_name is None:
             object.__setattr__(self, "run_name", self.profile)
         _check_plain("run_name", self.run_name)
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"setting device={self.device!r}: expected auto, cpu, cuda or cuda:N")
+        if self.device not in ("auto", "cpu", "cuda"):
+            hint = "; CUDA_VISIBLE_DEVICES chooses among GPUs" if self.device.startswith("cuda") else ""
+            raise ValueError(f"setting device={self.device!r}: expected auto, cpu or cuda{hint}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"setting precision={self.precision!r}: expected {', '.join(PRECISIONS)}")
         if self.seed >= 2**32:
@@ -132,13 +135,13 @@ class Study:
         return path
 
     def device_name(self) -> str:
-        """The device to compute on, "cpu" or "cuda" (or "cuda:N"); ValueError if it is not there."""
+        """The device to compute on, "cpu" or "cuda"; ValueError if it is not there."""
         if self.device == "cpu":
             return "cpu"
         import torch  # slow to import, and nothing else here needs it
 
         if torch.cuda.is_available():
-            return "cuda" if self.device == "auto" else self.device
+            return "cuda"
         if self.device == "auto":
             return "cpu"
         raise ValueError(f"setting device={self.device!r}: torch sees no GPU here; use 'auto' or 'cpu'")

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import ViltForQuestionAnswering
 
-from helpers import finetune, prepare
+from helpers import baselines, finetune, prepare, trainer
 from helpers.encode import EncodedQuestions
 from helpers.study import Study
 from helpers.vilt import forward_raster, fused_attention, load_vilt, predict
@@ -51,7 +52,7 @@ TRAIN = make_questions(
 
 def test_prior_is_the_most_common_answer_of_the_type():
     asked = make_questions([("What is big?", "what is", "?"), ("Is it?", "is it", "?"), ("Why?", "why", "?")])
-    answers = finetune.predict_prior(TRAIN, asked)["prediction"].tolist()
+    answers = baselines.predict_prior(TRAIN, asked)["prediction"].tolist()
     assert answers == [
         "sea",
         "yes",
@@ -61,9 +62,9 @@ def test_prior_is_the_most_common_answer_of_the_type():
 
 def test_words_alone_learn_what_the_words_decide():
     asked = make_questions([("What is red?", "what is", "?"), ("Is it red?", "is it", "?")])
-    found = finetune.predict_from_words(TRAIN, asked, 10)
+    found = baselines.predict_from_words(TRAIN, asked, 10)
     assert found["prediction"].tolist() == ["ball", "yes"]
-    again = finetune.predict_from_words(TRAIN, asked, 10)
+    again = baselines.predict_from_words(TRAIN, asked, 10)
     assert found.equals(again)
 
 
@@ -78,7 +79,7 @@ def test_scores_join_predictions_with_the_official_accuracy():
 
 def test_soft_accuracy_reads_the_target_of_the_top_answer():
     targets = torch.tensor([[0.0, 0.9], [1.0, 0.3]])
-    assert finetune.soft_accuracy(torch.tensor([[-1.0, 2.0], [0.1, 0.5]]), targets).tolist() == pytest.approx(
+    assert trainer.soft_accuracy(torch.tensor([[-1.0, 2.0], [0.1, 0.5]]), targets).tolist() == pytest.approx(
         [0.9, 0.3]
     )
 
@@ -135,7 +136,7 @@ def test_training_lowers_the_loss_and_the_model_loads_again(study):
 KILLED = """
 import sys
 sys.path.insert(0, {root!r})
-from helpers import finetune, prepare
+from helpers import baselines, finetune, prepare, trainer
 from helpers.study import Study
 study = Study.load("phantom", **{settings!r})
 finetune.finetune(study, prepare.load_dataset(study))
@@ -143,14 +144,16 @@ finetune.finetune(study, prepare.load_dataset(study))
 
 
 def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
-    """SIGKILL after the first epoch's checkpoint, start again: same losses and weights as an unbroken run."""
+    """SIGKILL inside the second epoch, start again: same metrics and weights as an unbroken run, also in parts."""
     names = ("data_root", "runs_root", "checkpoint", "run_name", "epochs", "batch_size", "device")
-    settings = {**study.settings(*names), "epochs": 8}
+    settings = {**study.settings(*names), "epochs": 3, "patience": 9, "device_batch_size": 8}
     broken = Study.load("phantom", **settings)
     command = [sys.executable, "-c", KILLED.format(root=str(study.root), settings=settings)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(Path(broken.run_dir).glob(".model.*.part/checkpoints/checkpoint-*/trainer_state.json")):
+    wanted = {f"checkpoint-{step}" for step in range(17, 32)}  # 16 steps an epoch
+    checkpoints = ".model.*.part/checkpoints/checkpoint-*/trainer_state.json"
+    while not {path.parent.name for path in Path(broken.run_dir).glob(checkpoints)} & wanted:
         assert process.poll() is None, "training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -161,20 +164,112 @@ def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
     whole = Study.load("phantom", **{**settings, "run_name": "whole"})
     prepare.prepare_dataset(whole)
     finetune.finetune(whole, data)
+    curves = [pd.read_csv(each.run_dir / "model" / "training.csv") for each in (broken, whole)]
+    for name in ("step", "loss", "eval_loss", "eval_accuracy"):
+        np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-4, atol=1e-4)
     models = [finetune.load_finetuned(each)[0] for each in (broken, whole)]
     for mine, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_that_a_kill_left_half_written_does_not_block_the_run(study):
+@pytest.fixture(scope="module")
+def checkpoints(phantom_root, tmp_path_factory):
+    """The checkpoints of a training that was stopped before it could tidy up: best first, last later."""
+    root = tmp_path_factory.mktemp("stopped")
+    settings = {
+        "data_root": str(phantom_root),
+        "runs_root": str(root),
+        "checkpoint": "fresh-small",
+        "patience": 9,
+    }
+    study = Study.load("phantom", run_name="test", epochs=2, batch_size=16, device="cpu", **settings)
+    prepare.prepare_dataset(study)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "shutil", SimpleNamespace(rmtree=lambda folder: None))
+        folder = finetune.finetune(study, prepare.load_dataset(study))
+    return folder / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_checkpoint_that_a_kill_left_half_is_not_continued(checkpoints, tmp_path, file):
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    *others, last = sorted(
+        (tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1])
+    )
+    (last / file).unlink()
+    finetune.mend_checkpoints(tmp_path / "checkpoints")
+    assert sorted((tmp_path / "checkpoints").iterdir()) == sorted(others)
+    finetune.mend_checkpoints(tmp_path / "nowhere")
+
+
+def test_the_best_checkpoint_is_found_where_the_run_has_moved(checkpoints, tmp_path):
+    shutil.copytree(checkpoints, tmp_path / "moved")
+    last = max((tmp_path / "moved").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    before = json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"]
+    finetune.mend_checkpoints(tmp_path / "moved")
+    after = json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert Path(after) == tmp_path / "moved" / Path(before).name != Path(before)
+    assert Path(after).is_dir()
+
+
+def test_a_run_killed_after_it_had_stopped_early_does_not_train_on(study, monkeypatch):
+    """Stopped by patience, killed before its model was saved, started again: the same evaluations and weights."""
     data = prepare.load_dataset(study)
-    finetune.finetune(study, data)
-    made = json.loads((study.run_dir / "model" / "made.json").read_text())
-    shutil.rmtree(study.run_dir / "model")
-    part = study.run_dir / f".model.{made['fingerprint'][:12]}.part" / "checkpoints" / "checkpoint-3"
-    part.mkdir(parents=True)
-    (part / "model.safetensors").write_bytes(b"half")
-    assert (finetune.finetune(study, data) / "model.safetensors").stat().st_size > 1000
+    whole = run_again(study, "whole", data, patience=1, epochs=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ViltForQuestionAnswering,
+            "save_pretrained",
+            die_on_model_folder(ViltForQuestionAnswering.save_pretrained),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_again(study, "killed", data, patience=1, epochs=4)
+    killed = run_again(study, "killed", data, patience=1, epochs=4)
+    assert accuracies(killed.run_dir / "model").tolist() == accuracies(whole.run_dir / "model").tolist()
+    models = [finetune.load_finetuned(each)[0] for each in (killed, whole)]
+    for mine, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def die_on_model_folder(save):
+    def save_or_die(self, folder, *args, **kwargs):
+        if "checkpoint-" not in str(folder):
+            raise KeyboardInterrupt
+        return save(self, folder, *args, **kwargs)
+
+    return save_or_die
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "most", "processes", "parts"),
+    [
+        (64, 64, 1, 1),
+        (64, 24, 1, 4),
+        (50, 25, 1, 2),
+        (50, 12, 1, 5),
+        (16, 8, 2, 1),
+        (256, 32, 4, 2),
+        (7, 3, 1, 7),
+    ],
+)
+def test_a_step_is_divided_evenly(monkeypatch, batch_size, most, processes, parts):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert finetune.count_parts(Study.load(batch_size=batch_size), most) == parts
+    assert batch_size % (parts * processes) == 0
+
+
+def test_a_step_that_devices_cannot_share_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="batch_size=256: 3 devices cannot share it evenly"):
+        finetune.count_parts(Study.load(batch_size=256), 64)
+
+
+def test_fp16_wants_a_gpu():
+    assert finetune.choose_precision("auto", "cpu") == "fp32"
+    with pytest.raises(ValueError, match="precision='fp16'"):
+        finetune.choose_precision("fp16", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -185,20 +280,20 @@ def encoded_train(phantom_root):
 
 class TestBucketSampler:
     def test_every_question_once_an_epoch_and_the_same_for_seed_and_epoch(self, encoded_train):
-        sampler = finetune.BucketSampler(encoded_train, 16, seed=3)
+        sampler = trainer.BucketSampler(encoded_train, 16, seed=3)
         first = list(sampler)
         assert len(set(first)) == len(first) == len(sampler) == len(encoded_train) // 16 * 16
-        assert first == list(finetune.BucketSampler(encoded_train, 16, seed=3))
-        assert first != list(finetune.BucketSampler(encoded_train, 16, seed=4))
+        assert first == list(trainer.BucketSampler(encoded_train, 16, seed=3))
+        assert first != list(trainer.BucketSampler(encoded_train, 16, seed=4))
         sampler.set_epoch(1)
         second = list(sampler)
         assert second != first
-        other = finetune.BucketSampler(encoded_train, 16, seed=3)
+        other = trainer.BucketSampler(encoded_train, 16, seed=3)
         other.set_epoch(1)
         assert second == list(other)
 
     def test_batches_are_alike_in_size_and_the_costliest_comes_first(self, encoded_train):
-        order = list(finetune.BucketSampler(encoded_train, 16, seed=3))
+        order = list(trainer.BucketSampler(encoded_train, 16, seed=3))
         batches = [order[start : start + 16] for start in range(0, len(order), 16)]
         sizes = [{tuple(encoded_train.sizes[encoded_train.image_of[i]]) for i in batch} for batch in batches]
         shuffled = np.random.default_rng(0).permutation(len(encoded_train))
@@ -212,9 +307,7 @@ class TestBucketSampler:
         assert costs != sorted(costs, reverse=True), "batches come in order of size, not at random"
 
     def test_fewer_questions_than_a_batch(self, encoded_train):
-        assert sorted(finetune.BucketSampler(encoded_train, 10_000, seed=0)) == list(
-            range(len(encoded_train))
-        )
+        assert sorted(trainer.BucketSampler(encoded_train, 10_000, seed=0)) == list(range(len(encoded_train)))
 
 
 def accuracies(folder):
@@ -244,7 +337,7 @@ def run_again(study, name, data, **settings):
 def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
     """A device that holds 5 questions: 16, then 8 and 8, fail; 4 x 4 fit, and the training is that of 16."""
     data = prepare.load_dataset(study)
-    compute, seen = finetune.RasterTrainer.compute_loss, []
+    compute, seen = trainer.RasterTrainer.compute_loss, []
 
     def compute_if_it_fits(self, model, inputs, *args, **kwargs):
         if model.training:
@@ -254,7 +347,7 @@ def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
         return compute(self, model, inputs, *args, **kwargs)
 
     whole = accuracies(run_again(study, "whole", data).run_dir / "model")
-    monkeypatch.setattr(finetune.RasterTrainer, "compute_loss", compute_if_it_fits)
+    monkeypatch.setattr(trainer.RasterTrainer, "compute_loss", compute_if_it_fits)
     halved = accuracies(run_again(study, "halved", data).run_dir / "model")
     assert seen[:3] == [16, 8, 4]
     assert max(seen[2:]) == 4
@@ -266,7 +359,7 @@ def test_a_batch_of_one_that_does_not_fit_is_an_error(study, monkeypatch):
     def run_out(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(finetune.RasterTrainer, "compute_loss", run_out)
+    monkeypatch.setattr(trainer.RasterTrainer, "compute_loss", run_out)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         finetune.finetune(study, prepare.load_dataset(study))
 
@@ -275,7 +368,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monke
     """Evaluations say 0.1, 0.5, 0.4, 0.3, 0.2: with patience 2 the fourth is the last, and the second's weights stay."""
     data = prepare.load_dataset(study)
     told, weights = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1]), []
-    evaluate = finetune.RasterTrainer.evaluate
+    evaluate = trainer.RasterTrainer.evaluate
 
     def evaluate_as_told(self, *args, **kwargs):
         weights.append(self.model.classifier[0].weight.detach().clone())
@@ -290,8 +383,8 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monke
         told_now[0] = next(told)
         return evaluate_as_told(self, *args, **kwargs)
 
-    monkeypatch.setattr(finetune.RasterTrainer, "evaluate", evaluate_and_move_on)
-    monkeypatch.setattr(finetune, "soft_accuracy", soft_accuracy)
+    monkeypatch.setattr(trainer.RasterTrainer, "evaluate", evaluate_and_move_on)
+    monkeypatch.setattr(trainer, "soft_accuracy", soft_accuracy)
     stopped = run_again(study, "stopped", data, patience=2)
     assert accuracies(stopped.run_dir / "model").tolist() == pytest.approx([0.1, 0.5, 0.4, 0.3])
     model, _ = finetune.load_finetuned(stopped)
@@ -375,7 +468,7 @@ def test_raster_trainer_uses_the_raster_forward(study):
     encoded = prepare.encode(study, data["train"].select(range(8)), processor, answers)
     batch = encoded.collate([encoded[i] for i in range(8)])
     state = torch.random.get_rng_state()
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
-    loss = finetune.RasterTrainer.compute_loss(trainer, model, batch)
+    owner = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
+    loss = trainer.RasterTrainer.compute_loss(owner, model, batch)
     assert torch.equal(state, torch.random.get_rng_state())
     torch.testing.assert_close(loss, forward_raster(model, batch).loss)

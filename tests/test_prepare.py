@@ -209,7 +209,7 @@ def test_a_missing_image_is_noted_and_too_many_are_an_error(far_study, served):
     assert Path(gone).name in note
     assert gone not in prepare.load_dataset(study)["train"]["picture"]
     with pytest.raises(DownloadError, match=r"more than the share max_missing=0\.01"):
-        prepare.prepare_dataset(far_study(max_missing=0.01))
+        prepare.prepare_dataset(far_study(max_missing=0.01, run_name="strict"))
 
 
 def test_after_a_disconnect_pictures_come_back(far_study, served, tmp_path, monkeypatch):
@@ -232,6 +232,28 @@ def test_after_a_disconnect_pictures_come_back(far_study, served, tmp_path, monk
     n_asked = len(served.seen)
     prepare.load_pictures(study, processor)
     assert len(served.seen) == n_asked, "kept pictures need no image"
+
+
+def test_an_image_that_is_gone_when_pictures_are_made_again_is_one_sentence(
+    far_study, served, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Study, "root", tmp_path / "machine")
+    study = far_study(max_missing=0.5)
+    prepare.prepare_dataset(study)
+    shutil.rmtree(tmp_path / "far")
+    gone = prepare.load_dataset(study)["train"]["picture"][0]
+    served.script(gone, always=answer(404))
+    with pytest.raises(FileNotFoundError, match=f"1 of the study's images are no longer served, like {gone}"):
+        prepare.load_pictures(study, load_vilt("fresh-small")[1])
+
+
+def test_the_zips_may_go_once_they_are_unpacked(far_study, tmp_path):
+    folder = prepare.prepare_dataset(far_study())
+    before = (folder / "made.json").read_text()
+    for zipped in (tmp_path / "far").glob("*.zip"):
+        zipped.unlink()
+    prepare.prepare_dataset(far_study())
+    assert (folder / "made.json").read_text() == before
 
 
 def test_no_network_is_one_sentence(far_study):
