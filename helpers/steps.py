@@ -97,9 +97,8 @@ def lock_path(path: Path) -> FileLock:
 
     The lock lies in the machine's own temporary folder: on a mounted drive it could outlive the machine.
     """
-    folder = (
-        Path(tempfile.gettempdir()) / f"vilt-attention-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
-    )
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(tempfile.gettempdir()) / f"vilt-attention-{user}"
     folder.mkdir(exist_ok=True)
     return FileLock(folder / f"{hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]}.lock")
 

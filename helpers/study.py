@@ -50,7 +50,7 @@ class Study:
     run_name: str | None = None  # folder under runs_root; None: the profile's name
     seed: int = 0  # of data, training, bootstrap; below 2**32
     checkpoint: str = (
-        "data/phantom-vilt"  # model to start from: folder, hub name[@revision], fresh-small, fresh-b32
+        "data/phantom-vilt"  # to start from: folder, hub name[@revision], fresh-small, fresh-b32
     )
     data_root: str | None = None  # folder of VQAv2's official files; None: generate the phantom
     download: bool = False  # fetch what data_root lacks: official files, and the images of the subset
@@ -74,9 +74,7 @@ class Study:
     shard_size: int = 512  # questions a file of attention; what a kill can cost
     ablation_questions: int = 1000  # validation questions that each ablated head is scored on
     bootstrap_draws: int = 1000  # resamples behind an interval
-    show_photographs: bool = (
-        False  # show photographs in figures (their licences differ); the phantom always is
-    )
+    show_photographs: bool = False  # in figures (their licences differ); the phantom is always shown
     device: str = (
         "auto"  # auto (cuda where there is one), cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs
     )

@@ -54,9 +54,7 @@ class RasterTrainer(Trainer):
     def __init__(self, *args, sampler: BucketSampler, **kwargs):
         super().__init__(*args, **kwargs)
         self.sampler = sampler
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean over questions: accumulated ones are averaged
-        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: those of parts are averaged
 
     def _get_train_sampler(self, train_dataset=None) -> BucketSampler:
         return self.sampler
