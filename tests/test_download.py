@@ -441,9 +441,10 @@ def test_odd_names_are_asked_for_as_they_are(gallery, tmp_path):
 
 
 DOWNLOAD = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from helpers import download, fetch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 folder, url, files = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 fetch.CONNECT_TIMEOUT = fetch.READ_TIMEOUT = 5
 try:
@@ -529,6 +530,9 @@ def test_an_interrupt_ends_what_runs_what_rests_and_what_waits(tmp_path):
         time.sleep(0.3)
         running.send_signal(signal.SIGINT)
         start = time.monotonic()
-        assert running.communicate(timeout=20)[0] == "interrupted\n"
+        try:
+            assert running.communicate(timeout=20)[0] == "interrupted\n"
+        finally:
+            running.kill()
         assert time.monotonic() - start < 4
         assert len(server.seen) == 4
