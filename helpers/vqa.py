@@ -258,7 +258,9 @@ def _read_json(root: Path, split: str, kind: str) -> tuple[Path, object]:
                         return file, json.loads(archive.read(member))
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: truncated or not JSON ({error}); get the file again") from None
-    raise FileNotFoundError(f"{root} has neither {name} nor {zip_name}: download VQAv2 there")
+    raise FileNotFoundError(
+        f"{root} has neither {name} nor {zip_name}: the setting download=True fetches VQAv2"
+    )
 
 
 def _check_record(place: str, record, fields: dict[str, type]) -> None:
