@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -101,10 +102,20 @@ def draw_pictures(folder: Path, count: int) -> dict[int, Path]:
     return paths
 
 
+def find_pictures(root: str | None, folder: Path, count: int) -> dict[int, Path]:
+    """Files by image_id: the photographs of the official files under `root`, or `count` pictures drawn into `folder`."""
+    if root is None:
+        return draw_pictures(folder, count)
+    parts = [read_vqa(root, split) for split in ("train", "val")]
+    return {
+        key: Path(image.filename)
+        for part in parts
+        for key, image in zip(part["image_id"], part["image"], strict=True)
+    }
+
+
 def bench_images(paths: dict[int, Path], batch_size: int) -> None:
     """Images a second: the processor for every batch, and pictures resized once."""
-    from datasets import Dataset
-
     _, processor = load_vilt("fresh-b32")
     keys = list(paths)
     text = ["is it a cat ?"] * len(keys)
@@ -161,16 +172,7 @@ def main() -> None:
         for profile in ("colab", "full"):
             subprocess.run([sys.executable, __file__, "--draw", folder, profile], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        if options.data_root:
-            splits = [read_vqa(options.data_root, split) for split in ("train", "val")]
-            paths = {
-                key: Path(image.filename)
-                for part in splits
-                for key, image in zip(part["image_id"], part["image"], strict=True)
-            }
-        else:
-            paths = draw_pictures(Path(folder), options.images)
-        bench_images(paths, options.batch_size)
+        bench_images(find_pictures(options.data_root, Path(folder), options.images), options.batch_size)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_prepare import draw_pictures
+from bench_prepare import find_pictures
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
@@ -35,22 +35,13 @@ from helpers.pictures import Pictures, write_pictures
 from helpers.study import Study
 from helpers.trainer import BucketSampler, cut
 from helpers.vilt import forward_raster, fused_attention, load_vilt
-from helpers.vqa import read_vqa
 
 ANSWERS = [f"answer {number}" for number in range(3129)]  # as many as ViLT's own head has
 
 
 def make_questions(root: str | None, folder: Path, count: int) -> tuple[Dataset, dict[int, Path]]:
     """Questions of 6 to 14 words with one answer each, and the files of their pictures."""
-    if root:
-        parts = [read_vqa(root, split) for split in ("train", "val")]
-        files = {
-            key: Path(image.filename)
-            for part in parts
-            for key, image in zip(part["image_id"], part["image"], strict=True)
-        }
-    else:
-        files = draw_pictures(folder, count)
+    files = find_pictures(root, folder, count)
     rng, keys = np.random.default_rng(0), list(files)
     chosen = [keys[number % len(keys)] for number in range(count)]
     texts = ["a " * rng.integers(6, 15) + "?" for _ in chosen]

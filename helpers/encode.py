@@ -85,11 +85,9 @@ class EncodedQuestions(torch.utils.data.Dataset):
         for place, item in enumerate(items):
             _, rows, columns = item["pixels"].shape
             for channel in range(3):
-                bytes_ = item["pixels"][channel].flatten().int()
-                values = (
-                    self.levels[channel].index_select(0, bytes_).view(rows, columns)
-                )  # 3 times as fast as [...]
-                batch["pixel_values"][place, channel, :rows, :columns] = values
+                pixels = item["pixels"][channel].flatten().int()
+                values = self.levels[channel].index_select(0, pixels)  # 3 times as fast as levels[pixels]
+                batch["pixel_values"][place, channel, :rows, :columns] = values.view(rows, columns)
             batch["pixel_mask"][place, :rows, :columns] = True
         if self.targets is not None:
             batch["labels"] = torch.stack([item["labels"] for item in items])

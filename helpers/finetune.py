@@ -1,4 +1,4 @@
-"""Fine-tuning ViLT with transformers' Trainer, and what it must beat: answers from the words alone."""
+"""Fine-tuning ViLT: once, continued after a kill, on whatever device is there; and scoring its answers."""
 
 import json
 import logging
@@ -12,14 +12,11 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
-from transformers import (
-    PrinterCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.encode import EncodedQuestions
-from helpers.prepare import encode
+from helpers.prepare import load_pictures
 from helpers.steps import hash_file, make_once, read_fingerprint, require, source_digest, write_atomic
 from helpers.study import Study
 from helpers.trainer import BucketSampler, EpochSetter, Patience, RasterTrainer, StepsBar
@@ -107,7 +104,10 @@ def _train_in_parts(study: Study, data: DatasetDict, folder: Path, parts: int) -
     """Train with each step divided into `parts` passes over all devices, from the last checkpoint if there is one."""
     answers = build_vocabulary(data["train"]["answers"], study.max_answers)
     model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
-    train, validation = (encode(study, data[part], processor, answers) for part in ("train", "validation"))
+    pictures = load_pictures(study, processor)
+    train, validation = (
+        EncodedQuestions(data[part], processor, answers, pictures) for part in ("train", "validation")
+    )
     start_bias(model, train)
     sampler = BucketSampler(train, study.batch_size, study.seed)
     trainer = RasterTrainer(
@@ -167,7 +167,7 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
     steps = max(1, n_questions // study.batch_size) * study.epochs
     logging_steps = -(-steps // (4 * EVALUATIONS))
     evaluation_steps = -(-steps // EVALUATIONS) if logging_steps == 1 else 4 * logging_steps
-    size = -(-study.batch_size // (parts * count_processes()))
+    size = study.batch_size // (parts * count_processes())  # count_parts sees to it that nothing remains
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -198,9 +198,7 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
         report_to="none",
         disable_tqdm=True,
     )
-    if (
-        arguments.world_size == 1
-    ):  # one process uses one GPU: the Trainer would spread it over all by DataParallel
+    if arguments.world_size == 1:  # one process, one GPU: the Trainer would use all by DataParallel
         arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 

@@ -48,9 +48,7 @@ class Pictures(Mapping):
         if part not in self._parts:
             self._parts[part] = np.load(self.folder / f"{part}.npy", mmap_mode="r")
         height, width = self.sizes[image_id]
-        flat = np.array(
-            self._parts[part][offset : offset + 3 * height * width]
-        )  # a copy: the map is read-only
+        flat = self._parts[part][offset : offset + 3 * height * width].copy()  # the map is read-only
         return torch.from_numpy(flat.reshape(3, height, width))
 
     def __getstate__(self) -> dict:
