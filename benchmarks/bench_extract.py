@@ -1,23 +1,33 @@
-"""How much time and memory do attention measures take at ViLT-B/32 size?
+"""How much time and memory does measuring attention take at ViLT-B/32 size, against the stock model?
 
-python benchmarks/bench_extract.py                                      ratios to the stock forward pass
-python benchmarks/bench_extract.py --data-root ../shared/vqav2_sample   also a whole extraction
+python benchmarks/bench_extract.py                                      a batch, and a generated data set
+python benchmarks/bench_extract.py --data-root ../shared/vqav2_sample   the photographs there
+python benchmarks/bench_extract.py --device cuda --dtype fp16 --batch-size 64
 
-Weights are random ("fresh-b32"): time does not depend on them. Runs alternate between the variants and the
-fastest of each counts, so that other work on the machine disturbs the ratios little.
+One batch of mixed COCO sizes, the variants in turn: (a) the stock forward without attentions; (b) the stock forward
+with output_attentions=True, reduced to the split; (c) ours: split and entropy, and all measures. Then a data set: ours
+against the tutorials' way, processor and stock forward one question at a time. Weights are random ("fresh-b32"): time
+does not depend on them. Medians and ratios within a round, so that other work on the machine disturbs them little.
 """
 
 import argparse
-import resource
+import multiprocessing
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from datasets import Image as ImageFeature
+from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,23 +35,26 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.attention import attention_measures, attention_split
 from helpers.encode import EncodedQuestions
 from helpers.extract import extract_attention
-from helpers.vilt import forward_raster, load_vilt
+from helpers.vilt import load_vilt
 from helpers.vqa import read_vqa
 
 COCO_SIZES = [(384, 512)] * 2 + [(384, 576)] * 3 + [(512, 384), (576, 384), (384, 384)]  # height, width
 TOKENS = [8, 9, 10, 7, 12, 8, 9, 10]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def make_batch(sizes: list[tuple[int, int]], tokens: list[int]) -> dict[str, Tensor]:
-    """Noise pictures and random words of these sizes, as the processor pads them."""
+def make_batch(n: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Noise pictures and random words of COCO's sizes, as the processor pads them."""
+    sizes, tokens = list(islice(cycle(COCO_SIZES), n)), torch.tensor(list(islice(cycle(TOKENS), n)))
     shape = [max(size[axis] for size in sizes) for axis in (0, 1)]
-    pixels, mask = torch.zeros(len(sizes), 3, *shape), torch.zeros(len(sizes), *shape, dtype=torch.long)
+    pixels, mask = torch.zeros(n, 3, *shape), torch.zeros(n, *shape, dtype=torch.long)
     for place, (height, width) in enumerate(sizes):
         pixels[place, :, :height, :width] = torch.randn(3, height, width)
         mask[place, :height, :width] = 1
-    attention_mask = (torch.arange(max(tokens)) < torch.tensor(tokens)[:, None]).long()
+    attention_mask = (torch.arange(tokens.max()) < tokens[:, None]).long()
     ids = torch.randint(5, 50, attention_mask.shape) * attention_mask
-    return {"input_ids": ids, "attention_mask": attention_mask, "pixel_values": pixels, "pixel_mask": mask}
+    batch = {"input_ids": ids, "attention_mask": attention_mask, "pixel_mask": mask}
+    return {name: value.to(device) for name, value in {**batch, "pixel_values": pixels.to(dtype)}.items()}
 
 
 def reduce_stock(model, batch: dict[str, Tensor]) -> Tensor:
@@ -51,61 +64,135 @@ def reduce_stock(model, batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([torch.stack([a[..., :n_text].sum(-1), a[..., n_text:].sum(-1)]) for a in layers])
 
 
-def time_alternating(variants: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Fastest run of each variant in seconds; one round warms up."""
-    best = dict.fromkeys(variants, float("inf"))
-    for turn in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
-def peak_memory() -> float:
-    """Most memory that this process has held so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux counts in kB
-
-
-def load_questions(root: str) -> tuple[Dataset, BertTokenizer]:
-    """All questions of both splits, and a tokenizer that knows their words (BERT's own is on the hub)."""
-    dataset = concatenate_datasets([read_vqa(root, split) for split in ("train", "val")])
-    words = sorted({word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    return dataset, BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
-
-
-def bench_ratios(model, rounds: int) -> None:
-    batch = make_batch(COCO_SIZES, TOKENS)
-    variants = {
-        "stock forward": lambda: model(**batch),
-        "raster forward": lambda: forward_raster(model, batch),
-        "attention_split": lambda: attention_split(model, batch),
-        "attention_measures": lambda: attention_measures(model, batch),
-        "stock with output_attentions, reduced": lambda: reduce_stock(model, batch),
-    }
-    with torch.no_grad():
-        seconds = time_alternating(variants, rounds)
-    stock = seconds["stock forward"]
-    print(f"batch of {len(TOKENS)}, mixed COCO sizes, {torch.get_num_threads()} threads; stock {stock:.2f} s")
-    for name, value in seconds.items():
-        print(f"{value / stock:6.2f} x  {name}")
-
-
-def bench_extraction(model, processor, root: str, batch_size: int, shard_size: int) -> None:
-    dataset, processor.tokenizer = load_questions(root)
+def time_run(run: Callable, device: str) -> float:
+    """Seconds of one run, to the end of what it started on a GPU."""
     start = time.perf_counter()
-    encoded = EncodedQuestions(dataset, processor)
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure_memory(name: str, n: int, device: str, dtype: torch.dtype, threads: int) -> float:
+    """What a variant adds at its peak over the loaded model and batch, in MB, in a process of its own."""
+    torch.set_num_threads(threads)
+    model = load_vilt("fresh-b32")[0].to(device, dtype)
+    run = list_variants(model, make_batch(n, device, dtype))[name]
+    with torch.no_grad():
+        if device == "cuda":
+            before = torch.cuda.memory_allocated()
+            run()
+            return (torch.cuda.max_memory_allocated() - before) / 1e6
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far, which was loading
+        before = read_status("VmRSS")
+        run()
+        return read_status("VmHWM") - before
+
+
+def read_status(name: str) -> float:
+    """A line of /proc/self/status in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
+
+
+def measure_rate(device: str, dtype: torch.dtype) -> float:
+    """The machine's matrix-product rate at ViLT-B/32's largest layer, in floating-point operations a second."""
+    tokens = torch.randn(1832, 768, device=device, dtype=dtype)
+    layer = torch.nn.Linear(768, 3072, device=device, dtype=dtype)
+    runs = [time_run(lambda: [layer(tokens) for _ in range(10)], device) for _ in range(6)]
+    return 10 * 2 * 1832 * 768 * 3072 / min(runs[1:])
+
+
+def count_operations(run: Callable) -> int:
+    """Floating-point operations of all matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def list_variants(model, batch: dict[str, Tensor]) -> dict[str, Callable]:
+    """What is compared, by name."""
+    return {
+        "(a) stock forward": lambda: model(**batch),
+        "(b) stock, output_attentions=True, reduced": lambda: reduce_stock(model, batch),
+        "(c) ours: split": lambda: attention_split(model, batch),
+        "(c) ours: split, entropy and all measures": lambda: attention_measures(model, batch),
+    }
+
+
+def bench_batch(model, n: int, rounds: int, device: str, dtype: torch.dtype) -> None:
+    """(a), (b) and (c) on one batch: seconds, ratios within a round, added memory, operations."""
+    batch = make_batch(n, device, dtype)
+    variants = list_variants(model, batch)
+    turns = [{name: time_run(run, device) for name, run in variants.items()} for _ in range(rounds + 1)][1:]
+    fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1, "max_workers": 1}
+    with ProcessPoolExecutor(**fresh) as pool:
+        settings = (n, device, dtype, torch.get_num_threads())
+        added = {name: pool.submit(measure_memory, name, *settings).result() for name in variants}
+    rate, (stock, usual, *_) = measure_rate(device, dtype), variants
+    shape = f"{tuple(batch['pixel_values'].shape)} pixels, {batch['input_ids'].shape[1]} tokens of text"
+    print(f"batch {shape}; {device}, {dtype}, {torch.get_num_threads()} threads, {rounds} rounds")
+    print(f"matrix products here: {rate / 1e9:.0f} GFLOP/s (1832 x 768 by 768 x 3072)")
+    for name, run in variants.items():
+        seconds = statistics.median(turn[name] for turn in turns)
+        ratio = statistics.median(turn[name] / turn[stock] for turn in turns)
+        memory = f"{added[name]:6.0f} MB added, {added[name] / added[usual]:.2f} of (b)"
+        work = count_operations(run)
+        print(
+            f"{seconds:7.3f} s  {ratio:5.2f} of (a)  {memory}  {work / 1e9:5.0f} GFLOP at {work / seconds / rate:4.0%}"
+            f" of that rate  {name}"
+        )
+
+
+def make_questions(folder: Path, n_images: int, per_image: int) -> Dataset:
+    """Noise pictures of COCO's sizes, each with a few questions of ordinary length."""
+    rng, rows = np.random.default_rng(0), []
+    for image_id in range(n_images):
+        pixels = rng.integers(
+            255, size=((480, 640), (427, 640), (640, 480))[image_id % 3] + (3,), dtype=np.uint8
+        )
+        path = folder / f"{image_id}.jpg"
+        Image.fromarray(pixels).save(path, quality=90)
+        for _ in range(per_image):
+            question = " ".join(f"w{word}" for word in rng.integers(50, size=rng.integers(4, 10)))
+            rows.append(
+                {"question_id": len(rows), "image_id": image_id, "question": question, "image": str(path)}
+            )
+
+    return Dataset.from_list(rows).cast_column("image", ImageFeature())
+
+
+def bench_data(model, processor, dataset: Dataset, folder: Path, batch_size: int, device: str) -> None:
+    """A whole data set: ours from prepared pictures, and the tutorials' way, one question at a time."""
+    words = sorted({word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]  # BERT's own tokenizer is on the hub
+    processor.tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
+    start = time.perf_counter()
+    encoded = EncodedQuestions(dataset, processor)  # decodes and resizes each picture once
+    prepared = time.perf_counter() - start
+    ours = time_run(lambda: extract_attention(model, encoded, folder / "shards", batch_size, 1024), device)
+    some = dataset.select(range(0, len(dataset), max(1, len(dataset) // 24)))
+    dtype = next(model.parameters()).dtype
+
+    def follow_tutorials():
+        for row in some:
+            inputs = processor(row["image"].convert("RGB"), row["question"], return_tensors="pt").to(
+                device, dtype
+            )
+            reduce_stock(model, inputs)
+
+    theirs = time_run(follow_tutorials, device) / len(some)
+    ours, prepared = ours / len(dataset), prepared / len(dataset)
     print(
-        f"encoding: {(time.perf_counter() - start) / len(encoded.images):.3f} s a picture, {len(encoded.images)}"
+        f"\n{len(dataset)} questions about {len(encoded.sizes)} pictures, batches of {batch_size}; the tutorials' way on {len(some)}"
     )
-    before, start = peak_memory(), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        extract_attention(model, encoded, folder, batch_size, shard_size)
-    seconds = (time.perf_counter() - start) / len(encoded)
-    print(f"extraction: {seconds:.3f} s a question, {len(encoded)} questions, batches of {batch_size}")
-    print(f"peak memory: {before:.2f} GB before, {peak_memory():.2f} GB after")
+    print(
+        f"{theirs:7.3f} s a question  1.00  processor and stock forward with output_attentions=True, one at a time"
+    )
+    print(f"{ours:7.3f} s a question  {ours / theirs:.2f}  ours, all measures, written to shards")
+    print(
+        f"{ours + prepared:7.3f} s a question  {(ours + prepared) / theirs:.2f}  the same, with resizing each picture once"
+    )
 
 
 def main() -> None:
@@ -116,13 +203,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--shard-size", type=int, default=24)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, processor = load_vilt("fresh-b32")
-    if options.data_root:  # first, so that its peak memory is its own
-        bench_extraction(model, processor, options.data_root, options.batch_size, options.shard_size)
-    bench_ratios(model, options.rounds)
+    dtype, device = DTYPES[options.dtype], options.device
+    model.to(device, dtype)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        bench_batch(model, options.batch_size, options.rounds, device, dtype)
+        if options.data_root:
+            dataset = concatenate_datasets([read_vqa(options.data_root, split) for split in ("train", "val")])
+        else:
+            dataset = make_questions(Path(folder), n_images=24, per_image=4)
+        bench_data(model, processor, dataset, Path(folder), options.batch_size, device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where a ViLT's heads look: exact measures of attention, with patches in raster order; words are pieces."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helpers.vilt import embed_images, forward_raster, patch_grids
+from helpers.packed import PackedForward, Tile
+from helpers.vilt import embed_batch, forward_raster, patch_grids
 
 KEY_GROUPS = ("cls", "words", "sep", "img_cls", "patches")
 QUERY_GROUPS = ("cls", "words", "patches")
@@ -64,6 +65,18 @@ def rollout(attentions: Tensor) -> Tensor:
     return flow
 
 
+def value_norms(values: Tensor, projection: Tensor) -> Tensor:
+    """How large a key's vector is as a head hands it on, before attention scales it: (batch, head, token).
+
+    values: (batch, head, token, d_head), from the layer-normed input, bias included; projection: the weight
+    (hidden, head * d_head) of the layer's output projection. The norm of a_j f(x_j) is a_j times this (Kobayashi et
+    al. 2020, equations 3 to 5, one head at a time): |v W|^2 = v (W W^T) v^T with the head's own slice W of it.
+    """
+    slices = projection.float().unflatten(1, (values.shape[1], -1))  # (hidden, head, d_head)
+    gram = torch.einsum("ohi,ohj->hij", slices, slices)
+    return ((values.float() @ gram) * values.float()).sum(-1).clamp_min(0).sqrt()
+
+
 def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     """Which token belongs to which of KEY_GROUPS: bool (batch, 5, tokens), all False at padding.
 
@@ -82,17 +95,15 @@ def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     return groups
 
 
+def query_weights(groups: Tensor) -> Tensor:
+    """What averages over each group's queries: (batch, 5, token), rows summing to 1, NaN for a group without tokens."""
+    members = groups.float()
+    return members / members.sum(2, keepdim=True)
+
+
 def average_queries(attention: Tensor, groups: Tensor) -> Tensor:
-    """Mean row of each query group: (batch, head, query, key) -> (batch, head, 3, key); NaN if empty."""
-    members = groups[:, QUERY_INDEX].float()
-    weights = members / members.sum(2, keepdim=True)
-    return weights[:, None] @ attention
-
-
-def split_rows(rows: Tensor, groups: Tensor) -> Tensor:
-    """Mass of attention rows on each key group: (batch, head, 3, key) -> (batch, head, 3, 5)."""
-    check_masking(rows, groups)
-    return rows @ groups.float().mT[:, None]
+    """Mean row of each of QUERY_GROUPS: (batch, head, query, key) -> (batch, head, 3, key); NaN if empty."""
+    return query_weights(groups)[:, None, QUERY_INDEX] @ attention
 
 
 def check_masking(rows: Tensor, groups: Tensor) -> None:
@@ -103,12 +114,11 @@ def check_masking(rows: Tensor, groups: Tensor) -> None:
         raise RuntimeError(f"the attention on padding is {leak:.2g}, not 0: the model's masking is off.")
 
 
-def average_entropy(attention: Tensor, groups: Tensor) -> Tensor:
-    """Mean entropy of each query group's rows, over log(valid keys): (batch, head, 3), NaN if empty."""
+def average_entropy(attention: Tensor, weights: Tensor) -> Tensor:
+    """Mean entropy of rows: (batch, head, query, key), weights (batch, group, query) -> (batch, head, group), nats."""
     tiny = torch.finfo(attention.dtype).tiny  # 0 log 0 counts 0
-    entropy = -attention.clamp_min(tiny).log_().mul_(attention).sum(-1)  # (batch, head, query)
-    keys = groups.any(1).sum(1)
-    return average_queries(entropy[..., None], groups)[..., 0] / keys.log()[:, None, None]
+    entropy = -attention.clamp_min(tiny).log_().mul_(attention).sum(-1, keepdim=True)
+    return (weights[:, None] @ entropy)[..., 0]
 
 
 def mean_distance(attention: Tensor, distance: Tensor, members: Tensor) -> Tensor:
@@ -120,7 +130,7 @@ def mean_distance(attention: Tensor, distance: Tensor, members: Tensor) -> Tenso
     """
     keys = members[:, None].float()  # (batch, 1, token)
     mass = (attention @ keys[..., None])[..., 0]
-    reach = (attention * (distance * keys)[:, None]).sum(-1)
+    reach = torch.einsum("bhqk,bqk->bhq", attention, distance * keys)
     counted = members[:, None] & (mass > 0)
     steps = torch.where(counted, reach / mass, 0)
     return steps.sum(-1) / counted.sum(-1)
@@ -182,26 +192,24 @@ def prepare_batch(model: nn.Module, batch: dict[str, Tensor], with_grids: bool =
     A batch that comes with `image_embeds` brings the rows and columns of its grids as `patch_grids`.
     """
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items()}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = {name: batch[name].to(device) for name in names if name in batch}
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
-    grids = inputs.pop("patch_grids", None)
-    if "image_embeds" not in inputs:
-        pixels, mask = inputs.pop("pixel_values"), inputs.get("pixel_mask")
-        mask = torch.ones_like(pixels[:, 0], dtype=torch.long) if mask is None else mask
-        grids = patch_grids(mask, model.config.patch_size)
-        inputs["image_embeds"], inputs["pixel_mask"] = embed_images(model, pixels, mask)
+    inputs["image_embeds"], inputs["pixel_mask"] = embed_batch(model, batch)
+    grids = batch.get("patch_grids")
+    if "pixel_values" in batch:
+        pixels = batch["pixel_values"]
+        grids = patch_grids(batch.get("pixel_mask", torch.ones_like(pixels[:, 0])), model.config.patch_size)
+        grids = grids[batch.get("picture_of", slice(None))]
     elif grids is None and with_grids:
         raise ValueError("a batch of image_embeds needs patch_grids (batch, 2): rows, columns.")
+    grids = None if grids is None else grids.to(device)
     return Prepared(inputs, token_groups(inputs["attention_mask"], inputs["pixel_mask"]), grids)
-
-
-class StopForward(Exception):
-    """Raised by a visitor of `observe_attention` that has seen enough."""
 
 
 @torch.no_grad()
 def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Split every head's attention over the groups of keys, one layer at a time.
+    """Split every head's attention over the groups of keys, a question and a layer at a time.
 
     batch: what the processor or `EncodedQuestions.collate` returns, or `image_embeds` with `pixel_mask`
     (batch, 1 + P). Returns (question, layer, head, QUERY_GROUPS, KEY_GROUPS) float32: the mean over the
@@ -209,14 +217,12 @@ def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     layers = []
-
-    def visit(layer, probabilities):
-        layers.append(split_rows(average_queries(probabilities.float(), groups), groups))
-        if layer == model.config.num_hidden_layers - 1:
-            raise StopForward  # what follows the last softmax is 5 % of the work and changes no split
-
-    with suppress(StopForward), observe_attention(model, visit):
-        forward_raster(model, inputs)
+    for layer in PackedForward(model, inputs, groups):
+        tiles = [
+            average_queries(attention, tile.groups) @ tile.groups.float().mT[:, None]
+            for tile, attention in layer
+        ]
+        layers.append(torch.cat(tiles))
     return torch.stack(layers, dim=1)
 
 
@@ -229,29 +235,55 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     text_distance: word pieces from word queries to word keys, 0 for a question of one word, NaN for none.
     patch_distance: grid steps from patch queries to patch keys. See `mean_distance` for both.
     top_patch (..., 3): raster index of the patch that the group's mean attention favours; -1 if empty.
+    value_norm (..., 3, 5): as split, but each key counts attention times the norm of its vector as the head hands
+    it on (`value_norms`), in units of the hidden space.
+    flow (question, layer, 5, 5): mean over heads of the split, with all of KEY_GROUPS as queries too.
+    rollout (question, 5): what the `rollout` of all layers gives [CLS] from each group; sums to 1.
     logits (question, answer), of a model that has them.
     """
     inputs, groups, grids = prepare_batch(model, batch)
-    n_text = inputs["attention_mask"].shape[1]
-    word_steps = grid_distance(grids.new_tensor([[1, n_text]]), n_text)  # words stand in one row
-    patch_steps = grid_distance(grids, groups.shape[2] - n_text - 1)
-    seen = {name: [] for name in ("split", "entropy", "text_distance", "patch_distance", "top_patch")}
+    walk, layers = PackedForward(model, inputs, groups), []
+    gauges = [Gauge(tile, grids[tile.questions]) for tile in walk.tiles]
+    for layer in walk:
+        norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[0]  # (head, packed token)
+        found = [gauge.read(*seen, norms) for gauge, seen in zip(gauges, layer, strict=True)]
+        layers.append({name: torch.cat([each[name] for each in found]) for name in found[0]})
+    found = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
+    found["rollout"] = torch.cat([gauge.flow[:, :1] @ gauge.keys for gauge in gauges])[:, 0]
+    return found if walk.logits is None else {**found, "logits": walk.logits}
 
-    def visit(layer, probabilities):
-        attention = probabilities.float()
-        rows = average_queries(attention, groups)
-        seen["split"].append(split_rows(rows, groups))
-        seen["entropy"].append(average_entropy(attention, groups))
-        in_text, in_image = attention[..., :n_text, :n_text], attention[..., n_text + 1 :, n_text + 1 :]
-        seen["text_distance"].append(mean_distance(in_text, word_steps, groups[:, 1, :n_text]))
-        seen["patch_distance"].append(mean_distance(in_image, patch_steps, groups[:, 4, n_text + 1 :]))
-        best = rows[..., n_text + 1 :].argmax(-1)
-        seen["top_patch"].append(best.masked_fill(rows[..., 0].isnan(), -1))
 
-    with observe_attention(model, visit):
-        output = forward_raster(model, inputs)
-    found = {name: torch.stack(layers, dim=1) for name, layers in seen.items()}
-    return {**found, "logits": output.logits} if "logits" in output else found
+class Gauge:
+    """Reads the measures off a tile's attention, layer after layer; what does not change is worked out once."""
+
+    def __init__(self, tile: Tile, grids: Tensor):
+        n_text, n_tokens = tile.n_text, tile.groups.shape[2]
+        self.text, self.image = slice(0, n_text), slice(n_text + 1, n_tokens)
+        self.words, self.patches = tile.groups[:, 1, self.text], tile.groups[:, 4, self.image]
+        self.word_steps = grid_distance(grids.new_tensor([[1, n_text]]), n_text)  # words stand in one row
+        self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
+        self.keys = tile.groups.float().mT  # (question, token, 5)
+        self.weights = query_weights(tile.groups)
+        self.scale = 1 / tile.groups.any(1).sum(1).log()[:, None, None]
+        self.flow = torch.eye(n_tokens, device=grids.device)  # rollout of the layers read so far
+
+    def read(self, tile: Tile, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
+        """Measures of one layer: attention (question, head, query, key); norms (head, packed token)."""
+        rows = self.weights[:, None] @ attention  # (question, head, 5, key)
+        mass, asked = rows @ self.keys[:, None], rows[:, :, QUERY_INDEX]
+        self.flow = 0.5 * (attention.mean(1) @ self.flow + self.flow)
+        best = asked[..., self.image].argmax(-1)
+        return {
+            "split": mass[:, :, QUERY_INDEX],
+            "entropy": average_entropy(attention, self.weights[:, QUERY_INDEX]) * self.scale,
+            "text_distance": mean_distance(attention[..., self.text, self.text], self.word_steps, self.words),
+            "patch_distance": mean_distance(
+                attention[..., self.image, self.image], self.patch_steps, self.patches
+            ),
+            "top_patch": best.masked_fill(asked[..., 0].isnan(), -1),
+            "value_norm": (asked * tile.take(norms.T[..., None]).mT) @ self.keys[:, None],
+            "flow": mass.mean(1),
+        }
 
 
 @dataclass

@@ -73,25 +73,33 @@ class EncodedQuestions(torch.utils.data.Dataset):
 
     def collate(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Items as one padded batch, with the names and values that the processor would give; pixel_mask is bool."""
-        ids = [item["input_ids"] for item in items]
-        pad = self.processor.tokenizer.pad_token_id
-        batch = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad)}
-        lengths = torch.tensor([len(tokens) for tokens in ids])
-        batch["attention_mask"] = (torch.arange(lengths.max()) < lengths[:, None]).long()
-        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        height, width = (max(item["pixels"].shape[side] for item in items) for side in (1, 2))
-        batch["pixel_values"] = torch.zeros(len(items), 3, height, width)
-        batch["pixel_mask"] = torch.zeros(len(items), height, width, dtype=torch.bool)  # an eighth of long
-        for place, item in enumerate(items):
-            _, rows, columns = item["pixels"].shape
-            for channel in range(3):
-                pixels = item["pixels"][channel].flatten().int()
-                values = self.levels[channel].index_select(0, pixels)  # 3 times as fast as levels[pixels]
-                batch["pixel_values"][place, channel, :rows, :columns] = values.view(rows, columns)
-            batch["pixel_mask"][place, :rows, :columns] = True
+        batch = {**self.pad_text(items), **self.pad_pictures([item["pixels"] for item in items])}
         if self.targets is not None:
             batch["labels"] = torch.stack([item["labels"] for item in items])
         return batch
+
+    def pad_text(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Words of some items: input_ids, attention_mask, token_type_ids (batch, longest)."""
+        ids = [item["input_ids"] for item in items]
+        lengths = torch.tensor([len(tokens) for tokens in ids])
+        padded = pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
+        mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
+        return {"input_ids": padded, "attention_mask": mask, "token_type_ids": torch.zeros_like(padded)}
+
+    def pad_pictures(self, pictures: list[Tensor]) -> dict[str, Tensor]:
+        """Pictures (3, height, width) of bytes as the model's numbers: pixel_values, and where they are: pixel_mask."""
+        height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
+        values = torch.zeros(len(pictures), 3, height, width)
+        mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)  # an eighth of long
+        for place, picture in enumerate(pictures):
+            _, rows, columns = picture.shape
+            for channel in range(3):
+                levels = self.levels[channel].index_select(
+                    0, picture[channel].flatten().int()
+                )  # 3 x levels[pixels]
+                values[place, channel, :rows, :columns] = levels.view(rows, columns)
+            mask[place, :rows, :columns] = True
+        return {"pixel_values": values, "pixel_mask": mask}
 
     def weigh(self, index: int) -> tuple[int, int, int]:
         """What makes a question costly, and batches of unlike questions padded: pixels, height, word pieces."""
@@ -101,12 +109,25 @@ class EncodedQuestions(torch.utils.data.Dataset):
     def batches(
         self, batch_size: int, indices: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Yield (indices, batch) over all questions or some, alike in picture size and then in length."""
+        """Yield (indices, batch) over all questions or some, alike in picture size, then by picture.
+
+        A picture that several questions share stands in a batch once: `picture_of` (batch,) says which is whose, for
+        `forward_raster` and `prepare_batch`. Otherwise a batch is what `collate` gives.
+        """
         chosen = range(len(self)) if indices is None else indices
-        order = sorted((int(index) for index in chosen), key=lambda index: (*self.weigh(index), index))
+        order = sorted((int(index) for index in chosen), key=self._place_in_batches)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            yield part, self.collate([self[index] for index in part])
+            items = [self[index] for index in part]
+            _, first, picture_of = np.unique(self.image_of[part], return_index=True, return_inverse=True)
+            batch = {**self.pad_text(items), **self.pad_pictures([items[place]["pixels"] for place in first])}
+            if self.targets is not None:
+                batch["labels"] = torch.stack([item["labels"] for item in items])
+            yield part, {**batch, "picture_of": torch.from_numpy(picture_of)}
+
+    def _place_in_batches(self, index: int) -> tuple[int, int, int, int, int]:
+        pixels, height, length = self.weigh(index)
+        return pixels, height, self.image_of[index], length, index
 
     def shuffle_images(self, seed: int) -> "EncodedQuestions":
         """A copy in which each picture is shown with the questions of another: the language-only control.

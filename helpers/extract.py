@@ -3,27 +3,32 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.attention import attention_measures, excess_image_share, image_share, uniform_baseline
+from helpers.attention import attention_measures, image_share, uniform_baseline
 from helpers.encode import EncodedQuestions
 from helpers.vilt import patch_grids
 from helpers.vqa import vqa_accuracy
 
-MEASURES = {  # name: type, axes after (question, layer, head)
-    "split": (np.float32, (3, 5)),
-    "entropy": (np.float32, (3,)),
-    "text_distance": (np.float32, ()),
-    "patch_distance": (np.float32, ()),
-    "top_patch": (np.int16, (3,)),
+MEASURES = {  # of `attention_measures`; name: type, axes after the question
+    "split": ("float32", ("layer", "head", 3, 5)),
+    "entropy": ("float32", ("layer", "head", 3)),
+    "text_distance": ("float32", ("layer", "head")),
+    "patch_distance": ("float32", ("layer", "head")),
+    "top_patch": ("int16", ("layer", "head", 3)),
+    "value_norm": ("float32", ("layer", "head", 3, 5)),
+    "flow": ("float32", ("layer", 5, 5)),
+    "rollout": ("float32", (5,)),
 }
 COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
@@ -35,15 +40,19 @@ def extract_attention(
     batch_size: int,
     shard_size: int,
     process: tuple[int, int] = (0, 1),
+    measure: Callable = attention_measures,
+    layout: Mapping[str, tuple] = MEASURES,
 ) -> Path:
     """Measure the attention of every question and write one row each to folder/part-00000.parquet, ...
 
     Columns: question_id, image_id, family, question_type, n_words, n_patches, grid_rows, grid_cols,
-    prediction, accuracy (NaN without answers), and the measures of `attention_measures`, flattened.
-    Rows are in the data set's order. Shards that stand whole are kept, so a killed run goes on where it
-    was; memory holds one shard. Read the result with `read_attention`.
+    prediction, accuracy (NaN without answers), and the measures, flattened. Rows are in the data set's order. Shards
+    that stand whole are kept, so a killed run goes on where it was; memory holds one shard. Read the result with
+    `read_attention`.
     process: (number, processes), where several share the work: each measures every so many-th shard.
-    Raises ValueError where the folder holds shards of other questions, another model or shard size.
+    measure, layout: what gives a batch's measures (with "logits"), and the type and axes of those that are kept.
+    Raises ValueError where the folder holds shards of other questions, another model, shard size or measures, and
+    where the model's numbers are not finite.
     """
     if not len(encoded):
         raise ValueError("no questions to extract attention from: the data set is empty.")
@@ -58,7 +67,7 @@ def extract_attention(
         raise ValueError(
             f"{folder / strangers[0]} is none of these {len(names)} shards: empty the folder first."
         )
-    source = describe_source(model, len(encoded))
+    source = describe_source(model, len(encoded), layout)
     number, processes = process
     mine = list(zip(names, starts, strict=True))[number::processes]
     total = sum(min(shard_size, len(encoded) - start) for _, start in mine)
@@ -69,19 +78,32 @@ def extract_attention(
                 check_shard(folder / name, source, encoded, rows)
                 progress.update(len(rows))
             else:
-                table = measure_rows(model, encoded, rows, batch_size, progress, source)
-                pq.write_table(table, folder / f".{name}.tmp")
+                table = measure_rows(model, encoded, rows, batch_size, progress, source, measure)
+                # a dictionary of floats that hardly repeat costs time and saves nothing
+                pq.write_table(
+                    table, folder / f".{name}.tmp", use_dictionary=table.column_names[: -len(layout)]
+                )
                 os.replace(folder / f".{name}.tmp", folder / name)
     return folder
 
 
-def describe_source(model: nn.Module, n_questions: int) -> dict:
-    """What all shards of a folder share: the model's geometry and weights, and how many questions they hold together."""
+def describe_source(model: nn.Module, n_questions: int, layout: Mapping[str, tuple]) -> dict:
+    """What all shards of a folder share: the model's geometry and weights, how many questions they hold, which measures."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     geometry = {"layers": model.config.num_hidden_layers, "heads": model.config.num_attention_heads}
-    return {**geometry, "weights": digest.hexdigest()[:16], "questions": n_questions}
+    measures = {name: [kind, *axes] for name, (kind, axes) in layout.items()}
+    return {**geometry, "weights": digest.hexdigest()[:16], "questions": n_questions, "measures": measures}
+
+
+def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each measure of one question: {"split": ("float32", (12, 12, 3, 5)), ...}."""
+    sizes = {"layer": source["layers"], "head": source["heads"]}
+    return {
+        name: (kind, tuple(sizes.get(axis, axis) for axis in axes))
+        for name, (kind, *axes) in source["measures"].items()
+    }
 
 
 def check_shard(path: Path, source: dict, encoded: EncodedQuestions, rows: range) -> None:
@@ -104,19 +126,27 @@ def read_source(path: Path) -> dict:
 
 
 def measure_rows(
-    model: nn.Module, encoded: EncodedQuestions, rows: range, batch_size: int, progress: tqdm, source: dict
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    rows: range,
+    batch_size: int,
+    progress: tqdm,
+    source: dict,
+    measure: Callable,
 ) -> pa.Table:
     """One shard: batches are bucketed within it, its rows are in the data set's order."""
-    axes = (source["layers"], source["heads"])
-    measures = {name: np.zeros((len(rows), *axes, *tail), kind) for name, (kind, tail) in MEASURES.items()}
+    measures = {
+        name: np.zeros((len(rows), *shape), kind) for name, (kind, shape) in measure_shapes(source).items()
+    }
     counts = np.zeros((len(rows), len(COUNTS)), np.int16)
     answers = np.zeros(len(rows), np.int64)
     for indices, batch in encoded.batches(batch_size, rows):
         places = np.array(indices) - rows.start
-        found = attention_measures(model, batch)
+        found = measure(model, batch)
+        check_finite(found["logits"], encoded, indices, model.dtype)
         for name, values in measures.items():
             values[places] = found[name].cpu().numpy()
-        grids = patch_grids(batch["pixel_mask"], model.config.patch_size).numpy()
+        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[batch["picture_of"]].numpy()
         words = batch["attention_mask"].sum(1).numpy() - 2
         counts[places] = np.column_stack([words, grids.prod(1), grids])
         answers[places] = found["logits"].argmax(1).cpu().numpy()
@@ -124,6 +154,17 @@ def measure_rows(
     questions = describe_rows(encoded, rows, [model.config.id2label[answer] for answer in answers.tolist()])
     questions[list(COUNTS)] = counts
     return tabulate(questions, measures, source)
+
+
+def check_finite(logits: Tensor, encoded: EncodedQuestions, indices: list[int], dtype: torch.dtype) -> None:
+    """ValueError that names a question whose logits overflowed, which half precision can bring about."""
+    broken = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        question = encoded.questions["question_id"].iloc[indices[broken[0]]]
+        raise ValueError(
+            f"question_id {question}: the logits in {dtype} are not finite"
+            + ("; use precision='fp32'." if dtype != torch.float32 else ": the model's weights are broken.")
+        )
 
 
 def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]) -> pd.DataFrame:
@@ -147,25 +188,42 @@ def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: d
     return table.replace_schema_metadata({"source": json.dumps(source)})
 
 
-@dataclass
 class AttentionTable:
-    """Measures of all questions. Axes: question, layer, head, then QUERY_GROUPS, then KEY_GROUPS.
+    """Measures of all questions, read from the shards one measure at a time, when first asked for, and then kept.
 
-    questions: question_id, image_id, family, question_type, counts, prediction, accuracy.
-    split (n, L, H, 3, 5); entropy, top_patch (n, L, H, 3); text_distance, patch_distance (n, L, H).
+    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. The measures are attributes
+    whose first axis is the question, such as split (n, layer, head, QUERY_GROUPS, KEY_GROUPS); `attention_measures`
+    says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share` and `excess` read it
+    shard by shard and keep a fifth of that.
     """
 
-    questions: pd.DataFrame
-    split: np.ndarray
-    entropy: np.ndarray
-    text_distance: np.ndarray
-    patch_distance: np.ndarray
-    top_patch: np.ndarray
+    def __init__(self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple]):
+        self.questions, self._paths, self._shapes = questions, paths, shapes
 
-    @property
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name.startswith("_") or name not in self._shapes:
+            held = "" if name.startswith("_") else f"; it holds {', '.join(self._shapes)}"
+            raise AttributeError(f"this table has no measure {name!r}{held}")
+        setattr(self, name, self._read(name))
+        return getattr(self, name)
+
+    def _read(self, name: str, reduce: Callable = np.asarray) -> np.ndarray:
+        """A measure of all questions, or what `reduce` makes of each shard's (row, ...) values."""
+        kind, shape = self._shapes[name]
+        whole, start = None, 0
+        for path in self._paths:
+            column = pq.read_table(path, columns=[name])[name].combine_chunks()
+            part = reduce(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
+            if whole is None:
+                whole = np.empty((len(self.questions), *part.shape[1:]), kind)
+            whole[start : start + len(part)] = part
+            start += len(part)
+        return whole
+
+    @cached_property
     def image_share(self) -> np.ndarray:
-        """Share of attention on the image: (n, L, H, 3)."""
-        return image_share(self.split)
+        """Share of attention on the image: (n, layer, head, QUERY_GROUPS)."""
+        return self._read("split", image_share)
 
     @property
     def baseline(self) -> np.ndarray:
@@ -175,12 +233,12 @@ class AttentionTable:
 
     @property
     def excess(self) -> np.ndarray:
-        """Image share minus the uniform baseline: (n, L, H, 3)."""
-        return excess_image_share(self.split, self.baseline)
+        """Image share minus the uniform baseline: (n, layer, head, QUERY_GROUPS)."""
+        return self.image_share - self.baseline[:, None, None, None]
 
 
 def read_attention(folder: str | Path) -> AttentionTable:
-    """Read the shards that `extract_attention` wrote, in order.
+    """Open the shards that `extract_attention` wrote, in order.
 
     FileNotFoundError where there are none; ValueError where they are of different models, or do not hold all questions.
     """
@@ -191,14 +249,10 @@ def read_attention(folder: str | Path) -> AttentionTable:
     for path in paths:
         if read_source(path) != source:
             raise ValueError(f"{path} has {read_source(path)}, but {paths[0].name} has {source}.")
-    table = pa.concat_tables([pq.read_table(path) for path in paths])
-    if len(table) != source["questions"]:
+    columns = [name for name in pq.read_schema(paths[0]).names if name not in source["measures"]]
+    questions = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths]).to_pandas()
+    if len(questions) != source["questions"]:
         raise ValueError(
-            f"{folder} holds {len(table)} of {source['questions']} questions: run extract_attention again."
+            f"{folder} holds {len(questions)} of {source['questions']} questions: run extract_attention again."
         )
-    axes = (len(table), source["layers"], source["heads"])
-    measures = {}
-    for name, (_, tail) in MEASURES.items():
-        flat = table[name].combine_chunks().flatten()
-        measures[name] = flat.to_numpy(zero_copy_only=False).reshape(*axes, *tail)
-    return AttentionTable(table.drop_columns(list(MEASURES)).to_pandas(), **measures)
+    return AttentionTable(questions, paths, measure_shapes(source))

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -32,16 +33,30 @@ def measure_attention(
     """
     name = "attention_untrained" if untrained else "attention"
     depends = {
-        **study.settings("extract_batch_size", "shard_size", *(["seed"] if untrained else [])),
+        **study.settings("extract_batch_size", "shard_size", "precision", *(["seed"] if untrained else [])),
         "model": read_fingerprint(study.run_dir / "model"),
         "dataset": read_fingerprint(study.run_dir / "dataset"),
         "code": source_digest(*CODE),
     }
 
     def extract(folder) -> None:
-        extract_attention(model, encoded, folder, study.extract_batch_size, study.shard_size, process)
+        dtype = choose_dtype(study.precision, model.device.type)
+        lower = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+        extract_attention(lower, encoded, folder, study.extract_batch_size, study.shard_size, process)
 
     return read_attention(once(study.folder() / name, extract, depends))
+
+
+def choose_dtype(setting: str, device: str) -> torch.dtype:
+    """What attention is measured in: half precision on a GPU, unless the setting `precision` says otherwise.
+
+    On a CPU always float32: half is slower there. "auto" is fp16, which has eight times the resolution of bf16: against
+    fp32, single splits of the phantom differ by at most 0.01 in fp16 and 0.1 in bf16, averages far less.
+    """
+    chosen = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[
+        setting
+    ]
+    return torch.float32 if device == "cpu" else chosen
 
 
 def load_attention(study: Study, untrained: bool = False) -> AttentionTable:
@@ -66,15 +81,16 @@ def untrained_twin(model: nn.Module, seed: int) -> nn.Module:
     return twin.to(next(model.parameters()).device).eval()
 
 
-def find_hits(table: AttentionTable, dataset: Dataset):
+def find_hits(table: AttentionTable, dataset: Dataset, top_patch: np.ndarray | None = None):
     """Whether each head's most-attended patch lies in a box asked about: see heads.box_hits.
 
-    Returns (hits (question, layer, head, 3), chance (question,)), NaN where a question has no box.
+    top_patch: (question, layer, head, 3) in place of the table's own. Returns (hits (question, layer, head, 3), chance
+    (question,)), NaN where a question has no box.
     """
     known = dataset.select_columns(["boxes", "width", "height"]).to_pandas()
     grids = table.questions[["grid_rows", "grid_cols"]].to_numpy()
     return box_hits(
-        table.top_patch,
+        table.top_patch if top_patch is None else top_patch,
         grids,
         [list(map(list, b)) for b in known["boxes"]],
         known[["width", "height"]].to_numpy(),

@@ -26,6 +26,7 @@ PROFILES = {
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5, head_learning_rate=5e-4,
         extract_batch_size=32, ablation_questions=300,
+        faithfulness_questions=300,
     ),
     "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
@@ -66,12 +67,13 @@ class Study:
     epochs: int = 3  # passes over the training questions
     batch_size: int = 64  # questions a training step, over all devices
     device_batch_size: int | None = None  # of these at once on a device; None: all, or as many as fit
-    precision: str = "auto"  # of training: auto (bf16 or fp16 on a GPU, fp32 elsewhere), fp32, fp16, bf16
+    precision: str = "auto"  # of training and measuring: auto (half on a GPU, fp32 elsewhere), fp32, fp16, bf16
     patience: int = 3  # evaluations (of about 8) without a better accuracy, after which training stops
     learning_rate: float = 1e-3  # peak, of the transformer
     head_learning_rate: float = 3e-3  # peak, of the answer head
     extract_batch_size: int = 128  # questions a forward pass when attention is read
     shard_size: int = 512  # questions a file of attention; what a kill can cost
+    faithfulness_questions: int = 200  # validation questions whose patches are taken away, map by map
     ablation_questions: int = 1000  # validation questions that each ablated head is scored on
     bootstrap_draws: int = 1000  # resamples behind an interval
     show_photographs: bool = False  # in figures (their licences differ); the phantom is always shown

@@ -182,9 +182,11 @@ def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
 
     A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
     """
-    size = (pixel_mask.shape[1] // patch_size, pixel_mask.shape[2] // patch_size)
-    valid = nn.functional.interpolate(pixel_mask[:, None].float(), size=size)[:, 0]
-    return torch.stack([valid[:, :, 0].sum(1), valid[:, 0].sum(1)], dim=1).long()
+    edges = (pixel_mask[:, :, 0], pixel_mask[:, 0])  # first column, first row: a picture is a rectangle
+    kept = (
+        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size) for edge in edges
+    )
+    return torch.stack([patches.sum((1, 2)) for patches in kept], dim=1).long()
 
 
 def embed_images(
@@ -220,20 +222,34 @@ def embed_images(
     return parts.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
 
 
+def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch's `image_embeds` and `pixel_mask` (batch, 1 + P), as given or embedded from its pixels, on the model's device.
+
+    pixel_values may hold a picture once for several questions, with picture_of (batch,) saying which is whose.
+    """
+    some = next(model.parameters())
+    given = {name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch}
+    if "image_embeds" in batch:
+        if "pixel_mask" not in given:
+            raise ValueError(
+                "a batch of image_embeds needs pixel_mask (batch, 1 + patches): 1 on patches, 0 on padding."
+            )
+        return batch["image_embeds"].to(some), given["pixel_mask"]
+    embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
+    picture_of = given.get("picture_of", slice(None))
+    return embeds[picture_of], mask[picture_of]
+
+
 def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
     """Run ViLT on a batch with its patches in raster order; `labels` in the batch give the loss.
 
-    batch: what the processor or `EncodedQuestions.collate` returns (or `image_embeds` in place of
+    batch: what the processor, `EncodedQuestions.collate` or `.batches` returns (or `image_embeds` in place of
     pixels, with `pixel_mask` of shape (batch, 1 + P)); it is moved to the model's device.
     """
     names = ("input_ids", "attention_mask", "token_type_ids", "labels")
     device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in names if name in batch}
-    if "image_embeds" in batch:
-        embeds, mask = batch["image_embeds"].to(device), batch["pixel_mask"].to(device)
-    else:
-        pixel_mask = batch["pixel_mask"].to(device) if "pixel_mask" in batch else None
-        embeds, mask = embed_images(model, batch["pixel_values"].to(device), pixel_mask)
+    embeds, mask = embed_batch(model, batch)
     return model(**inputs, image_embeds=embeds, pixel_mask=mask, **kwargs)
 
 

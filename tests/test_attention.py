@@ -1,7 +1,7 @@
 """helpers/attention.py against transformers' own attentions with their random patch order undone."""
 
 import weakref
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt import modeling_vilt
 
-from helpers import attention as attention_module
 from helpers.attention import (
+    KEY_GROUPS,
+    QUERY_GROUPS,
     attention_maps,
     attention_measures,
     attention_split,
@@ -27,6 +28,7 @@ from helpers.attention import (
     special_mass,
     token_groups,
     uniform_baseline,
+    value_norms,
 )
 from helpers.vilt import forward_raster, load_vilt
 
@@ -86,8 +88,17 @@ def reduce_by_hand(full, n_text, grid):
     layers, heads, n, _ = full.shape
     keys = [[0], list(range(1, n_text - 1)), [n_text - 1], [n_text], list(range(n_text + 1, n))]
     queries = [keys[0], keys[1], keys[4]]
+    flow = np.full((layers, 5, 5), np.nan)
+    for layer, (q, members), (k, group) in product(range(layers), enumerate(keys), enumerate(keys)):
+        if members:
+            flow[layer, q, k] = full[layer][:, members][:, :, group].sum(-1).mean()
+    mixed = np.eye(n)
+    for layer in full.mean(1):
+        mixed = (layer + np.eye(n)) / 2 @ mixed
     cell = {key: divmod(i, grid[1]) for i, key in enumerate(keys[4])}
     found = {
+        "flow": flow,
+        "rollout": [mixed[0, group].sum() for group in keys],
         "split": np.full((layers, heads, 3, 5), np.nan),
         "entropy": np.full((layers, heads, 3), np.nan),
         "text_distance": np.full((layers, heads), np.nan),
@@ -246,11 +257,57 @@ class TestInvariance:
         with pytest.raises(ValueError, match="needs patch_grids"):
             attention_maps(model, inputs)
 
-    def test_half_precision_stays_close(self, model, batch):
-        half = load_vilt("fresh-small", answers=["yes", "no", "red"])[0].to(torch.bfloat16)
-        split = attention_split(half, batch)
-        assert split.dtype == torch.float32
-        torch.testing.assert_close(split, attention_split(model, batch), rtol=0, atol=0.05)
+    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.003), (torch.bfloat16, 0.03)])
+    def test_half_precision_stays_close(self, model, batch, dtype, bound):
+        half = load_vilt("fresh-small", answers=["yes", "no", "red"])[0].to(dtype)
+        found, exact = attention_measures(half, batch), attention_measures(model, batch)
+        for name in ("split", "entropy", "flow", "rollout"):
+            assert found[name].dtype == torch.float32
+            torch.testing.assert_close(found[name], exact[name], rtol=0, atol=bound, msg=name)
+        torch.testing.assert_close(found["split"].sum(-1), torch.ones(6, 4, 4, 3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(attention_split(half, batch), found["split"], rtol=0, atol=1e-6)
+
+    def test_a_picture_that_questions_share_may_stand_once(self, model):
+        alone = make_batch([(4, 6), (4, 6), (5, 5)], [5, 5, 7])
+        alone["pixel_values"][1] = alone["pixel_values"][0]
+        shared = {**alone, "picture_of": torch.tensor([1, 1, 0])}
+        for name in ("pixel_values", "pixel_mask"):
+            shared[name] = alone[name][[2, 0]]
+        for name, value in attention_measures(model, shared).items():
+            torch.testing.assert_close(value, attention_measures(model, alone)[name], msg=name)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                forward_raster(model, shared).logits, forward_raster(model, alone).logits
+            )
+
+
+class TestValueNorms:
+    def test_by_hand(self):
+        """One head of two: value (3, 4) through W = [[1, 0], [0, 2], [0, 0]] is (3, 8, 0), of norm sqrt(73)."""
+        projection = torch.tensor([[9.0, 9, 1, 0], [9, 9, 0, 2], [9, 9, 0, 0]])
+        values = torch.tensor([[[[0.0, 0.0]], [[3.0, 4.0]]]])
+        assert value_norms(values, projection).tolist() == [[[0], [pytest.approx(73**0.5)]]]
+
+    def test_against_each_vector_as_the_head_hands_it_on(self, model, batch):
+        normed, hooks = [], []
+        for layer in model.vilt.encoder.layer:
+            hooks.append(layer.layernorm_before.register_forward_hook(lambda *args: normed.append(args[2])))
+        with torch.no_grad():
+            forward_raster(model, batch)
+        for hook in hooks:
+            hook.remove()
+        found, maps = attention_measures(model, batch)["value_norm"], attention_maps(model, batch)
+        valid = prepare_batch(model, batch).groups.any(1)
+        for place, layer, head in product((0, 5), range(4), range(4)):
+            module, own = model.vilt.encoder.layer[layer].attention, slice(16 * head, 16 * (head + 1))
+            tokens = normed[layer][place][valid[place]]
+            values = tokens @ module.attention.value.weight[own].T + module.attention.value.bias[own]
+            vectors = values @ module.output.dense.weight[:, own].T  # (key, hidden)
+            weighed = (maps[place].attention[layer, head][..., None] * vectors).norm(dim=-1)  # (query, key)
+            for query, key in product(range(3), range(5)):
+                asked, read = (maps[place].groups[name] for name in (QUERY_GROUPS[query], KEY_GROUPS[key]))
+                expected = weighed[asked, read].sum(1).mean().item()
+                assert found[place, layer, head, query, key].item() == pytest.approx(expected, rel=1e-4)
 
 
 class TestUniformAndEmpty:
@@ -407,22 +464,6 @@ class TestObserving:
             forward_raster(model, batch)
         assert len(seen) == 4
 
-    @pytest.mark.parametrize("measure", [attention_split, attention_measures])
-    def test_measuring_holds_one_layer(self, model, batch, measure, monkeypatch):
-        alive, most = [], []
-        average = attention_module.average_queries
-
-        def watch(attention, groups):
-            if attention.shape[-1] > 1 and not any(ref() is attention for ref in alive):
-                alive.append(weakref.ref(attention))
-            most.append(sum(ref() is not None for ref in alive))
-            return average(attention, groups)
-
-        monkeypatch.setattr(attention_module, "average_queries", watch)
-        measure(model, batch)
-        assert len(alive) == 4
-        assert max(most) == 1
-
     def test_hooks_leave_with_the_block(self, model, batch):
         with torch.no_grad():
             before = model(**batch, output_attentions=True)
@@ -436,19 +477,33 @@ class TestObserving:
             assert not module._forward_pre_hooks
 
     @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
-    def test_training_and_other_kernels_are_refused(self, model, batch, measure, monkeypatch):
+    def test_training_is_refused(self, model, batch, measure):
         model.train()
         try:
             with pytest.raises(ValueError, match=r"call model\.eval"):
                 measure(model, batch)
         finally:
             model.eval()
+
+    def test_other_kernels_are_refused(self, model, batch, monkeypatch):
         monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
         with pytest.raises(ValueError, match="'sdpa' ViLT does not mask padding"):
-            measure(model, batch)
+            attention_maps(model, batch)
 
-    @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
-    def test_attention_on_padding_is_an_error(self, model, batch, measure, monkeypatch):
+    def test_attention_on_padding_is_an_error(self, model, batch, monkeypatch):
         monkeypatch.setattr(modeling_vilt, "create_bidirectional_mask", lambda **_: None)
         with pytest.raises(RuntimeError, match="attention on padding is"):
-            measure(model, batch)
+            attention_maps(model, batch)
+
+    def test_measures_mask_padding_themselves(self, model, batch, monkeypatch):
+        expected = attention_measures(model, batch)
+        monkeypatch.setattr(modeling_vilt, "create_bidirectional_mask", lambda **_: None)
+        monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
+        for name, value in attention_measures(model, batch).items():
+            assert torch.equal(value.nan_to_num(), expected[name].nan_to_num()), name
+
+    def test_embeddings_without_their_mask_are_refused(self, model, batch):
+        inputs = prepare_batch(model, batch).inputs
+        del inputs["pixel_mask"]
+        with pytest.raises(ValueError, match="needs pixel_mask"):
+            attention_split(model, inputs)

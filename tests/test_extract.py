@@ -69,7 +69,7 @@ class TestRows:
         assert table.column_names == [
             "question_id", "image_id", "family", "question_type", "prediction", "accuracy",
             "n_words", "n_patches", "grid_rows", "grid_cols",
-            "split", "entropy", "text_distance", "patch_distance", "top_patch",
+            "split", "entropy", "text_distance", "patch_distance", "top_patch", "value_norm", "flow", "rollout",
         ]  # fmt: skip
         assert len(table) == 5
         assert table.schema.field("split").type.list_size == LAYERS * HEADS * 15

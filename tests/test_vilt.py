@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -271,13 +272,20 @@ class TestEncodedQuestions:
         assert sorted(order) == sorted(chosen)
         assert all(len(part) == size for part, _ in found[:-1])
         items = [encoded[index] for index in order]
-        weights = [(item["pixels"].numel(), item["pixels"].shape, len(item["input_ids"])) for item in items]
-        assert weights == sorted(weights)
+        sizes = [(item["pixels"].numel(), item["pixels"].shape) for item in items]
+        assert sizes == sorted(sizes)
+        assert len([*groupby(encoded.image_of[order])]) == len(
+            set(encoded.image_of[order])
+        )  # a picture's stand together
         assert [part for part, _ in found] == [part for part, _ in encoded.batches(size, chosen)]
         for part, batch in found:
             for place, index in enumerate(part):
                 length = int(batch["attention_mask"][place].sum())
                 assert torch.equal(batch["input_ids"][place, :length], encoded[index]["input_ids"])
+            whole = encoded.collate([encoded[index] for index in part])
+            assert len(batch["pixel_values"]) == len(set(encoded.image_of[part]))  # each picture once
+            for name in ("pixel_values", "pixel_mask"):
+                assert torch.equal(batch[name][batch["picture_of"]], whole[name])
 
     @settings(max_examples=20, deadline=None)
     @given(seed=st.integers(0, 2**32))
