@@ -11,10 +11,11 @@ from torch import nn
 from helpers.encode import EncodedQuestions
 from helpers.extract import AttentionTable, extract_attention, read_attention
 from helpers.heads import box_hits
+from helpers.relevance import RELEVANCE, relevance_measures
 from helpers.steps import make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
 
-CODE = ("measure", "attention", "extract", "encode", "pictures", "vilt")
+CODE = ("measure", "attention", "packed", "relevance", "extract", "encode", "pictures", "vilt")
 
 
 def measure_attention(
@@ -25,26 +26,48 @@ def measure_attention(
     once: Callable = make_once,
     process: tuple[int, int] = (0, 1),
 ) -> AttentionTable:
-    """Measure the attention of every validation question, once, and read it.
+    """Measure the attention of every validation question, once, and open its table.
 
     model: the fine-tuned model, or with `untrained` its `untrained_twin`. Kept in run_dir/attention (or
     attention_untrained), in shards; a killed run continues. once and process: how the step is done once, and which
     share of the shards is measured here; `launch` passes the forms for several processes.
     """
-    name = "attention_untrained" if untrained else "attention"
-    depends = {
-        **study.settings("extract_batch_size", "shard_size", "precision", *(["seed"] if untrained else [])),
-        "model": read_fingerprint(study.run_dir / "model"),
-        "dataset": read_fingerprint(study.run_dir / "dataset"),
-        "code": source_digest(*CODE),
-    }
+    dtype = choose_dtype(study.precision, model.device.type)
 
     def extract(folder) -> None:
-        dtype = choose_dtype(study.precision, model.device.type)
         lower = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
         extract_attention(lower, encoded, folder, study.extract_batch_size, study.shard_size, process)
 
-    return read_attention(once(study.folder() / name, extract, depends))
+    name = "attention_untrained" if untrained else "attention"
+    seed = study.settings("seed") if untrained else {}
+    return read_attention(
+        once(study.folder() / name, extract, describe_inputs(study, precision=str(dtype), **seed))
+    )
+
+
+def measure_relevance(study: Study, model: nn.Module, encoded: EncodedQuestions) -> AttentionTable:
+    """What the model's answer to every validation question owes to each group of tokens, measured once.
+
+    Kept in run_dir/relevance, in shards as `measure_attention`'s; the measures are `relevance.RELEVANCE`. Always in the
+    model's own precision: gradients of half numbers underflow.
+    """
+
+    def extract(folder) -> None:
+        sizes = (study.extract_batch_size, study.shard_size)
+        extract_attention(model, encoded, folder, *sizes, measure=relevance_measures, layout=RELEVANCE)
+
+    return read_attention(make_once(study.folder() / "relevance", extract, describe_inputs(study)))
+
+
+def describe_inputs(study: Study, **more) -> dict:
+    """What a table of measures depends on: sizes, model, data, code and whatever else."""
+    return {
+        **study.settings("extract_batch_size", "shard_size"),
+        "model": read_fingerprint(study.run_dir / "model"),
+        "dataset": read_fingerprint(study.run_dir / "dataset"),
+        "code": source_digest(*CODE),
+        **more,
+    }
 
 
 def choose_dtype(setting: str, device: str) -> torch.dtype:
