@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 CACHE = 4_000_000  # bytes of attention held at once on a CPU: what its cache takes
+ROWS = 1024  # tokens that a feed-forward layer sees at once: its wide middle then takes 12 MB that memory hands out quickly
 GPU_SHARE = 1_000_000_000  # and on a GPU
 
 
@@ -107,7 +108,11 @@ class PackedForward:
             if index == len(modules) - 1:
                 context, hidden = context[self.first], hidden[self.first]
             attended = module.attention.output(context, hidden) + hidden
-            self.hidden = module.output(module.intermediate(module.layernorm_after(attended)), attended)
+            parts = (
+                module.output(module.intermediate(module.layernorm_after(part)), part)
+                for part in attended.split(ROWS)
+            )
+            self.hidden = torch.cat(list(parts))
         if hasattr(self.model, "classifier"):
             pooled = self.core.pooler(self.core.layernorm(self.hidden)[:, None])
             self.logits = self.model.classifier(pooled)

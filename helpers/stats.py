@@ -16,7 +16,8 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 
 MIN_QUESTIONS, MIN_CLUSTERS = 10, 5
-CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB
+CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB as counts, 32 MB as floats
+CHUNK_VALUES = 4_000_000  # values summed within clusters at once: 32 MB
 
 
 class Interval(NamedTuple):
@@ -56,13 +57,12 @@ def bootstrap_mean(values, clusters, draws=1000, seed=0, level=0.95) -> Interval
     """
     values, clusters = _check_rows(values, clusters)
     flat = values.reshape(len(values), math.prod(values.shape[1:]))
-    valid = ~np.isnan(flat)
-    sums = _sum_clusters(np.where(valid, flat, 0.0), clusters)
-    counts = _sum_clusters(valid.astype(float), clusters)
+    sums, counts = _sum_clusters(flat, clusters)
     n, n_clusters = counts.sum(0).astype(int), (counts > 0).sum(0)
     low, high = _percentiles(_bootstrap_ratios(sums, counts, draws, seed), n_clusters, level)
     found = Interval(divide(sums.sum(0), n), low, high, n, n_clusters)
-    return Interval(*(field.reshape(values.shape[1:])[()] for field in found))
+    shape = values.shape[1:]
+    return Interval(*(np.broadcast_to(field, flat.shape[1:]).reshape(shape)[()] for field in found))
 
 
 def bootstrap_by_group(values, groups, clusters, draws=1000, seed=0, level=0.95, axes=()) -> pd.DataFrame:
@@ -119,7 +119,9 @@ def compare_groups(values, groups, clusters, covariates=None, method="fdr_bh", a
     index = _index_table(values.shape[1:], axes)
     first, second = np.array([*combinations(range(len(names)), 2)], dtype=int).reshape(-1, 2).T
     flat = values.reshape(len(values), len(index))
-    found = [_compare_column(column, codes, clusters, extra, first, second) for column in flat.T]
+    found = [
+        _compare_column(column.astype(float), codes, clusters, extra, first, second) for column in flat.T
+    ]
     labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
     omnibus, pairs = (pd.concat([pd.DataFrame(fit[i]) for fit in found], ignore_index=True) for i in (0, 1))
     omnibus = pd.concat([index, omnibus], axis=1)
@@ -162,8 +164,9 @@ def rank_correlation(x, y, draws=1000, seed=0, level=0.95) -> Interval:
 
 
 def _check_rows(values, clusters):
-    """values as floats and clusters as codes 0..c-1, or an error when their lengths differ."""
-    values, labels = np.asarray(values, dtype=float), np.asarray(clusters)
+    """values as floats (float32 stays so) and clusters as codes 0..c-1, or an error when their lengths differ."""
+    values, labels = np.asarray(values), np.asarray(clusters)
+    values = values if values.dtype == np.float32 else values.astype(float, copy=False)
     if values.ndim == 0 or labels.shape != values.shape[:1]:
         raise ValueError(f"values {values.shape} and clusters {labels.shape} need one row for each question")
     return values, np.unique(labels, return_inverse=True)[1].reshape(-1)
@@ -188,9 +191,24 @@ def _index_table(shape, axes) -> pd.DataFrame:
 
 
 def _sum_clusters(flat, clusters):
-    """Column sums within each cluster: (n, k) -> (clusters, k)."""
-    n, n_clusters = len(clusters), clusters.max(initial=-1) + 1
-    return sparse.csr_array((np.ones(n), (clusters, np.arange(n))), shape=(n_clusters, n)) @ flat
+    """Sums and counts of what is not NaN within each cluster, in float64: (n, k) -> (clusters, k), (clusters, k or 1).
+
+    Without NaN all columns have the same counts: then they are one column, and a bootstrap half the work.
+    """
+    n, n_clusters, k = len(clusters), clusters.max(initial=-1) + 1, flat.shape[1]
+    members = sparse.csr_array((np.ones(n), (clusters, np.arange(n))), shape=(n_clusters, n))
+    sums = np.empty((n_clusters, k))
+    counts = np.empty_like(sums) if np.isnan(flat).any() else members.sum(1)[:, None]
+    step = max(1, CHUNK_VALUES // max(1, n))  # columns at once: a float32 table never stands whole in float64
+    for start in range(0, k, step):
+        columns = slice(start, start + step)
+        part = flat[:, columns].astype(float)
+        if counts.shape == sums.shape:
+            valid = ~np.isnan(part)
+            part[~valid] = 0
+            counts[:, columns] = members @ valid.astype(float)
+        sums[:, columns] = members @ part
+    return sums, counts
 
 
 def divide(a, b):
@@ -207,7 +225,8 @@ def _bootstrap_ratios(sums, counts, draws, seed):
     chunk = max(1, CHUNK_WEIGHTS // max(1, n_clusters))
     for start in range(0, draws if n_clusters else 0, chunk):
         rows = slice(start, min(start + chunk, draws))
-        weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), rows.stop - start)
+        drawn = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), rows.stop - start)
+        weights = drawn.astype(float)  # once, for both products
         replicates[rows] = divide(weights @ sums, weights @ counts)
     return replicates
 

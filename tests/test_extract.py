@@ -115,12 +115,72 @@ class TestRows:
         for name in MEASURES:
             np.testing.assert_allclose(getattr(other, name), getattr(table, name), rtol=1e-5, atol=1e-5)
 
+    def test_measures_are_read_when_asked_for(self, folder):
+        table = read_attention(folder)
+        assert not set(MEASURES) & set(vars(table))
+        excess = table.excess
+        assert not set(MEASURES) & set(vars(table))  # the split went by shard by shard
+        whole = table.split[..., 3:].sum(-1) - table.baseline[:, None, None, None]
+        np.testing.assert_allclose(excess, whole, atol=1e-6)
+        assert set(MEASURES) & set(vars(table)) == {"split"}
+        with pytest.raises(AttributeError, match="no measure 'splits'; it holds split, entropy"):
+            table.splits  # noqa: B018
+
     def test_questions_without_answers_have_no_accuracy(self, model, tmp_path):
         data = make_dataset(2).remove_columns(["answers", "family"])
         encoded = EncodedQuestions(data, load_vilt("fresh-small")[1])
         questions = read_attention(extract_attention(model, encoded, tmp_path, 2, 2)).questions
         assert questions["accuracy"].isna().all()
         assert "family" not in questions
+
+
+OWN_LAYOUT = {
+    "by_layer": ("float32", ("layer", 2)),
+    "by_head": ("float32", ("layer", "head")),
+    "alone": ("int16", ()),
+}
+
+
+def measure_own(model, batch):
+    """Numbers that tell question, layer and head apart: how many words, 10 a layer, 1 a head."""
+    words = batch["attention_mask"].sum(1).float() - 2
+    layers, heads = 10 * torch.arange(LAYERS), torch.arange(HEADS)
+    return {
+        "by_layer": (words[:, None] + layers)[..., None] * torch.tensor([1.0, -1.0]),
+        "by_head": words[:, None, None] + layers[:, None] + heads,
+        "alone": words.short(),
+        "logits": torch.stack([words, 10 - words], dim=1),  # "yes" from 5 words
+        "not kept": words,
+    }
+
+
+class TestLayouts:
+    def extract(self, model, encoded, folder, layout=OWN_LAYOUT):
+        return extract_attention(model, encoded, folder, 4, 5, measure=measure_own, layout=layout)
+
+    def test_another_set_of_measures(self, model, encoded, tmp_path):
+        table = read_attention(self.extract(model, encoded, tmp_path))
+        words = np.array([1 + place % 7 for place in range(23)])
+        assert table.alone.dtype == np.int16
+        np.testing.assert_array_equal(table.alone, words)
+        assert table.by_layer.shape == (23, LAYERS, 2)
+        np.testing.assert_array_equal(table.by_layer[:, 3, 0], words + 30)
+        np.testing.assert_array_equal(table.by_layer[:, 2, 1], -words - 20)
+        assert table.by_head.shape == (23, LAYERS, HEADS)
+        np.testing.assert_array_equal(table.by_head[:, 1, 2], words + 12)
+        assert table.questions["prediction"].tolist() == ["yes" if n >= 5 else "no" for n in words]
+        assert not hasattr(table, "not kept")
+
+    def test_shards_of_another_layout_are_refused(self, model, encoded, folder, tmp_path):
+        self.extract(model, encoded, tmp_path)
+        (tmp_path / "part-00004.parquet").unlink()
+        with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data set"):
+            extract_attention(model, encoded, tmp_path, 4, 5)
+        with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data set"):
+            self.extract(model, encoded, tmp_path, {**OWN_LAYOUT, "by_head": ("float64", ("layer", "head"))})
+        (tmp_path / "part-00004.parquet").write_bytes((folder / "part-00004.parquet").read_bytes())
+        with pytest.raises(ValueError, match=r"part-00004.parquet has .*'split'"):
+            read_attention(tmp_path)
 
 
 SCRIPT = """
@@ -216,9 +276,17 @@ class TestErrors:
         extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=12)
         second = tmp_path / "part-00001.parquet"
         table = pq.read_table(second)
-        pq.write_table(table.replace_schema_metadata({"source": '{"layers": 2, "heads": 8}'}), second)
+        pq.write_table(table.replace_schema_metadata({"source": '{"layers": 2, "measures": {}}'}), second)
         with pytest.raises(ValueError, match=r"part-00001.parquet has .*'layers': 2"):
             read_attention(tmp_path)
         second.write_bytes(second.read_bytes()[:100])
         with pytest.raises(ValueError, match=r"part-00001.parquet is no attention shard"):
+            read_attention(tmp_path)
+
+    def test_shards_of_an_earlier_version_are_named(self, model, encoded, tmp_path):
+        extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=50)
+        shard = tmp_path / "part-00000.parquet"
+        table = pq.read_table(shard)
+        pq.write_table(table.replace_schema_metadata({"source": '{"layers": 2, "heads": 8}'}), shard)
+        with pytest.raises(ValueError, match="does not say which measures it holds"):
             read_attention(tmp_path)

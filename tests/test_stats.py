@@ -105,6 +105,23 @@ def test_chunks_do_not_change_the_draws(monkeypatch):
     assert stats.bootstrap_mean(values, clusters, draws=101) == whole
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_single_precision_and_few_columns_at_once_change_nothing(monkeypatch, missing):
+    rng = np.random.default_rng(5)
+    values, clusters = rng.normal(size=(60, 3, 2)).astype(np.float32), rng.integers(12, size=60)
+    values[clusters == 4, 1, 0] = np.nan if missing else 0
+    double = stats.bootstrap_mean(values.astype(float), clusters, draws=50)
+    monkeypatch.setattr(stats, "CHUNK_VALUES", 4 * 60)
+    for single, expected in zip(stats.bootstrap_mean(values, clusters, draws=50), double, strict=True):
+        assert single.dtype == expected.dtype
+        np.testing.assert_array_equal(single, expected)
+    weights = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), 50)
+    means = [np.nanmean(np.repeat(values[:, 1, 0], w[clusters]).astype(float)) for w in weights]
+    tail = expanded_tail(11 if missing else 12)
+    expected = np.quantile(means, [tail, 1 - tail])
+    assert [double.low[1, 0], double.high[1, 0]] == pytest.approx(expected)
+
+
 def test_a_paired_difference_is_the_mean_of_the_difference():
     rng = np.random.default_rng(4)
     before, clusters, _ = draw_clustered(rng, 60, between=5)
