@@ -1,21 +1,36 @@
 """The study's two attention tables: of the fine-tuned model, and of its untrained twin as a null."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 
+from helpers import faithfulness
 from helpers.encode import EncodedQuestions
 from helpers.extract import AttentionTable, extract_attention, read_attention
 from helpers.heads import box_hits
-from helpers.relevance import RELEVANCE, relevance_measures
+from helpers.relevance import RELEVANCE, Explanation, explain, patch_maps, relevance_measures
 from helpers.steps import make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
 
-CODE = ("measure", "attention", "packed", "relevance", "extract", "encode", "pictures", "vilt")
+CODE = (
+    "measure",
+    "attention",
+    "packed",
+    "relevance",
+    "faithfulness",
+    "extract",
+    "encode",
+    "pictures",
+    "vilt",
+)
 
 
 def measure_attention(
@@ -57,6 +72,69 @@ def measure_relevance(study: Study, model: nn.Module, encoded: EncodedQuestions)
         extract_attention(model, encoded, folder, *sizes, measure=relevance_measures, layout=RELEVANCE)
 
     return read_attention(make_once(study.folder() / "relevance", extract, describe_inputs(study)))
+
+
+def measure_faithfulness(
+    study: Study, model: nn.Module, twin: nn.Module, encoded: EncodedQuestions, dataset: Dataset
+) -> tuple[np.ndarray, faithfulness.Curves, pd.DataFrame]:
+    """Take patches away in the order of each map, and hold the maps against the boxes asked about; done once.
+
+    On `faithfulness_questions` validation questions, drawn with the study's seed. twin: the `untrained_twin`, whose
+    relevance is the control with random weights. Kept in run_dir/faithfulness: curves.npz (the arrays of Curves, and
+    question: the rows drawn) and boxes.parquet. Returns these rows; the curves, with orders for each of
+    `relevance.patch_maps`, "random", "reversed relevance" and "untrained relevance"; and a table with a row for each map
+    and head (its [CLS] query) of each question with a box: question (row), map, layer, head (-1 for a combined map),
+    pointing, mass (see `faithfulness.point_in_box`, `mass_in_box`), chance (share of patches in the box).
+    """
+    count = min(study.faithfulness_questions, len(encoded))
+    chosen = np.sort(np.random.default_rng(study.seed).choice(len(encoded), count, replace=False))
+
+    def measure(folder) -> None:
+        orders, boxes = defaultdict(list), []
+        for row in tqdm(chosen.tolist(), desc="maps", unit="question"):
+            batch = encoded.collate([encoded[row]])
+            explanation = explain(model, batch)[0]
+            maps = patch_maps(explanation)
+            control = patch_maps(explain(twin, batch, [explanation.answer])[0])["relevance"]
+            for name, weights in {**maps, "untrained relevance": control}.items():
+                orders[name].append(faithfulness.rank_patches(weights))
+            orders["reversed relevance"].append(orders["relevance"][-1][::-1])
+            boxes.append(ground_maps(row, explanation, maps, dataset[row]))
+        counts = [len(order) for order in orders["relevance"]]
+        orders["random"] = faithfulness.random_orders(counts, study.seed)
+        curves = faithfulness.perturbation_curves(model, encoded, chosen.tolist(), orders)
+        np.savez(folder / "curves.npz", question=chosen, **asdict(curves))
+        pd.concat(boxes).to_parquet(folder / "boxes.parquet", index=False)
+
+    depends = describe_inputs(study, **study.settings("seed", "faithfulness_questions"))
+    folder = make_once(study.folder() / "faithfulness", measure, depends)
+    with np.load(folder / "curves.npz") as kept:
+        curves = faithfulness.Curves(
+            kept["orders"].tolist(), *(kept[name] for name in ("fractions", "probability", "accuracy"))
+        )
+        return chosen, curves, pd.read_parquet(folder / "boxes.parquet")
+
+
+def ground_maps(
+    row: int, explanation: Explanation, maps: dict[str, np.ndarray], example: dict
+) -> pd.DataFrame:
+    """Pointing and mass of each combined map and each head's [CLS] attention on one question; empty without a box."""
+    if not example.get("boxes"):
+        return pd.DataFrame()
+    size = (example["width"], example["height"])
+    inside = faithfulness.cover_boxes(example["boxes"], explanation.maps.grid, size).ravel()
+    heads = explanation.maps.attention[:, :, 0, explanation.maps.groups["patches"]].float().cpu().numpy()
+    cells = [(-1, -1), *np.ndindex(heads.shape[:2])]
+    names = [*maps, *(f"L{layer}H{head}" for layer, head in cells[1:])]
+    weights = np.concatenate([[each.ravel() for each in maps.values()], heads.reshape(-1, heads.shape[2])])
+    layer, head = np.array([cells[0]] * len(maps) + cells[1:]).T
+    scores = {
+        "pointing": faithfulness.point_in_box(weights, inside),
+        "mass": faithfulness.mass_in_box(weights, inside),
+    }
+    return pd.DataFrame(
+        {"question": row, "map": names, "layer": layer, "head": head, **scores, "chance": inside.mean()}
+    )
 
 
 def describe_inputs(study: Study, **more) -> dict:
