@@ -30,7 +30,7 @@ from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
 
 PNG = "image/png"
-SHOWN = ("01_study", "03_layers", "03_words", "04_layers", "05_ablation")  # the README's figures
+SHOWN = ("01_study", "03_layers", "03_words", "03_flow", "03_scoreboard", "04_layers", "05_ablation")  # the README's figures
 STATE = "chain.json"  # beside the executed notebooks: what stands
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CAPTION = re.compile(
@@ -202,7 +202,7 @@ def shrink_png(encoded: str) -> str:
 
 
 def render(study: Study, say) -> None:
-    """Run the default study; put the executed notebooks and the README's figures into notebooks/, its findings into it."""
+    """Run the default study; put its notebooks, explorer and the README's figures into notebooks/, its findings into it."""
     for path in run_chain(study, {}, say):
         notebook = clean_notebook(nbformat.read(path, as_version=4))
         write_atomic(study.root / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
@@ -214,6 +214,7 @@ def render(study: Study, say) -> None:
     for name in SHOWN:
         picture = (study.run_dir / "figures" / f"{name}.png").read_bytes()
         write_atomic(study.root / "notebooks" / "images" / f"{name}.png", picture)
+    write_atomic(study.root / "notebooks" / "explorer.html", (study.run_dir / "explorer.html").read_bytes())
 
 
 def main(words: list[str] | None = None) -> int:

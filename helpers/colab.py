@@ -10,7 +10,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-TOOLS = ("nbval", "pytest", "hypothesis", "ruff")  # of the tests: no notebook needs them
+TOOLS = ("nbval", "pytest", "hypothesis", "selenium", "ruff")  # of the tests: no notebook needs them
 NEVER = ("torch", "ipywidgets", "ipykernel", "notebook")  # Colab's own fit its drivers and its front end
 KEEP = (*NEVER, "torchvision", "torchaudio", "ipython", "tornado", "numpy", "pandas")  # no version may move
 LEAST = {  # older ones count as missing; of anything else any version will do

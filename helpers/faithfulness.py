@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from helpers.attention import prepare_batch
 from helpers.encode import EncodedQuestions
 from helpers.heads import cover_box
-from helpers.stats import bootstrap_mean
+from helpers.stats import bootstrap_mean, interval_table
 from helpers.vilt import forward_raster
 from helpers.vqa import vqa_accuracy
 
@@ -137,6 +137,14 @@ def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     return np.trapezoid(values, fractions, axis=-1) / (fractions[-1] - fractions[0])
 
 
+def tabulate_curves(curves: Curves, clusters, draws=1000, seed=0) -> pd.DataFrame:
+    """Mean probability along the curves, with 95 % intervals over images: order, kind, fraction, estimate, low, high, n, ..."""
+    values = np.moveaxis(curves.probability, 2, 0)  # (question, order, kind, fraction)
+    table = interval_table(bootstrap_mean(values, clusters, draws, seed), ("order", "kind", "fraction"))
+    names = {"order": curves.orders, "kind": KINDS, "fraction": curves.fractions}
+    return table.assign(**{axis: [known[place] for place in table[axis]] for axis, known in names.items()})
+
+
 def score_maps(curves: Curves, clusters, random: str = "random", draws=1000, seed=0) -> pd.DataFrame:
     """The scoreboard: area under each order's curves of probability, and what it gains over the random order.
 
@@ -153,6 +161,24 @@ def score_maps(curves: Curves, clusters, random: str = "random", draws=1000, see
             interval = bootstrap_mean(each, clusters, draws, seed)
             rows.append({"order": order, "measure": measure, **interval._asdict()})
     return pd.DataFrame(rows)
+
+
+def score_boxes(boxes: pd.DataFrame, clusters, draws=1000, seed=0) -> pd.DataFrame:
+    """Pointing and mass in the box of each map and head over the questions with a box, with 95 % intervals over images.
+
+    boxes: a row a question and map, with map, layer, head, pointing, mass, chance; clusters: their image ids. Columns:
+    map, layer, head, measure ("pointing", "mass"), estimate, low, high, n, n_clusters, chance (mean share of patches in
+    the box; 1 for mass, which is counted in it).
+    """
+    tables = [pd.DataFrame()]
+    for (name, layer, head), rows in boxes.groupby(["map", "layer", "head"], sort=False):
+        values = rows[["pointing", "mass"]].to_numpy()
+        table = interval_table(bootstrap_mean(values, clusters[rows.index], draws, seed), ("measure",))
+        chance = [rows["chance"].mean(), 1.0]
+        tables.append(
+            table.assign(map=name, layer=layer, head=head, measure=["pointing", "mass"], chance=chance)
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def cover_boxes(boxes, grid, size) -> np.ndarray:

@@ -104,7 +104,8 @@ def measure_faithfulness(
         orders["random"] = faithfulness.random_orders(counts, study.seed)
         curves = faithfulness.perturbation_curves(model, encoded, chosen.tolist(), orders)
         np.savez(folder / "curves.npz", question=chosen, **asdict(curves))
-        pd.concat(boxes).to_parquet(folder / "boxes.parquet", index=False)
+        known = [each for each in boxes if len(each)] or boxes[:1]  # concat warns of empty tables
+        pd.concat(known).to_parquet(folder / "boxes.parquet", index=False)
 
     depends = describe_inputs(study, **study.settings("seed", "faithfulness_questions"))
     folder = make_once(study.folder() / "faithfulness", measure, depends)
@@ -119,8 +120,8 @@ def ground_maps(
     row: int, explanation: Explanation, maps: dict[str, np.ndarray], example: dict
 ) -> pd.DataFrame:
     """Pointing and mass of each combined map and each head's [CLS] attention on one question; empty without a box."""
-    if not example.get("boxes"):
-        return pd.DataFrame()
+    if not example["boxes"]:
+        return pd.DataFrame(columns=["question", "map", "layer", "head", "pointing", "mass", "chance"])
     size = (example["width"], example["height"])
     inside = faithfulness.cover_boxes(example["boxes"], explanation.maps.grid, size).ravel()
     heads = explanation.maps.attention[:, :, 0, explanation.maps.groups["patches"]].float().cpu().numpy()

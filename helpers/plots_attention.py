@@ -1,4 +1,4 @@
-"""Figures of notebook 03: attention by layer and head, over the picture, and from group to group.
+"""Figures of notebook 03: attention by layer and head, over the picture, and as a flow from group to group.
 
 Functions take arrays and tables (never models) and return the figure. Attention comes as shares in [0, 1] and
 is drawn in per cent; layers run downwards and heads across in grids.
@@ -10,7 +10,7 @@ from textwrap import fill
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.patches import PathPatch
+from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
 from helpers.plots import (
@@ -32,7 +32,16 @@ QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, lin
     "patches": ("patches as queries", "image query → image key", IMAGE_COLOR, "s", "--"),
 }
 TITLE_WIDTH = 95  # characters a line: questions of VQAv2 can be long
-LEAST_MASS = 0.03  # lines of the attention graph that would be thinner are left out
+FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
+NODE_WIDTH, PALE = 0.1, 0.22  # of the flow: in layers; opacity of what the residual path carries
+FLOW_LOOKS = {
+    group: {
+        "facecolor": color,
+        "edgecolor": "white",
+        "hatch": "////" if group in ("img_cls", "patches") else None,
+    }
+    for group, color in GROUP_COLORS.items()
+}
 
 
 def plot_runs(picture, runs: dict[str, np.ndarray], title: str, boxes=()):
@@ -157,17 +166,16 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]):
 
 
 def plot_maps(picture, weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, boxes=(),
-              shared: bool = True):  # fmt: skip
+              shared: bool = True, label="attention on a patch, % (text query → image key)"):  # fmt: skip
     """A grid of heatmaps over one picture, such as layers downwards and heads across.
 
     weights: (row, column, patch rows, patch columns), shares. shared: one colour scale for all panels, else one
-    for each column of panels.
+    for each column of panels. label: what the colours say.
     """
     weights, shape = 100 * np.asarray(weights, dtype=float), np.asarray(picture).shape
     n_rows, n_columns = weights.shape[:2]
     panel = min(9.0 / n_columns, 1.9)
     high = min(panel * shape[0] / shape[1], 11.0 / n_rows)
-    label = "attention on a patch, % (text query → image key)"
     largest = np.full(n_columns, weights.max()) if shared else weights.max(axis=(0, 2, 3))
     with figure_style():
         figure, axes = plt.subplots(
@@ -194,47 +202,104 @@ def plot_maps(picture, weights: np.ndarray, rows: Sequence[str], columns: Sequen
     return close_figure(figure)
 
 
-def plot_graph(masses: np.ndarray, title: str):
-    """What each group of tokens draws from each group of the layer before: line width is the attention mass.
+def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Follow the answer's [CLS] down through the layers: how much of it comes from each group of tokens.
 
-    masses: (layer, query group, key group), 5 groups each in the order of GROUP_NAMES; rows sum to 1. Lines run
-    from keys (left) to queries (right). Image keys are dashed. Below LEAST_MASS no line is drawn; in the last
-    layer only what [CLS] draws is, because nothing else reaches the answer.
+    flow: (layer, query group, key group), 5 groups each in the order of GROUP_NAMES: the mean over heads and over
+    the group's queries of the attention on the group's keys; rows sum to 1, NaN for a group without tokens.
+    Returns masses (layer + 1, group): masses[l] is what layer l reads, the last row is 1 on [CLS]; and bands
+    (layer, query group, key group): with T[l] = 0.5 * flow[l] + 0.5 * identity (Abnar and Zuidema 2020: half
+    attention, half residual path), bands[l, q, k] = masses[l + 1, q] * T[l, q, k] and masses[l] = bands[l].sum(0).
+    A product over groups, not the exact rollout: within a group it takes all tokens for alike.
     """
-    n_layers, groups = len(masses), list(GROUP_NAMES)
-    widest = 9 if n_layers <= 6 else 6
-    with figure_style():
-        figure, axis = plt.subplots(figsize=(10, 4.2))
-        for layer, query, key in np.argwhere(np.asarray(masses) >= LEAST_MASS):
-            if layer == n_layers - 1 and groups[query] != "cls":
-                continue
-            start, end = (layer + 0.06, -key), (layer + 0.94, -query)
-            bend = [start, (layer + 0.5, -key), (layer + 0.5, -query), end]
-            style = (0, (2.2, 0.6)) if groups[key] in ("img_cls", "patches") else "solid"
-            line = PathPatch(Path(bend, [1, 4, 4, 4]), fill=False, alpha=0.6, capstyle="butt", linestyle=style,
-                             edgecolor=GROUP_COLORS[groups[key]], linewidth=widest * masses[layer, query, key])  # fmt: skip
-            axis.add_patch(line)
-        for stage in range(n_layers + 1):
-            for place, group in enumerate(groups):
-                alive = stage < n_layers or group == "cls"
-                axis.plot(stage, -place, "s" if place > 2 else "o", color=GROUP_COLORS[group], markersize=9, zorder=3,
-                          markerfacecolor=GROUP_COLORS[group] if alive else "white")  # fmt: skip
-        axis.set_yticks([-place for place in range(5)], [GROUP_NAMES[group] for group in groups])
-        axis.set_xticks(np.arange(n_layers) + 0.5, [f"L{layer}" for layer in range(n_layers)])
-        axis.set(
-            xlim=(-0.15, n_layers + 0.75),
-            ylim=(-4.6, 0.6),
-            xlabel="layer: keys at its left, queries at its right",
+    flow = np.asarray(flow, dtype=float)
+    if flow.ndim != 3 or flow.shape[1:] != (5, 5):
+        raise ValueError(
+            f"flow must be (layer, 5 query groups, 5 key groups), but its shape is {flow.shape}."
         )
-        axis.text(n_layers + 0.12, 0, "→ answer", va="center")
-        for share, place in ((1.0, 0.1), (0.25, 0.45)):
-            axis.plot(
-                [n_layers + 0.2, n_layers + 0.55], [-3.6 - place] * 2, color=GREY, linewidth=widest * share
+    mixing = 0.5 * np.where(np.isnan(flow), 0, flow) + 0.5 * np.eye(5)  # nothing draws from an empty group
+    masses, bands = np.zeros((len(flow) + 1, 5)), np.zeros_like(flow)
+    masses[-1, 0] = 1
+    for layer in reversed(range(len(flow))):
+        bands[layer] = masses[layer + 1][:, None] * mixing[layer]
+        masses[layer] = bands[layer].sum(0)
+        if abs(masses[layer].sum() - 1) > 0.01:
+            raise ValueError(
+                f"flow of L{layer}: a row that counts does not sum to 1; pass shares, not per cent."
             )
-            axis.text(n_layers + 0.2, -3.52 - place, f"{100 * share:.0f} %", va="bottom", fontsize=8)
-        axis.set_title(fill(title, TITLE_WIDTH))
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
+    return masses, bands
+
+
+def draw_band(axis, layer: int, left: float, right: float, thickness: float, **look) -> None:
+    """A band through one layer, of one thickness: its upper edge runs from height `left` to height `right`."""
+    start, middle, end = layer + NODE_WIDTH / 2, layer + 0.5, layer + 1 - NODE_WIDTH / 2
+    above = [(start, left), (middle, left), (middle, right), (end, right)]
+    below = [(x, y - thickness) for x, y in reversed(above)]
+    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
+    axis.add_patch(PathPatch(Path([*above, *below, above[0]], codes), linewidth=0, **look))
+
+
+def draw_flow(axis, masses: np.ndarray, bands: np.ndarray) -> None:
+    """Nodes as high as their mass, text above and image below, and the bands between them; of `flow_masses`."""
+    groups = list(GROUP_NAMES)
+    tops = -(np.cumsum(masses, axis=1) - masses + FLOW_GAPS)
+    for layer, band in enumerate(bands):
+        left = tops[layer] - (
+            np.cumsum(band, axis=0) - band
+        )  # (query, key): a key's bands in the order of queries
+        right = tops[layer + 1][:, None] - (np.cumsum(band, axis=1) - band)
+        for query, key in np.argwhere(band > 0):
+            look, ends, thick = (
+                FLOW_LOOKS[groups[key]],
+                (left[query, key], right[query, key]),
+                band[query, key],
+            )
+            if query == key:  # half of what the query had was its own; the rest of the band is attention
+                kept = 0.5 * masses[layer + 1, query]
+                draw_band(axis, layer, *ends, kept, facecolor=look["facecolor"], alpha=PALE)
+                ends, thick = (ends[0] - kept, ends[1] - kept), thick - kept
+            draw_band(axis, layer, *ends, thick, **look, alpha=0.6)
+    for (stage, group), mass in np.ndenumerate(masses):
+        if mass > 0:
+            corner = (stage - NODE_WIDTH / 2, tops[stage, group] - mass)
+            axis.add_patch(Rectangle(corner, NODE_WIDTH, mass, linewidth=0, **FLOW_LOOKS[groups[group]]))
+    bottom = -1 - FLOW_GAPS[-1]
+    for stage, text in enumerate(masses[:, :3].sum(1)):
+        axis.text(
+            stage, 0.03, f"{100 * text:.0f} %", ha="center", va="bottom", color=TEXT_COLOR, fontsize=8.5
+        )
+        axis.text(stage, bottom - 0.03, f"{100 - 100 * text:.0f} %", ha="center", va="top", color=IMAGE_COLOR,
+                  fontsize=8.5)  # fmt: skip
+
+
+def plot_flow(panels: dict[str, np.ndarray]):
+    """Where the answer's [CLS] draws from: bands as thick as the attention and the residual path carry, a panel a case.
+
+    panels: title -> flow (layer, 5, 5), see `flow_masses`; one question, or the mean over the questions of a family.
+    The tokens that go in are at the left, the answer at the right; each column of nodes sums to 1. A band has the
+    colour of the group that it comes from; image groups are hatched.
+    """
+    with figure_style():
+        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels) + 0.9), squeeze=False)
+        for axis, (title, flow) in zip(axes[:, 0], panels.items(), strict=True):
+            masses, bands = flow_masses(flow)
+            draw_flow(axis, masses, bands)
+            n_layers, bottom = len(bands), -1 - FLOW_GAPS[-1]
+            for name, place, color in (("text", 0.03, TEXT_COLOR), ("image", bottom - 0.03, IMAGE_COLOR)):
+                side = "bottom" if name == "text" else "top"
+                axis.text(-0.35, place, name, ha="right", va=side, color=color, fontweight="bold")
+            layers = [f"L{layer}" for layer in range(n_layers)]
+            axis.set_xticks([0, *np.arange(n_layers) + 0.5, n_layers], ["input", *layers, "answer"])
+            axis.set(xlim=(-0.65, n_layers + 0.3), ylim=(bottom - 0.15, 0.15), yticks=[])
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.set_title(fill(title, TITLE_WIDTH))
+        axes[-1, 0].set_xlabel("layer: what it reads at its left, what it hands on at its right")
+        handles = [Patch(**FLOW_LOOKS[group], linewidth=0, label=name) for group, name in GROUP_NAMES.items()]
+        handles.append(Patch(facecolor="black", alpha=PALE, linewidth=0, label="pale: residual path"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        figure.suptitle("Where the answer's [CLS] draws from (half attention, mean over heads; half residual path)",
+                        x=0.01, ha="left", fontsize=11)  # fmt: skip
     return close_figure(figure)
 
 

@@ -22,12 +22,20 @@ ODD = [
 
 
 def make_card(
-    question="What?", tokens=("[CLS]", "what", "[SEP]"), shape=(2, 2), picture=None, seed=0
+    question="What?", tokens=("[CLS]", "what", "[SEP]"), shape=(2, 2), picture=None, seed=0, answer="no"
 ) -> dict:
     """A card by hand: random shares for (layer, head, query token, 3, 4)."""
     weights = np.random.default_rng(seed).random((*shape, len(tokens), 3, 4)) / 20
-    picture = Image.new("RGB", (40, 30), "white") if picture is None else picture
-    return {"picture": picture, "question": question, "boxes": [], "tokens": list(tokens), "weights": weights}
+    return {
+        "picture": Image.new("RGB", (40, 30), "white") if picture is None else picture,
+        "question": question,
+        "boxes": [],
+        "answer": answer,
+        "tokens": list(tokens),
+        "grid": (3, 4),
+        "maps": {"attention": weights},
+        "totals": {"attention": np.ones(weights.shape[:3])},
+    }
 
 
 def list_widgets(widget) -> list:
@@ -39,7 +47,7 @@ def test_no_widget_reads_html():
     """Drop-down lists show options as text; HTML widgets and HTML descriptions would run what a question holds."""
     explorer = AttentionExplorer([make_card(ODD[0], ["[CLS]", "<img src=x>", "[SEP]"])])
     held = list_widgets(explorer.box)
-    assert len(held) == 7  # a box of question, a row of three, and the image
+    assert len(held) == 10  # a box of three rows: question; method, word; layer, head; and the image
     for widget in held:
         assert not isinstance(widget, (widgets.HTML, widgets.HTMLMath))
         assert not getattr(widget, "description_allow_html", False)
@@ -50,11 +58,12 @@ def test_no_widget_reads_html():
 
 @pytest.mark.parametrize("odd", ODD)
 def test_odd_questions_and_words_are_drawn(odd):
-    card = make_card(odd, ["[CLS]", odd, "[SEP]"])
+    card = make_card(odd, ["[CLS]", odd, "[SEP]"], answer=odd)
     explorer = AttentionExplorer([card])
     explorer.token.value = 1
-    np.testing.assert_allclose(explorer.drawn, card["weights"][0, :, 1].mean(0))
+    np.testing.assert_allclose(explorer.drawn, card["maps"]["attention"][0, :, 1].mean(0))
     assert repr(odd) in read_title(explorer.axis)
+    assert repr(odd) in explorer.axis.get_xlabel()
     assert Image.open(io.BytesIO(explorer.image.value)).format == "PNG"
 
 
@@ -64,8 +73,8 @@ def test_the_same_question_twice_is_two_options():
     explorer.layer.value, explorer.head.value, explorer.token.value = 1, 1, 2
     explorer.question.value = 1
     token = explorer.token.value
-    np.testing.assert_allclose(explorer.drawn, cards[1]["weights"][1, 1, token])
-    assert f"{100 * cards[1]['weights'][1, 1, token].sum():.0f} %" in read_title(explorer.axis)
+    np.testing.assert_allclose(explorer.drawn, cards[1]["maps"]["attention"][1, 1, token])
+    assert f"{100 * cards[1]['maps']['attention'][1, 1, token].sum():.0f} %" in read_title(explorer.axis)
     assert repr(cards[1]["tokens"][token]) in read_title(explorer.axis)
 
 
@@ -86,7 +95,7 @@ def test_layers_and_heads_out_of_range_cannot_be_chosen():
         "mean of heads",
         *(f"H{head}" for head in range(12)),
     ]
-    for widget in (explorer.head, explorer.token, explorer.question):
+    for widget in (explorer.method, explorer.head, explorer.token, explorer.question):
         with pytest.raises(TraitError):
             widget.value = 99
 
