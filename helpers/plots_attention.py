@@ -174,7 +174,7 @@ def plot_maps(picture, weights: np.ndarray, rows: Sequence[str], columns: Sequen
     """
     weights, shape = 100 * np.asarray(weights, dtype=float), np.asarray(picture).shape
     n_rows, n_columns = weights.shape[:2]
-    panel = min(9.0 / n_columns, 1.9)
+    panel = min(9.0 / n_columns, 1.55)
     high = min(panel * shape[0] / shape[1], 11.0 / n_rows)
     largest = np.full(n_columns, weights.max()) if shared else weights.max(axis=(0, 2, 3))
     with figure_style():

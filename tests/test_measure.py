@@ -1,13 +1,16 @@
 """The study's attention tables: measured once, redone when the model changes, and their null."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from helpers import finetune, measure, prepare
 from helpers.extract import extract_attention, read_attention
+from helpers.faithfulness import score_boxes
 from helpers.relevance import relevance_measures
 from helpers.study import Study
 from helpers.vilt import load_vilt
@@ -119,3 +122,45 @@ def test_the_pretrained_checkpoint_looks_where_it_is_asked(measured):
     best = np.nanmean(hits, axis=0).max()
     assert best > 3 * np.nanmean(chance)
     assert load_vilt(Study.load().path("data/phantom-vilt"), answers=["a"])[0].config.num_hidden_layers == 4
+
+
+def test_faithfulness_is_measured_once_and_maps_are_held_against_boxes(study, measured):
+    data, model, encoded, _ = measured
+    few = replace(study, faithfulness_questions=12)
+    twin = measure.untrained_twin(model, 0)
+    chosen, curves, boxes = measure.measure_faithfulness(few, model, twin, encoded, data)
+    assert len(set(chosen.tolist())) == 12
+    assert curves.orders[:5] == [
+        "raw, last layer",
+        "raw, all layers",
+        "value-weighted",
+        "rollout",
+        "relevance",
+    ]
+    assert set(curves.orders[5:]) == {"untrained relevance", "reversed relevance", "random"}
+    assert curves.probability.shape == curves.accuracy.shape == (8, 2, 12, 11)
+    forth, back = (curves.orders.index(name) for name in ("relevance", "reversed relevance"))
+    np.testing.assert_allclose(curves.probability[forth, 0], curves.probability[back, 1, :, ::-1], atol=1e-4)
+    boxed = [row for row in chosen.tolist() if data[row]["boxes"]]
+    assert sorted(set(boxes["question"])) == boxed
+    assert len(boxes) == len(boxed) * (5 + 16)  # combined maps, heads
+    row = boxed[0]
+    hits, chance = measure.find_hits(measured[3], data)
+    heads = boxes[(boxes["question"] == row) & (boxes["layer"] >= 0)]
+    np.testing.assert_array_equal(heads["pointing"], hits[row, heads["layer"], heads["head"], 0])
+    assert heads["chance"].unique() == pytest.approx([chance[row]])
+    before = (study.run_dir / "faithfulness" / "made.json").stat().st_mtime_ns
+    _, again, table = measure.measure_faithfulness(few, model, twin, encoded, data)
+    assert (study.run_dir / "faithfulness" / "made.json").stat().st_mtime_ns == before
+    np.testing.assert_array_equal(again.probability, curves.probability)
+    assert again.orders == curves.orders
+    pd.testing.assert_frame_equal(table.reset_index(drop=True), boxes.reset_index(drop=True))
+
+
+def test_faithfulness_without_boxes(study, measured):
+    data, model, encoded, _ = measured
+    blind = data.map(lambda row: {"boxes": []})
+    few = replace(study, faithfulness_questions=2)
+    _, _, boxes = measure.measure_faithfulness(few, model, model, encoded, blind)
+    assert boxes.empty
+    assert score_boxes(boxes, np.array([])).empty

@@ -3,13 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.patches import Rectangle
 from PIL import Image
 from reading import read_legend, read_texts, read_ticks, read_title
 
 from helpers.plots import GREY
 from helpers.plots_attention import (
-    LEAST_MASS,
-    plot_graph,
+    flow_masses,
+    plot_flow,
     plot_heads,
     plot_hits,
     plot_layers,
@@ -165,30 +168,55 @@ def test_runs_share_one_scale():
     assert TEXT_TO_IMAGE in figure.axes[2].get_ylabel()
 
 
-def test_graph_lines_are_as_wide_as_their_mass_and_end_in_cls():
-    masses = np.zeros((2, 5, 5))
-    masses[0, 1] = [0, 0.6, 0.02, 0, 0.38]  # what words draw in L0
-    masses[1, 0] = [0, 0.25, 0, 0, 0.75]  # what [CLS] draws in the last layer
-    masses[1, 4] = [0, 0.5, 0, 0, 0.5]  # patches of the last layer: nothing reads them
-    figure = plot_graph(masses, "A question")
-    lines = figure.axes[0].patches
-    widths = [line.get_linewidth() for line in lines]
-    np.testing.assert_allclose(np.array(widths) / widths[0], np.array([0.6, 0.38, 0.25, 0.75]) / 0.6)
-    dashed = [line.get_linestyle() != "solid" for line in lines]
-    assert dashed == [False, True, False, True]  # image keys
+def test_flow_masses_by_hand():
+    """Two layers: T = half of flow plus half of identity, followed down from [CLS]."""
+    flow = np.zeros((2, 5, 5))
+    flow[1, 0] = [0.2, 0.6, 0, 0, 0.2]  # what [CLS] draws in the last layer
+    flow[1, 1:] = np.nan  # nothing asks for these rows
+    flow[0] = np.nan  # no [SEP] and no image CLS would be asked either
+    flow[0, 0], flow[0, 1], flow[0, 4] = [1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]
+    masses, bands = flow_masses(flow)
+    np.testing.assert_allclose(masses[2], [1, 0, 0, 0, 0])
+    np.testing.assert_allclose(bands[1, 0], [0.5 + 0.1, 0.3, 0, 0, 0.1])
+    np.testing.assert_allclose(masses[1], [0.6, 0.3, 0, 0, 0.1])
+    np.testing.assert_allclose(bands[0, 1], [0, 0.15, 0, 0, 0.15])  # words: half their own, half from patches
+    np.testing.assert_allclose(bands[0, 4], [0, 0.05, 0, 0, 0.05])
+    np.testing.assert_allclose(masses[0], [0.6, 0.2, 0, 0, 0.2])
+
+
+@given(st.integers(1, 12), st.integers(0, 2**31))
+def test_flow_is_kept_from_column_to_column(n_layers, seed):
+    flow = np.random.default_rng(seed).dirichlet(np.ones(5), (n_layers, 5))
+    masses, bands = flow_masses(flow)
+    np.testing.assert_allclose(masses.sum(1), 1)
+    np.testing.assert_allclose(bands.sum(1), masses[:-1])  # over queries: what a key's node gives
+    np.testing.assert_allclose(bands.sum(2), masses[1:])  # over keys: what a query's node gets
+
+
+def test_flow_that_is_no_flow_is_refused():
+    with pytest.raises(ValueError, match=r"shape is \(2, 3, 5\)"):
+        flow_masses(np.ones((2, 3, 5)) / 5)
+    with pytest.raises(ValueError, match=r"flow of L0: .* pass shares, not per cent"):
+        flow_masses(np.full((1, 5, 5), 20.0))
+
+
+@pytest.mark.parametrize("n_layers", [1, 4, 12])
+def test_flow_draws_nodes_as_high_as_their_mass(n_layers):
+    flows = np.random.default_rng(1).dirichlet(np.ones(5), (2, n_layers, 5))
+    figure = plot_flow({LONG: flows[0], "mean of 9 questions": flows[1]})
     figure.draw_without_rendering()
-    names = read_ticks(figure.axes[0], "y")
-    assert names == ["[CLS]", "words", "[SEP]", "image CLS", "patches"]
-    assert "→ answer" in read_texts(figure.axes[0])
-    assert read_title(figure.axes[0]) == "A question"
-
-
-def test_graph_of_twelve_layers_leaves_out_thin_lines():
-    masses = np.random.default_rng(0).dirichlet(np.ones(5), (12, 5))
-    figure = plot_graph(masses, LONG)
-    drawn = (masses[:-1] >= LEAST_MASS).sum() + (masses[-1, 0] >= LEAST_MASS).sum()
-    assert len(figure.axes[0].patches) == drawn
-    assert read_ticks(figure.axes[0], "x") == [f"L{i}" for i in range(12)]
+    for axis, flow in zip(figure.axes, flows, strict=True):
+        masses, _ = flow_masses(flow)
+        nodes = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+        heights = sorted(node.get_height() for node in nodes)
+        np.testing.assert_allclose(heights, sorted(mass for mass in masses.ravel() if mass > 0))
+        texts = read_texts(axis)
+        assert {"text", "image"} <= set(texts)
+        assert texts.count("100 %") == texts.count("0 %") == 1  # the answer is one text token
+        assert f"{100 * masses[0, :3].sum():.0f} %" in texts
+        assert read_ticks(axis, "x") == ["input", *(f"L{layer}" for layer in range(n_layers)), "answer"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["[CLS]", "words", "[SEP]", "image CLS", "patches", "pale: residual path"]
 
 
 def make_hits(n_layers: int, bounds) -> pd.DataFrame:

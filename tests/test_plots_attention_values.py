@@ -3,9 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.patches import PathPatch
-from reading import is_hollow, read_bars, read_texts, render
+from reading import read_bars, render
 
 from helpers import plots_attention as plots
 
@@ -100,71 +98,6 @@ def test_runs_draw_their_own_weights_in_per_cent():
     np.testing.assert_allclose(first.images[1].get_array(), [[10, 20], [0, 30]])
     np.testing.assert_allclose(second.images[1].get_array(), [[0, 5], [50, 10]])
     assert [box.get_xy() for panel in (first, second) for box in panel.patches] == [(2, 3)] * 2
-
-
-# ------------------------------------------------------------------------------------------------------- graph
-
-
-def make_masses(n_layers: int) -> np.ndarray:
-    """Every group draws 0.58 from itself, 0.36 from the patches and 0.02 from the others; patches 0.92 from themselves."""
-    one = np.full((5, 5), 0.02)
-    one[:, 4] = 0.36
-    one[np.arange(5), np.arange(5)] = 0.58
-    one[4, 4] = 0.92
-    np.testing.assert_allclose(one.sum(1), 1)
-    return np.stack([one] * n_layers)
-
-
-def read_lines(axis) -> dict:
-    """Lines of the graph: (layer, key, query) -> patch; the key is at the left."""
-    lines = {}
-    for patch in axis.patches:
-        if isinstance(patch, PathPatch):
-            (left, key), *_, (right, query) = patch.get_path().vertices
-            assert left < right
-            lines[int(left), -round(key), -round(query)] = patch
-    return lines
-
-
-def test_graph_runs_from_key_to_query():
-    """Words that read patches are another line than patches that read words."""
-    masses = np.zeros((2, 5, 5))
-    masses[0, 1, 4] = 1
-    assert set(read_lines(plots.plot_graph(masses, "").axes[0])) == {(0, 4, 1)}
-
-
-def test_graph_draws_what_is_large_and_can_reach_the_answer():
-    lines = read_lines(plots.plot_graph(make_masses(2), "").axes[0])
-    first = {(0, q, q) for q in range(5)} | {(0, 4, q) for q in range(4)}
-    assert set(lines) == first | {(1, 0, 0), (1, 4, 0)}
-    for (_, key, _), line in lines.items():
-        assert (line.get_linestyle() == "solid") == (key < 3)  # image keys are dashed
-    assert to_hex(lines[0, 1, 1].get_edgecolor()) == "#0072b2"  # the colour of the key
-    assert to_hex(lines[0, 4, 1].get_edgecolor()) == "#d55e00"
-
-
-def test_graph_marks_nodes_that_cannot_reach_the_answer():
-    axis = plots.plot_graph(make_masses(3), "").axes[0]
-    single = [line for line in axis.lines if len(line.get_xydata()) == 1]
-    nodes = {(line.get_xydata()[0, 0], -line.get_xydata()[0, 1]): line for line in single}
-    assert len(nodes) == 4 * 5
-    assert {place for place, line in nodes.items() if is_hollow(line)} == {
-        (3, group) for group in (1, 2, 3, 4)
-    }
-    assert {line.get_marker() for (_, group), line in nodes.items() if group >= 3} == {"s"}  # image: square
-    assert {line.get_marker() for (_, group), line in nodes.items() if group < 3} == {"o"}
-
-
-@pytest.mark.parametrize("n_layers", [1, 12])
-def test_graph_legend_has_the_width_of_the_lines(n_layers):
-    figure = plots.plot_graph(make_masses(n_layers), "")
-    render(figure)
-    axis = figure.axes[0]
-    lines = read_lines(axis)
-    assert len(lines) == 9 * (n_layers - 1) + 2
-    samples = [line.get_linewidth() for line in axis.lines if len(line.get_xydata()) == 2]
-    assert samples == pytest.approx([lines[0, 0, 0].get_linewidth() / 0.58 * share for share in (1, 0.25)])
-    assert {"100 %", "25 %"} <= set(read_texts(axis))
 
 
 # -------------------------------------------------------------------------------------------------------- hits
