@@ -60,6 +60,7 @@ def run_steps(study: Study) -> None:
     model.to(state.device)
     encoded = prepare.encode(study, data["validation"], processor)
     measure.measure_attention(study, model, encoded, once=once, process=process)
+    measure.measure_relevance(study, model, encoded, once, process)
     twin = measure.untrained_twin(model, study.seed)
     measure.measure_attention(study, twin, encoded, untrained=True, once=once, process=process)
 

@@ -60,18 +60,24 @@ def measure_attention(
     )
 
 
-def measure_relevance(study: Study, model: nn.Module, encoded: EncodedQuestions) -> AttentionTable:
+def measure_relevance(
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    once: Callable = make_once,
+    process: tuple[int, int] = (0, 1),
+) -> AttentionTable:
     """What the model's answer to every validation question owes to each group of tokens, measured once.
 
     Kept in run_dir/relevance, in shards as `measure_attention`'s; the measures are `relevance.RELEVANCE`. Always in the
-    model's own precision: gradients of half numbers underflow.
+    model's own precision: gradients of half numbers underflow. once, process: as in `measure_attention`.
     """
 
     def extract(folder) -> None:
         sizes = (study.extract_batch_size, study.shard_size)
-        extract_attention(model, encoded, folder, *sizes, measure=relevance_measures, layout=RELEVANCE)
+        extract_attention(model, encoded, folder, *sizes, process, relevance_measures, RELEVANCE)
 
-    return read_attention(make_once(study.folder() / "relevance", extract, describe_inputs(study)))
+    return read_attention(once(study.folder() / "relevance", extract, describe_inputs(study)))
 
 
 def measure_faithfulness(

@@ -14,6 +14,7 @@ import torch
 
 from helpers import finetune, launch, measure, prepare
 from helpers.extract import extract_attention, read_attention
+from helpers.relevance import relevance_measures
 from helpers.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,9 @@ def test_two_processes_measure_the_same_table(studies, tmp_path):
         pd.testing.assert_frame_equal(one.questions, two.questions)
         for name in ("split", "entropy", "text_distance", "patch_distance"):
             np.testing.assert_allclose(getattr(one, name), getattr(two, name), atol=1e-5)
+    two = read_attention(study.run_dir / "relevance")
+    one = relevance_measures(model, encoded.collate([encoded[3]]))
+    np.testing.assert_allclose(two.relevance[3], one["relevance"][0], atol=1e-4)
 
 
 def test_two_processes_train_the_same_steps(studies):
@@ -82,7 +86,7 @@ def test_two_processes_train_the_same_steps(studies):
 def test_what_stands_is_not_done_again(studies):
     _, two = studies
     made = {path: path.stat().st_mtime_ns for path in two.run_dir.glob("*/made.json")}
-    assert len(made) == 4  # dataset, model, both attention tables
+    assert len(made) == 5  # dataset, model, both attention tables, relevance
     run_two({**two.settings(*NAMES), "run_name": "two"})
     assert made == {path: path.stat().st_mtime_ns for path in two.run_dir.glob("*/made.json")}
 
