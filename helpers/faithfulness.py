@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from helpers.attention import prepare_batch
 from helpers.encode import EncodedQuestions
 from helpers.heads import cover_box
-from helpers.stats import bootstrap_mean, interval_table
+from helpers.stats import bootstrap_mean, divide, interval_table
 from helpers.vilt import forward_raster
 from helpers.vqa import vqa_accuracy
 
@@ -67,13 +67,20 @@ def perturbation_curves(
     orders: for each name an order of every question's patches, in the sequence of `indices`. The first round(f * P)
     patches count. Keeping the first k is removing the last P - k: insertion is the deletion of the reversed order, read
     backwards, so a reversed order needs no case of its own.
-    ValueError for a model in train mode, and for an order that does not hold each patch once.
+    ValueError for a model in train mode, a question given twice, and an order that does not hold each patch once.
     """
     if model.training:
         raise ValueError("in train mode dropout blurs every answer: call model.eval() first.")
     if np.diff(fractions).min(initial=1) <= 0 or not 0 <= fractions[0] <= fractions[-1] <= 1:
         raise ValueError(f"fractions {tuple(fractions)} must rise within 0 and 1.")
     place = {index: number for number, index in enumerate(indices)}
+    if len(place) < len(indices):
+        raise ValueError("indices names a question more than once: give each question once.")
+    for name, ranked in orders.items():
+        if len(ranked) != len(indices):
+            raise ValueError(
+                f"order {name!r} is for {len(ranked)} questions, but indices names {len(indices)}."
+            )
     shape = (len(orders), len(KINDS), len(indices), len(fractions))
     probability, labels = np.zeros(shape), np.zeros(shape, dtype=int)
     for part, batch in encoded.batches(batch_size, indices):
@@ -152,6 +159,8 @@ def score_maps(curves: Curves, clusters, random: str = "random", draws=1000, see
     n_clusters. measure: "deletion" and "insertion" (areas); "deletion_gain" (random minus own: how much faster the answer
     is lost) and "insertion_gain" (own minus random), paired by question; above 0 the map is better than chance.
     """
+    if random not in curves.orders:
+        raise ValueError(f"no order is named {random!r}: the curves have {', '.join(curves.orders)}.")
     areas = curve_area(curves.probability, curves.fractions)  # (order, kind, question)
     chance, rows = areas[curves.orders.index(random)], []
     for order, (deletion, insertion) in zip(curves.orders, areas, strict=True):
@@ -182,24 +191,25 @@ def score_boxes(boxes: pd.DataFrame, clusters, draws=1000, seed=0) -> pd.DataFra
 
 
 def cover_boxes(boxes, grid, size) -> np.ndarray:
-    """The patches that lie in any of the boxes: bool (rows, columns); see `heads.cover_box`."""
-    return np.any([cover_box(box, grid, size) for box in boxes], axis=0)
+    """The patches that lie in any of the boxes: bool (rows, columns), none without boxes; see `heads.cover_box`."""
+    return np.any([np.zeros(grid, dtype=bool), *(cover_box(box, grid, size) for box in boxes)], axis=0)
 
 
 def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Pointing game (Zhang et al. 2018): 1 where a map's largest weight lies inside, else 0; NaN for a map of zeros.
+    """Pointing game (Zhang et al. 2018): 1 where a map's largest weight lies inside, else 0.
 
-    weights: (..., patch); inside: bool (patch,). Of equals the first counts.
+    weights: (..., patch) or (..., rows, columns); inside: bool (patch,) or (rows, columns). Of equals the first counts.
+    NaN for a map of zeros, and where no patch is inside (a question without a box).
     """
-    hit = inside[weights.argmax(-1)].astype(float)
-    return np.where(weights.max(-1) > 0, hit, np.nan)
+    flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
+    hit = inside.ravel()[flat.argmax(-1)].astype(float)
+    return np.where((flat.max(-1) > 0) & inside.any(), hit, np.nan)
 
 
 def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Share of a map's mass that lies inside, over the share of patches inside: 1 is chance; NaN for a map of zeros.
+    """Share of a map's mass that lies inside, over the share of patches inside: 1 is chance.
 
-    weights: (..., patch), not negative; inside: bool (patch,).
+    weights, not negative, and inside: as `point_in_box`. NaN for a map of zeros, and where no patch is inside.
     """
-    total = weights.sum(-1)
-    share = np.divide(weights[..., inside].sum(-1), total, out=np.full(total.shape, np.nan), where=total > 0)
-    return share / inside.mean()
+    flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
+    return divide(divide(flat[..., inside.ravel()].sum(-1), flat.sum(-1)), inside.mean())[()]

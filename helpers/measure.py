@@ -113,7 +113,8 @@ def measure_faithfulness(
         known = [each for each in boxes if len(each)] or boxes[:1]  # concat warns of empty tables
         pd.concat(known).to_parquet(folder / "boxes.parquet", index=False)
 
-    depends = describe_inputs(study, **study.settings("seed", "faithfulness_questions"))
+    own = {**study.settings("seed", "faithfulness_questions"), "test": source_digest("faithfulness", "heads")}
+    depends = describe_inputs(study, **own)
     folder = make_once(study.folder() / "faithfulness", measure, depends)
     with np.load(folder / "curves.npz") as kept:
         curves = faithfulness.Curves(

@@ -96,12 +96,12 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[str] | None = None
+    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[str | int] | None = None, tokenizer=None
 ) -> list[Explanation]:
     """Explain the answers to a few questions: layers * heads * tokens^2 floats each, twice.
 
-    batch: as for `attention.attention_maps`. answers: a label of the model's for each question; None: what it answers.
-    The model's parameters get no gradient.
+    batch, tokenizer: as for `attention.attention_maps`. answers: a label or index of the model's for each question;
+    None: what it answers; ValueError where it has no such answer. The model's parameters get no gradient.
     """
     prepared = prepare_batch(model, batch)
     norms, hooks = [], []
@@ -118,7 +118,7 @@ def explain(
     finally:
         for hook in hooks:
             hook.remove()
-    maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids})
+    maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids}, tokenizer)
     chosen = choose_answers(model, logits, answers)
     found = []
     for place, question in enumerate(maps):
@@ -130,24 +130,26 @@ def explain(
     return found
 
 
-def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str] | None) -> Tensor:
-    """The index of each question's answer, by its label or the model's own best; ValueError for an unknown label."""
+def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str | int] | None) -> Tensor:
+    """The index of each question's answer: given, by its label, or the model's own best; ValueError if unknown."""
     if answers is None:
         return logits.argmax(1)
     index = {label: number for number, label in model.config.id2label.items()}
-    unknown = [label for label in answers if label not in index]
+    numbers = [index.get(answer, answer) for answer in answers]
+    unknown = [number for number in numbers if number not in model.config.id2label]
     if unknown or len(answers) != len(logits):
         what = (
             f"{unknown[0]!r} is none of the model's answers" if unknown else f"{len(answers)} answers given"
         )
         raise ValueError(
-            f"{what}: expected one of its {len(index)} labels for each of {len(logits)} questions."
+            f"{what}: expected one of its {len(index)} labels, or an index from 0 to {len(index) - 1}, "
+            f"for each of {len(logits)} questions."
         )
-    return torch.tensor([index[label] for label in answers], device=logits.device)
+    return torch.tensor(numbers, device=logits.device)
 
 
 def differentiate(
-    model: nn.Module, prepared: Prepared, answers: Sequence[str] | None
+    model: nn.Module, prepared: Prepared, answers: Sequence[str | int] | None
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Each layer's attention (batch, head, query, key), its gradient of the answer's logit, and the logits.
 

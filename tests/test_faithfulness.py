@@ -14,6 +14,7 @@ from helpers import faithfulness
 from helpers.attention import prepare_batch
 from helpers.encode import EncodedQuestions
 from helpers.faithfulness import (
+    Curves,
     cover_boxes,
     curve_area,
     keep_patches,
@@ -26,6 +27,7 @@ from helpers.faithfulness import (
     score_maps,
     tabulate_curves,
 )
+from helpers.stats import bootstrap_mean
 from helpers.vilt import forward_raster, load_vilt
 
 COUNTS = [16, 24, 24]  # patches of the three pictures of make_dataset
@@ -98,6 +100,38 @@ def test_the_scoreboard_counts_from_the_random_order(needle):
     assert row["estimate"].tolist() == pytest.approx([0.2])
 
 
+def test_answers_are_those_of_the_questions_asked(needle):
+    model, data = needle
+    data.questions = pd.DataFrame({"answers": [["red"] * 10] * 3 + [["yes"] * 10, ["red"] * 10, ["no"] * 10]})
+    data.batches = lambda *_: [([3, 5], None)]
+    orders = {"a": [np.array([3, 0, 1, 2]), np.array([0, 1, 2, 3])]}
+    accuracy = perturbation_curves(model, data, [3, 5], orders, HALVES).accuracy
+    assert accuracy[0, 0].tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+    ]  # deletion: "yes" until the patch goes
+
+
+def test_the_number_of_patches_is_rounded(needle):
+    curves = perturbation_curves(*needle, [0, 1], {"a": [np.array([3, 0, 1, 2])] * 2}, (0, 0.12, 0.2, 1))
+    np.testing.assert_allclose(
+        curves.probability[0, 0, 0], [0.8, 0.8, 0.2, 0.2], atol=1e-6
+    )  # 0.48 and 0.8 of a patch
+
+
+def test_the_scoreboard_resamples_images():
+    rng = np.random.default_rng(0)
+    levels = np.repeat(rng.random(12), 5)  # five questions an image, all alike: the image is what varies
+    curves = Curves(["random"], (0, 1), np.tile(levels[:, None], (1, 2, 1, 2)), np.zeros((1, 2, 60, 2)))
+    clusters = np.repeat(np.arange(12), 5)
+    row = score_maps(curves, clusters, draws=200).iloc[0]
+    expected = bootstrap_mean(levels, clusters, 200, 0)  # a constant curve: its area is its level
+    assert row[["estimate", "low", "high"]].tolist() == pytest.approx(list(expected[:3]))
+    assert (row["n"], row["n_clusters"]) == (60, 12)
+    with pytest.raises(ValueError, match="no order is named 'chance': the curves have random"):
+        score_maps(curves, clusters, random="chance")
+
+
 class TestRemoving:
     def test_ends_and_reversal(self, model, encoded):
         chosen = [0, 1, 2, 4, 8]
@@ -145,6 +179,12 @@ class TestRemoving:
         for fractions in ((0, 0.5, 0.5), (0, 2), (-0.1, 1), (1, 0)):
             with pytest.raises(ValueError, match="must rise within 0 and 1"):
                 perturbation_curves(model, encoded, [3], {"mine": [np.arange(16)]}, fractions)
+        whole = np.arange(16)
+        with pytest.raises(ValueError, match="names a question more than once"):
+            perturbation_curves(model, encoded, [3, 3], {"mine": [whole, whole]})
+        for some in ([], [whole, whole]):
+            with pytest.raises(ValueError, match=r"order 'mine' is for . questions, but indices names 1"):
+                perturbation_curves(model, encoded, [3], {"mine": some})
         model.train()
         try:
             with pytest.raises(ValueError, match=r"call model\.eval"):
@@ -156,6 +196,13 @@ class TestRemoving:
 class TestOrders:
     def test_ranks(self):
         assert rank_patches([[0.1, 0.4], [0.4, 0.2]]).tolist() == [1, 2, 3, 0]  # of equals the first
+        assert rank_patches(np.tile([0.0, 1.0], 100)).tolist() == [*range(1, 200, 2), *range(0, 200, 2)]
+
+    def test_random_orders_differ_by_seed_and_question(self):
+        first, second = random_orders([50, 50], 0)
+        assert first.tolist() != list(range(50))
+        assert first.tolist() != second.tolist()
+        assert first.tolist() != random_orders([50, 50], 1)[0].tolist()
 
     @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=5), seed=st.integers(0, 2**31))
     def test_random_orders_are_permutations_that_a_seed_repeats(self, counts, seed):
@@ -184,6 +231,29 @@ class TestBoxes:
         np.testing.assert_array_equal(point_in_box(maps, inside), [1, 1, 0, np.nan])
         np.testing.assert_allclose(mass_in_box(maps, inside), [0.5 / (2 / 6), 0.5 * 3, 0, np.nan])
         assert mass_in_box(np.ones(6), inside) == pytest.approx(1)  # an even map: chance
+
+    def test_grids_are_read_as_their_patches(self):
+        maps = np.array([[[0.1, 0, 0.2], [0, 0.3, 0.4]], [[0, 1, 0], [0, 0, 0]]])
+        np.testing.assert_array_equal(point_in_box(maps, self.inside), [1, 0])
+        np.testing.assert_allclose(mass_in_box(maps, self.inside), [1.5, 0])
+        assert point_in_box(maps[0], self.inside) == 1
+
+    def test_a_question_without_boxes_has_no_score(self):
+        inside = cover_boxes([], (2, 3), (300, 200))
+        assert inside.tolist() == [[False] * 3] * 2
+        assert np.isnan(point_in_box(np.ones((4, 2, 3)), inside)).all()
+        assert np.isnan(mass_in_box(np.ones((4, 6)), inside.ravel())).all()
+
+    def test_box_scores_resample_images(self):
+        point = np.repeat([0.0, 1, 1, 0, 1, 0], 4)  # four questions an image, all alike
+        boxes = pd.DataFrame(
+            {"map": "rollout", "layer": -1, "head": -1, "pointing": point, "mass": point, "chance": 0.1}
+        )
+        both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
+        clusters = np.r_[np.arange(24), np.repeat(np.arange(6), 4)]  # a map's own rows: not the first 24
+        row = score_boxes(both, clusters, draws=200).set_index("map").loc["rollout"].iloc[0]
+        expected = bootstrap_mean(point, clusters[24:], 200, 0)
+        assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx([expected.low, expected.high, 6])
 
     def test_scores_are_means_over_questions(self):
         rows = [(question, name, layer, layer, point, mass, 0.1 * question)
