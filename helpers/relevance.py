@@ -187,7 +187,7 @@ def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
         row = row + (row[:, None] @ weights.mean(1))[:, 0]
     row[:, 0] -= 1
     owed = (row[:, None] @ keys)[:, 0]
-    shares = owed / owed.sum(1, keepdim=True).where(owed.sum(1, keepdim=True) > 0, torch.nan)
+    shares = owed / owed.sum(1, keepdim=True)  # 0 / 0 is NaN
     return {"relevance": shares, "gradient_split": torch.stack(splits[::-1], dim=1), "logits": logits}
 
 

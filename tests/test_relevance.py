@@ -63,7 +63,12 @@ class TestGradients:
         inputs = {
             name: value.double() if value.is_floating_point() else value for name, value in batch.items()
         }
-        explained, slopes, rng = explain(exact, inputs), [], np.random.default_rng(0)
+        worst = [int(row.argmin()) for row in forward_raster(exact, inputs).logits]
+        explained = [
+            *explain(exact, inputs)[:3],
+            *explain(exact, inputs, worst)[3:],
+        ]  # own answers, and others
+        slopes, rng = [], np.random.default_rng(0)
         for question in (0, 4):
             n, answer = len(explained[question].maps.tokens), ANSWERS.index(explained[question].answer)
             n_text, longest = LENGTHS[question], batch["input_ids"].shape[1]
@@ -105,9 +110,7 @@ class TestGradients:
             assert (attention * gradient)[~inside].abs().max() == 0
 
     def test_a_patch_whose_value_cannot_reach_the_answer_has_no_relevance(self, model, batch):
-        blind = (
-            len(explain(model, batch)[1].maps.tokens) - 7
-        )  # a patch of question 1, which nothing follows as padding
+        blind = LENGTHS[1] + 1 + 17  # patch 17 of the 4 x 6 of question 1
         place = batch["input_ids"].shape[1] + blind - LENGTHS[1]
 
         def silence(_, __, values):
@@ -157,6 +160,10 @@ class TestExplanations:
                 assert explanation.weights(method).min() >= 0
             for method in COMBINED_METHODS:
                 assert explanation.weights(method).shape == (4, n, n)
+        product = explained[1].gradients * explained[1].maps.attention
+        assert product.min() < 0
+        expected = torch.where(product > 0, product, 0)
+        torch.testing.assert_close(explained[1].weights("gradient-weighted"), expected)
         with pytest.raises(ValueError, match="unknown method 'raw': known are attention, value-weighted"):
             explained[0].weights("raw")
 
