@@ -30,7 +30,15 @@ from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
 
 PNG = "image/png"
-SHOWN = ("01_study", "03_layers", "03_words", "03_flow", "03_scoreboard", "04_layers", "05_ablation")  # the README's figures
+SHOWN = (
+    "01_study",
+    "03_layers",
+    "03_words",
+    "03_flow",
+    "03_scoreboard",
+    "04_layers",
+    "05_ablation",
+)  # the README's figures
 STATE = "chain.json"  # beside the executed notebooks: what stands
 WIDGET = "application/vnd.jupyter.widget-view+json"
 CAPTION = re.compile(

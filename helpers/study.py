@@ -67,7 +67,9 @@ class Study:
     epochs: int = 3  # passes over the training questions
     batch_size: int = 64  # questions a training step, over all devices
     device_batch_size: int | None = None  # of these at once on a device; None: all, or as many as fit
-    precision: str = "auto"  # of training and measuring: auto (half on a GPU, fp32 elsewhere), fp32, fp16, bf16
+    precision: str = (
+        "auto"  # of training and measuring: auto (half on a GPU, fp32 elsewhere), fp32, fp16, bf16
+    )
     patience: int = 3  # evaluations (of about 8) without a better accuracy, after which training stops
     learning_rate: float = 1e-3  # peak, of the transformer
     head_learning_rate: float = 3e-3  # peak, of the answer head
