@@ -289,7 +289,8 @@ def plot_flow(panels: dict[str, np.ndarray]):
                 side = "bottom" if name == "text" else "top"
                 axis.text(-0.35, place, name, ha="right", va=side, color=color, fontweight="bold")
             layers = [f"L{layer}" for layer in range(n_layers)]
-            axis.set_xticks([0, *np.arange(n_layers) + 0.5, n_layers], ["input", *layers, "answer"])
+            names = ["\ninput", *layers, "\nanswer"]  # a line lower, as twelve layers stand close
+            axis.set_xticks([0, *np.arange(n_layers) + 0.5, n_layers], names)
             axis.set(xlim=(-0.65, n_layers + 0.3), ylim=(bottom - 0.15, 0.15), yticks=[])
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)

@@ -214,7 +214,8 @@ def test_flow_draws_nodes_as_high_as_their_mass(n_layers):
         assert {"text", "image"} <= set(texts)
         assert texts.count("100 %") == texts.count("0 %") == 1  # the answer is one text token
         assert f"{100 * masses[0, :3].sum():.0f} %" in texts
-        assert read_ticks(axis, "x") == ["input", *(f"L{layer}" for layer in range(n_layers)), "answer"]
+        names = [name.strip() for name in read_ticks(axis, "x")]
+        assert names == ["input", *(f"L{layer}" for layer in range(n_layers)), "answer"]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["[CLS]", "words", "[SEP]", "image CLS", "patches", "pale: residual path"]
 
