@@ -86,6 +86,9 @@ def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     text = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     if not torch.equal(attention_mask.bool(), text < lengths) or bool((lengths < 2).any()):
         raise ValueError("attention_mask must hold [CLS] words [SEP] first and padding after them.")
+    counts = image_mask.sum(1, keepdim=True)
+    if not torch.equal(image_mask.bool(), torch.arange(image_mask.shape[1], device=counts.device) < counts):
+        raise ValueError("pixel_mask must hold the image's CLS and patches first and padding after them.")
     groups = attention_mask.new_zeros(len(lengths), 5, len(text) + image_mask.shape[1], dtype=torch.bool)
     groups[:, 0, 0] = True
     groups[:, 1, : len(text)] = (text > 0) & (text < lengths - 1)

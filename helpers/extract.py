@@ -94,7 +94,8 @@ def describe_source(model: nn.Module, n_questions: int, layout: Mapping[str, tup
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     geometry = {"layers": model.config.num_hidden_layers, "heads": model.config.num_attention_heads}
     measures = {name: [kind, *axes] for name, (kind, axes) in layout.items()}
-    return {**geometry, "weights": digest.hexdigest()[:16], "questions": n_questions, "measures": measures}
+    own = {"weights": digest.hexdigest()[:16], "dtype": str(model.dtype)}
+    return {**geometry, **own, "questions": n_questions, "measures": measures}
 
 
 def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -194,29 +195,30 @@ def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: d
 class AttentionTable:
     """Measures of all questions, read from the shards one measure at a time, when first asked for, and then kept.
 
-    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. The measures are attributes
+    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. dtype: what the model ran in,
+    such as "torch.float16". The measures are attributes
     whose first axis is the question, such as split (n, layer, head, QUERY_GROUPS, KEY_GROUPS); `attention_measures`
-    says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share` and `excess` read it
-    shard by shard and keep a fifth of that.
+    says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and whatever
+    `reduce` is asked for read it shard by shard and keep a part of that.
     """
 
-    def __init__(self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple]):
-        self.questions, self._paths, self._shapes = questions, paths, shapes
+    def __init__(self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple], dtype: str):
+        self.questions, self.dtype, self._paths, self._shapes = questions, dtype, paths, shapes
 
     def __getattr__(self, name: str) -> np.ndarray:
         if name.startswith("_") or name not in self._shapes:
             held = "" if name.startswith("_") else f"; it holds {', '.join(self._shapes)}"
             raise AttributeError(f"this table has no measure {name!r}{held}")
-        setattr(self, name, self._read(name))
+        setattr(self, name, self.reduce(name))
         return getattr(self, name)
 
-    def _read(self, name: str, reduce: Callable = np.asarray) -> np.ndarray:
-        """A measure of all questions, or what `reduce` makes of each shard's (row, ...) values."""
+    def reduce(self, name: str, function: Callable = np.asarray) -> np.ndarray:
+        """What `function` makes of a measure's values (question, ...), shard by shard, the first axis kept."""
         kind, shape = self._shapes[name]
         whole, start = None, 0
         for path in self._paths:
             column = pq.read_table(path, columns=[name])[name].combine_chunks()
-            part = reduce(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
+            part = function(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
             if whole is None:
                 whole = np.empty((len(self.questions), *part.shape[1:]), kind)
             whole[start : start + len(part)] = part
@@ -226,7 +228,7 @@ class AttentionTable:
     @cached_property
     def image_share(self) -> np.ndarray:
         """Share of attention on the image: (n, layer, head, QUERY_GROUPS)."""
-        return self._read("split", image_share)
+        return self.reduce("split", image_share)
 
     @property
     def baseline(self) -> np.ndarray:
@@ -249,7 +251,7 @@ def read_attention(folder: str | Path) -> AttentionTable:
     if not paths:
         raise FileNotFoundError(f"{folder} holds no attention shards: run extract_attention first.")
     source = read_source(paths[0])
-    if "measures" not in source:
+    if "measures" not in source or "dtype" not in source:
         raise ValueError(
             f"{paths[0]} does not say which measures it holds (an earlier version wrote it): empty the folder."
         )
@@ -262,4 +264,4 @@ def read_attention(folder: str | Path) -> AttentionTable:
         raise ValueError(
             f"{folder} holds {len(questions)} of {source['questions']} questions: run extract_attention again."
         )
-    return AttentionTable(questions, paths, measure_shapes(source))
+    return AttentionTable(questions, paths, measure_shapes(source), source["dtype"])

@@ -94,9 +94,12 @@ def perturbation_curves(
                 for row, count, index in zip(rows, counts, part, strict=True)
             ]
             for step, fraction in enumerate(fractions):
-                cuts = [round(fraction * count) for count in counts]
-                kept = ([order[cut:] for order, cut in zip(own, cuts, strict=True)],
-                        [order[:cut] for order, cut in zip(own, cuts, strict=True)])  # fmt: skip
+                gone = [round(fraction * count) for count in counts]
+                come = [
+                    count - round((1 - fraction) * count) for count in counts
+                ]  # a half rounds the same way
+                kept = ([order[cut:] for order, cut in zip(own, gone, strict=True)],
+                        [order[:cut] for order, cut in zip(own, come, strict=True)])  # fmt: skip
                 for kind, patches in enumerate(kept):
                     logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
                     probability[number, kind, rows, step] = logits.gather(1, best)[:, 0].sigmoid().cpu()

@@ -75,7 +75,10 @@ def main(words: list[str] | None = None) -> int:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print("stopped: a GPU's memory is too small; --set device_batch_size=... less", file=sys.stderr)
+        print(
+            "stopped: a GPU's memory is too small; --set device_batch_size=... (training) or extract_batch_size=... (measuring) less",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

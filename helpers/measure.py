@@ -20,17 +20,7 @@ from helpers.relevance import RELEVANCE, Explanation, explain, patch_maps, relev
 from helpers.steps import make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
 
-CODE = (
-    "measure",
-    "attention",
-    "packed",
-    "relevance",
-    "faithfulness",
-    "extract",
-    "encode",
-    "pictures",
-    "vilt",
-)
+CODE = ("measure", "attention", "packed", "relevance", "extract", "encode", "pictures", "vilt")
 
 
 def measure_attention(
@@ -56,7 +46,7 @@ def measure_attention(
     name = "attention_untrained" if untrained else "attention"
     seed = study.settings("seed") if untrained else {}
     return read_attention(
-        once(study.folder() / name, extract, describe_inputs(study, precision=str(dtype), **seed))
+        once(study.folder() / name, extract, describe_inputs(study, **study.settings("precision"), **seed))
     )
 
 

@@ -157,11 +157,20 @@ def differentiate(
     """
     layers = []
     inputs = {**prepared.inputs, "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_()}
-    with torch.enable_grad():
-        with observe_attention(model, lambda layer, probabilities: layers.append(probabilities)):
-            logits = forward_raster(model, inputs).logits
-        chosen = choose_answers(model, logits, answers)
-        gradients = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), layers)
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learnt:
+        parameter.requires_grad_(
+            False
+        )  # or autograd keeps what their gradients, which nobody asks for, would need
+    try:
+        with torch.enable_grad():
+            with observe_attention(model, lambda layer, probabilities: layers.append(probabilities)):
+                logits = forward_raster(model, inputs).logits
+            chosen = choose_answers(model, logits, answers)
+            gradients = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), layers)
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_()
     return [layer.detach() for layer in layers], list(gradients), logits.detach()
 
 

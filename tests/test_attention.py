@@ -502,6 +502,13 @@ class TestObserving:
         for name, value in attention_measures(model, batch).items():
             assert torch.equal(value.nan_to_num(), expected[name].nan_to_num()), name
 
+    @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
+    def test_a_gap_among_the_patches_is_refused(self, model, batch, measure):
+        inputs, _, grids = prepare_batch(model, batch)
+        inputs["pixel_mask"][1, 3] = 0
+        with pytest.raises(ValueError, match="patches first and padding after them"):
+            measure(model, {**inputs, "patch_grids": grids})
+
     def test_embeddings_without_their_mask_are_refused(self, model, batch):
         inputs = prepare_batch(model, batch).inputs
         del inputs["pixel_mask"]

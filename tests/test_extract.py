@@ -123,6 +123,9 @@ class TestRows:
         whole = table.split[..., 3:].sum(-1) - table.baseline[:, None, None, None]
         np.testing.assert_allclose(excess, whole, atol=1e-6)
         assert set(MEASURES) & set(vars(table)) == {"split"}
+        largest = table.reduce("entropy", lambda values: values.max((1, 2)))
+        np.testing.assert_array_equal(largest, table.entropy.max((1, 2)))
+        assert table.dtype == "torch.float32"
         with pytest.raises(AttributeError, match="no measure 'splits'; it holds split, entropy"):
             table.splits  # noqa: B018
 
@@ -276,7 +279,12 @@ class TestErrors:
         extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=12)
         second = tmp_path / "part-00001.parquet"
         table = pq.read_table(second)
-        pq.write_table(table.replace_schema_metadata({"source": '{"layers": 2, "measures": {}}'}), second)
+        pq.write_table(
+            table.replace_schema_metadata(
+                {"source": '{"layers": 2, "measures": {}, "dtype": "torch.float32"}'}
+            ),
+            second,
+        )
         with pytest.raises(ValueError, match=r"part-00001.parquet has .*'layers': 2"):
             read_attention(tmp_path)
         second.write_bytes(second.read_bytes()[:100])

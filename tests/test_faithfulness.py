@@ -86,6 +86,27 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
     )  # (0.8 + 0.2) / 8 + 0.75 * 0.2, and so on
 
 
+def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypatch):
+    """Of 15 patches a half is 7.5, which rounds to 8 and so leaves 7; the answer here is how many are seen."""
+    inputs = {"image_embeds": torch.zeros(1, 16, 2), "pixel_mask": torch.ones(1, 16, dtype=torch.long)}
+
+    def count(_, given):
+        return SimpleNamespace(logits=given["pixel_mask"].sum(1, keepdim=True) / 10)
+
+    monkeypatch.setattr(faithfulness, "prepare_batch", lambda *_: SimpleNamespace(inputs=inputs))
+    monkeypatch.setattr(faithfulness, "forward_raster", count)
+    data = SimpleNamespace(questions=pd.DataFrame({"question_id": [5]}), batches=lambda *_: [([0], None)])
+    order = np.arange(15)
+    curves = perturbation_curves(
+        SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes"})),
+        data,
+        [0],
+        {"order": [order], "back": [order[::-1]]},
+    )
+    np.testing.assert_allclose(curves.probability[0, 0], curves.probability[1, 1, :, ::-1])
+    assert len(np.unique(curves.probability[0, 0])) == 11
+
+
 def test_the_scoreboard_counts_from_the_random_order(needle):
     orders = {"right": [np.array([3, 0, 1, 2])] * 2, "random": [np.array([0, 3, 1, 2])] * 2}
     curves = perturbation_curves(*needle, [0, 1], orders, HALVES)
