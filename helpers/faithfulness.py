@@ -94,10 +94,10 @@ def perturbation_curves(
                 for row, count, index in zip(rows, counts, part, strict=True)
             ]
             for step, fraction in enumerate(fractions):
-                gone = [round(fraction * count) for count in counts]
+                gone = [count_patches(fraction, count) for count in counts]
                 come = [
-                    count - round((1 - fraction) * count) for count in counts
-                ]  # a half rounds the same way
+                    count - count_patches(1 - fraction, count) for count in counts
+                ]  # so halves round alike
                 kept = ([order[cut:] for order, cut in zip(own, gone, strict=True)],
                         [order[:cut] for order, cut in zip(own, come, strict=True)])  # fmt: skip
                 for kind, patches in enumerate(kept):
@@ -106,6 +106,11 @@ def perturbation_curves(
                     labels[number, kind, rows, step] = logits.argmax(1).cpu()
     accuracy = score_labels(labels, model.config.id2label, encoded, indices)
     return Curves(list(orders), fractions, probability, accuracy)
+
+
+def count_patches(fraction: float, count: int) -> int:
+    """The nearest whole number of patches; 0.1 and 1 - 0.9, which differ in the last bit, give the same."""
+    return round(round(fraction * count, 6))
 
 
 def check_order(order: np.ndarray, count: int, name: str, index: int) -> np.ndarray:
