@@ -34,12 +34,9 @@ QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, lin
 TITLE_WIDTH = 95  # characters a line: questions of VQAv2 can be long
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 NODE_WIDTH, PALE = 0.1, 0.22  # of the flow: in layers; opacity of what the residual path carries
+HATCHES = {"img_cls": "////", "patches": "////", "sep": "...."}  # [SEP] is as grey as a band of [CLS]
 FLOW_LOOKS = {
-    group: {
-        "facecolor": color,
-        "edgecolor": "white",
-        "hatch": "////" if group in ("img_cls", "patches") else None,
-    }
+    group: {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group)}
     for group, color in GROUP_COLORS.items()
 }
 
@@ -277,7 +274,7 @@ def plot_flow(panels: dict[str, np.ndarray]):
 
     panels: title -> flow (layer, 5, 5), see `flow_masses`; one question, or the mean over the questions of a family.
     The tokens that go in are at the left, the answer at the right; each column of nodes sums to 1. A band has the
-    colour of the group that it comes from; image groups are hatched.
+    colour of the group that it comes from; image groups are hatched, [SEP] is dotted.
     """
     with figure_style():
         figure, axes = plt.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels) + 0.9), squeeze=False)
@@ -297,7 +294,7 @@ def plot_flow(panels: dict[str, np.ndarray]):
             axis.set_title(fill(title, TITLE_WIDTH))
         axes[-1, 0].set_xlabel("layer: what it reads at its left, what it hands on at its right")
         handles = [Patch(**FLOW_LOOKS[group], linewidth=0, label=name) for group, name in GROUP_NAMES.items()]
-        handles.append(Patch(facecolor="black", alpha=PALE, linewidth=0, label="pale: residual path"))
+        handles.append(Patch(facecolor=TEXT_COLOR, alpha=PALE, linewidth=0, label="pale: residual path"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         figure.suptitle("Where the answer's [CLS] draws from (half attention, mean over heads; half residual path)",
                         x=0.01, ha="left", fontsize=11)  # fmt: skip

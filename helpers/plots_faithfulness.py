@@ -65,7 +65,7 @@ def plot_scoreboard(table: pd.DataFrame):
 
     table: order (the map), measure, estimate, low, high, and chance where the measure has one (else 0).
     """
-    table = table[table["measure"].isin(PANELS)]
+    table = table[table["measure"].isin(PANELS)].dropna(subset=["estimate"])
     first = table[table["measure"] == "deletion_gain"].sort_values("estimate")
     place = {order: number for number, order in enumerate(first["order"])}
     measures = [name for name in PANELS if name in set(table["measure"])]

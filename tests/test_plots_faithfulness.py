@@ -64,6 +64,8 @@ def test_a_panel_without_data_is_left_out():
     table = make_scores(["deletion_gain", "insertion_gain"]).drop(columns="chance")
     figure = plots.plot_scoreboard(table)
     assert len(figure.axes) == 2
+    blank = pd.concat([table, make_scores(["mass"]).assign(estimate=np.nan)])
+    assert len(plots.plot_scoreboard(blank).axes) == 2
     nothing = table.assign(low=np.nan, high=np.nan)
     render(plots.plot_scoreboard(nothing))
 
