@@ -52,17 +52,21 @@ def align_baseline(baseline, share):
     return baseline.reshape(*baseline.shape, *[1] * missing) if missing else baseline
 
 
-def rollout(attentions: Tensor) -> Tensor:
-    """How much of each input token reaches each output token, were attention all that mixes them.
+def propagate_rollout(attentions: Tensor) -> Tensor:
+    """How much of each input token reaches each token after each layer, were attention all that mixes them.
 
-    attentions: (layer, head, query, key) of one question. Returns (query, key), rows summing to 1.
+    attentions: (layer, head, query, key) of one question. Returns (layer, query, key), rows summing to 1.
     Abnar and Zuidema (2020): product over layers of 0.5 * (mean over heads) + 0.5 * identity.
     """
-    identity = torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)
-    flow = identity
+    flows = [torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)]
     for layer in attentions.mean(1):
-        flow = (0.5 * layer + 0.5 * identity) @ flow
-    return flow
+        flows.append(0.5 * (layer @ flows[-1] + flows[-1]))
+    return torch.stack(flows[1:])
+
+
+def rollout(attentions: Tensor) -> Tensor:
+    """What `propagate_rollout` ends with, after the last layer: (layer, head, query, key) -> (query, key)."""
+    return propagate_rollout(attentions)[-1]
 
 
 def value_norms(values: Tensor, projection: Tensor) -> Tensor:

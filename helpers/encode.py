@@ -73,7 +73,10 @@ class EncodedQuestions(torch.utils.data.Dataset):
 
     def collate(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Items as one padded batch, with the names and values that the processor would give; pixel_mask is bool."""
-        batch = {**self.pad_text(items), **self.pad_pictures([item["pixels"] for item in items])}
+        return self._join(items, [item["pixels"] for item in items])
+
+    def _join(self, items: list[dict[str, Tensor]], pictures: list[Tensor]) -> dict[str, Tensor]:
+        batch = {**self.pad_text(items), **self.pad_pictures(pictures)}
         if self.targets is not None:
             batch["labels"] = torch.stack([item["labels"] for item in items])
         return batch
@@ -94,9 +97,8 @@ class EncodedQuestions(torch.utils.data.Dataset):
         for place, picture in enumerate(pictures):
             _, rows, columns = picture.shape
             for channel in range(3):
-                levels = self.levels[channel].index_select(
-                    0, picture[channel].flatten().int()
-                )  # 3 x levels[pixels]
+                pixels = picture[channel].flatten().int()
+                levels = self.levels[channel].index_select(0, pixels)  # 3 times as fast as levels[pixels]
                 values[place, channel, :rows, :columns] = levels.view(rows, columns)
             mask[place, :rows, :columns] = True
         return {"pixel_values": values, "pixel_mask": mask}
@@ -120,9 +122,7 @@ class EncodedQuestions(torch.utils.data.Dataset):
             part = order[start : start + batch_size]
             items = [self[index] for index in part]
             _, first, picture_of = np.unique(self.image_of[part], return_index=True, return_inverse=True)
-            batch = {**self.pad_text(items), **self.pad_pictures([items[place]["pixels"] for place in first])}
-            if self.targets is not None:
-                batch["labels"] = torch.stack([item["labels"] for item in items])
+            batch = self._join(items, [items[place]["pixels"] for place in first])
             yield part, {**batch, "picture_of": torch.from_numpy(picture_of)}
 
     def _place_in_batches(self, index: int) -> tuple[int, int, int, int, int]:

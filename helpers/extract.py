@@ -196,9 +196,8 @@ class AttentionTable:
     """Measures of all questions, read from the shards one measure at a time, when first asked for, and then kept.
 
     questions: question_id, image_id, family, question_type, counts, prediction, accuracy. dtype: what the model ran in,
-    such as "torch.float16". The measures are attributes
-    whose first axis is the question, such as split (n, layer, head, QUERY_GROUPS, KEY_GROUPS); `attention_measures`
-    says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and whatever
+    such as "torch.float16". The measures are attributes whose first axis is the question, such as split (n, layer,
+    head, QUERY_GROUPS, KEY_GROUPS); `attention_measures` says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and whatever
     `reduce` is asked for read it shard by shard and keep a part of that.
     """
 

@@ -95,9 +95,8 @@ def perturbation_curves(
             ]
             for step, fraction in enumerate(fractions):
                 gone = [count_patches(fraction, count) for count in counts]
-                come = [
-                    count - count_patches(1 - fraction, count) for count in counts
-                ]  # so halves round alike
+                # counted from the other end, so that a half rounds alike in both
+                come = [count - count_patches(1 - fraction, count) for count in counts]
                 kept = ([order[cut:] for order, cut in zip(own, gone, strict=True)],
                         [order[:cut] for order, cut in zip(own, come, strict=True)])  # fmt: skip
                 for kind, patches in enumerate(kept):

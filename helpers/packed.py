@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 CACHE = 4_000_000  # bytes of attention held at once on a CPU: what its cache takes
-ROWS = 1024  # tokens that a feed-forward layer sees at once: its wide middle then takes 12 MB that memory hands out quickly
 GPU_SHARE = 1_000_000_000  # and on a GPU
+ROWS = 1024  # tokens that a feed-forward layer sees at once: 12 MB for its wide middle, which are quickly had
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PackedForward:
     def __iter__(self) -> Iterator["PackedLayer"]:
         modules = self.core.encoder.layer
         for index, module in enumerate(modules):
-            layer = PackedLayer(index, module, self.hidden, self.tiles)
+            layer = PackedLayer(module, self.hidden, self.tiles)
             yield layer
             context, hidden = layer.context.flatten(1), self.hidden
             if index == len(modules) - 1:
@@ -121,17 +121,17 @@ class PackedForward:
 class PackedLayer:
     """One layer of a PackedForward: walk it for (tile, attention (question, head, query, key) in float32).
 
-    index: the layer's number. values: (valid tokens, head, d_head), as attention weighs them. projection: the weight
+    values: (valid tokens, head, d_head), as attention weighs them. projection: the weight
     (hidden, head * d_head) of the layer's output projection.
     """
 
-    def __init__(self, index: int, module: nn.Module, hidden: Tensor, tiles: list[Tile]):
+    def __init__(self, module: nn.Module, hidden: Tensor, tiles: list[Tile]):
         attend, normed = module.attention.attention, module.layernorm_before(hidden)
         shape = (len(hidden), -1, attend.attention_head_size)
         self.query, self.key, self.values = (
             part(normed).view(shape) for part in (attend.query, attend.key, attend.value)
         )
-        self.index, self.tiles, self.projection = index, tiles, module.attention.output.dense.weight
+        self.tiles, self.projection = tiles, module.attention.output.dense.weight
         self.context = torch.empty_like(self.values)
 
     def __iter__(self) -> Iterator[tuple[Tile, Tensor]]:

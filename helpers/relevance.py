@@ -24,6 +24,7 @@ from helpers.attention import (
     average_queries,
     observe_attention,
     prepare_batch,
+    propagate_rollout,
     value_norms,
 )
 from helpers.vilt import forward_raster
@@ -34,15 +35,6 @@ RELEVANCE = {  # of `relevance_measures`; name: type, axes after the question
     "relevance": ("float32", (5,)),
     "gradient_split": ("float32", ("layer", "head", 3, 5)),
 }
-
-
-def propagate_rollout(attentions: Tensor) -> Tensor:
-    """Rollout after each layer: (layer, head, query, key) -> (layer, query, key); see `attention.rollout`."""
-    identity = torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)
-    flows = [identity]
-    for layer in attentions.mean(1):
-        flows.append(0.5 * (layer @ flows[-1] + flows[-1]))
-    return torch.stack(flows[1:])
 
 
 def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
@@ -158,10 +150,9 @@ def differentiate(
     layers = []
     inputs = {**prepared.inputs, "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_()}
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # or autograd would keep what the parameters' gradients need, and nobody asks for those
     for parameter in learnt:
-        parameter.requires_grad_(
-            False
-        )  # or autograd keeps what their gradients, which nobody asks for, would need
+        parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
             with observe_attention(model, lambda layer, probabilities: layers.append(probabilities)):

@@ -5,7 +5,14 @@ import pytest
 import torch
 from test_attention import GRIDS, LENGTHS, make_batch
 
-from helpers.attention import QUERY_GROUPS, attention_maps, attention_measures, prepare_batch, rollout
+from helpers.attention import (
+    QUERY_GROUPS,
+    attention_maps,
+    attention_measures,
+    prepare_batch,
+    propagate_rollout,
+    rollout,
+)
 from helpers.relevance import (
     COMBINED_METHODS,
     HEAD_METHODS,
@@ -14,7 +21,6 @@ from helpers.relevance import (
     explain,
     patch_maps,
     propagate_relevance,
-    propagate_rollout,
     relevance_measures,
 )
 from helpers.vilt import forward_raster, load_vilt
