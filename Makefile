@@ -38,6 +38,7 @@ render: $(VENV)/made
 bench: $(VENV)/made
 	for name in extract prepare train; do \
 		$(BIN)/python benchmarks/bench_$$name.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") || exit 1; done
+	$(BIN)/python benchmarks/bench_ablate.py
 	$(BIN)/python benchmarks/bench_scale.py
 
 pretrain: $(VENV)/made

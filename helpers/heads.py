@@ -1,20 +1,10 @@
-"""What each head does (roles), and what the model loses without it (ablation). Heads are written L3H7."""
-
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+"""What each head does: scores on roles, against what an untrained head shows. Heads are written L3H7."""
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from helpers.attention import image_share, prepare_batch, special_mass, uniform_baseline
-from helpers.stats import bootstrap_by_group, bootstrap_mean, divide, enough, interval_table, rank_correlation
-from helpers.vilt import forward_raster
-from helpers.vqa import vqa_accuracy
+from helpers.attention import image_share, special_mass, uniform_baseline
+from helpers.stats import bootstrap_mean, divide, enough, interval_table, rank_correlation
 
 CLS, WORDS, PATCHES = range(3)  # in attention.QUERY_GROUPS
 WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
@@ -199,103 +189,3 @@ def cover_box(box, grid, size) -> np.ndarray:
         column = int(np.clip((x + width / 2) / image_width * columns, 0, columns - 1))
         inside[row, column] = True
     return inside
-
-
-@contextmanager
-def ablate_heads(model, heads: Sequence[tuple[int, int]], mode="zero", means=None) -> Iterator[None]:
-    """Silence heads while the block runs; the hooks leave with it.
-
-    with ablate_heads(model, [(3, 7), (5, 0)]):
-        forward_raster(model, batch)
-
-    heads: (layer, head). mode "zero" puts 0 in place of a head's output (its slice of the context that the
-    layer's output projection reads), "mean" puts means[layer, head], from `mean_contexts`.
-    """
-    if mode not in ("zero", "mean") or (mode == "mean") != (means is not None):
-        raise ValueError(f"mode {mode!r}: use 'zero' without means, or 'mean' with means=mean_contexts(...)")
-    layers, chosen = model.vilt.encoder.layer, defaultdict(list)
-    counts = [layer.attention.attention.num_attention_heads for layer in layers]
-    for layer, head in heads:
-        if not (0 <= layer < len(layers) and 0 <= head < counts[layer]):
-            raise ValueError(f"L{layer}H{head} is not in this model: it has {counts} heads in its layers")
-        chosen[layer].append(head)
-
-    def silence(layer, _, args):
-        context = args[0].unflatten(-1, (counts[layer], -1)).clone()  # (batch, token, head, d_head)
-        context[..., chosen[layer], :] = 0 if means is None else means[layer, chosen[layer]].to(context)
-        return (context.flatten(-2),)
-
-    with ExitStack() as stack:
-        for layer in chosen:
-            projection = layers[layer].attention.output.dense
-            stack.enter_context(projection.register_forward_pre_hook(partial(silence, layer)))
-        yield
-
-
-@torch.no_grad()
-def mean_contexts(model, encoded, batch_size=64, indices=None) -> Tensor:
-    """Each head's mean output over all tokens (not padding) of the questions: (layers, heads, d_head)."""
-    layers, sums, seen, valid = model.vilt.encoder.layer, defaultdict(float), 0, None
-
-    def add(layer, _, args):
-        sums[layer] = sums[layer] + args[0][valid].double().sum(0)
-
-    with ExitStack() as stack:
-        for index, layer in enumerate(layers):
-            stack.enter_context(layer.attention.output.dense.register_forward_pre_hook(partial(add, index)))
-        for inputs, _, valid in _prepare_batches(model, encoded, batch_size, indices):
-            forward_raster(model, inputs)
-            seen += int(valid.sum())
-    means = torch.stack([sums[index] / seen for index in range(len(layers))]).float()
-    return means.unflatten(1, (model.config.num_attention_heads, -1))
-
-
-def _prepare_batches(model, encoded, batch_size, indices):
-    """Batches with their images embedded: (inputs, indices, which tokens are valid)."""
-    if model.training:
-        raise ValueError("the model is in train mode, where dropout blurs every head: call model.eval()")
-    for part, batch in encoded.batches(batch_size, indices):
-        prepared = prepare_batch(model, batch)
-        yield prepared.inputs, part, prepared.groups.any(1)
-
-
-@torch.no_grad()
-def ablated_accuracy(model, encoded, heads, mode="zero", batch_size=64, indices=None, means=None):
-    """VQA accuracy of each question, intact and without each head in turn: array (1 + heads, questions).
-
-    Row 0 is the intact model, row i + 1 lacks heads[i]; columns follow `indices` (default: all questions).
-    Batches are collated and their images embedded once for all heads, and stay on the model's device: about
-    0.6 MB a question on a ViLT-B/32. The model must be in eval mode.
-    """
-    indices = list(range(len(encoded)) if indices is None else indices)
-    column = {index: place for place, index in enumerate(indices)}
-    batches = list(_prepare_batches(model, encoded, batch_size, indices))
-    labels = np.zeros((1 + len(heads), len(indices)), dtype=int)
-    steps = tqdm([[], *([head] for head in heads)], desc=f"without each head ({mode})")
-    for row, removed in enumerate(steps):
-        with ablate_heads(model, removed, mode, means):
-            for inputs, part, _ in batches:
-                best = forward_raster(model, inputs).logits.argmax(1)
-                labels[row, [column[index] for index in part]] = best.cpu()
-    accuracy = np.zeros(labels.shape)
-    for place, index in enumerate(indices):
-        given = list(encoded.questions["answers"].iloc[index])
-        for label in {*labels[:, place].tolist()}:
-            accuracy[labels[:, place] == label, place] = vqa_accuracy(model.config.id2label[label], given)
-    return accuracy
-
-
-def ablation_effects(accuracy, heads, families, clusters, draws=1000, seed=0) -> pd.DataFrame:
-    """What each head's removal costs, over all questions and per family, as a tidy table.
-
-    accuracy: (1 + heads, n) of `ablated_accuracy`; families, clusters: (n,). Columns: layer, head, name,
-    family ("all" first), drop (points of accuracy lost: 100 * (intact - ablated), paired by question; below
-    0 the model is better without the head), low, high, n, n_clusters.
-    """
-    drop = 100 * (accuracy[0] - accuracy[1:]).T
-    grouping = (["all"] * len(drop), families)
-    tables = (bootstrap_by_group(drop, groups, clusters, draws, seed, axes=("place",)) for groups in grouping)
-    table = pd.concat(tables, ignore_index=True).rename(columns={"group": "family", "estimate": "drop"})
-    table["layer"], table["head"] = np.array(heads)[table["place"].to_numpy(int)].T
-    table["name"] = name_heads(table)
-    return table[["layer", "head", "name", "family", "drop", "low", "high", "n", "n_clusters"]]

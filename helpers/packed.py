@@ -100,22 +100,53 @@ class PackedForward:
         self.logits = None
 
     def __iter__(self) -> Iterator["PackedLayer"]:
-        modules = self.core.encoder.layer
-        for index, module in enumerate(modules):
-            layer = PackedLayer(module, self.hidden, self.tiles)
+        for index in range(len(self.core.encoder.layer)):
+            layer = self.enter_layer(index, self.hidden)
             yield layer
-            context, hidden = layer.context.flatten(1), self.hidden
-            if index == len(modules) - 1:
-                context, hidden = context[self.first], hidden[self.first]
-            attended = module.attention.output(context, hidden) + hidden
-            parts = (
-                module.output(module.intermediate(module.layernorm_after(part)), part)
-                for part in attended.split(ROWS)
-            )
-            self.hidden = torch.cat(list(parts))
-        if hasattr(self.model, "classifier"):
-            pooled = self.core.pooler(self.core.layernorm(self.hidden)[:, None])
-            self.logits = self.model.classifier(pooled)
+            self.hidden = self.leave_layer(index, layer.context, self.hidden)
+        self.logits = self.read_answer(self.hidden)
+
+    def finish(self, index: int, context: Tensor | None) -> Tensor | None:
+        """The logits if layer `index`, where the walk stands, made this context (valid tokens, head, d_head) instead.
+
+        None: if the layer were left out. What comes before need not be computed again; the walk goes on untouched.
+        """
+        n_layers = len(self.core.encoder.layer)
+        if context is not None:
+            hidden = self.leave_layer(index, context, self.hidden)
+        else:
+            hidden = self.hidden[self.first] if index == n_layers - 1 else self.hidden
+        for later in range(index + 1, n_layers):
+            layer = self.enter_layer(later, hidden)
+            for _ in layer:
+                pass  # its context is all that is wanted
+            hidden = self.leave_layer(later, layer.context, hidden)
+        return self.read_answer(hidden)
+
+    def enter_layer(self, index: int, hidden: Tensor) -> "PackedLayer":
+        """Layer `index` on hidden states (valid tokens, hidden), to be walked."""
+        return PackedLayer(self.core.encoder.layer[index], hidden, self.tiles)
+
+    def leave_layer(self, index: int, context: Tensor, hidden: Tensor) -> Tensor:
+        """From the context (valid tokens, head, d_head) of layer `index` and what it was entered with to its output.
+
+        Of the last layer only each question's [CLS] row: (question, hidden).
+        """
+        module, context = self.core.encoder.layer[index], context.flatten(1)
+        if index == len(self.core.encoder.layer) - 1:
+            context, hidden = context[self.first], hidden[self.first]
+        attended = module.attention.output(context, hidden) + hidden
+        parts = (
+            module.output(module.intermediate(module.layernorm_after(part)), part)
+            for part in attended.split(ROWS)
+        )
+        return torch.cat(list(parts))
+
+    def read_answer(self, hidden: Tensor) -> Tensor | None:
+        """Logits (question, answer) from the [CLS] rows that the last layer left; None without a classifier."""
+        if not hasattr(self.model, "classifier"):
+            return None
+        return self.model.classifier(self.core.pooler(self.core.layernorm(hidden)[:, None]))
 
 
 class PackedLayer:

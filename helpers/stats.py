@@ -131,6 +131,36 @@ def compare_groups(values, groups, clusters, covariates=None, method="fdr_bh", a
     return Comparison(omnibus, pairs)
 
 
+def test_mean(values, clusters, axes=()) -> pd.DataFrame:  # noqa: PT028 (not a test of ours)
+    """Is the mean of a paired difference 0 (intact minus ablated, trained minus untrained)? Errors clustered by image.
+
+    values: (n, ...), one row a question, NaN left out; clusters: (n,). axes: a name for each axis of values after the
+    first. A row a column of values: the axes, estimate, se (CR1), df (clusters - 1), low, high (95 %, t), p, n,
+    n_clusters. NaN where the questions are not `enough`, and p also where nothing differs from 0. A difference that is the
+    same in every question has no error to be measured by: its p is that of flipping the clusters' signs, 2^(1 - clusters).
+    """
+    values, clusters = _check_rows(values, clusters)
+    index = _index_table(values.shape[1:], axes)
+    sums, counts = _sum_clusters(values.reshape(len(values), len(index)), clusters)
+    n, n_clusters = (
+        np.broadcast_to(part, len(index)).astype(int) for part in (counts.sum(0), (counts > 0).sum(0))
+    )
+    mean = divide(sums.sum(0), n)
+    squares = ((sums - counts * mean) ** 2).sum(0) * divide(n_clusters, n_clusters - 1)
+    se = np.where(enough(n, n_clusters), divide(np.sqrt(squares), n), np.nan)
+    se[se <= 1e-9 * np.abs(mean)] = 0
+    df = np.where(np.isnan(se), np.nan, n_clusters - 1)
+    half = stats.t.ppf(0.975, df) * se
+    p = np.where(
+        se > 0,
+        2 * stats.t.sf(divide(np.abs(mean), se), df),
+        np.where(mean != 0, 2.0 ** (1 - n_clusters), np.nan),
+    )
+    p[np.isnan(se)] = np.nan
+    found = {"estimate": mean, "se": se, "df": df, "low": mean - half, "high": mean + half, "p": p}
+    return index.assign(**found, n=n, n_clusters=n_clusters)
+
+
 def correct_p(p, method="fdr_bh") -> np.ndarray:
     """Correct p values over everything that was tested: "fdr_bh" (Benjamini-Hochberg) or "holm".
 

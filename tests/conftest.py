@@ -21,6 +21,24 @@ def phantom_root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def vilt():
+    """A small random ViLT and its processor: to be read, not changed."""
+    from small import ANSWERS
+
+    from helpers.vilt import load_vilt
+
+    return load_vilt("fresh-small", answers=ANSWERS, seed=3)
+
+
+@pytest.fixture(scope="session")
+def encoded(vilt):
+    """Twelve questions about three pictures of different shapes."""
+    from small import encode_noise
+
+    return encode_noise(vilt[1], [(64, 64), (64, 96), (96, 64)])
+
+
 @pytest.fixture
 def tidy_figures():
     """A warning fails the test, and so does a figure that pyplot still holds at its end."""

@@ -1,4 +1,4 @@
-"""Roles against heads planted by hand, and ablation against models edited by hand."""
+"""Roles against heads planted by hand."""
 
 import copy
 import itertools
@@ -8,20 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image as PILImage
 
 from helpers import heads
 from helpers.attention import attention_measures
-from helpers.encode import EncodedQuestions
-from helpers.vilt import forward_raster, load_vilt, predict
-from helpers.vqa import vqa_accuracy
-
-ANSWERS = ["yes", "no", "red", "blue", "2", "3", "left", "dog"]
-QUESTIONS = ["what?", "is it red?", "how many dogs are left?", "what color is the dog on the left?"]
-
 
 # ------------------------------------------------------------------------------------- tables by hand
 
@@ -279,163 +270,3 @@ def test_no_patch_is_no_hit_and_rows_must_agree():
     assert hits[0, 1] == chance[0] == 1
     with pytest.raises(ValueError, match=r"\[1, 1, 2, 1\] rows"):
         heads.box_hits(np.zeros((1, 2), int), [[2, 2]], [[], []], [[9, 9]])
-
-
-# ------------------------------------------------------------------------------------------- ablation
-
-
-@pytest.fixture(scope="module")
-def vilt():
-    return load_vilt("fresh-small", answers=ANSWERS, seed=3)
-
-
-@pytest.fixture(scope="module")
-def encoded(vilt):
-    rng = np.random.default_rng(0)
-    sizes = [(64, 64), (64, 96), (96, 64)]
-    pictures = [PILImage.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
-    rows = [{"question_id": 10 * i + j, "image_id": i, "image": pictures[i], "question": question,
-             "family": ["what", "is/are", "how many", "what"][j], "answers": [ANSWERS[(i + j) % 8]] * 5 + ["yes"] * 5}
-            for i, j in itertools.product(range(3), range(4)) for question in [QUESTIONS[j]]]  # fmt: skip
-    features = Features({"question_id": Value("int64"), "image_id": Value("int64"), "image": Image(),
-                         "question": Value("string"), "family": Value("string"),
-                         "answers": List(Value("string"))})  # fmt: skip
-    return EncodedQuestions(Dataset.from_list(rows, features=features), vilt[1])
-
-
-def slice_of(model, head):
-    size = model.config.hidden_size // model.config.num_attention_heads
-    return slice(head * size, (head + 1) * size)
-
-
-def edit_model(model, chosen, means=None):
-    """A copy in which the heads' columns of the output projection are 0, and its bias holds their means."""
-    edited = copy.deepcopy(model)
-    for layer, head in chosen:
-        dense = edited.vilt.encoder.layer[layer].attention.output.dense
-        columns = slice_of(model, head)
-        with torch.no_grad():
-            if means is not None:
-                dense.bias += dense.weight[:, columns] @ means[layer, head]
-            dense.weight[:, columns] = 0
-    return edited
-
-
-@torch.no_grad()
-def logits_of(model, encoded):
-    return torch.cat([forward_raster(model, batch).logits for _, batch in encoded.batches(5)])
-
-
-@pytest.mark.parametrize("chosen", [[(0, 0)], [(3, 3)], [(1, 2), (1, 0), (2, 1)]])
-@pytest.mark.parametrize("mode", ["zero", "mean"])
-def test_ablation_equals_an_edited_model(vilt, encoded, chosen, mode):
-    model = vilt[0]
-    means = torch.randn(4, 4, 16, generator=torch.Generator().manual_seed(0)) if mode == "mean" else None
-    intact = logits_of(model, encoded)
-    with heads.ablate_heads(model, chosen, mode, means):
-        ablated = logits_of(model, encoded)
-    torch.testing.assert_close(
-        ablated, logits_of(edit_model(model, chosen, means), encoded), atol=1e-5, rtol=1e-4
-    )
-    assert (ablated - intact).abs().max() > 1e-3
-    torch.testing.assert_close(logits_of(model, encoded), intact)  # the hooks have left
-
-
-@torch.no_grad()
-def test_mean_contexts_equal_a_walk_over_single_questions(vilt, encoded):
-    model = vilt[0]
-    contexts = [[] for _ in model.vilt.encoder.layer]
-    with pytest.MonkeyPatch.context() as patch:
-        for kept, layer in zip(contexts, model.vilt.encoder.layer, strict=True):
-            inner = layer.attention.output.forward
-
-            def record(hidden, residual, kept=kept, inner=inner):
-                kept.append(hidden[0])
-                return inner(hidden, residual)
-
-            patch.setattr(layer.attention.output, "forward", record)
-        for index in range(len(encoded)):  # alone, a question has no padding
-            forward_raster(model, encoded.collate([encoded[index]]))
-    expected = torch.stack([torch.cat(kept).mean(0).reshape(4, 16) for kept in contexts])
-    torch.testing.assert_close(
-        heads.mean_contexts(model, encoded, batch_size=5), expected, atol=1e-5, rtol=1e-4
-    )
-    some = heads.mean_contexts(model, encoded, indices=[0])
-    torch.testing.assert_close(some, torch.stack([kept[0].mean(0).reshape(4, 16) for kept in contexts]))
-
-
-def test_hooks_leave_after_an_error(vilt):
-    model = vilt[0]
-    with pytest.raises(KeyError), heads.ablate_heads(model, [(0, 1)]):
-        raise KeyError
-    assert not any(layer.attention.output.dense._forward_pre_hooks for layer in model.vilt.encoder.layer)
-
-
-@pytest.mark.parametrize(("chosen", "mode", "means", "says"), [
-    ([(4, 0)], "zero", None, "L4H0 is not in this model"),
-    ([(0, 1), (0, 4)], "zero", None, "L0H4 is not in this model"),
-    ([(0, -1)], "zero", None, "L0H-1 is not in this model"),
-    ([(0, 0)], "mean", None, "means=mean_contexts"),
-    ([(0, 0)], "half", None, "'half'"),
-])  # fmt: skip
-def test_impossible_ablations_are_refused(vilt, chosen, mode, means, says):
-    with pytest.raises(ValueError, match=says), heads.ablate_heads(vilt[0], chosen, mode, means):
-        pass
-
-
-def test_train_mode_is_refused(vilt, encoded):
-    model = copy.deepcopy(vilt[0]).train()
-    with pytest.raises(ValueError, match=r"model\.eval"):
-        heads.ablated_accuracy(model, encoded, [(0, 0)])
-
-
-def vary_answers(model, encoded):
-    """A copy whose answers differ between questions: an untrained one tends to give all the same."""
-    varied = copy.deepcopy(model)
-    with torch.no_grad():
-        varied.classifier[3].bias -= logits_of(model, encoded).mean(0)
-    return varied
-
-
-@pytest.mark.parametrize("mode", ["zero", "mean"])
-def test_ablated_accuracy_equals_predicting_with_edited_models(vilt, encoded, mode):
-    model = vary_answers(vilt[0], encoded)
-    assert predict(model, encoded)["prediction"].nunique() > 2
-    means = heads.mean_contexts(model, encoded) if mode == "mean" else None
-    every = list(itertools.product(range(4), range(4)))
-    found = heads.ablated_accuracy(model, encoded, every, mode, batch_size=5, means=means)
-    answers = [list(given) for given in encoded.questions["answers"]]
-    for row, chosen in enumerate([[], *([head] for head in every)]):
-        given = predict(edit_model(model, chosen, means), encoded)["prediction"]
-        assert found[row].tolist() == [vqa_accuracy(*pair) for pair in zip(given, answers, strict=True)]
-    assert (found != found[0]).any()  # else this would compare nothing
-    order = [7, 2, 11]
-    some = heads.ablated_accuracy(model, encoded, every, mode, batch_size=2, indices=order, means=means)
-    assert np.array_equal(some, found[:, order])
-
-
-def test_ablation_effects_by_hand():
-    accuracy = np.array([[1, 1, 0, 1], [1, 1, 0, 1], [0, 0.4, 0, 1]])
-    table = heads.ablation_effects(
-        accuracy, [(0, 1), (2, 0)], ["what", "what", "why", "why"], [1, 1, 2, 3], draws=50
-    )
-    assert list(table.columns) == [
-        "layer",
-        "head",
-        "name",
-        "family",
-        "drop",
-        "low",
-        "high",
-        "n",
-        "n_clusters",
-    ]
-    drops = table.set_index(["name", "family"])["drop"]
-    assert drops.loc["L0H1"].tolist() == [0, 0, 0]
-    assert drops.loc["L2H0"].to_dict() == pytest.approx({"all": 40, "what": 80, "why": 0})
-    row = table.query("name == 'L2H0' and family == 'all'").iloc[0]
-    assert (row["n"], row["n_clusters"]) == (4, 3)
-    assert row["low"] == 0
-    assert row["high"] == pytest.approx(80)
-    what = table.query("name == 'L2H0' and family == 'what'").iloc[0]
-    assert np.isnan(what["low"])  # one image

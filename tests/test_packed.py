@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_attention import GRIDS, LENGTHS, make_batch
 
+from helpers.ablate import ablate_heads
 from helpers.attention import attention_maps, prepare_batch, token_groups
-from helpers.heads import ablate_heads
 from helpers.packed import PackedForward, cut_tiles
 from helpers.vilt import forward_raster, load_vilt
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from statsmodels.regression.linear_model import OLS
 
 from helpers import stats
 
@@ -358,3 +359,49 @@ def test_rank_correlation():
 def test_enough():
     assert stats.enough([9, 10, 10, 100], [9, 4, 5, 50]).tolist() == [False, False, True, True]
     assert stats.enough(10, 5)
+
+
+def test_mean_of_pairs_against_statsmodels_and_by_hand():
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(0, 12, 60)
+    values = rng.normal(size=(60, 2, 3)) + 0.5 * rng.normal(size=12)[clusters, None, None] + 0.3
+    values[:5, 1, 2] = np.nan
+    found = stats.test_mean(values, clusters, ("layer", "head"))
+    assert list(found.columns) == [
+        "layer",
+        "head",
+        "estimate",
+        "se",
+        "df",
+        "low",
+        "high",
+        "p",
+        "n",
+        "n_clusters",
+    ]
+    for row in found.itertuples():
+        own = values[:, row.layer, row.head]
+        kept = ~np.isnan(own)
+        fit = OLS(own[kept], np.ones(kept.sum())).fit(
+            cov_type="cluster", cov_kwds={"groups": clusters[kept]}, use_t=True
+        )
+        assert (row.n, row.n_clusters, row.df) == (kept.sum(), 12, 11)
+        np.testing.assert_allclose(
+            (row.estimate, row.se, row.p), (fit.params[0], fit.bse[0], fit.pvalues[0]), rtol=1e-9
+        )
+        np.testing.assert_allclose((row.low, row.high), fit.conf_int()[0], rtol=1e-9)
+
+
+def test_mean_that_cannot_be_told_or_has_no_error():
+    clusters = np.arange(20) // 2
+    values = np.column_stack([np.zeros(20), np.full(20, 100.0), np.r_[np.full(9, np.nan), np.ones(11)]])
+    none, constant, few = stats.test_mean(values, clusters, ("place",)).itertuples()
+    assert (none.estimate, none.se) == (0, 0)
+    assert np.isnan(none.p)
+    assert (constant.low, constant.high) == (100, 100)
+    assert constant.p == pytest.approx(2 / 2**10)  # both of 2^10 ways to flip ten images' signs
+    assert (few.n, few.n_clusters) == (11, 6)
+    assert few.p == pytest.approx(2 / 2**6)
+    alone = stats.test_mean(np.ones(9), np.arange(9))
+    assert np.isnan(alone["p"][0])
+    assert alone["estimate"][0] == 1

@@ -1,0 +1,31 @@
+"""Questions about noise: enough for a small random ViLT to tell one from another."""
+
+import itertools
+
+import numpy as np
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+
+from helpers.encode import EncodedQuestions
+
+ANSWERS = ["yes", "no", "red", "blue", "2", "3", "left", "dog"]
+QUESTIONS = ["what?", "is it red?", "how many dogs are left?", "what color is the dog on the left?"]
+FAMILIES = ["what", "is/are", "how many", "what"]
+
+
+def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
+    """Four questions about each of the pictures, of these sizes (height, width); half of the annotators say yes.
+
+    answers: the vocabulary, for labels.
+    """
+    rng = np.random.default_rng(0)
+    pictures = [PILImage.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    rows = [
+        {"question_id": 10 * i + j, "image_id": i, "image": picture, "question": QUESTIONS[j],
+         "family": FAMILIES[j], "answers": [ANSWERS[(i + j) % 8]] * 5 + ["yes"] * 5}
+        for (i, picture), j in itertools.product(enumerate(pictures), range(4))
+    ]  # fmt: skip
+    features = Features({"question_id": Value("int64"), "image_id": Value("int64"), "image": Image(),
+                         "question": Value("string"), "family": Value("string"),
+                         "answers": List(Value("string"))})  # fmt: skip
+    return EncodedQuestions(Dataset.from_list(rows, features=features), processor, answers)
