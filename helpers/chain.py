@@ -25,6 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from helpers.command import NAMED, add_settings, read_settings
+from helpers.dictionary import NAME, write_dictionary
 from helpers.report import ANSWER, read_findings
 from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
@@ -79,6 +80,7 @@ def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Pat
             took = f"{seconds:.1f} s"
         say(f"[{number}/{len(sources)}] {source.stem:<20} {took:>8}")
         done.append(target)
+    write_dictionary(study)
     return done
 
 
@@ -109,7 +111,7 @@ def list_made(study: Study) -> dict[str, dict[str, str]]:
     kept = {
         f"{p.parent.name}/{p.name}": p
         for p in files
-        if p.name != STATE and ".failed." not in p.name and ".running." not in p.name
+        if p.name not in (STATE, f"{NAME}.csv") and ".failed." not in p.name and ".running." not in p.name
     }
     return {"made": steps, "files": {name: hash_file(path) for name, path in kept.items()}}
 

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from helpers.chain import WIDGET, ChainError, execute, list_notebooks, run_chain
+from helpers.dictionary import check_tables
 from helpers.report import read_findings
 from helpers.study import Study
 
@@ -45,6 +46,8 @@ def check_run(study, paths):
     assert (study.run_dir / "run.json").is_file()
     assert len(list((study.run_dir / "figures").glob("*.png"))) >= 10
     assert len(list((study.run_dir / "tables").glob("*.csv"))) >= 5
+    assert check_tables(study) == []
+    assert (study.run_dir / "tables" / "dictionary.csv").is_file()
 
 
 def test_the_chain_runs_small_on_the_phantom(tmp_path):
