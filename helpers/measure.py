@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
-from helpers import faithfulness
+from helpers import faithfulness, modality
 from helpers.encode import EncodedQuestions
 from helpers.extract import AttentionTable, extract_attention, read_attention
 from helpers.heads import box_hits
@@ -111,6 +111,31 @@ def measure_faithfulness(
             kept["orders"].tolist(), *(kept[name] for name in ("fractions", "probability", "accuracy"))
         )
         return chosen, curves, pd.read_parquet(folder / "boxes.parquet")
+
+
+def measure_modality(
+    study: Study, model: nn.Module, encoded: EncodedQuestions
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What answers lose without their words or their image, and what they owe to either by MM-SHAP; measured once.
+
+    Kept in run_dir/modality: withheld.parquet, of all questions (`modality.withheld_accuracy`), and
+    shapley.parquet, of `shapley_questions` questions drawn with the study's seed (`modality.mm_shap`). Returns
+    both tables. In the model's own precision: differences of probabilities are small.
+    """
+    count, size = min(study.shapley_questions, len(encoded)), study.extract_batch_size
+
+    def measure(folder) -> None:
+        rows = range(len(encoded))
+        withheld = modality.withheld_accuracy(model, encoded, rows, study.seed, size)
+        withheld.to_parquet(folder / "withheld.parquet", index=False)
+        chosen = np.sort(np.random.default_rng(study.seed).choice(len(encoded), count, replace=False))
+        shares = modality.mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
+        shares.to_parquet(folder / "shapley.parquet", index=False)
+
+    own = study.settings("seed", "shapley_questions", "shapley_permutations")
+    depends = describe_inputs(study, **own, test=source_digest("modality", "faithfulness"))
+    folder = make_once(study.folder() / "modality", measure, depends)
+    return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")
 
 
 def ground_maps(
