@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 
 from helpers.attention import image_share, special_mass, uniform_baseline
-from helpers.stats import bootstrap_mean, divide, enough, interval_table, rank_correlation
+from helpers.stats import (
+    bootstrap_mean,
+    correct_p,
+    divide,
+    enough,
+    interval_table,
+    rank_correlation,
+    test_mean,
+)
 
 CLS, WORDS, PATCHES = range(3)  # in attention.QUERY_GROUPS
 WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
@@ -74,38 +82,112 @@ def _rescale(value, null):
 
 
 def score_roles(
-    table, null, hits=None, null_hits=None, clusters=None, draws=1000, seed=0, minimum=0.1, rows=slice(None)
+    table,
+    null,
+    hits=None,
+    null_hits=None,
+    clusters=None,
+    draws=1000,
+    seed=0,
+    minimum=0.1,
+    rows=slice(None),
+    layers=False,
 ) -> pd.DataFrame:
     """Which head has which role? A row per role and head, with intervals over images.
 
     table, null: AttentionTables of the trained and of an untrained model on the same questions, in the same
     order. hits, null_hits: `box_hits` of each. clusters: (n,), by default table.questions.image_id. rows:
-    the questions to use. Columns: layer, head, name, role, score, low, high, n, n_clusters, null (the same
-    head's score untrained), difference (score - null), diff_low, diff_high, passes, reaches_answer.
+    the questions to use. layers: score whole layers instead, each as the mean of its heads. Columns: layer, head, name,
+    role, score, low, high, n, n_clusters, null (the same head's score untrained), highest_null (of all untrained heads),
+    difference (score - null), diff_low, diff_high, p (that it is 0, errors clustered by image), p_corrected
+    (Benjamini-Hochberg over roles and heads), passes, reaches_answer; no head for layers.
 
-    passes: the lower 95 % bound of the difference is above 0, the score is at least `minimum`, and the
-    questions are enough to tell. reaches_answer is False for what the answer cannot depend on: in the last
-    layer only the [CLS] query is read.
+    passes: the questions are enough to tell, the score is at least `minimum`, it is above the same head's untrained one
+    (p_corrected < 0.05), and its interval is above the highest of all untrained heads: random heads have habits too, and
+    which of them stands in the same place is an accident. reaches_answer is False for what the answer cannot depend on:
+    in the last layer only the [CLS] query is read.
     """
     if not np.array_equal(table.questions["question_id"], null.questions["question_id"]):
         raise ValueError("table and null hold different questions: extract both on the same data set")
     clusters = np.asarray(table.questions["image_id"] if clusters is None else clusters)[rows]
     trained, untrained = score_questions(table, hits), score_questions(null, null_hits)
+    axes = ("layer",) if layers else ("layer", "head")
     tables = []
     for role, (queries, *_) in ROLES.items():
-        score = bootstrap_mean(trained[role][rows], clusters, draws, seed)
-        gain = bootstrap_mean((trained[role] - untrained[role])[rows], clusters, draws, seed)
-        part = interval_table(score, ("layer", "head")).rename(columns={"estimate": "score"})
-        part.insert(2, "name", name_heads(part))
-        part.insert(3, "role", role)
-        part["null"] = bootstrap_mean(untrained[role][rows], clusters, draws=1).estimate.ravel()
-        part["difference"], part["diff_low"], part["diff_high"] = (bound.ravel() for bound in gain[:3])
-        part["passes"] = (
-            enough(gain.n, gain.n_clusters).ravel() & (part["score"] >= minimum) & (part["diff_low"] > 0)
+        own, other = (
+            scored[role][rows].mean(2) if layers else scored[role][rows] for scored in (trained, untrained)
         )
+        score, gain = (bootstrap_mean(values, clusters, draws, seed) for values in (own, own - other))
+        part = interval_table(score, axes).rename(columns={"estimate": "score"})
+        part.insert(len(axes), "name", "L" + part["layer"].astype(str) if layers else name_heads(part))
+        part.insert(len(axes) + 1, "role", role)
+        part["null"] = bootstrap_mean(other, clusters, draws=1).estimate.ravel()
+        part["highest_null"] = part["null"].max()
+        part["difference"], part["diff_low"], part["diff_high"] = (bound.ravel() for bound in gain[:3])
+        part["p"] = test_mean(own - other, clusters, axes)["p"]
         part["reaches_answer"] = (part["layer"] < part["layer"].max()) | ("cls" in queries)
         tables.append(part)
-    return pd.concat(tables, ignore_index=True)
+    scores = pd.concat(tables, ignore_index=True)
+    scores.insert(scores.columns.get_loc("p") + 1, "p_corrected", correct_p(scores["p"]))
+    above = (
+        (scores["difference"] > 0) & (scores["p_corrected"] < 0.05) & (scores["low"] > scores["highest_null"])
+    )
+    scores["passes"] = enough(scores["n"], scores["n_clusters"]) & (scores["score"] >= minimum) & above
+    return scores
+
+
+def compare_scores(first, second, hits=None, second_hits=None) -> pd.DataFrame:
+    """What changes in each head's roles from one model to another, on the same questions (before and after fine-tuning)?
+
+    first, second: AttentionTables; hits: `box_hits` of each. A row per role and head: layer, head, name, role, first,
+    second (mean scores), change (second - first, paired by question), low, high (95 %, errors clustered by image), p,
+    p_corrected (Benjamini-Hochberg over roles and heads), n, n_clusters.
+    """
+    if not np.array_equal(first.questions["question_id"], second.questions["question_id"]):
+        raise ValueError("first and second hold different questions: extract both on the same data set")
+    before, after = score_questions(first, hits), score_questions(second, second_hits)
+    clusters, tables = first.questions["image_id"].to_numpy(), []
+    for role in ROLES:
+        part = test_mean(after[role] - before[role], clusters, ("layer", "head")).rename(
+            columns={"estimate": "change"}
+        )
+        part.insert(2, "name", name_heads(part))
+        part.insert(3, "role", role)
+        for place, (name, scored) in enumerate((("first", before), ("second", after))):
+            mean = bootstrap_mean(scored[role], clusters, draws=1).estimate
+            part.insert(4 + place, name, mean.ravel())
+        tables.append(part.drop(columns=["se", "df"]))
+    changes = pd.concat(tables, ignore_index=True)
+    changes.insert(changes.columns.get_loc("p") + 1, "p_corrected", correct_p(changes["p"]))
+    return changes
+
+
+def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """For each role the head that shows it most, and what its removal costs: a row a role.
+
+    scores: of `score_roles`; effects: of `ablate.removal_effects` for one way of removal. Columns: role, definition,
+    name, layer, head, score, low, high, highest_null, passes, reaches_answer, drop, drop_low, drop_high (points lost over
+    all questions), hit_family (that loses most), hit_drop, hit_low, hit_high, hit_significant.
+    """
+    rows = []
+    for role, own in scores.dropna(subset=["score"]).groupby("role", sort=False):
+        best = own.sort_values(["passes", "score"], ascending=False, kind="stable").iloc[0]
+        cost = effects[effects["name"] == best["name"]]
+        whole, families = (
+            cost[cost["family"] == "all"].iloc[0],
+            cost[cost["told"] & (cost["family"] != "all")],
+        )
+        most = families.loc[families["drop"].idxmax()] if len(families) else whole
+        kept = best[
+            ["name", "layer", "head", "score", "low", "high", "highest_null", "passes", "reaches_answer"]
+        ]
+        rows.append(
+            {"role": role, "definition": f"0: {ROLES[role][1]}; 1: {ROLES[role][2]}"}
+            | kept.to_dict()
+            | {"drop": whole["drop"], "drop_low": whole["low"], "drop_high": whole["high"], "hit_family": most["family"],
+               "hit_drop": most["drop"], "hit_low": most["low"], "hit_high": most["high"], "hit_significant": most["significant"]}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def name_heads(table: pd.DataFrame) -> pd.Series:

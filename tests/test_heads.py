@@ -166,6 +166,82 @@ def test_what_the_untrained_model_does_too_is_no_role():
     assert scores.query("role == 'grounding'")["score"].isna().all()
 
 
+def test_a_role_is_more_than_what_any_untrained_head_shows():
+    """A trained head beats itself untrained, but another untrained head does the same by accident."""
+    table, null = planted_tables()
+    half = (
+        0.5 * table.split[:, :, 0]
+        + 0.5 * uniform_table([(4 + i % 5, 3, 4 + i % 3) for i in range(24)]).split[:, :, 0]
+    )
+    table.split[:, :, 10] = half  # of head 0, which only reads the image from the words
+    rule = "role == 'text->image reader' and head == 10"
+    row = heads.score_roles(table, null, draws=50).query(rule).iloc[0]
+    assert row["passes"]
+    assert row["score"] == pytest.approx(0.5, abs=1e-4)
+    assert row["highest_null"] == pytest.approx(0, abs=1e-4)
+    null.split[:, :, 5] = table.split[:, :, 0]
+    row = heads.score_roles(table, null, draws=50).query(rule).iloc[0]
+    assert not row["passes"]
+    assert row["p_corrected"] < 0.05  # above itself untrained
+    assert row["highest_null"] == pytest.approx(1, abs=1e-4)  # but not above that one
+
+
+def test_a_layer_is_the_mean_of_its_heads():
+    shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(24)]
+    table, null = uniform_table(shapes, 2, 4), uniform_table(shapes, 2, 4)
+    concentrate(table, 3, *PLANTED["[CLS] reader of words"])  # in layer 0
+    found = heads.score_roles(table, null, draws=50, layers=True).set_index(["role", "name"])
+    assert "head" not in found
+    assert len(found) == 2 * len(heads.ROLES)
+    readers = found.loc["[CLS] reader of words"]
+    assert readers["score"].tolist() == pytest.approx([0.25, 0], abs=1e-4)  # one of four heads
+    assert readers["passes"].tolist() == [True, False]
+    assert not found.loc["sink"]["passes"].any()
+
+
+def test_changes_of_scores_by_hand():
+    table, null = planted_tables()
+    found = heads.compare_scores(null, table).set_index(["role", "head"])
+    row = found.loc["sink", 8]
+    assert (row["first"], row["second"], row["change"]) == pytest.approx((0, 1, 1), abs=1e-4)
+    assert row["p_corrected"] < 0.05
+    assert (row["name"], row["n"], row["n_clusters"]) == ("L0H8", 24, 12)
+    assert found.loc["sink", 10]["change"] == pytest.approx(0, abs=1e-6)
+    other = planted_tables()[0]
+    other.questions["question_id"] += 1
+    with pytest.raises(ValueError, match="different questions"):
+        heads.compare_scores(table, other)
+
+
+def test_role_cards_by_hand():
+    roles = {"sink": [0.2, 0.9], "text local": [0.5, 0.4]}
+    scores = pd.DataFrame(
+        {"role": role, "layer": 1, "head": head, "name": f"L1H{head}", "score": score, "low": score - 0.1, "high": score + 0.1,
+         "highest_null": 0.3, "passes": (role, head) == ("text local", 1), "reaches_answer": True}
+        for role, own in roles.items() for head, score in enumerate(own)
+    )  # fmt: skip
+    effects = pd.DataFrame(
+        {"name": f"L1H{head}", "family": family, "drop": drop, "low": drop - 1, "high": drop + 1, "told": family != "why",
+         "significant": drop > 8}
+        for head, drops in enumerate(([1, 2, 3, 99], [5, 10, 4, 99]))
+        for family, drop in zip(("all", "what", "where", "why"), drops, strict=True)
+    )  # fmt: skip
+    cards = heads.make_role_cards(scores, effects).set_index("role")
+    sink, local = cards.loc["sink"], cards.loc["text local"]
+    assert (sink["name"], sink["score"], sink["drop"], sink["hit_family"], sink["hit_drop"]) == (
+        "L1H1",
+        0.9,
+        5,
+        "what",
+        10,
+    )
+    assert sink["hit_significant"]
+    assert local["name"] == "L1H1"  # one that passes goes before a higher score that does not
+    assert "0: " in sink["definition"]
+    few = effects.assign(told=effects["family"] == "all")
+    assert heads.make_role_cards(scores, few)["hit_family"].tolist() == ["all", "all"]
+
+
 def test_small_effects_and_few_questions_do_not_pass():
     table, null = planted_tables()
     table.split = 0.95 * null.split + 0.05 * table.split
