@@ -28,8 +28,10 @@ logger = logging.getLogger(__name__)
 EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
-def finetune(study: Study, data: DatasetDict, once: Callable = make_once) -> Path:
-    """Fine-tune the study's checkpoint with a new answer head; returns run_dir/model (model, processor, curves).
+def finetune(
+    study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model"
+) -> Path:
+    """Fine-tune the study's checkpoint with a new answer head; returns run_dir/<name> (model, processor, curves).
 
     Starts from `study.checkpoint`, answers from the training questions only. Keeps the weights with the best
     accuracy on the validation questions, and stops when `study.patience` evaluations brought no better ones. A
@@ -54,7 +56,7 @@ def finetune(study: Study, data: DatasetDict, once: Callable = make_once) -> Pat
         "weights": _checkpoint_stamp(study),
         "code": source_digest("finetune", "trainer", "vilt", "encode", "pictures"),
     }
-    return once(study.folder() / "model", lambda folder: _train(study, data, folder), depends)
+    return once(study.folder() / name, lambda folder: _train(study, data, folder), depends)
 
 
 def load_finetuned(study: Study):
@@ -70,11 +72,30 @@ def _checkpoint_stamp(study: Study) -> dict[str, str]:
 
 
 def _train(study: Study, data: DatasetDict, folder: Path) -> None:
-    """Train, dividing the step further each time that a GPU's memory is too small for it."""
+    """Train from the study's checkpoint, with a new answer head."""
+
+    def load():
+        answers = build_vocabulary(data["train"]["answers"], study.max_answers)
+        model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
+        pictures = load_pictures(study, processor)
+        train, validation = (
+            EncodedQuestions(data[part], processor, answers, pictures) for part in ("train", "validation")
+        )
+        start_bias(model, train)
+        return model, train, validation
+
+    train_model(study, load, folder)
+
+
+def train_model(study: Study, load: Callable, folder: Path) -> None:
+    """Train the model that `load` gives, with training and validation questions (encoded, with labels), into a folder.
+
+    The step is divided further each time that a GPU's memory is too small for it, and the model loaded anew.
+    """
     parts = count_parts(study, study.device_batch_size or study.batch_size)
     while not (folder / "training.csv").is_file():  # written last
         try:
-            _train_in_parts(study, data, folder, parts)
+            _train_in_parts(study, *load(), folder, parts)
         except torch.cuda.OutOfMemoryError:
             size = study.batch_size // (parts * count_processes())
             if size == 1 or count_processes() > 1:
@@ -100,15 +121,15 @@ def count_parts(study: Study, device_batch_size: int) -> int:
     )
 
 
-def _train_in_parts(study: Study, data: DatasetDict, folder: Path, parts: int) -> None:
+def _train_in_parts(
+    study: Study,
+    model: nn.Module,
+    train: EncodedQuestions,
+    validation: EncodedQuestions,
+    folder: Path,
+    parts: int,
+) -> None:
     """Train with each step divided into `parts` passes over all devices, from the last checkpoint if there is one."""
-    answers = build_vocabulary(data["train"]["answers"], study.max_answers)
-    model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
-    pictures = load_pictures(study, processor)
-    train, validation = (
-        EncodedQuestions(data[part], processor, answers, pictures) for part in ("train", "validation")
-    )
-    start_bias(model, train)
     sampler = BucketSampler(train, study.batch_size, study.seed)
     trainer = RasterTrainer(
         model=model,
@@ -133,7 +154,7 @@ def _train_in_parts(study: Study, data: DatasetDict, folder: Path, parts: int) -
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             model.save_pretrained(folder)
-            processor.save_pretrained(folder)
+            train.processor.save_pretrained(folder)
             log = pd.DataFrame(trainer.state.log_history).to_csv(index=False)
             write_atomic(folder / "training.csv", log)
             shutil.rmtree(checkpoints)

@@ -25,13 +25,13 @@ PROFILES = {
     "colab": dict(
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5, head_learning_rate=5e-4,
-        extract_batch_size=32, ablation_questions=300,
-        faithfulness_questions=300,
+        extract_batch_size=32, ablation_questions=500,
+        faithfulness_questions=300, shapley_questions=300, shapley_permutations=6,
     ),
     "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
         learning_rate=1e-4, head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096,
-        ablation_questions=1000,
+        ablation_questions=1000, shapley_questions=1000, shapley_permutations=8, second_seed=False,
     ),
 }  # fmt: skip
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
@@ -71,12 +71,23 @@ class Study:
         "auto"  # of training and measuring: auto (half on a GPU, fp32 elsewhere), fp32, fp16, bf16
     )
     patience: int = 3  # evaluations (of about 8) without a better accuracy, after which training stops
+    second_seed: bool = True  # fine-tune once more from another seed, to see whether heads keep their roles
     learning_rate: float = 1e-3  # peak, of the transformer
     head_learning_rate: float = 3e-3  # peak, of the answer head
     extract_batch_size: int = 128  # questions a forward pass when attention is read
     shard_size: int = 512  # questions a file of attention; what a kill can cost
     faithfulness_questions: int = 200  # validation questions whose patches are taken away, map by map
+    shapley_questions: int = 250  # validation questions whose tokens are withheld one by one
+    shapley_permutations: int = 16  # random orders in which they are; each is gone through backwards as well
     ablation_questions: int = 1000  # validation questions that each ablated head is scored on
+    prune_draws: int = 5  # random orders of removing heads, beside those that are measured
+    prune_heads: float = (
+        0.25  # share of the heads cut out before a lighter model is trained on; also tried: twice it
+    )
+    prune_layers: float = 0.25  # share of the layers that are
+    prune_epochs: int = 1  # passes over the training questions after the cut
+    prune_tolerance: float = 1.0  # points of accuracy that the lightest model may lose
+    latency_rounds: int = 31  # times that each model is timed, in turn with the others
     bootstrap_draws: int = 1000  # resamples behind an interval
     show_photographs: bool = False  # in figures (their licences differ); the phantom is always shown
     device: str = (

@@ -1,0 +1,53 @@
+"""The study's model from another fine-tuning seed, and before fine-tuning: whose are the roles, the model's or the run's?
+
+Both start from the same checkpoint as the study's own model, so a head keeps its place: L3H7 is the same head in all of
+them. Another seed means another order of the questions, another new answer head, and other dropout.
+"""
+
+from dataclasses import replace
+
+from datasets import DatasetDict
+from torch import nn
+
+from helpers.encode import EncodedQuestions
+from helpers.extract import AttentionTable, extract_attention, read_attention
+from helpers.finetune import finetune
+from helpers.measure import describe_inputs
+from helpers.steps import make_once, read_fingerprint
+from helpers.study import Study
+from helpers.vilt import load_vilt
+
+
+def measure_second_seed(study: Study, data: DatasetDict, encoded: EncodedQuestions) -> AttentionTable:
+    """Fine-tune once more, from the next seed, and measure its attention; once.
+
+    encoded: the validation questions. Kept in run_dir/model_second and run_dir/attention_second: same data, same
+    settings. Returns the table; its questions hold the second model's answers.
+    """
+    other = replace(study, seed=(study.seed + 1) % 2**32)
+    folder = finetune(other, data, name="model_second")
+    model = load_vilt(folder, device=study.device_name())[0]
+    return measure_variant(study, model, encoded, "second", {"second": read_fingerprint(folder)})
+
+
+def measure_before(study: Study, encoded: EncodedQuestions, answers: list[str]) -> AttentionTable:
+    """Measure the attention of the checkpoint before fine-tuning, with a new answer head; once.
+
+    answers: the fine-tuned model's, for the head, whose answers mean nothing. Kept in run_dir/attention_before.
+    """
+    model = load_vilt(
+        study.path(study.checkpoint), device=study.device_name(), answers=answers, seed=study.seed
+    )[0]
+    return measure_variant(study, model, encoded, "before", study.settings("checkpoint", "seed"))
+
+
+def measure_variant(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, name: str, depends: dict
+) -> AttentionTable:
+    """The attention of a model on the validation questions, in run_dir/attention_<name>, in its own precision; once."""
+
+    def extract(folder) -> None:
+        extract_attention(model, encoded, folder, study.extract_batch_size, study.shard_size)
+
+    folder = study.folder() / f"attention_{name}"
+    return read_attention(make_once(folder, extract, describe_inputs(study, **depends)))

@@ -1,0 +1,47 @@
+"""The model from another seed and before fine-tuning: their own folders, the run's own data, done once."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import finetune, measure, prepare, variants
+from helpers.study import Study
+from helpers.vilt import load_vilt
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, phantom_root):
+    runs = str(tmp_path_factory.mktemp("runs"))
+    settings = {"data_root": str(phantom_root), "runs_root": runs, "run_name": "test", "device": "cpu"}
+    study = Study.load("phantom", epochs=1, extract_batch_size=32, **settings)
+    prepare.prepare_dataset(study)
+    finetune.finetune(study, prepare.load_dataset(study))
+    return study
+
+
+def test_both_variants_answer_the_same_questions_by_other_weights(study):
+    data = prepare.load_dataset(study)
+    model, processor = finetune.load_finetuned(study)
+    encoded = prepare.encode(study, data["validation"], processor)
+    own = measure.measure_attention(study, model, encoded)
+    before = variants.measure_before(study, encoded, list(model.config.id2label.values()))
+    second = variants.measure_second_seed(study, data, encoded)
+    for other in (before, second):
+        assert other.questions["question_id"].equals(own.questions["question_id"])
+        assert np.abs(other.split - own.split).max() > 0.01
+    folder = study.run_dir / "model_second"
+    stamps = [
+        (study.run_dir / name / "made.json").stat().st_mtime_ns
+        for name in ("model_second", "attention_second")
+    ]
+    variants.measure_second_seed(study, data, encoded)
+    assert stamps == [
+        (study.run_dir / name / "made.json").stat().st_mtime_ns
+        for name in ("model_second", "attention_second")
+    ]
+    weights = [
+        load_vilt(path)[0].vilt.encoder.layer[0].attention.output.dense.weight
+        for path in (folder, study.run_dir / "model")
+    ]
+    assert not torch.equal(*weights)
+    assert len(own.questions) == len(data["validation"])
