@@ -17,8 +17,9 @@ from helpers.encode import EncodedQuestions
 from helpers.extract import AttentionTable, extract_attention, read_attention
 from helpers.heads import box_hits
 from helpers.relevance import RELEVANCE, Explanation, explain, patch_maps, relevance_measures
-from helpers.steps import make_once, read_fingerprint, require, source_digest
+from helpers.steps import hash_file, make_once, read_fingerprint, require, source_digest
 from helpers.study import Study
+from helpers.words import LEXICON, WORD_MEASURES, word_measures
 
 CODE = ("measure", "attention", "packed", "relevance", "extract", "encode", "pictures", "vilt")
 
@@ -68,6 +69,21 @@ def measure_relevance(
         extract_attention(model, encoded, folder, *sizes, process, relevance_measures, RELEVANCE)
 
     return read_attention(once(study.folder() / "relevance", extract, describe_inputs(study)))
+
+
+def measure_words(study: Study, model: nn.Module, encoded: EncodedQuestions) -> AttentionTable:
+    """How much each class of words looks at the image and is read, for every validation question; measured once.
+
+    Kept in run_dir/words, in shards as `measure_attention`'s; the measures are `words.WORD_MEASURES`. Always in the
+    model's own precision.
+    """
+
+    def extract(folder) -> None:
+        sizes = (study.extract_batch_size, study.shard_size)
+        extract_attention(model, encoded, folder, *sizes, measure=word_measures, layout=WORD_MEASURES)
+
+    depends = describe_inputs(study, words=source_digest("words"), lexicon=hash_file(LEXICON))
+    return read_attention(make_once(study.folder() / "words", extract, depends))
 
 
 def measure_faithfulness(

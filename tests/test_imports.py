@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-PURE = ("vqa", "stats", "plots", "steps")  # import no sibling; plotting modules build on plots alone
+PURE = ("vqa", "clustered", "plots", "steps")  # import no sibling; plotting modules build on plots alone
 MODELS = ("torch", "transformers", "datasets")
 
 
