@@ -28,9 +28,7 @@ logger = logging.getLogger(__name__)
 EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
-def finetune(
-    study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model"
-) -> Path:
+def finetune(study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model") -> Path:
     """Fine-tune the study's checkpoint with a new answer head; returns run_dir/<name> (model, processor, curves).
 
     Starts from `study.checkpoint`, answers from the training questions only. Keeps the weights with the best
