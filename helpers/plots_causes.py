@@ -61,7 +61,7 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24):
             axis.tick_params(length=0)
         what = "head" if "head" in effects else "layer"
         axes[0, 0].set_ylabel(what)
-        figure.colorbar(artist, ax=axes, label="accuracy lost, points (red: worse without it)", pad=0.01)
+        figure.colorbar(artist, ax=axes, label="accuracy lost, points", pad=0.01)
         some = f"the {len(names)} of {len(weight)} {what}s that matter most"
         which = f"each {what}" if len(names) == len(weight) else some
         figure.suptitle(f"Accuracy lost without {which}", fontsize=11)

@@ -67,11 +67,9 @@ def plot_role_cards(cards: Sequence[dict]):
         grid = figure.subfigures(rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
         for part, card in zip(grid.flat, cards, strict=False):
             verdict = "" if card["passes"] else " (no role)"
-            part.suptitle(
-                f"{card['role']}: {card['name']}{verdict}", fontsize=10, fontweight="bold", x=0.02, ha="left"
-            )
             score = f"score {card['score']:.2f} [{card['low']:.2f}, {card['high']:.2f}], untrained at most {card['highest_null']:.2f}"
-            part.text(0.98, 0.98, score.replace("-", "−"), fontsize=8, ha="right", va="top")
+            title = f"{card['role']}: {card['name']}{verdict}\n" + score.replace("-", "−")
+            part.suptitle(title, fontsize=9.5, x=0.02, ha="left")
             left, right = part.subplots(1, 2, width_ratios=(1.25, 1))
             if "tokens" in card:
                 draw_tokens(left, card["tokens"], card["weights"])
