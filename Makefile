@@ -39,6 +39,7 @@ bench: $(VENV)/made
 	for name in extract prepare train; do \
 		$(BIN)/python benchmarks/bench_$$name.py $(if $(DATA_ROOT),--data-root "$(DATA_ROOT)") || exit 1; done
 	$(BIN)/python benchmarks/bench_ablate.py
+	$(BIN)/python benchmarks/bench_prune.py
 	$(BIN)/python benchmarks/bench_scale.py
 
 pretrain: $(VENV)/made

@@ -214,6 +214,16 @@ def prepare_batch(model: nn.Module, batch: dict[str, Tensor], with_grids: bool =
     return Prepared(inputs, token_groups(inputs["attention_mask"], inputs["pixel_mask"]), grids)
 
 
+def check_heads(model: nn.Module) -> None:
+    """ValueError unless every layer has as many heads: the measures stand in one array."""
+    layers = getattr(model, "vilt", model).encoder.layer
+    counts = [layer.attention.attention.num_attention_heads for layer in layers]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the layers have {counts} heads: attention is measured where all have as many heads; look at the whole model."
+        )
+
+
 @torch.no_grad()
 def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Split every head's attention over the groups of keys, a question and a layer at a time.
@@ -222,6 +232,7 @@ def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     (batch, 1 + P). Returns (question, layer, head, QUERY_GROUPS, KEY_GROUPS) float32: the mean over the
     group's queries of the mass on the group's keys; sums to 1 over keys, NaN for a group without tokens.
     """
+    check_heads(model)
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     layers = []
     for layer in PackedForward(model, inputs, groups):
@@ -248,6 +259,7 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     rollout (question, 5): what the `rollout` of all layers gives [CLS] from each group; sums to 1.
     logits (question, answer), of a model that has them.
     """
+    check_heads(model)
     inputs, groups, grids = prepare_batch(model, batch)
     walk, layers = PackedForward(model, inputs, groups), []
     gauges = [Gauge(tile, grids[tile.questions]) for tile in walk.tiles]

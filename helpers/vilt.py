@@ -18,6 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from helpers.encode import EncodedQuestions
 from helpers.hub import check_folder, fetch_checkpoint, is_hub_name, shorten
+from helpers.prune import LighterViltForQuestionAnswering
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +131,10 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
-    """Weights of a folder, with room for the head's answers where `head` names them."""
-    model, info = ViltForQuestionAnswering.from_pretrained(
+    """Weights of a folder, with room for the head's answers where `head` names them; lighter where it was cut."""
+    lighter = hasattr(ViltConfig.from_pretrained(source), "kept_heads")
+    kind = LighterViltForQuestionAnswering if lighter else ViltForQuestionAnswering
+    model, info = kind.from_pretrained(
         source, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
         dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **head,
     )  # fmt: skip

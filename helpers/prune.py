@@ -1,0 +1,141 @@
+"""A physically smaller ViLT: heads cut out of their layers' projections, whole layers left out.
+
+    lighter = prune_model(model, heads=[(0, 3), (2, 1)], layers=[3])
+    lighter.save_pretrained(folder)         # its shape stands in config.json
+    lighter, processor = load_vilt(folder)  # in any later process
+
+Before any further training the answers are those of `ablate.ablate_heads` with zero in place of the heads.
+Such a model answers questions. `attention_split` wants as many heads in every layer, and tables of attention
+(`extract_attention`) a model of which only whole layers were left out.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import ViltConfig, ViltForQuestionAnswering
+
+PARTS = ("query", "key", "value")
+
+
+class LighterViltForQuestionAnswering(ViltForQuestionAnswering):
+    """ViLT whose layers may have fewer heads than config.num_attention_heads, which keeps the size of a head.
+
+    config.kept_heads: for each layer the numbers of its heads, and config.kept_layers: of the layers, in the
+    model that was first cut. `load_vilt` takes this class where a checkpoint's configuration holds
+    kept_heads.
+    """
+
+    def __init__(self, config: ViltConfig):
+        super().__init__(config)
+        for layer, kept in zip(self.vilt.encoder.layer, config.kept_heads, strict=True):
+            resize_attention(layer.attention, len(kept), config)
+
+
+def resize_attention(attention: nn.Module, n_heads: int, config: ViltConfig) -> None:
+    """Give a layer's attention new projections for n_heads heads."""
+    inner, width = attention.attention, n_heads * attention.attention.attention_head_size
+    inner.num_attention_heads, inner.all_head_size = n_heads, width
+    for part in PARTS:
+        setattr(inner, part, nn.Linear(config.hidden_size, width, bias=config.qkv_bias))
+    attention.output.dense = nn.Linear(width, config.hidden_size)
+
+
+def prune_model(
+    model: ViltForQuestionAnswering, heads: Sequence[tuple[int, int]] = (), layers: Sequence[int] = ()
+) -> LighterViltForQuestionAnswering:
+    """A copy of a model without these heads (layer, head) and without these whole layers.
+
+    Numbers count in `model` as it is, also where it is a lighter one already (`name_original` tells the
+    first names). ValueError where something is removed twice, does not exist, or where nothing would be left
+    of a layer or of the model.
+    """
+    kept = choose_kept(model, heads, layers)
+    names = name_original(model)
+    config = copy.deepcopy(model.config)
+    config.kept_heads = [[names[layer][1][head] for head in own] for layer, own in kept.items()]
+    config.kept_layers = [names[layer][0] for layer in kept]
+    config.num_hidden_layers = len(kept)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn only to be replaced
+        lighter = LighterViltForQuestionAnswering(config)
+    lighter.load_state_dict(slice_weights(model, kept))
+    if hasattr(model, "tokenizer"):
+        lighter.tokenizer = model.tokenizer
+    return lighter.to(model.device, model.dtype).train(model.training)
+
+
+def name_original(model: nn.Module) -> list[tuple[int, list[int]]]:
+    """What layers and heads were called before any was cut out: for each layer its number and its heads'."""
+    layers = model.vilt.encoder.layer
+    whole = [[*range(layer.attention.attention.num_attention_heads)] for layer in layers]
+    numbers = getattr(model.config, "kept_layers", None) or [*range(len(layers))]
+    return list(zip(numbers, getattr(model.config, "kept_heads", None) or whole, strict=True))
+
+
+def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
+    """The heads that stay, by layer, for `prune_model`; its errors are raised here."""
+    counts = [len(own) for _, own in name_original(model)]
+    for layer, *rest in (*heads, *((layer,) for layer in layers)):
+        head = rest[0] if rest else 0
+        if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
+            what = f"L{layer}H{head}" if rest else f"L{layer}"
+            raise ValueError(f"{what} cannot be removed: this model has {counts} heads in its layers.")
+    named = Counter([*(f"L{layer}H{head}" for layer, head in heads), *(f"L{layer}" for layer in layers)])
+    twice = [name for name, times in named.items() if times > 1]
+    twice += [f"L{layer}H{head}" for layer, head in heads if layer in set(layers)]
+    if twice:
+        raise ValueError(f"{twice[0]} is removed twice (a layer takes its heads along): name it once.")
+    gone = set(heads)
+    kept = {
+        layer: [head for head in range(count) if (layer, head) not in gone]
+        for layer, count in enumerate(counts)
+        if layer not in set(layers)
+    }
+    if not kept:
+        raise ValueError(f"all {len(counts)} layers are removed: keep one at least.")
+    empty = [layer for layer, own in kept.items() if not own]
+    if empty:
+        raise ValueError(f"nothing is left of L{empty[0]}'s heads: keep one, or remove the whole layer.")
+    return kept
+
+
+def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Tensor]:
+    """The model's weights, cut to these heads of these layers, under their names in the lighter model."""
+    prefix, weights = "vilt.encoder.layer.", {}
+    size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
+    places = {old: new for new, old in enumerate(kept)}
+    for name, weight in model.state_dict().items():
+        if name.startswith(prefix):
+            number, _, rest = name.removeprefix(prefix).partition(".")
+            if int(number) not in kept:
+                continue
+            rows = [head * size + row for head in kept[int(number)] for row in range(size)]
+            if rest.startswith(tuple(f"attention.attention.{part}." for part in PARTS)):
+                weight = weight[rows]
+            elif rest == "attention.output.dense.weight":
+                weight = weight[:, rows]
+            name = f"{prefix}{places[int(number)]}.{rest}"
+        weights[name] = weight
+    return weights
+
+
+@contextmanager
+def skip_layers(model: nn.Module, layers: Sequence[int]) -> Iterator[None]:
+    """Leave whole layers out while the block runs, without a copy: for scoring many choices."""
+    whole = model.vilt.encoder.layer
+    kept = [layer for index, layer in enumerate(whole) if index not in set(layers)]
+    if not kept:
+        raise ValueError(f"all {len(whole)} layers are left out: keep one at least.")
+    model.vilt.encoder.layer = nn.ModuleList(kept)
+    try:
+        yield
+    finally:
+        model.vilt.encoder.layer = whole
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers a model has learnt."""
+    return sum(parameter.numel() for parameter in model.parameters())
