@@ -3,6 +3,8 @@
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/study.py)
+#   make run RUNS="longer second"     (the report compares this run with these)
+#   make sweep SEEDS="0 1 2"          (a run a seed; the last one's report compares them)
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV ?= .venv
 PROFILE ?= phantom
@@ -11,6 +13,8 @@ RUN_NAME ?=
 DATA_ROOT ?=
 CHECKPOINT ?=
 SET ?=
+RUNS ?=
+SEEDS ?= 0 1 2
 
 BIN := $(VENV)/bin
 # Bars and hub look-ups have no place in a saved notebook or an offline run.
@@ -18,11 +22,16 @@ export TQDM_DISABLE := 1
 export HF_HUB_OFFLINE := $(if $(filter phantom,$(PROFILE)),1,)
 export PYTHONHASHSEED := 0
 
-.PHONY: run test lint render bench pretrain clean
+GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
+	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
+
+.PHONY: run sweep test lint render bench pretrain clean
 
 run: $(VENV)/made
-	$(BIN)/python -m helpers.chain --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
-		--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
+	$(BIN)/python -m helpers.chain $(GIVEN) --runs $(RUNS)
+
+sweep: $(VENV)/made
+	$(BIN)/python -m helpers.chain $(GIVEN) --seeds $(SEEDS)
 
 test: $(VENV)/made
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """The chain behind `make run`: papermill runs the notebooks in order into the run folder.
 
     python -m helpers.chain --profile phantom --seed 1 --run-name second --set epochs=2
+    python -m helpers.chain --seeds 0 1 2   # a sweep: a run a seed, compared in the last one's report
     python -m helpers.chain --render    # the default study, back into notebooks/
 
 A notebook stands, and is not run again, while its source, the helpers, its parameters, its inputs and what it
@@ -26,6 +27,7 @@ from PIL import Image
 
 from helpers.command import NAMED, add_settings, read_settings
 from helpers.dictionary import NAME, write_dictionary
+from helpers.publish import CAPTION, write_pages
 from helpers.report import ANSWER, read_findings
 from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
@@ -40,11 +42,10 @@ SHOWN = (
     "04_layers",
     "05_ablation",
 )  # the README's figures
+REPORT = "07_report"  # the notebook that report.html and slides.html are made of
+PAGES = ("report.html", "slides.html")
 STATE = "chain.json"  # beside the executed notebooks: what stands
 WIDGET = "application/vnd.jupyter.widget-view+json"
-CAPTION = re.compile(
-    r"\*(Figure [^*]+)\*"
-)  # the cell under a figure: its caption, and so its text alternative
 MARKED = re.compile(r"(<!--(\d\d\.\w+)-->).*?(<!--/\2-->)")  # where the README quotes a finding
 OPENING = re.compile(r"(<!--answer-->).*?(<!--/answer-->)", flags=re.DOTALL)
 
@@ -61,15 +62,17 @@ def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Pat
     """
     sources = list_notebooks(study.root)
     done, state = [], read_state(study)
-    key = fingerprint([list_inputs(study), digest_helpers(study.root), parameters])
+    key = fingerprint([list_inputs(study), digest_helpers(study.root)])
     for number, source in enumerate(sources, start=1):
-        key = fingerprint([key, digest_notebook(source)])
+        key = fingerprint([key, digest_notebook(source), choose_parameters(source, parameters)])
         target = study.folder("notebooks") / source.name
         took = "stands"
         if not (state["keys"].get(source.stem) == key and target.is_file()):
             start = time.perf_counter()
             execute(source, target, parameters)
             finish(study, target)
+            if source.stem == REPORT:
+                write_pages(study, target)
             seconds = time.perf_counter() - start
             record_run(study, steps={source.stem: round(seconds, 1)})
             state["keys"] = {name: kept for name, kept in state["keys"].items() if name < source.stem}
@@ -108,6 +111,7 @@ def list_made(study: Study) -> dict[str, dict[str, str]]:
         p.parent.name: json.loads(p.read_text())["fingerprint"] for p in study.run_dir.glob("*/made.json")
     }
     files = [p for name in ("tables", "figures", "notebooks") for p in study.run_dir.glob(f"{name}/[!.]*.*")]
+    files += [study.run_dir / name for name in PAGES if (study.run_dir / name).is_file()]
     kept = {
         f"{p.parent.name}/{p.name}": p
         for p in files
@@ -139,17 +143,22 @@ def digest_notebook(path: Path) -> str:
 
 
 def digest_helpers(root: Path) -> str:
-    """SHA-256 of all helpers and of the small tables in data/ that they read."""
-    files = sorted([*root.glob("helpers/*.py"), *root.glob("data/*.csv")])
+    """SHA-256 of all helpers, their page templates, and the small tables in data/ that they read."""
+    files = sorted([*root.glob("helpers/*.py"), *root.glob("helpers/*.html"), *root.glob("data/*.csv")])
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+def choose_parameters(source: Path, parameters: dict) -> dict:
+    """Those of the parameters that a notebook has: RUNS is 07's alone, and changes no other notebook."""
+    known = papermill.inspect_notebook(source)
+    return {name: value for name, value in parameters.items() if name in known}
 
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
     """Run one notebook with papermill; the target appears only when it has succeeded."""
     running = target.with_suffix(".running.ipynb")
     failed = target.with_suffix(".failed.ipynb")
-    known = papermill.inspect_notebook(source)
-    chosen = {name: value for name, value in parameters.items() if name in known}
+    chosen = choose_parameters(source, parameters)
     try:
         papermill.execute_notebook(
             source, running, chosen, kernel_name="python3", cwd=source.parent, progress_bar=False
@@ -232,29 +241,47 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_settings(parser)
     parser.add_argument("--render", action="store_true", help="run the default study into notebooks/")
+    parser.add_argument("--runs", nargs="*", default=[], metavar="RUN", help="finished runs to compare with")
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, metavar="SEED", help="a sweep: a run a seed, compared"
+    )
     arguments = parser.parse_args(words)
     try:
         if arguments.render:
             render(Study.load(), print)
+        elif arguments.seeds:
+            sweep(read_settings(arguments), arguments.seeds)
         else:
-            run_command(read_settings(arguments))
+            run_command(read_settings(arguments), arguments.runs)
     except (ChainError, ValueError, OSError) as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run_command(settings: dict) -> None:
-    """Run the chain with these settings and print its answers."""
+def sweep(settings: dict, seeds: list[int]) -> None:
+    """Run the study once a seed, into <run name>-seed<seed>; the last report compares them all."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))}: a seed is given twice")
+    base = Study.load(**settings).run_name
+    names = [f"{base}-seed{seed}" for seed in seeds]
+    for name, seed in zip(names, seeds, strict=True):
+        run_command({**settings, "seed": seed, "run_name": name}, names if name == names[-1] else [])
+
+
+def run_command(settings: dict, runs: list[str]) -> None:
+    """Run the chain with these settings and print its answers. runs: to compare with in the report."""
     study = Study.load(**settings)
     parameters = {name.upper(): getattr(study, name) for name in NAMED if name in settings}
     if others := {name: value for name, value in settings.items() if name not in NAMED}:
         parameters["SETTINGS"] = others
+    if runs:
+        parameters["RUNS"] = runs
     run_chain(study, parameters, print)
     for name, text in read_findings(study).items():
         if name.endswith(f".{ANSWER}"):
             print(f"{name[:2]}: {text}")
-    print(f"read them: {study.run_dir / 'notebooks'}")
+    print(f"read them: {study.run_dir / PAGES[0]}, {PAGES[1]} and notebooks/ beside it")
 
 
 if __name__ == "__main__":

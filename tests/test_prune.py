@@ -158,7 +158,7 @@ def test_attention_tables_of_a_model_with_fewer_layers(vilt, encoded, tmp_path):
 
 def test_attention_of_unequal_layers_is_refused(vilt, encoded):
     lighter = prune.prune_model(vilt[0], [(0, 1)])
-    with pytest.raises((RuntimeError, ValueError), match=r"equal size|as many heads"):
+    with pytest.raises(ValueError, match="as many heads"):
         attention_split(lighter, encoded.collate([encoded[0]]))
 
 
