@@ -70,6 +70,45 @@ def test_a_second_run_redoes_nothing_and_a_changed_notebook_only_what_follows(wo
     assert done[1].with_suffix(".html").is_file()
 
 
+def test_a_parameter_changes_only_the_notebooks_that_have_it(world):
+    _, _, run, lines = world
+    run(SEED=1)
+    run(SEED=1, RUNS=["another"])
+    assert all("stands" in line for line in lines)
+    run(SEED=2)
+    assert not any("stands" in line for line in lines)
+
+
+def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
+    sources, study, run, lines = world
+    shown = "from IPython.display import Markdown\nMarkdown('a finding')"
+    write_notebook(sources, "07_report", shown)
+    path = sources / "07_report.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].metadata["tags"] = ["slide"]
+    nbformat.write(notebook, path)
+    run()
+    pages = [study.run_dir / name for name in chain.PAGES]
+    assert all("Title" in page.read_text() for page in pages)
+    run()
+    assert all("stands" in line for line in lines)
+    pages[0].unlink()
+    run()
+    assert pages[0].is_file()
+
+
+def test_a_sweep_is_a_run_a_seed_and_the_last_compares_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(chain, "run_command", lambda settings, runs: seen.append((settings, runs)))
+    assert chain.main(["--seeds", "0", "3", "--set", "epochs=1"]) == 0
+    assert [(own["run_name"], own["seed"], own["epochs"]) for own, _ in seen] == [
+        ("phantom-seed0", 0, "1"),
+        ("phantom-seed3", 3, "1"),
+    ]
+    assert [runs for _, runs in seen] == [[], ["phantom-seed0", "phantom-seed3"]]
+    assert chain.main(["--seeds", "1", "1"]) == 1
+
+
 def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
     _, study, run, _ = world
     done = run(SEED=7)
