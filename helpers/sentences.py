@@ -26,3 +26,8 @@ def say_number(value: float, digits: int = 1, sign: bool = False, scale: float =
 def count_of(number: int, noun: str) -> str:
     """A count with its noun: "1 head", "1,200 heads"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def agree(number: int, one: str, many: str) -> str:
+    """The form of a verb that goes with a number: `agree(1, "stays", "stay")`."""
+    return one if number == 1 else many
