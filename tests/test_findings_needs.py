@@ -1,17 +1,10 @@
 """Sentences about words and about what answers need, in each outcome."""
 
-import re
-
 import numpy as np
 import pandas as pd
+from prose import check_prose
 
 from helpers import findings_needs as findings
-
-
-def check_prose(text: str) -> str:
-    assert not re.search(r"\b(nan|inf|None(?! of)|NaN)\b|  |\.\.|\{|\}", text), text
-    assert text.endswith(".")
-    return text
 
 
 def make_words(noun: float, p: float, placed: float = np.nan, p_placed: float = np.nan) -> pd.DataFrame:

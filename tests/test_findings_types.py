@@ -1,10 +1,9 @@
 """Sentences about question families, in each outcome: found, not found, the other way round, too few."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
+from prose import check_prose
 
 from helpers import findings_types as findings
 
@@ -16,12 +15,6 @@ PAIR = {
 SAID_PAIR = "what above why by 25 points [20, 30] in L2H1, words query (Hedges g 1.2, n = 1,100 questions)"
 NONE_FOUND = pd.DataFrame(columns=list(PAIR))
 RANKS = pd.DataFrame({"measure": ["last", "all"], "estimate": [0.6, 0.1], "low": [0.2, -0.3], "high": [0.9, 0.4], "n": [7, 7]})  # fmt: skip
-
-
-def check_prose(text: str) -> str:
-    assert not re.search(r"\b(nan|inf|None(?! of)|NaN)\b|  |\.\.|\{|\}", text), text
-    assert text.endswith(".")
-    return text
 
 
 def make_layers(*rows) -> pd.DataFrame:

@@ -1,0 +1,259 @@
+"""Sentences of notebook 05 about causes: what removals cost, what foretells it, what carries an answer; its answer.
+
+As in `helpers.findings_roles`: tables in, text out, true for either outcome.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from helpers.findings_roles import summarise_roles
+from helpers.sentences import Row, agree, say_interval, say_number
+
+LOOKING = ("excess image share of [CLS]", "excess image share of words")  # measures of looking at the image
+
+
+class Asked(NamedTuple):
+    """The questions that heads are removed on, and what the intact model scores on them, in percent."""
+
+    n: int
+    n_images: int
+    n_heads: int
+    intact: dict  # estimate, low, high
+
+    def say_intact(self) -> str:
+        return f"{self.intact['estimate']:.1f} % {say_interval(self.intact)}"
+
+
+class Special(NamedTuple):
+    """The head whose removal costs one family most beyond the next: its name, and its effects on these two."""
+
+    name: str
+    first: dict
+    second: dict
+
+
+def describe_ablation(overall: pd.DataFrame, asked: Asked, alike: Row) -> str:
+    """What the removal of single heads costs overall, and whether the mean in place of zero says the same.
+
+    overall: effects of zero-ablation on all questions, the costliest head first. alike: rank correlation of
+    zero- and mean-ablation.
+    """
+    cheap, better = overall[overall["drop"] < 1], overall[overall["significant"] & (overall["drop"] < 0)]
+    sure = (
+        cheap["high"].clip(lower=300 / asked.n) < 1
+    ).sum()  # where no answer changes, 3 / n cannot be excluded
+    top, most = overall.iloc[0], "none costs anything"
+    if top["drop"] > 0.05:
+        doubt = " (not significant after correction)" if top["told"] else " (not enough questions to tell)"
+        doubt = "" if top["significant"] else doubt
+        most = f"{top['name']} costs most, {top['drop']:.1f} points {say_interval(top)}{doubt}"
+    helps = f"without {' or '.join(better['name'])} the model is better" if len(better) else ""
+    ranks = ""
+    if not np.isnan(alike["estimate"]):
+        found = f"{say_number(alike['estimate'], 2)} {say_interval(alike, 2)}"
+        ranks = f" Put to their mean instead, heads rank by cost with correlation {found} to zero."
+    return (
+        f"Intact, the model scores {asked.say_intact()} on {asked.n:,} questions about {asked.n_images:,} images. Of "
+        f"its {asked.n_heads} heads, one at a time put to zero, {most}. Removing {len(cheap)} of them costs less than 1 "
+        f"point in the estimate, {sure} by the whole interval; {helps or 'that any removal helps is not shown'}.{ranks}"
+    )
+
+
+def find_special(told: pd.DataFrame) -> Special | None:
+    """The head that serves one family most before any other; None with fewer than two families.
+
+    told: effects of zero-ablation on families with enough questions.
+    """
+    wide = told[told["family"] != "all"].pivot_table(index="name", columns="family", values="drop")
+    if wide.shape[1] < 2:
+        return None
+    ordered = np.sort(wide, axis=1)
+    name = wide.index[(ordered[:, -1] - ordered[:, -2]).argmax()]
+    return Special(name, *told[told["name"] == name].nlargest(2, "drop").to_dict("records"))
+
+
+def describe_special(special: Special | None) -> str:
+    """Which family is lost without the most specific head, and that the others are not."""
+    if special is None:
+        return "Fewer than two families have 10 questions on 5 images: not enough questions to tell whom a head serves."
+    name, first, second = special
+    doubt = (
+        ""
+        if first["significant"]
+        else "; this is not significant after correction over all heads and families"
+    )
+    return (
+        f"The most specific head is {name}: without it “{first['family']}” questions lose {first['drop']:.1f} points "
+        f"{say_interval(first)} (n = {first['n']:,}), and no other family more than {max(second['drop'], 0):.1f} "
+        f"(“{second['family']}” {say_interval(second)}, n = {second['n']:,}){doubt}."
+    )
+
+
+def describe_layers(whole: pd.DataFrame, joint: pd.DataFrame, asked: Asked) -> str:
+    """What the removal of whole layers costs, and whether a layer's heads stand in for each other.
+
+    whole: effects of leaving a layer out, on all questions, by layer. joint: points that all heads of a layer
+    cost together beyond their sum, with p_corrected.
+    """
+    if not whole["told"].any():
+        return f"{asked.n} questions are not enough to tell what a layer's removal costs."
+    high, low = whole["drop"].idxmax(), whole["drop"].idxmin()
+    said = [f"L{at}: {whole['drop'][at]:.1f} points {say_interval(whole.loc[at])}" for at in (high, low)]
+    free = [f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)]
+    shown = "Every layer's removal costs accuracy beyond chance."
+    if free:
+        shown = f"That {', '.join(free)} {agree(len(free), 'costs', 'cost')} anything is not shown."
+    gap = joint.loc[joint["estimate"].idxmax()]
+    joined = "No layer's heads cost more together than one by one in sum, beyond chance."
+    if gap["p_corrected"] < 0.05 and gap["estimate"] > 0:
+        joined = (
+            f"All heads of L{gap['layer']:.0f} together cost {gap['estimate']:.1f} points {say_interval(gap)} more than "
+            "one by one in sum: they stand in for each other."
+        )
+    return (
+        f"Left out, the costliest layer is {said[0]}, the cheapest {said[1]} (n = {asked.n:,} questions; intact "
+        f"{asked.say_intact()}). {shown} {joined}"
+    )
+
+
+def find_correlations(agreement: pd.DataFrame) -> dict[str, Row] | None:
+    """Rank correlations of measures with the accuracy lost when heads are put to zero, by measure.
+
+    agreement: of `importance.rank_measures`. None where one that sentences name has no value.
+    """
+    rows = agreement[
+        (agreement["second"] == "accuracy lost, head zeroed") & (agreement["over"] == "all heads")
+    ]
+    rows = rows.set_index("first")
+    named = [*LOOKING, "gradient", "number of the layer"]
+    return None if rows.loc[named, "correlation"].isna().any() else rows.to_dict("index")
+
+
+def describe_importance(foretold: dict[str, Row] | None, n_heads: int, n: int) -> str:
+    """Which measures rank heads as their removal does.
+
+    foretold: of `find_correlations`; None where no removal has an effect that can be told from nothing.
+    """
+    if foretold is None:
+        return "No head's removal has an effect that can be told from nothing here, so there is no importance to predict."
+    quoted = [_say_correlation(foretold[name]) for name in (*LOOKING, "number of the layer", "gradient")]
+    more = any(foretold[name]["low"] > 0 for name in LOOKING)
+    less = any(foretold[name]["high"] < 0 for name in LOOKING)
+    verdict = "that attention to the image predicts what a head's removal costs is not shown"
+    if more and less:
+        verdict = "whether heads that attend more to the image cost more depends on the query"
+    elif more or less:
+        verdict = f"heads that attend more to the image cost {'more' if more else 'less'}"
+    by_gradient = "gradients rank the heads as their removal does"
+    if not foretold["gradient"]["low"] > 0:
+        by_gradient = f"that {by_gradient} is not shown"
+    return (
+        f"Over {n_heads} heads, the accuracy lost without a head has rank correlation {quoted[0]} with the excess image "
+        f"share of [CLS], {quoted[1]} with that of the words, {quoted[2]} with the number of the layer alone, and "
+        f"{quoted[3]} with the gradient (n = {n:,} questions): {verdict}; {by_gradient}."
+    )
+
+
+def _say_correlation(row: Row) -> str:
+    return f"{say_number(row['correlation'], 2)} {say_interval(row, 2)}"
+
+
+def describe_patching(carriers: pd.DataFrame | None, agreement: pd.DataFrame, n_pairs: int) -> str:
+    """Which heads carry what differs between two images, and whether those are the needed ones.
+
+    carriers: a row a family and head with share (percent of the change), the interval and significant; None: too
+    few pairs.
+    """
+    if carriers is None:
+        return f"{n_pairs} pairs of questions in the same words are not enough to tell which heads carry an answer."
+    moving = carriers[carriers["family"] == "all"]
+    strong, n_sure = (
+        moving.loc[moving["share"].idxmax()],
+        (moving["significant"] & (moving["share"] > 0)).sum(),
+    )
+    own = (
+        carriers[(carriers["family"] != "all") & carriers["significant"]]
+        .nlargest(1, "share")
+        .to_dict("records")
+    )
+    mostly = "".join(
+        f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {row['share']:.0f} % {say_interval(row, 0)}"
+        for row in own
+    )
+    first, second = agreement["first"], agreement["second"]
+    costly = agreement[first.eq("accuracy lost, head zeroed") & second.eq("change carried (5.9)")].iloc[0]
+    same = "go together" if costly["low"] > 0 else "are not shown to be the same"
+    related = "" if np.isnan(costly["correlation"]) else (
+        f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal costs: to be needed and to "
+        f"carry what differs between images {same}."
+    )  # fmt: skip
+    return (
+        f"{n_sure} of {len(moving)} heads {agree(n_sure, 'carries', 'carry')} part of the change from one image's "
+        f"answer to another's (n = {n_pairs:,} pairs of questions in the same words), most of all {strong['name']}: "
+        f"{strong['share']:.0f} % {say_interval(strong, 0)}{mostly}.{related}"
+    )
+
+
+def describe_answer(
+    scores: pd.DataFrame, overall: pd.DataFrame, asked: Asked, special: Special | None,
+    foretold: dict[str, Row] | None, carriers: pd.DataFrame | None,
+) -> str:  # fmt: skip
+    """The notebook's answer, from the same facts as the findings above: roles, costs, who is served, what foretells."""
+    parts = [
+        f"{summarise_roles(scores)}; {_answer_costs(overall, asked)} (n = {asked.n:,} questions).",
+        _answer_special(special),
+        _answer_foretold(foretold),
+        _answer_carried(carriers),
+    ]
+    return " ".join(filter(None, parts))
+
+
+def _answer_costs(overall: pd.DataFrame, asked: Asked) -> str:
+    top, n_cheap = overall.iloc[0], (overall["drop"] < 1).sum()
+    if not top["significant"]:
+        return "removing any one head costs nothing that these questions can tell"
+    return (
+        f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} ({top['name']}; intact: "
+        f"{asked.say_intact()}), while {n_cheap} {agree(n_cheap, 'is', 'are')} estimated to cost less than 1"
+    )
+
+
+def _answer_special(special: Special | None) -> str:
+    if special is None or not special.first["significant"]:
+        return ""
+    name, first, second = special
+    return (
+        f"The most specific is {name}: without it “{first['family']}” questions lose {first['drop']:.1f} points "
+        f"{say_interval(first)}, no other family more than {max(second['drop'], 0):.1f}."
+    )
+
+
+def _answer_foretold(foretold: dict[str, Row] | None) -> str:
+    if foretold is None:
+        return ""
+    grad, looking = foretold["gradient"], foretold[LOOKING[0]]
+    by_gradient, by_looking = grad["low"] > 0, looking["low"] > 0
+    looks = "[CLS]'s attention to the image"
+    also = {
+        (True, True): f"{looks} does too", (True, False): f"{looks} is not shown to",
+        (False, True): f"{looks} does", (False, False): f"nor is {looks}",
+    }[by_gradient, by_looking]  # fmt: skip
+    return (
+        f"The gradient {'foretells' if by_gradient else 'is not shown to foretell'} what a head's removal costs (rank "
+        f"correlation {_say_correlation(grad)}), {also} ({_say_correlation(looking)})."
+    )
+
+
+def _answer_carried(carriers: pd.DataFrame | None) -> str:
+    if carriers is None:
+        return ""
+    moving = carriers[carriers["family"] == "all"]
+    strong = moving.loc[moving["share"].idxmax()]
+    if not (strong["significant"] and strong["share"] > 0):
+        return ""
+    return (
+        f"Between images, {strong['name']} carries more of the answer than any other head: {strong['share']:.0f} % "
+        f"{say_interval(strong, 0)}."
+    )
