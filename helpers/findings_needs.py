@@ -127,7 +127,7 @@ def describe_ranks(ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFra
     if ranked.empty:
         return (
             f"Not enough questions to tell whether the measures rank the families alike: at least {MIN_GROUPS} families "
-            f"need 10 questions on 5 images each, and of the {n_families} here {told or 'none'} has so many."
+            f"need 10 questions on 5 images each, and of the {n_families} here {told or 'none'} {agree(told or 1, 'has', 'have')} so many."
         )
     agreeing = (ranked["measure"].isin(shares) & (ranked["low"] > 0)).sum()
     sizes = asked[["image exchanged", "MM-SHAP"]].notna().sum()

@@ -99,10 +99,12 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
     if len(needed):
         strong = needed.loc[needed["hit_drop"].idxmax()]
         ends = say_interval({"low": strong["hit_low"], "high": strong["hit_high"]})
-        text += (
-            f", most of all “{strong['role']}” ({strong['name']}): “{strong['hit_family']}” loses "
-            f"{strong['hit_drop']:.1f} points {ends}"
+        losers = (
+            f"“{strong['hit_family']}” loses"
+            if strong["hit_family"] != "all"
+            else "all questions together lose"
         )
+        text += f", most of all “{strong['role']}” ({strong['name']}): {losers} {strong['hit_drop']:.1f} points {ends}"
     idle = [
         f"“{row.role}” ({row.name})" for row in passing.drop(needed.index)[["role", "name"]].itertuples(False)
     ]

@@ -86,7 +86,7 @@ def describe_heads(found: pd.DataFrame, counts: Separation) -> str:
     by_chance = f"about {0.05 * counts.pairs_tested:.0f} would pass uncorrected by chance"
     counted = (
         f"Families differ in {counts.separating} of {counts.tested} heads and queries (omnibus); {len(found)} of "
-        f"{counts.pairs_tested} pairwise differences are beyond chance (corrected over all; {by_chance})"
+        f"{counts.pairs_tested} pairwise differences {agree(len(found), 'is', 'are')} beyond chance (corrected over all; {by_chance})"
     )
     if found.empty:
         return f"{counted}: no difference between families could be shown."

@@ -116,6 +116,8 @@ def test_ranks_agree_disagree_or_cannot_be_told():
     )
     assert "(in no way that can be told)" in text
     untold = ranks.assign(estimate=np.nan, n=0)
+    few = untold.assign(n=2)
+    assert "of the 3 here 2 have so many" in check_prose(findings.describe_ranks(few, ["last"], asked, 3))
     assert "of the 3 here none has so many" in check_prose(
         findings.describe_ranks(untold, ["last"], asked, 3)
     )

@@ -104,5 +104,9 @@ def test_cards_say_who_is_needed_and_who_is_not():
     assert "For “local” (L0H1) no such cost is shown" in text
     text = check_prose(findings.describe_cards(cards[1:2], 900, 400))
     assert "0 belong to a head" in text
+    overall = cards[:1].assign(hit_family="all")
+    assert "(L0H0): all questions together lose 40.0 points" in check_prose(
+        findings.describe_cards(overall, 900, 400)
+    )
     assert "no such cost is shown" not in check_prose(findings.describe_cards(cards[:1], 900, 400))
     assert "no role to check" in check_prose(findings.describe_cards(cards[2:], 900, 400))

@@ -58,7 +58,7 @@ def test_a_pair_is_said_from_the_family_that_looks_more():
 def test_heads_are_counted_with_what_chance_would_give():
     text = check_prose(findings.describe_heads(pd.DataFrame([PAIR]), COUNTS))
     assert "in 20 of 28 heads and queries" in text
-    assert "1 of 100 pairwise differences" in text
+    assert "1 of 100 pairwise differences is beyond chance" in text
     assert "about 5 would pass" in text
     assert text.endswith(f"The largest: {SAID_PAIR}.")
     assert check_prose(findings.describe_heads(NONE_FOUND, COUNTS)).endswith("could be shown.")
