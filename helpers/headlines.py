@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import stats
+from helpers.sentences import say_interval, say_number
 from helpers.study import Study
 
 
@@ -108,14 +109,20 @@ def find_costliest(study: Study) -> Headline | None:
 
 
 def find_removed(study: Study) -> Headline | None:
-    """Share of heads that the lightest model within the tolerated loss does without, whole layers included."""
+    """Share of heads that the lightest model within the tolerated loss does without, whole layers included.
+
+    It was chosen on one half of the images; what it loses on the other is said in the detail.
+    """
     chosen, total = find_lightest(study), count_parts(study)
     if chosen is None or total is None:
         return None
     gone = chosen["heads"] + chosen["layers"] * total["head"] / total["layer"]
     value = np.nan if np.isnan(chosen["difference"]) else 100 * gone / total["head"]
     label = "heads that the lightest model within the tolerance does without"
-    detail = f"“{chosen['model']}”, within {study.prune_tolerance:g} point"
+    judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen, sign=True)}"
+    detail = f"“{chosen['model']}”: {judged} on the images that it was not chosen on"
+    if np.isnan(value):
+        detail = f"“{chosen['model']}” stays"
     return _count("removed", label, detail, value, chosen["n"], np.nan, "%")
 
 
@@ -186,6 +193,7 @@ def say_value(headline: Headline) -> str:
         return "not enough questions to tell"
     sign = "+" if headline.name == "excess" else ""
     unit = {"times": "times as fast"}.get(headline.unit, headline.unit)
+    unit = "head" if unit == "heads" and headline.value == 1 else unit
     said = f"{_round(headline.value, digits):{sign}.{digits}f} {unit}"
     if np.isnan(headline.low):
         return said

@@ -13,7 +13,7 @@ from IPython.display import Image as ShownImage
 from IPython.display import Markdown
 from PIL import Image
 
-from helpers.headlines import NOTEBOOK, read_headlines, say_size, say_value
+from helpers.headlines import NOTEBOOK, Headline, read_headlines, say_size, say_value
 from helpers.steps import write_atomic
 from helpers.study import Study
 
@@ -47,11 +47,11 @@ PARTS = {
 CLAUSES = {  # of the report's answer, by headline: its value, its detail
     "accuracy": "{1} reaches a VQA accuracy of {0}.",
     "excess": "Layers: in the last one, [CLS]'s share on the image differs from uniform attention by {0}.",
-    "telling": "Question types: they differ in {0} of heads and queries.",
+    "telling": "Question types: attention to the image differs between them in {0} of heads and queries.",
     "text_share": "By MM-SHAP, words contribute {0} to an answer.",
-    "roles": "Heads: {0} have a role.",
+    "roles": "Heads: a role is found in {0}.",
     "costliest": "The costliest ({1}) takes {0} of accuracy with it.",
-    "removed": "Optimising: the lightest model within the tolerance does without {0} of the heads.",
+    "removed": "Optimising: the lightest model within the tolerance ({1}) does without {0} of the heads.",
     "speed": "It is {0} as the whole one ({1}).",
 }
 
@@ -138,7 +138,7 @@ def summarise(study: Study) -> str:
     told = [headline for headline in found if not isnan(headline.value)]
     heavy = any(headline.name == "removed" and headline.value == 0 for headline in told)
     said = [
-        CLAUSES[headline.name].format(say_value(headline), headline.detail)
+        say_clause(headline)
         for headline in told
         if not (heavy and headline.name in PARTS["optimise"].headlines)
     ]
@@ -148,5 +148,11 @@ def summarise(study: Study) -> str:
         said.append(f"Not enough questions to tell: {'; '.join(untold)}.")
     if missing := list_missing(study):
         said.append(f"Not run yet: {', '.join(missing)}.")
-    n = next((f"n = {headline.n:,.0f} questions, " for headline in told if headline.name == "accuracy"), "")
-    return f"{' '.join(said).removesuffix('.')} ({n}run {study.run_name}, seed {study.seed})."
+    return f"{' '.join(said).removesuffix('.')} (run {study.run_name}, seed {study.seed})."
+
+
+def say_clause(headline: Headline) -> str:
+    """A headline's sentence in the answer, with the number of its own questions: they differ between headlines."""
+    said = CLAUSES[headline.name].format(say_value(headline), headline.detail)
+    size = say_size(headline) if headline.name == "accuracy" else f"n = {headline.n:,.0f}"
+    return said if isnan(headline.n) else f"{said.removesuffix('.')} ({size})."

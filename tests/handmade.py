@@ -79,7 +79,8 @@ def write_lighter(study: Study) -> None:
     )
     save_table(study, "06_losses", parts)
     candidates = pd.DataFrame({"model": ["whole", "light"], "heads": [0, 1], "layers": [0, 1],
-                               "difference": [0.0, -0.5], "n": 20.0, "chosen": [False, True]})  # fmt: skip
+                               "difference": [0.0, -0.5], "judged": [0.0, -1.5], "low": [0.0, -2.0],
+                               "high": [0.0, 0.25], "n": 20.0, "chosen": [False, True]})  # fmt: skip
     save_table(study, "06_candidates", candidates)
     rows = [(model, size, fast, fast - 0.1, fast + 0.1, 31) for model, size, fast in
             (("whole", 1, 1.0), ("light", 1, 1.25), ("whole", 32, 1.0), ("light", 32, 1.5))]  # fmt: skip

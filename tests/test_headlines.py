@@ -48,7 +48,8 @@ def test_every_headline_is_the_number_in_the_tables(study):
     assert read(study, "text_share").value == pytest.approx(70)
     assert read(study, "text_share").n_clusters == 2  # questions 0 and 1 are about one image
     assert "L1H0" in read(study, "costliest").detail
-    assert "“light”" in read(study, "removed").detail
+    judged = "“light”: -1.5 points [-2.0, +0.2] on the images that it was not chosen on"
+    assert read(study, "removed").detail == judged
     assert find_accuracy(study, "type prior").value == 25
 
 
@@ -72,12 +73,13 @@ def test_too_few_questions_give_nan(study):
     change(study, "04_omnibus", p_corrected=np.nan)
     change(study, "05_role_scores", n=9)
     change(study, "05_ablation", told=False)
-    change(study, "06_candidates", difference=np.nan)
+    change(study, "06_candidates", difference=np.nan, judged=np.nan, low=np.nan, high=np.nan)
     change(study, "06_families", told=False)
     for name in ("telling", "roles", "costliest", "removed", "speed", "removable"):
         found = read(study, name)
         assert np.isnan([found.value, found.low, found.high]).all(), name
         assert say_value(found) == "not enough questions to tell"
+        assert "nan" not in found.detail
 
 
 def test_no_head_can_go_where_the_first_step_costs_too_much(study):
@@ -93,6 +95,7 @@ def test_no_head_can_go_where_the_first_step_costs_too_much(study):
         ("accuracy", "%", (98.94, 98.55, 99.25), "98.9 % [98.5, 99.2]"),
         ("excess", "points", (-0.01, -1.0, 2.0), "+0.0 points [-1.0, +2.0]"),
         ("roles", "heads", (16, np.nan, np.nan), "16 heads"),
+        ("roles", "heads", (1, np.nan, np.nan), "1 head"),
         ("speed", "times", (1.259, 1.2, 1.3), "1.26 times as fast [1.20, 1.30]"),
     ],
 )

@@ -110,13 +110,18 @@ def test_the_summary_quotes_the_headlines_and_what_is_missing(study):
         "Not run yet: 06",
     ):
         assert part in text
-    assert text.endswith("(n = 40 questions, run test, seed 3).")
+    assert "a VQA accuracy of 50.0 % [40.0, 62.5] (n = 40 questions about 20 images)." in text
+    assert "contribute 70.0 % [60.0, 90.0] to an answer (n = 3)." in text
+    assert text.endswith("(run test, seed 3).")
     assert "lightest" not in text
 
 
 def test_the_summary_where_no_lighter_model_will_do(tmp_path):
     study = make_run(tmp_path)
-    assert "the lightest model within the tolerance does without 75.0 % of the heads" in summarise(study)
+    text = summarise(study)
+    assert "the lightest model within the tolerance (“light”: -1.5 points [-2.0, +0.2] on the images" in text
+    assert "does without 75.0 % of the heads (n = 20)." in text
+    assert "times as fast [1.40, 1.60] as the whole one (32 questions at once, median of 31 rounds)." in text
     candidates = read_table(study, "06_candidates").assign(chosen=[True, False])
     save_table(study, "06_candidates", candidates)
     text = summarise(study)
