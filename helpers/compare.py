@@ -24,8 +24,8 @@ OWN = ("run_name", "runs_root")  # differ between any two runs, and say nothing 
 def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
     """The named runs beside this one (same runs_root), with the settings that they record.
 
-    The tolerance and the resampling of `study` hold for all, so that numbers mean the same. ValueError where a run
-    is named twice or holds no tables, with the runs that do.
+    The resampling of `study` holds for all. ValueError where a run is named twice or holds no tables, with the runs
+    that do.
     """
     if len(set(names)) < len(names):
         raise ValueError(f"RUNS={list(names)}: a run is named twice, which would hide the spread")
@@ -37,9 +37,7 @@ def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
             raise ValueError(
                 f"RUNS: {name!r} holds no tables in {study.runs_root}. Runs that do: {', '.join(known) or 'none'}"
             )
-        keep = {
-            key: getattr(study, key) for key in (*OWN[1:], "prune_tolerance", "bootstrap_draws", "device")
-        }
+        keep = {key: getattr(study, key) for key in (*OWN[1:], "bootstrap_draws", "device")}
         found.append(replace(run, **(_read_settings(run) | keep | {"run_name": name})))
     return found
 

@@ -5,6 +5,8 @@
 Nothing is measured here; what the run does not hold is said in words.
 """
 
+from pathlib import Path
+
 import pandas as pd
 from datasets import load_from_disk
 
@@ -21,6 +23,7 @@ from helpers.headlines import (
 from helpers.report import say_missing
 from helpers.study import Study
 
+SMALL = ("phantom-vilt", "fresh-small")  # checkpoints, by the last part of their names
 ANSWER_TYPES = ("yes/no", "number", "other")  # VQAv2's own
 
 
@@ -28,20 +31,31 @@ def compare_with_literature(study: Study) -> pd.DataFrame:
     """Published numbers (data/literature.csv, in order) with this run's own beside them.
 
     Columns: what, published, unit, model, data, source, estimate, low, high, n (of this run; NaN: no number),
-    own (the run's number in words, or what is missing), comparison (in words: what differs; the phantom's numbers
-    are never comparable).
+    own (the run's number in words, or what is missing), comparison (in words: what differs; numbers of the phantom,
+    and of a small model, are never comparable).
     """
     published = pd.read_csv(study.root / "data" / "literature.csv")
     found = {name: find_own(study, name) for name in published["own"].unique()}
-    rows = []
+    rows, hindrance = [], say_incomparable(study).partition(":")[0]
     for line in published.to_dict("records"):
         own, name = found[line["own"]], line.pop("own")
         caveat = line.pop("caveat")
         values = [float("nan")] * 4 if own is None else [own.value, own.low, own.high, own.n]
         numbers = dict(zip(("estimate", "low", "high", "n"), values, strict=True))
-        comparison = "not comparable: phantom" if study.profile == "phantom" else caveat
+        comparison = f"not comparable: {hindrance}" if hindrance else caveat
         rows.append({**line, **numbers, "own": say_own(study, own, name), "comparison": comparison})
     return pd.DataFrame(rows)
+
+
+def say_incomparable(study: Study) -> str:
+    """Why no number of a study can stand beside a published one, after a short name; empty where some can."""
+    if study.data_root is None:
+        return "phantom: its questions are generated from few templates"
+    if Path(study.checkpoint).name in SMALL:
+        return (
+            "small model: the one that was studied is far smaller than ViLT-B/32 and has seen few photographs"
+        )
+    return ""
 
 
 def find_own(study: Study, name: str) -> Headline | None:

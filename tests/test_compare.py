@@ -78,6 +78,14 @@ def test_a_setting_that_differs_is_shown(runs):
     assert list(differences["epochs"]) == [3, 7]
 
 
+def test_a_tolerance_that_differs_is_shown(runs):
+    """Each run's lightest model was chosen within its own: another one would not make the numbers mean the same."""
+    path = runs[1].run_dir / "run.json"
+    path.write_text(json.dumps({"settings": {"seed": 1, "prune_tolerance": 3}}))
+    found = find_runs(runs[0], ["run0", "run1"])
+    assert list(list_differences(found)["prune_tolerance"]) == [1, 3]
+
+
 def test_a_run_made_without_the_chain_is_known_by_its_data(runs):
     (runs[1].run_dir / "run.json").unlink()
     make_once(runs[1].run_dir / "dataset", lambda folder: None, {"seed": 11})

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from handmade import make_run
 
 from helpers.headlines import read_table
-from helpers.literature import compare_with_literature, find_answer_type, find_own
+from helpers.literature import compare_with_literature, find_answer_type, find_own, say_incomparable
 from helpers.study import save_table
 
 
@@ -39,9 +39,23 @@ def test_each_published_number_has_the_runs_own_beside_it(tmp_path):
 
 
 def test_another_profile_says_what_differs(tmp_path):
-    table = compare_with_literature(replace(make_run(tmp_path), profile="colab"))
-    assert not table["comparison"].str.contains("phantom").any()
+    study = replace(
+        make_run(tmp_path), profile="colab", data_root="vqav2", checkpoint="dandelin/vilt-b32-mlm"
+    )
+    table = compare_with_literature(study)
+    assert not table["comparison"].str.contains("comparable").any()
     assert (table["comparison"].str.len() > 10).all()
+    assert say_incomparable(study) == ""
+
+
+def test_data_of_ones_own_are_not_called_the_phantom(tmp_path):
+    """The profile is the phantom's still; what is not comparable then is the small model."""
+    study = replace(make_run(tmp_path), data_root="vqav2")
+    assert set(compare_with_literature(study)["comparison"]) == {"not comparable: small model"}
+    assert "generated" not in say_incomparable(study)
+    assert say_incomparable(replace(study, checkpoint="fresh-small")).startswith("small model")
+    assert say_incomparable(replace(study, checkpoint="dandelin/vilt-b32-mlm")) == ""
+    assert say_incomparable(make_run(tmp_path)).startswith("phantom")
 
 
 def test_accuracy_by_answer_type(tmp_path):
