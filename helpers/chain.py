@@ -26,6 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from helpers.command import NAMED, add_settings, read_settings
+from helpers.compare import find_runs
 from helpers.dictionary import NAME, write_dictionary
 from helpers.publish import CAPTION, write_pages
 from helpers.report import ANSWER, read_findings
@@ -64,7 +65,10 @@ def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Pat
     done, state = [], read_state(study)
     key = fingerprint([list_inputs(study), digest_helpers(study.root)])
     for number, source in enumerate(sources, start=1):
-        key = fingerprint([key, digest_notebook(source), choose_parameters(source, parameters)])
+        chosen = choose_parameters(source, parameters)
+        key = fingerprint(
+            [key, digest_notebook(source), chosen, *digest_compared(study, chosen.get("RUNS", []))]
+        )
         target = study.folder("notebooks") / source.name
         took = "stands"
         if not (state["keys"].get(source.stem) == key and target.is_file()):
@@ -134,6 +138,13 @@ def list_inputs(study: Study) -> list:
     folders = [study.path(name) for name in names if name]
     files = [f for folder in folders for f in sorted(Path(folder).rglob("*")) if f.is_file()]
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+
+
+def digest_compared(study: Study, names: list[str]) -> list[str]:
+    """Digests of what the report reads of the runs that it compares this one with."""
+    others = [study.run_dir.parent / name for name in names if name != study.run_name]
+    kinds = ("run.json", "tables/*.csv", "modality/shapley.parquet")
+    return [hash_file(path) for other in others for kind in kinds for path in sorted(other.glob(kind))]
 
 
 def digest_notebook(path: Path) -> str:
@@ -249,6 +260,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         if arguments.render:
             render(Study.load(), print)
+        elif arguments.seeds and arguments.runs:
+            raise ValueError("--runs: a sweep compares its own runs; leave out --runs or --seeds")
         elif arguments.seeds:
             sweep(read_settings(arguments), arguments.seeds)
         else:
@@ -276,6 +289,9 @@ def run_command(settings: dict, runs: list[str]) -> None:
     if others := {name: value for name, value in settings.items() if name not in NAMED}:
         parameters["SETTINGS"] = others
     if runs:
+        find_runs(
+            study, [name for name in runs if name != study.run_name]
+        )  # an error now, not late
         parameters["RUNS"] = runs
     run_chain(study, parameters, print)
     for name, text in read_findings(study).items():

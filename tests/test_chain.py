@@ -79,6 +79,36 @@ def test_a_parameter_changes_only_the_notebooks_that_have_it(world):
     assert not any("stands" in line for line in lines)
 
 
+def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(world):
+    sources, study, run, lines = world
+    write_notebook(sources, "07_report", "print(1)")
+    path = sources / "07_report.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].metadata["tags"] = ["slide"]
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source += "\nRUNS = []"
+    nbformat.write(notebook, path)
+    other = study.run_dir.parent / "other" / "tables"
+    other.mkdir(parents=True)
+    (other / "02_accuracy.csv").write_text("estimate\n0.5\n")
+    run(RUNS=["other", "test"])
+    run(RUNS=["other", "test"])
+    assert all("stands" in line for line in lines)
+    (other / "02_accuracy.csv").write_text("estimate\n0.6\n")
+    run(RUNS=["other", "test"])
+    assert ["stands" in line for line in lines] == [True, True, False]
+
+
+def test_a_run_to_compare_with_that_is_not_there_is_said_before_anything_is_run(world, monkeypatch, capsys):
+    _, study, _, _ = world
+    monkeypatch.setattr(chain, "run_chain", lambda *arguments: pytest.fail("ran"))
+    words = ["--set", f"runs_root={study.runs_root}", "--runs", "nope"]
+    assert chain.main(words) == 1
+    assert "RUNS: 'nope' holds no tables" in capsys.readouterr().err
+    assert chain.main(["--seeds", "0", "1", "--runs", "another"]) == 1
+    assert "--runs" in capsys.readouterr().err
+
+
 def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
     sources, study, run, lines = world
     shown = "from IPython.display import Markdown\nMarkdown('a finding')"
