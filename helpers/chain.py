@@ -34,15 +34,8 @@ from helpers.steps import fingerprint, hash_file, write_atomic
 from helpers.study import Study, record_run
 
 PNG = "image/png"
-SHOWN = (
-    "01_study",
-    "03_layers",
-    "03_words",
-    "03_flow",
-    "03_scoreboard",
-    "04_layers",
-    "05_ablation",
-)  # the README's figures
+# the README's figures
+SHOWN = ("01_study", "03_layers", "03_words", "03_flow", "03_scoreboard", "04_layers", "05_ablation")
 REPORT = "07_report"  # the notebook that report.html and slides.html are made of
 PAGES = ("report.html", "slides.html")
 STATE = "chain.json"  # beside the executed notebooks: what stands
@@ -289,9 +282,8 @@ def run_command(settings: dict, runs: list[str]) -> None:
     if others := {name: value for name, value in settings.items() if name not in NAMED}:
         parameters["SETTINGS"] = others
     if runs:
-        find_runs(
-            study, [name for name in runs if name != study.run_name]
-        )  # an error now, not late
+        beside = [name for name in runs if name != study.run_name]
+        find_runs(study, beside)  # its errors come now, not when six notebooks have run
         parameters["RUNS"] = runs
     run_chain(study, parameters, print)
     for name, text in read_findings(study).items():
