@@ -52,6 +52,12 @@ class Lightest(NamedTuple):
             return "confirmed"
         return "contradicted" if self.change["high"] < -self.tolerance else "open"
 
+    def sure(self) -> str:
+        """How the answer to "can a lighter model answer as well?" begins, by what the judges say."""
+        if self.verdict() == "open":
+            return "Yes, in the estimate" if self.change["estimate"] >= -self.tolerance else "Not for certain"
+        return "Yes" if self.verdict() == "confirmed" else "Not the one that was chosen"
+
 
 def say_speed(row: Row) -> str:
     """How fast against the whole model: "1.05 times as fast [1.00, 1.07]"."""
@@ -89,8 +95,8 @@ def describe_orders(
     """How much accuracy is left, by the order of removal.
 
     halfway: a row an order (index) with removed, share, estimate, low, high. ahead: points by which the order by
-    ablation beats random ones, with its interval over these (n of them). base: the whole model's accuracy. free:
-    by order, heads that can go within the tolerance.
+    ablation beats random ones (n of them), with its interval over these and over images. base: the whole model's
+    accuracy. free: by order, heads that can go within the tolerance.
     """
     if not enough(base["n"], base["n_clusters"]):
         return (
@@ -109,7 +115,7 @@ def describe_orders(
         f"{said['ablation']} by ablation, {said['gradient']} by gradient, {said['attention']} by attention, "
         f"{said['random']} by chance (mean and interval of {count_of(int(ahead['n']), 'order')}) (n = {base['n']:,} "
         f"questions). The order by ablation is {sure}: {say_number(ahead['estimate'], sign=True)} points "
-        f"{say_interval(ahead)}, interval over random orders. Without any further training, "
+        f"{say_interval(ahead)}, interval over random orders and images. Without any further training, "
         f"{_say_tolerance(tolerance)} (in the estimate) {agree(tolerance, 'pays', 'pay')} for "
         f"{count_of(free['ablation'], 'head')} by ablation, {free['gradient']} by gradient, {free['attention']} by "
         f"attention and {free['random']} by chance."
@@ -148,11 +154,17 @@ def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, la
     if not better:
         return f"{text} That any removal makes a family better is not shown."
     gained = "; ".join(
-        f"“{row['family']}” with {' '.join(row['removed'].split())} {row['what']}, {-row['drop']:.1f} points"
-        for row in better[:3]
+        f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points" for row in better[:3]
     )
     cells = f"In {len(better)} of {len(costs)} cells a removal makes the model better beyond chance"
     return f"{text} {cells}: {gained}."
+
+
+def _say_removed(row: Mapping) -> str:
+    """What is gone in a cell of the table: "4 heads removed"; of layers the last of those that went before it."""
+    if row["what"] == "heads removed":
+        return f"{count_of(int(row['removed']), 'head')} removed"
+    return f"layers removed up to {row['removed'].lstrip('+').split()[-1]}"
 
 
 def describe_recovery(recovery: pd.DataFrame, gains: Mapping[str, Row], judges: Judges) -> str:
@@ -165,8 +177,11 @@ def describe_recovery(recovery: pd.DataFrame, gains: Mapping[str, Row], judges: 
     most = max((name for name in gains if name != "whole"), key=lambda name: gains[name]["estimate"])
     row, gain, control = recovery.set_index("model").loc[most], gains[most], gains["whole"]
     before, after = (say_number(row[when], sign=True) for when in ("before", "after"))
+    begin = f"The most is brought back to “{most}”"
+    if not gain["low"] > 0:
+        begin = f"That a training brings anything back is not shown. The most, in the estimate, to “{most}”"
     return (
-        f"The most is brought back to “{most}”: {before} points against the whole model before the training, {after} "
+        f"{begin}: {before} points against the whole model before the training, {after} "
         f"after it, a gain of {say_number(gain['estimate'])} {say_interval(gain)}. The whole model, trained on just as "
         f"long, gains {say_number(control['estimate'])} {say_interval(control)} ({judges})."
     )
@@ -204,9 +219,10 @@ def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] |
         text = f"{_say_none(found, judges)}: here nothing can be spared."
     else:
         holds = {
-            "confirmed": "which the other half confirms", "contradicted": "which the other half contradicts",
-            "open": "which the other half can neither confirm nor exclude",
-        }[found.verdict()]  # fmt: skip
+            "confirmed": "confirms",
+            "contradicted": "contradicts",
+            "open": "can neither confirm nor exclude",
+        }
         bits = "no lower precision of it is faster within the tolerance"
         if faster is not None:
             bits = (
@@ -214,12 +230,14 @@ def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] |
                 f"{say_interval(faster[1], 2)})"
             )
         text = (
-            f"The lightest of {found.n_models} models within {_say_tolerance(found.tolerance)} of the whole one is "
-            f"“{found.name}”, with {found.say_fewer()}, {holds}: {found.say_change()} ({judges}). It measured "
-            f"{found.say_speeds()}; {bits}."
+            f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the whole one, on the "
+            f"images that choose, is “{found.name}”, with {found.say_fewer()}. The other half {holds[found.verdict()]} "
+            f"that: {found.say_change()} ({judges}). It measured {found.say_speeds()}; {bits}."
         )
     if quickest["model"] == found.name:
         return text
+    if quickest["model"] == "whole":
+        return f"{text} In fp32 no model measured faster than the whole one."
     change = quickest["change"]
     return (
         f"{text} The fastest in fp32, “{quickest['model']}”, is {say_speed(quickest)}, at "
@@ -244,11 +262,8 @@ def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.D
     elif found.name == "whole":
         text = f"Not here: {_say_none(found, judges).replace('None', 'none', 1)}."
     else:
-        sure = {"confirmed": "Yes", "open": "Yes, in the estimate", "contradicted": "Not for certain"}[
-            found.verdict()
-        ]
         text = (
-            f"{sure}: “{found.name}” has {found.say_fewer()} than the whole model and scores {found.say_change()} against "
+            f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and scores {found.say_change()} against "
             f"its {whole:.1f} % ({judges} that it was not chosen on); it measured {found.say_speeds()}."
         )
     if not enough(base["n"], base["n_clusters"]):
@@ -256,7 +271,7 @@ def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.D
     left = {name: f"{halfway['estimate'][name]:.1f} %" for name in ("ablation", "attention", "random")}
     removed, total = _count_removed(halfway)
     return (
-        f"{text} Without further training, {removed} of {total} heads less turn {base['estimate']:.1f} % "
-        f"{say_interval(base)} into {left['ablation']} by the order of ablation, {left['attention']} by that of attention "
+        f"{text} Without further training, removing {removed} of {total} heads turns {base['estimate']:.1f} % "
+        f"{say_interval(base)} into {left['ablation']} in the order by ablation, {left['attention']} in that by attention "
         f"and {left['random']} by chance."
     )

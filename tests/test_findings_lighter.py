@@ -111,7 +111,9 @@ def test_families_that_gain_and_runs_of_one_layer_or_too_few():
         "In 2 of 2 cells a removal makes the model better beyond chance: “why” with 4 heads removed, 9.8 points; "
         in text
     )
-    assert "“who” with +L2 L1 layers removed, 3.0 points." in text
+    assert "“who” with layers removed up to L1, 3.0 points." in text
+    text = describe_families(make_costs((HEADS, "1", "why", -9.8, True, True)))
+    assert "“why” with 1 head removed, 9.8 points." in text
     text = describe_families(make_costs(RARE))
     assert text.startswith("No family has 10 questions on 5 images")
     assert "cheapest layer" not in text
@@ -136,6 +138,11 @@ def test_training_brings_back():
         in text
     )
     assert "Not enough questions" in check_prose(findings.describe_recovery(recovery, gains, FEW))
+    nothing = {name: span(0.0) for name in gains}
+    text = check_prose(findings.describe_recovery(recovery, nothing, MANY))
+    assert text.startswith(
+        "That a training brings anything back is not shown. The most, in the estimate, to “4 heads cut”: "
+    )
 
 
 FAST = {"faster": 1.034, "low": 1.006, "high": 1.052}
@@ -171,13 +178,16 @@ QUICK = {"model": "L2 left out", "faster": 1.27, "low": 1.24, "high": 1.3, "chan
 
 @pytest.mark.parametrize(
     ("change", "said", "sure"),
-    [(-0.3, "confirms", "Yes: "), (-0.8, "can neither confirm nor exclude", "Yes, in the estimate: "), (-2.0, "contradicts", "Not for certain: ")],
+    [
+        (-0.3, "confirms", "Yes: "), (-0.8, "can neither confirm nor exclude", "Yes, in the estimate: "),
+        (-1.2, "can neither confirm nor exclude", "Not for certain: "), (-2.0, "contradicts", "Not the one that was chosen: "),
+    ],
 )  # fmt: skip
 def test_the_lightest_model_by_what_the_judges_say(change, said, sure):
     text = check_prose(findings.describe_lightest(make_found(change), MANY, None, QUICK))
     assert (
-        f"within 1 point of the whole one is “4 heads cut”, with 6 % fewer parameters, which the other half {said}: "
-        in text
+        "Of 7 models the lightest within 1 point of the whole one, on the images that choose, is “4 heads cut”, "
+        f"with 6 % fewer parameters. The other half {said} that: {change:+.1f} points" in text
     )
     assert (
         "measured 1.20 times as fast [1.01, 1.05] on one question and 1.03 times [1.01, 1.05] on 32 at once; no lower"
@@ -199,6 +209,9 @@ def test_precisions_of_the_lightest_and_the_fastest_that_is_the_lightest():
     assert text.endswith(
         "of its precisions, bf16 is the fastest within the tolerance (1.03 times [1.01, 1.05])."
     )
+    slower = {"model": "whole", "faster": 1.0, "low": 1.0, "high": 1.0, "change": span(0.0)}
+    text = check_prose(findings.describe_lightest(make_found(-0.3), MANY, None, slower))
+    assert text.endswith("In fp32 no model measured faster than the whole one.")
 
 
 def test_no_lighter_model_and_too_few_questions():
@@ -210,7 +223,8 @@ def test_no_lighter_model_and_too_few_questions():
     text = check_prose(findings.describe_answer(none, MANY, 98.8, make_halfway(), BASE))
     assert text.startswith("Not here: none of 6 other models stays")
     assert text.endswith(
-        "into 79.4 % by the order of ablation, 12.9 % by that of attention and 34.1 % by chance."
+        "removing 8 of 16 heads turns 98.4 % [97.4, 99.4] into 79.4 % in the order by ablation, "
+        "12.9 % in that by attention and 34.1 % by chance."
     )
     assert "the whole model stays." in check_prose(findings.describe_lightest(none, FEW, None, QUICK))
     few = {**BASE, "n": 6, "n_clusters": 1}

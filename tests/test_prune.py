@@ -17,6 +17,7 @@ from helpers import finetune, lighten, prepare, prune
 from helpers.ablate import ablate_heads, mean_contexts
 from helpers.attention import attention_split
 from helpers.extract import extract_attention, read_attention
+from helpers.stats import bootstrap_mean
 from helpers.study import Study
 from helpers.vilt import forward_raster, fused_attention, load_vilt, predict
 from helpers.vqa import vqa_accuracy
@@ -234,6 +235,40 @@ def test_average_over_draws_by_hand():
     single = lighten.average_draws(np.array([[3.0]]))
     assert single.estimate == 3
     assert np.isnan(single.low)
+
+
+def test_a_lead_over_chance_has_both_sources_of_doubt():
+    """Alike in all questions: the interval over draws. Alike in all draws: that over images. Both: longer."""
+    images, generator = np.arange(40) // 2, np.random.default_rng(0)
+    by_draw, by_question = np.array([[10.0], [12], [14]]), generator.normal(size=(1, 40))
+    flat = np.zeros((3, 40))
+    one = lighten.average_lead(by_draw + flat, images)
+    np.testing.assert_allclose([*one[:3]], [*lighten.average_draws(np.array([10.0, 12, 14]))[:3]])
+    two = lighten.average_lead(by_question + flat, images, 500, 1)
+    expected = bootstrap_mean(by_question[0], images, 500, 1)
+    np.testing.assert_allclose([*two[:3]], [*expected[:3]])
+    both = lighten.average_lead(by_draw + by_question, images, 500, 1)
+    for side in ("low", "high"):
+        lengths = [abs(getattr(found, side) - found.estimate) for found in (one, two, both)]
+        assert lengths[2] == pytest.approx(np.hypot(*lengths[:2]))
+    assert (both.n, both.n_clusters) == (3, 20)
+    single = lighten.average_lead(by_question, images)
+    assert np.isnan([single.low, single.high]).all()
+
+
+def test_the_lead_of_an_order_that_is_one_of_chance_is_seldom_sure():
+    """An order with no lead of its own, few questions: the interval over draws alone would claim one far too often."""
+    generator, images = np.random.default_rng(5), np.arange(20)
+    wrong = draws_alone = 0
+    for _ in range(200):
+        answered = (generator.random((6, 20)) < 0.4) * 100.0  # no order differs from another
+        gaps = answered[0] - answered[1:]
+        found = lighten.average_lead(gaps, images, 200)
+        wrong += found.low > 0 or found.high < 0
+        alone = lighten.average_draws(gaps.mean(1))
+        draws_alone += alone.low > 0 or alone.high < 0
+    assert wrong <= 0.08 * 200
+    assert draws_alone > 0.2 * 200
 
 
 def test_steps_are_even_and_end_with_all():
