@@ -119,8 +119,8 @@ def find_removed(study: Study) -> Headline | None:
     gone = chosen["heads"] + chosen["layers"] * total["head"] / total["layer"]
     value = np.nan if np.isnan(chosen["difference"]) else 100 * gone / total["head"]
     label = "heads that the lightest model within the tolerance does without"
-    judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen, sign=True)}"
-    detail = f"“{chosen['model']}”: {judged} on the images that it was not chosen on"
+    judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen)}"
+    detail = f"“{chosen['model']}”; {judged} on the images that it was not chosen on"
     if np.isnan(value):
         detail = f"“{chosen['model']}” stays"
     return _count("removed", label, detail, value, chosen["n"], np.nan, "%")

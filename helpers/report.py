@@ -51,7 +51,7 @@ CLAUSES = {  # of the report's answer, by headline: its value, its detail
     "text_share": "By MM-SHAP, words contribute {0} to an answer.",
     "roles": "Heads: a role is found in {0}.",
     "costliest": "The costliest ({1}) takes {0} of accuracy with it.",
-    "removed": "Optimising: the lightest model within the tolerance ({1}) does without {0} of the heads.",
+    "removed": "Optimising: the lightest model within the tolerance does without {0} of the heads ({1}).",
     "speed": "It is {0} as the whole one ({1}).",
 }
 
@@ -155,4 +155,10 @@ def say_clause(headline: Headline) -> str:
     """A headline's sentence in the answer, with the number of its own questions: they differ between headlines."""
     said = CLAUSES[headline.name].format(say_value(headline), headline.detail)
     size = say_size(headline) if headline.name == "accuracy" else f"n = {headline.n:,.0f}"
-    return said if isnan(headline.n) else f"{said.removesuffix('.')} ({size})."
+    if isnan(headline.n):
+        return said
+    return (
+        f"{said.removesuffix(').')}; {size})."
+        if said.endswith(").")
+        else f"{said.removesuffix('.')} ({size})."
+    )

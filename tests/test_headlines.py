@@ -48,7 +48,7 @@ def test_every_headline_is_the_number_in_the_tables(study):
     assert read(study, "text_share").value == pytest.approx(70)
     assert read(study, "text_share").n_clusters == 2  # questions 0 and 1 are about one image
     assert "L1H0" in read(study, "costliest").detail
-    judged = "“light”: -1.5 points [-2.0, +0.2] on the images that it was not chosen on"
+    judged = "“light”; -1.5 points [-2.0, 0.2] on the images that it was not chosen on"
     assert read(study, "removed").detail == judged
     assert find_accuracy(study, "type prior").value == 25
 
