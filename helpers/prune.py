@@ -78,6 +78,7 @@ def name_original(model: nn.Module) -> list[tuple[int, list[int]]]:
 def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
     """The heads that stay, by layer, for `prune_model`; its errors are raised here."""
     counts = [len(own) for _, own in name_original(model)]
+    heads = [tuple(head) for head in heads]
     for layer, *rest in (*heads, *((layer,) for layer in layers)):
         head = rest[0] if rest else 0
         if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
