@@ -35,6 +35,7 @@ class Lightest(NamedTuple):
     change: dict  # points of accuracy, by the judges: estimate, low, high
     tolerance: float  # points that it may lose
     speeds: dict[int, Row]  # by questions at once: faster, low, high
+    control: dict | None = None  # change of the whole model, trained on as long, where it was trained on
 
     def say_fewer(self) -> str:
         return f"{self.fewer:.0f} % fewer parameters"
@@ -223,6 +224,12 @@ def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] |
             "contradicted": "contradicts",
             "open": "can neither confirm nor exclude",
         }
+        control = ""
+        if found.control is not None:
+            gained = (
+                f"{say_number(found.control['estimate'], sign=True)} points {say_interval(found.control)}"
+            )
+            control = f" The whole model, trained on just as long: {gained}."
         bits = "no lower precision of it is faster within the tolerance"
         if faster is not None:
             bits = (
@@ -232,7 +239,7 @@ def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] |
         text = (
             f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the whole one, on the "
             f"images that choose, is “{found.name}”, with {found.say_fewer()}. The other half {holds[found.verdict()]} "
-            f"that: {found.say_change()} ({judges}). It measured {found.say_speeds()}; {bits}."
+            f"that: {found.say_change()} ({judges}).{control} It measured {found.say_speeds()}; {bits}."
         )
     if quickest["model"] == found.name:
         return text

@@ -40,7 +40,12 @@ PARTS = {
     "heads": Part(
         "05", ("roles", "costliest"), "05_role_map", ("roles", "ablation", "importance", "patching")
     ),
-    "optimise": Part("06", ("removed", "speed"), "06_curves", ("lightest", "orders", "families", "recovery")),
+    "optimise": Part(
+        "06",
+        ("removed", "speed"),
+        "06_curves",
+        ("lightest", "helps", "orders", "families", "recovery", "precision"),
+    ),
 }
 
 

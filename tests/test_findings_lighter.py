@@ -209,6 +209,12 @@ def test_precisions_of_the_lightest_and_the_fastest_that_is_the_lightest():
     assert text.endswith(
         "of its precisions, bf16 is the fastest within the tolerance (1.03 times [1.01, 1.05])."
     )
+    control = make_found(-0.3)._replace(control=span(4.2))  # more training alone gains more
+    text = check_prose(findings.describe_lightest(control, MANY, None, QUICK))
+    assert (
+        "about 250 images). The whole model, trained on just as long: +4.2 points [3.2, 5.2]. It measured"
+        in text
+    )
     slower = {"model": "whole", "faster": 1.0, "low": 1.0, "high": 1.0, "change": span(0.0)}
     text = check_prose(findings.describe_lightest(make_found(-0.3), MANY, None, slower))
     assert text.endswith("In fp32 no model measured faster than the whole one.")
