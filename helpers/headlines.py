@@ -121,8 +121,8 @@ def find_removed(study: Study) -> Headline | None:
     label = "heads that the lightest model within the tolerance does without"
     judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen)}"
     detail = f"“{chosen['model']}”; {judged} on the images that it was not chosen on"
-    if np.isnan(value):
-        detail = f"“{chosen['model']}” stays"
+    if chosen["model"] == "whole":
+        detail = "the whole model stays"
     return _count("removed", label, detail, value, chosen["n"], np.nan, "%")
 
 
@@ -137,6 +137,9 @@ def find_speed(study: Study) -> Headline | None:
         row |= dict.fromkeys(("faster", "low", "high"), np.nan)
     row |= {"estimate": row["faster"], "n": np.nan, "n_clusters": np.nan}
     detail = f"{many} questions at once, median of {row['rounds']} rounds"
+    if chosen["model"] == "whole":  # a time against itself
+        row |= {"low": np.nan, "high": np.nan}
+        detail = "it is the whole one"
     return _take(row, "speed", "speed of the lightest model against the whole one", detail, "times")
 
 

@@ -73,13 +73,23 @@ def test_too_few_questions_give_nan(study):
     change(study, "04_omnibus", p_corrected=np.nan)
     change(study, "05_role_scores", n=9)
     change(study, "05_ablation", told=False)
-    change(study, "06_candidates", difference=np.nan, judged=np.nan, low=np.nan, high=np.nan)
+    change(study, "06_candidates", difference=np.nan, chosen=[True, False])  # as 06 writes it
     change(study, "06_families", told=False)
     for name in ("telling", "roles", "costliest", "removed", "speed", "removable"):
         found = read(study, name)
         assert np.isnan([found.value, found.low, found.high]).all(), name
         assert say_value(found) == "not enough questions to tell"
         assert "nan" not in found.detail
+
+
+def test_where_no_lighter_model_will_do_the_whole_one_is_named(study):
+    change(study, "06_candidates", chosen=[True, False])
+    assert read(study, "removed").detail == "the whole model stays"
+    assert say_value(read(study, "removed")) == "0.0 %"
+    assert (say_value(read(study, "speed")), read(study, "speed").detail) == (
+        "1.00 times as fast",
+        "it is the whole one",
+    )
 
 
 def test_no_head_can_go_where_the_first_step_costs_too_much(study):
