@@ -18,7 +18,8 @@ COMMITTED = list_notebooks(ROOT)
 
 def run(profile, runs_root, **settings):
     """Run the chain as `make run` does; returns the study and its executed notebooks."""
-    settings = {**settings, "runs_root": str(runs_root), "bootstrap_draws": 100}
+    few = {"bootstrap_draws": 100, "shapley_permutations": 2, "latency_rounds": 3, "prune_draws": 2}
+    settings = {**few, **settings, "runs_root": str(runs_root)}
     study = Study.load(profile, run_name="test", **settings)
     named = {name: settings.pop(name) for name in ("data_root", "checkpoint") if name in settings}
     parameters = {"PROFILE": profile, "RUN_NAME": "test", "SETTINGS": settings}
@@ -65,6 +66,7 @@ def test_the_chain_runs_small_on_the_phantom(tmp_path):
 @pytest.mark.parametrize("checkpoint", ["data/phantom-vilt", "fresh-small"])
 def test_the_chain_runs_on_real_questions_and_photographs(tmp_path, checkpoint):
     given = {"data_root": str(SAMPLE), "checkpoint": checkpoint, "epochs": 1, "device": "cpu"}
+    given["second_seed"] = checkpoint != "fresh-small"
     study, paths = run("colab", tmp_path, **given)
     check_run(study, paths)
     findings = read_findings(study)
