@@ -89,13 +89,19 @@ def ablate_heads(model, heads: Sequence[tuple[int, int]], mode="zero", means=Non
 
 @torch.no_grad()
 def mean_contexts(model, encoded: EncodedQuestions, batch_size=64, indices=None) -> Tensor:
-    """Each head's mean output over all tokens (not padding) of the questions: (layers, heads, d_head), on the CPU."""
+    """Each head's mean output over the tokens at which it is read: (layers, heads, d_head), on the CPU.
+
+    These are all tokens (not padding) of the questions, and in the last layer each question's [CLS] alone: a mean over
+    its patches would be what the answer never sees.
+    """
     sums, seen = 0, 0
     for _, batch in encoded.batches(batch_size, indices):
         walk = open_walk(model, batch)
-        seen += len(walk.hidden)
-        sums = sums + torch.stack([context.double().sum(0).cpu() for context in read_contexts(walk)])
-    return (sums / seen).float()
+        contexts = read_contexts(walk)
+        contexts[-1] = contexts[-1][walk.first]
+        sums = sums + torch.stack([context.double().sum(0).cpu() for context in contexts])
+        seen = seen + torch.tensor([len(context) for context in contexts])
+    return (sums / seen[:, None, None]).float()
 
 
 def read_contexts(walk: PackedForward) -> list[Tensor]:
@@ -150,7 +156,7 @@ def list_removals(model: nn.Module, means: Tensor) -> dict[tuple, Change]:
 def removal_measures(model: nn.Module, batch: dict[str, Tensor], means: Tensor) -> dict[str, Tensor]:
     """The answers to a batch without each head and each layer in turn; see REMOVALS for the layout.
 
-    Ways: "zero" puts 0 in place of a head's context, "mean" its mean over all tokens (means, of `mean_contexts`);
+    Ways: "zero" puts 0 in place of a head's context, "mean" its mean (means, of `mean_contexts`);
     "attention" puts 0 for all heads of a layer, "layer" leaves the layer out, feed-forward part included.
     <way>_answer: number of the answer. <way>_probability, and probability intact: sigmoid of the logit of the answer that
     the intact model gives, which moves before the answer does. logits: intact, (question, answer).
