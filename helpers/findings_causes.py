@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.findings_roles import summarise_roles
-from helpers.sentences import Row, agree, say_interval, say_number
+from helpers.sentences import Row, agree, count_of, say_interval, say_number
 
 LOOKING = ("excess image share of [CLS]", "excess image share of words")  # measures of looking at the image
 
@@ -103,11 +103,14 @@ def describe_layers(whole: pd.DataFrame, joint: pd.DataFrame, asked: Asked) -> s
     said = [f"L{at}: {whole['drop'][at]:.1f} points {say_interval(whole.loc[at])}" for at in (high, low)]
     free = [f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)]
     shown = "Every layer's removal costs accuracy beyond chance."
-    if free:
+    if len(free) == len(whole):
+        shown = "That any layer's removal costs accuracy is not shown."
+    elif free:
         shown = f"That {', '.join(free)} {agree(len(free), 'costs', 'cost')} anything is not shown."
-    gap = joint.loc[joint["estimate"].idxmax()]
+    gaps = joint[(joint["p_corrected"] < 0.05) & (joint["estimate"] > 0)]
     joined = "No layer's heads cost more together than one by one in sum, beyond chance."
-    if gap["p_corrected"] < 0.05 and gap["estimate"] > 0:
+    if len(gaps):
+        gap = gaps.loc[gaps["estimate"].idxmax()]
         joined = (
             f"All heads of L{gap['layer']:.0f} together cost {gap['estimate']:.1f} points {say_interval(gap)} more than "
             "one by one in sum: they stand in for each other."
@@ -146,7 +149,7 @@ def describe_importance(foretold: dict[str, Row] | None, n_heads: int, n: int) -
         verdict = "whether heads that attend more to the image cost more depends on the query"
     elif more or less:
         verdict = f"heads that attend more to the image cost {'more' if more else 'less'}"
-    by_gradient = "gradients rank the heads as their removal does"
+    by_gradient = "heads with larger gradients cost more"
     if not foretold["gradient"]["low"] > 0:
         by_gradient = f"that {by_gradient} is not shown"
     return (
@@ -160,39 +163,52 @@ def _say_correlation(row: Row) -> str:
     return f"{say_number(row['correlation'], 2)} {say_interval(row, 2)}"
 
 
-def describe_patching(carriers: pd.DataFrame | None, agreement: pd.DataFrame, n_pairs: int) -> str:
+def describe_patching(carriers: pd.DataFrame | None, agreement: pd.DataFrame | None, n_pairs: int) -> str:
     """Which heads carry what differs between two images, and whether those are the needed ones.
 
     carriers: a row a family and head with share (percent of the change), the interval and significant; None: too
-    few pairs.
+    few pairs. agreement: of `importance.rank_measures`; None where no removal has an effect that can be told from nothing.
     """
     if carriers is None:
-        return f"{n_pairs} pairs of questions in the same words are not enough to tell which heads carry an answer."
+        return (
+            f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs, 'is', 'are')} not enough to tell "
+            "which heads carry an answer."
+        )
     moving = carriers[carriers["family"] == "all"]
-    strong, n_sure = (
-        moving.loc[moving["share"].idxmax()],
-        (moving["significant"] & (moving["share"] > 0)).sum(),
+    beyond = carriers[carriers["significant"] & (carriers["share"] > 0)]
+    sure, own = (
+        beyond[beyond["family"] == "all"],
+        beyond[beyond["family"] != "all"].nlargest(1, "share").to_dict("records"),
     )
-    own = (
-        carriers[(carriers["family"] != "all") & carriers["significant"]]
-        .nlargest(1, "share")
-        .to_dict("records")
-    )
+    strong = (sure if len(sure) else moving).nlargest(1, "share").iloc[0]
     mostly = "".join(
         f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {row['share']:.0f} % {say_interval(row, 0)}"
         for row in own
     )
+    related = "" if agreement is None else _say_needed(agreement)
+    largest = f"{strong['share']:.0f} % {say_interval(strong, 0)}"
+    if sure.empty:
+        return (
+            f"That any of {len(moving)} heads carries part of the change from one image's answer to another's is not shown "
+            f"(n = {n_pairs:,} pairs of questions in the same words); the largest estimate is {strong['name']}'s: "
+            f"{largest}.{related}"
+        )
+    return (
+        f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} part of the change from one image's "
+        f"answer to another's (n = {n_pairs:,} pairs of questions in the same words), most of all {strong['name']}: "
+        f"{largest}{mostly}.{related}"
+    )
+
+
+def _say_needed(agreement: pd.DataFrame) -> str:
     first, second = agreement["first"], agreement["second"]
     costly = agreement[first.eq("accuracy lost, head zeroed") & second.eq("change carried (5.9)")].iloc[0]
-    same = "go together" if costly["low"] > 0 else "are not shown to be the same"
-    related = "" if np.isnan(costly["correlation"]) else (
+    if np.isnan(costly["correlation"]):
+        return ""
+    same = "go together" if costly["low"] > 0 else "are not shown to go together"
+    return (
         f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal costs: to be needed and to "
         f"carry what differs between images {same}."
-    )  # fmt: skip
-    return (
-        f"{n_sure} of {len(moving)} heads {agree(n_sure, 'carries', 'carry')} part of the change from one image's "
-        f"answer to another's (n = {n_pairs:,} pairs of questions in the same words), most of all {strong['name']}: "
-        f"{strong['share']:.0f} % {say_interval(strong, 0)}{mostly}.{related}"
     )
 
 
@@ -211,9 +227,12 @@ def describe_answer(
 
 
 def _answer_costs(overall: pd.DataFrame, asked: Asked) -> str:
-    top, n_cheap = overall.iloc[0], (overall["drop"] < 1).sum()
-    if not top["significant"]:
-        return "removing any one head costs nothing that these questions can tell"
+    sure, n_cheap = overall[overall["significant"] & (overall["drop"] > 0)], (overall["drop"] < 1).sum()
+    if not overall["told"].any():
+        return "there are not enough questions to tell what removing a head costs"
+    if sure.empty:
+        return "that removing any one head costs accuracy is not shown"
+    top = sure.iloc[0]
     return (
         f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} ({top['name']}; intact: "
         f"{asked.say_intact()}), while {n_cheap} {agree(n_cheap, 'is', 'are')} estimated to cost less than 1"

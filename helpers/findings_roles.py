@@ -5,7 +5,7 @@ Every function takes tables of the notebook and returns text that is true whethe
 
 import pandas as pd
 
-from helpers.sentences import agree, say_interval
+from helpers.sentences import agree, count_of, say_interval
 from helpers.stats import enough
 
 
@@ -33,8 +33,8 @@ def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> 
     habits = agree(dead, "is a habit", "are habits")
     return (
         f"{passed['name'].nunique()} of {n_heads} heads {agree(passed['name'].nunique(), 'has', 'have')} a role; "
-        f"{len(passed)} of {len(scores)} pairs of head and role {agree(len(passed), 'passes', 'pass')} (chance alone: "
-        f"about {count_lucky(scores):.0f}), most often “{counts.index[0]}” (in {counts.iloc[0]}). The clearest is "
+        f"{len(passed)} of {len(scores)} pairs of head and role {agree(len(passed), 'passes', 'pass')} "
+        f"({_say_chance(scores)}), most often “{counts.index[0]}” (in {counts.iloc[0]}). The clearest is "
         f"{clear['name']} as “{clear['role']}”: {clear['score']:.2f} {say_interval(clear, 2)}, {clear['null']:.2f} "
         f"untrained (n = {clear['n']:,} questions about {clear['n_clusters']:,} images). "
         f"{f'{dead} {habits} of the last layer that cannot reach the answer. ' if dead else ''}{weak}"
@@ -44,6 +44,12 @@ def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> 
 def count_lucky(scores: pd.DataFrame) -> float:
     """Pairs of head and role expected above all untrained heads if training did nothing: 1 / (1 + heads) of them."""
     return len(scores) / (1 + scores["name"].nunique())
+
+
+def _say_chance(scores: pd.DataFrame) -> str:
+    if round(count_lucky(scores)) >= scores["passes"].sum():
+        return f"no more than chance alone would give: about {count_lucky(scores):.0f}"
+    return f"chance alone: about {count_lucky(scores):.0f}"
 
 
 def describe_stability(again: pd.DataFrame, changes: pd.DataFrame, gained: int, given_up: int) -> str:
@@ -93,22 +99,23 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
         return f"No head has a role here (n = {n:,} questions), so there is no role to check by removal."
     needed = passing[passing["hit_significant"] & (passing["hit_drop"] > 0)]
     text = (
-        f"Of {len(passing)} roles that some head has, {len(needed)} {agree(len(needed), 'belongs', 'belong')} to a head "
+        f"Of {count_of(len(passing), 'role')} that some head has, {len(needed) or 'none'} "
+        f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head "
         f"whose removal costs a family of questions accuracy beyond chance (n = {n_removed:,} questions)"
     )
     if len(needed):
         strong = needed.loc[needed["hit_drop"].idxmax()]
         ends = say_interval({"low": strong["hit_low"], "high": strong["hit_high"]})
-        losers = (
-            f"“{strong['hit_family']}” loses"
-            if strong["hit_family"] != "all"
-            else "all questions together lose"
+        loser = f"“{strong['hit_family']}” loses"
+        loser = "all questions together lose" if strong["hit_family"] == "all" else loser
+        text += (
+            f", most of all “{strong['role']}” ({strong['name']}): {loser} "
+            f"{strong['hit_drop']:.1f} points {ends}"
         )
-        text += f", most of all “{strong['role']}” ({strong['name']}): {losers} {strong['hit_drop']:.1f} points {ends}"
     idle = [
         f"“{row.role}” ({row.name})" for row in passing.drop(needed.index)[["role", "name"]].itertuples(False)
     ]
-    doubt = "a habit that the answer does not need, or that other heads have too"
+    doubt = "the answer does not need it, other heads have it too, or it takes more questions to see"
     return f"{text}." + (f" For {', '.join(idle)} no such cost is shown: {doubt}." if idle else "")
 
 
@@ -121,5 +128,5 @@ def summarise_roles(scores: pd.DataFrame) -> str:
     n_with = passed["name"].nunique()
     return (
         f"{n_with} of {n_heads} heads {agree(n_with, 'has', 'have')} a role that no untrained head shows ({len(passed)} "
-        f"of {len(scores)} pairs of head and role{often}; chance alone: about {count_lucky(scores):.0f})"
+        f"of {len(scores)} pairs of head and role{often}; {_say_chance(scores)})"
     )

@@ -167,7 +167,7 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
 
     scores: of `score_roles`; effects: of `ablate.removal_effects` for one way of removal. Columns: role, definition,
     name, layer, head, score, low, high, highest_null, passes, reaches_answer, drop, drop_low, drop_high (points lost over
-    all questions), hit_family (that loses most), hit_drop, hit_low, hit_high, hit_significant.
+    all questions), hit_family (that loses most, beyond chance if any does), hit_drop, hit_low, hit_high, hit_significant.
     """
     rows = []
     for role, own in scores.dropna(subset=["score"]).groupby("role", sort=False):
@@ -177,6 +177,8 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
             cost[cost["family"] == "all"].iloc[0],
             cost[cost["told"] & (cost["family"] != "all")],
         )
+        sure = families[families["significant"] & (families["drop"] > 0)]
+        families = sure if len(sure) else families
         most = families.loc[families["drop"].idxmax()] if len(families) else whole
         kept = best[
             ["name", "layer", "head", "score", "low", "high", "highest_null", "passes", "reaches_answer"]

@@ -105,6 +105,17 @@ def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
     assert "not enough to tell" in check_prose(
         findings.describe_layers(make_layers(2.0, False), joint, ASKED)
     )
+    none = make_layers(2.0).assign(significant=False)
+    assert ". That any layer's removal costs accuracy is not shown. No" in check_prose(
+        findings.describe_layers(none, less, ASKED)
+    )
+
+
+def test_heads_that_stand_in_beyond_chance_go_before_a_larger_estimate_that_is_not():
+    bounds = {"low": [-1.0, 4.0], "high": [17.0, 8.0]}
+    joint = pd.DataFrame({"layer": [0, 1], "estimate": [8.0, 6.0], **bounds, "p_corrected": [0.2, 0.01]})
+    text = check_prose(findings.describe_layers(make_layers(12.0), joint, ASKED))
+    assert "All heads of L1 together cost 6.0 points [4.0, 8.0] more" in text
 
 
 def make_agreement(cls=0.0, words=0.0, gradient=0.8, moved=0.1) -> pd.DataFrame:
@@ -133,12 +144,12 @@ def test_importance_is_foretold_or_not():
         "-0.50 [-0.80, -0.20] with the number of the layer alone, and 0.80 [0.50, 1.10] with the gradient"
         in text
     )
-    assert text.endswith("is not shown; gradients rank the heads as their removal does.")
+    assert text.endswith("is not shown; heads with larger gradients cost more.")
     assert "heads that attend more to the image cost more; " in describe_importance(cls=0.5)
     assert "heads that attend more to the image cost less; " in describe_importance(words=-0.5)
     assert "depends on the query; " in describe_importance(cls=0.5, words=-0.5)
     assert describe_importance(gradient=0.1).endswith(
-        "that gradients rank the heads as their removal does is not shown."
+        "that heads with larger gradients cost more is not shown."
     )
     assert findings.find_correlations(make_agreement(cls=np.nan)) is None
     assert "no importance to predict" in check_prose(findings.describe_importance(None, 16, 400))
@@ -164,20 +175,45 @@ def test_patching_says_who_carries_and_whether_they_are_needed():
         in text
     )
     assert "0.10 [-0.20, 0.40] to what their removal costs" in text
-    assert text.endswith("are not shown to be the same.")
+    assert text.endswith("are not shown to go together.")
     assert check_prose(findings.describe_patching(make_carriers(), make_agreement(moved=0.6), 9)).endswith(
         "go together."
     )
     text = check_prose(
         findings.describe_patching(make_carriers(significant=False), make_agreement(moved=np.nan), 246)
     )
-    assert text.startswith("0 of 2 heads carry")
+    assert text.startswith("That any of 2 heads carries")  # the other is significant, but the other way
     assert "correlation" not in text
+    sure = make_carriers(23.0, False).assign(share=[23.0, 8.0, -115.0], significant=[False, True, True])
+    text = check_prose(findings.describe_patching(sure, None, 246))
+    assert text.startswith("1 of 2 heads carries")
+    assert "most of all L0H0: 8 % [" in text  # the largest beyond chance, and a family only if it has one
+    assert "pairs (n = 18)" not in text
+    none = make_carriers(significant=False).assign(significant=False)
+    text = check_prose(findings.describe_patching(none, None, 246))
+    assert text == (
+        "That any of 2 heads carries part of the change from one image's answer to another's is not shown (n = 246 pairs of "
+        "questions in the same words); the largest estimate is L0H1's: 23 % [19, 28]."
+    )
+    assert "their removal costs" not in check_prose(findings.describe_patching(make_carriers(), None, 246))
     assert "3 pairs" in check_prose(findings.describe_patching(None, make_agreement(), 3))
+    assert "1 pair of questions in the same words is not" in findings.describe_patching(None, None, 1)
 
 
 def answer(scores, overall, special=None, foretold=None, carriers=None) -> str:
     return check_prose(findings.describe_answer(scores, overall, ASKED, special, foretold, carriers))
+
+
+def test_the_answer_names_the_costliest_head_beyond_chance():
+    unsure = make_overall([9.0, 8.0, 0.5], [False, True, False])
+    text = answer(make_scores([True] * 4), unsure)
+    assert "removing one costs up to 8.0 points of accuracy [7.5, 8.5] (L0H1;" in text
+    text = answer(make_scores([True] * 4), make_overall([0.1, -8.0], [False, True]))
+    assert "; that removing any one head costs accuracy is not shown (n = 400 questions)." in text
+    few = make_overall([9.0, -8.0], [False, False], told=False)
+    assert "; there are not enough questions to tell what removing a head costs (n =" in answer(
+        make_scores([True] * 4), few
+    )
 
 
 def test_the_answer_in_every_outcome():
@@ -209,6 +245,6 @@ def test_the_answer_in_every_outcome():
     )
     text = answer(make_scores([False] * 4, n=6), make_overall([0.1], [False]))
     assert text == (
-        "There are not enough questions to tell any head's role; removing any one head costs nothing that these "
-        "questions can tell (n = 400 questions)."
+        "There are not enough questions to tell any head's role; that removing any one head costs accuracy is not "
+        "shown (n = 400 questions)."
     )

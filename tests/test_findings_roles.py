@@ -29,6 +29,16 @@ def test_roles_are_counted_against_chance():
     )
     assert "alone 5 would pass, but so do 3 untrained heads" in text
     assert "habit" not in text
+    assert "no more than" not in text
+
+
+def test_roles_that_chance_would_give_are_called_so():
+    text = check_prose(findings.describe_roles(make_scores([False, True, False, False]), 5, 3))
+    assert (
+        "1 of 4 pairs of head and role passes (no more than chance alone would give: about 1), most" in text
+    )
+    said = findings.summarise_roles(make_scores([False, True, False, False]))
+    assert said.endswith("“grounding”; no more than chance alone would give: about 1)")
 
 
 def test_one_head_one_role_and_habits_that_reach_no_answer():
@@ -48,7 +58,7 @@ def test_no_roles_and_too_few_questions():
     ("passes", "n", "said"),
     [
         ([True] * 4, 900, "2 of 2 heads have a role that no untrained head shows (4 of 4 pairs of head and role, most often “"),
-        ([False] * 4, 900, "0 of 2 heads have a role that no untrained head shows (0 of 4 pairs of head and role; chance"),
+        ([False] * 4, 900, "0 of 2 heads have a role that no untrained head shows (0 of 4 pairs of head and role; no more than chance"),
         ([False] * 4, 6, "There are not enough questions to tell any head's role"),
     ],
 )  # fmt: skip
@@ -101,12 +111,13 @@ def test_cards_say_who_is_needed_and_who_is_not():
     text = check_prose(findings.describe_cards(cards, 900, 400))
     assert text.startswith("Of 2 roles that some head has, 1 belongs to a head whose removal costs a family")
     assert "(n = 400 questions), most of all “sink” (L0H0): “why” loses 40.0 points [30.0, 50.0]." in text
-    assert "For “local” (L0H1) no such cost is shown" in text
-    text = check_prose(findings.describe_cards(cards[1:2], 900, 400))
-    assert "0 belong to a head" in text
-    overall = cards[:1].assign(hit_family="all")
-    assert "(L0H0): all questions together lose 40.0 points" in check_prose(
-        findings.describe_cards(overall, 900, 400)
+    assert (
+        "For “local” (L0H1) no such cost is shown: the answer does not need it, other heads have it too"
+        in text
     )
+    text = check_prose(findings.describe_cards(cards[1:2], 900, 400))
+    assert text.startswith("Of 1 role that some head has, none belongs to a head whose removal costs")
+    whole = make_cards(("sink", "L0H0", True, True, 40.0, 30.0, 50.0, "all"))
+    assert "“sink” (L0H0): all questions together lose 40.0" in findings.describe_cards(whole, 90, 40)
     assert "no such cost is shown" not in check_prose(findings.describe_cards(cards[:1], 900, 400))
     assert "no role to check" in check_prose(findings.describe_cards(cards[2:], 900, 400))

@@ -238,6 +238,18 @@ def test_role_cards_by_hand():
     assert sink["hit_significant"]
     assert local["name"] == "L1H1"  # one that passes goes before a higher score that does not
     assert "0: " in sink["definition"]
+    unsure = effects.assign(significant=effects["family"] == "where")
+    hit = heads.make_role_cards(scores, unsure).set_index("role").loc["sink"]
+    assert (hit["hit_family"], hit["hit_drop"], hit["hit_significant"]) == (
+        "where",
+        4,
+        True,
+    )  # a loss beyond chance first
+    helped = unsure.assign(drop=effects["drop"].where(effects["family"] != "where", -4))
+    assert heads.make_role_cards(scores, helped)["hit_family"].tolist() == [
+        "what",
+        "what",
+    ]  # but a loss, not a gain
     few = effects.assign(told=effects["family"] == "all")
     assert heads.make_role_cards(scores, few)["hit_family"].tolist() == ["all", "all"]
 
