@@ -83,7 +83,8 @@ def plot_role_cards(cards: Sequence[dict]):
 def draw_tokens(axis, tokens: Sequence[str], weights: np.ndarray) -> None:
     """Attention to each token as bars, the tokens downwards."""
     axis.barh(range(len(tokens)), weights, color=TEXT_COLOR)
-    axis.set_yticks(range(len(tokens)), [token.replace("$", r"\$") for token in tokens], fontsize=7)
+    size = min(7, 75 / len(tokens))  # the card is about 100 points high
+    axis.set_yticks(range(len(tokens)), [token.replace("$", r"\$") for token in tokens], fontsize=size)
     axis.invert_yaxis()
     axis.set_xlabel("share of attention", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
@@ -95,6 +96,6 @@ def draw_costs(axis, drops: pd.DataFrame) -> None:
     axis.barh(range(len(drops)), drops["drop"], color=colors)
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set_yticks(range(len(drops)), drops["family"], fontsize=7)
-    axis.invert_yaxis()
+    axis.set_ylim(max(4, len(drops)) - 0.5, -0.5)  # first at the top
     axis.set_xlabel("points lost without it", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)

@@ -69,3 +69,18 @@ def test_cards_show_tokens_or_pictures_and_costs():
     tokens = parts[1].axes[0]
     assert [bar.get_width() for bar in tokens.patches] == [0.1, 0.2, 0.3, 0.4]
     assert tokens.yaxis_inverted()
+    assert cost.yaxis_inverted()
+
+
+def test_names_of_many_tokens_stay_apart_and_few_bars_stay_slim():
+    many, drops = (
+        list("abcdefghijklmnopqrstuvwxyz"),
+        pd.DataFrame({"family": ["all"], "drop": 3.0, "significant": True}),
+    )
+    card = make_card("sink", tokens=many, weights=np.full(26, 1 / 26)) | {"drops": drops}
+    figure = plots.plot_role_cards([card])
+    render(figure)
+    shown, cost = figure.subfigs[0].axes
+    boxes = [label.get_window_extent() for label in shown.get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+    assert cost.patches[0].get_window_extent().height < shown.get_window_extent().height / 3
