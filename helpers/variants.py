@@ -4,6 +4,7 @@ Both start from the same checkpoint as the study's own model, so a head keeps it
 them. Another seed means another order of the questions, another new answer head, and other dropout.
 """
 
+import copy
 from dataclasses import replace
 
 from datasets import DatasetDict
@@ -12,7 +13,7 @@ from torch import nn
 from helpers.encode import EncodedQuestions
 from helpers.extract import AttentionTable, extract_attention, read_attention
 from helpers.finetune import finetune
-from helpers.measure import describe_inputs
+from helpers.measure import choose_dtype, describe_inputs
 from helpers.steps import make_once, read_fingerprint
 from helpers.study import Study
 from helpers.vilt import load_vilt
@@ -44,10 +45,16 @@ def measure_before(study: Study, encoded: EncodedQuestions, answers: list[str]) 
 def measure_variant(
     study: Study, model: nn.Module, encoded: EncodedQuestions, name: str, depends: dict
 ) -> AttentionTable:
-    """The attention of a model on the validation questions, in run_dir/attention_<name>, in its own precision; once."""
+    """The attention of a model on the validation questions, in run_dir/attention_<name>; once.
+
+    In the precision of `measure_attention`, so that a difference between models is not one of rounding.
+    """
+    dtype = choose_dtype(study.precision, model.device.type)
 
     def extract(folder) -> None:
-        extract_attention(model, encoded, folder, study.extract_batch_size, study.shard_size)
+        lower = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+        extract_attention(lower, encoded, folder, study.extract_batch_size, study.shard_size)
 
     folder = study.folder() / f"attention_{name}"
-    return read_attention(make_once(folder, extract, describe_inputs(study, **depends)))
+    depends = describe_inputs(study, **study.settings("precision"), **depends)
+    return read_attention(make_once(folder, extract, depends))

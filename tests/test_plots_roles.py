@@ -1,5 +1,7 @@
 """Figures about roles: comparisons of verdicts, and role cards."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,5 +84,5 @@ def test_names_of_many_tokens_stay_apart_and_few_bars_stay_slim():
     render(figure)
     shown, cost = figure.subfigs[0].axes
     boxes = [label.get_window_extent() for label in shown.get_yticklabels()]
-    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+    assert all(upper.y0 >= lower.y1 - 1 for upper, lower in itertools.pairwise(boxes))
     assert cost.patches[0].get_window_extent().height < shown.get_window_extent().height / 3

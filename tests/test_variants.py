@@ -45,3 +45,18 @@ def test_both_variants_answer_the_same_questions_by_other_weights(study):
     ]
     assert not torch.equal(*weights)
     assert len(own.questions) == len(data["validation"])
+
+
+def test_variants_are_measured_in_the_same_precision_as_the_model_they_are_compared_with(study, monkeypatch):
+    model, processor = finetune.load_finetuned(study)
+    encoded = prepare.encode(study, prepare.load_dataset(study)["validation"], processor)
+
+    def stop(given, *_):
+        assert given.dtype == torch.float16
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(variants, "choose_dtype", lambda *_: torch.float16)  # as on a GPU
+    monkeypatch.setattr(variants, "extract_attention", stop)
+    with pytest.raises(KeyboardInterrupt):
+        variants.measure_variant(study, model, encoded, "other", {})
+    assert model.dtype == torch.float32
