@@ -98,10 +98,11 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
     if passing.empty:
         return f"No head has a role here (n = {n:,} questions), so there is no role to check by removal."
     needed = passing[passing["hit_significant"] & (passing["hit_drop"] > 0)]
+    whom = "" if (passing["hit_family"] == "all").all() else "a family of questions "
     text = (
         f"Of {count_of(len(passing), 'role')} that some head has, {len(needed) or 'none'} "
         f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head "
-        f"whose removal costs a family of questions accuracy beyond chance (n = {n_removed:,} questions)"
+        f"whose removal costs {whom}accuracy beyond chance (n = {n_removed:,} questions)"
     )
     if len(needed):
         strong = needed.loc[needed["hit_drop"].idxmax()]

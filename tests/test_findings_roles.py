@@ -118,6 +118,8 @@ def test_cards_say_who_is_needed_and_who_is_not():
     text = check_prose(findings.describe_cards(cards[1:2], 900, 400))
     assert text.startswith("Of 1 role that some head has, none belongs to a head whose removal costs")
     whole = make_cards(("sink", "L0H0", True, True, 40.0, 30.0, 50.0, "all"))
-    assert "“sink” (L0H0): all questions together lose 40.0" in findings.describe_cards(whole, 90, 40)
+    text = findings.describe_cards(whole, 90, 40)
+    assert "1 belongs to a head whose removal costs accuracy beyond chance" in text
+    assert "“sink” (L0H0): all questions together lose 40.0" in text
     assert "no such cost is shown" not in check_prose(findings.describe_cards(cards[:1], 900, 400))
     assert "no role to check" in check_prose(findings.describe_cards(cards[2:], 900, 400))
