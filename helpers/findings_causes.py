@@ -55,7 +55,7 @@ def describe_ablation(overall: pd.DataFrame, asked: Asked, alike: Row) -> str:
         found = f"{say_number(alike['estimate'], 2)} {say_interval(alike, 2)}"
         ranks = f" Put to their mean instead, heads rank by cost with correlation {found} to zero."
     return (
-        f"Intact, the model scores {asked.say_intact()} on {asked.n:,} questions about {asked.n_images:,} images. Of "
+        f"Intact, the model scores {asked.say_intact()} on {count_of(asked.n, 'question')} about {count_of(asked.n_images, 'image')}. Of "
         f"its {asked.n_heads} heads, one at a time put to zero, {most}. Removing {len(cheap)} of them costs less than 1 "
         f"point in the estimate, {sure} by the whole interval; {helps or 'that any removal helps is not shown'}.{ranks}"
     )
@@ -98,7 +98,8 @@ def describe_layers(whole: pd.DataFrame, joint: pd.DataFrame, asked: Asked) -> s
     cost together beyond their sum, with p_corrected.
     """
     if not whole["told"].any():
-        return f"{asked.n} questions are not enough to tell what a layer's removal costs."
+        few = f"{count_of(asked.n, 'question')} {agree(asked.n, 'is', 'are')}"
+        return f"{few} not enough to tell what a layer's removal costs."
     high, low = whole["drop"].idxmax(), whole["drop"].idxmin()
     said = [f"L{at}: {whole['drop'][at]:.1f} points {say_interval(whole.loc[at])}" for at in (high, low)]
     free = [f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)]
@@ -140,7 +141,10 @@ def describe_importance(foretold: dict[str, Row] | None, n_heads: int, n: int) -
     foretold: of `find_correlations`; None where no removal has an effect that can be told from nothing.
     """
     if foretold is None:
-        return "No head's removal has an effect that can be told from nothing here, so there is no importance to predict."
+        return (
+            f"No head's removal has an effect that can be told from nothing with {count_of(n, 'question')}, so there is no "
+            "importance to predict."
+        )
     quoted = [_say_correlation(foretold[name]) for name in (*LOOKING, "number of the layer", "gradient")]
     more = any(foretold[name]["low"] > 0 for name in LOOKING)
     less = any(foretold[name]["high"] < 0 for name in LOOKING)

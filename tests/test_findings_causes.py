@@ -105,6 +105,13 @@ def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
     assert "not enough to tell" in check_prose(
         findings.describe_layers(make_layers(2.0, False), joint, ASKED)
     )
+    one = ASKED._replace(n=1, n_images=1)
+    assert findings.describe_layers(make_layers(2.0, False), joint, one).startswith(
+        "1 question is not enough"
+    )
+    assert "on 1 question about 1 image. Of" in findings.describe_ablation(
+        make_overall([1.0], False), one, ALIKE
+    )
     none = make_layers(2.0).assign(significant=False)
     assert ". That any layer's removal costs accuracy is not shown. No" in check_prose(
         findings.describe_layers(none, less, ASKED)
@@ -152,7 +159,9 @@ def test_importance_is_foretold_or_not():
         "that heads with larger gradients cost more is not shown."
     )
     assert findings.find_correlations(make_agreement(cls=np.nan)) is None
-    assert "no importance to predict" in check_prose(findings.describe_importance(None, 16, 400))
+    assert "nothing with 400 questions, so there is no importance" in check_prose(
+        findings.describe_importance(None, 16, 400)
+    )
 
 
 def make_carriers(share: float = 23.0, significant: bool = True) -> pd.DataFrame:
