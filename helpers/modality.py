@@ -165,10 +165,12 @@ def mm_shap(
     """How much of an answer is owed to the words and how much to the image: a row a question.
 
     MM-SHAP (Parcalabescu and Frank 2023, "MM-SHAP: A Performance-agnostic Metric for Measuring Multimodal
-    Contributions in Vision and Language Models & Tasks", equations 3 to 5): text_share = T-SHAP = Phi_T /
+    Contributions in Vision and Language Models & Tasks"): text_share = T-SHAP = Phi_T /
     (Phi_T + Phi_V), where Phi is the sum of |phi| over a modality's players: the word pieces, and as many
     blocks of patches (`cut_blocks`). The value of a coalition is the probability (sigmoid of the logit) of
-    the answer that the intact model gives, with the other tokens withheld. Columns: question (row),
+    the answer that the intact model gives, with the other tokens withheld. Their code masks tokens where they
+    stand, takes the softmax, and cuts ceil(sqrt(tokens))^2 blocks: shares are not to be compared as if alike.
+    Columns: question (row),
     text_share (NaN where all phi are 0), phi_text, phi_image (Phi), signed_text, signed_image (sums of phi,
     which add up to what all tokens together add), n_words, n_blocks.
 

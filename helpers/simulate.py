@@ -50,15 +50,19 @@ def draw_values(images, columns, correlation=0.3, shape="normal", seed=0) -> np.
     return values
 
 
-def find_correlation(values, images) -> np.ndarray:
+def find_correlation(values, images, groups=None) -> np.ndarray:
     """Intraclass correlation of every column: how alike questions on one image are, at most 1.
 
-    values: (n, ...) without NaN; images: (n,). (MSB - MSW) / (MSB + (m - 1) MSW) from the mean squares between
-    and within images, with m the mean number of questions an image, corrected for unequal numbers (Donner
-    1986, International Statistical Review 54). NaN where every image has one question. May be negative.
+    values: (n, ...) without NaN; images: (n,). groups: (n,), question families, whose means are taken off first:
+    an image has questions of several, and where families differ, these would hide how alike its questions are.
+    (MSB - MSW) / (MSB + (m - 1) MSW) from the mean squares between and within images, with m the mean number of
+    questions an image, corrected for unequal numbers (Donner 1986, International Statistical Review 54). NaN
+    where every image has one question. May be negative.
     """
     values, codes = np.asarray(values, dtype=float), np.unique(images, return_inverse=True)[1]
     flat, sizes = values.reshape(len(codes), -1), np.bincount(codes)
+    if groups is not None:
+        flat = flat - pd.DataFrame(flat).groupby(np.asarray(groups)).transform("mean").to_numpy()
     means = pd.DataFrame(flat).groupby(codes).mean().to_numpy()
     n, c = len(codes), len(sizes)
     between = stats.divide(sizes @ (means - flat.mean(0)) ** 2, c - 1)

@@ -52,6 +52,13 @@ def test_correlation_by_hand():
     assert np.isnan(simulate.find_correlation([1.0, 2, 3], [0, 0, 0]))
 
 
+def test_families_that_differ_do_not_hide_how_alike_questions_on_one_image_are():
+    images, families = np.repeat(np.arange(2000), 4), np.tile([0, 1, 2, 3], 2000)
+    values = simulate.draw_values(images, 2, correlation=0.4) + 5 * families[:, None]
+    assert (simulate.find_correlation(values, images) < 0).all()
+    assert simulate.find_correlation(values, images, families) == pytest.approx(0.4, abs=0.06)
+
+
 def test_an_unknown_shape_is_named():
     with pytest.raises(ValueError, match="'flat' is not known"):
         simulate.draw_values([0, 1], 2, shape="flat")
