@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from helpers.modality import MIN_GROUPS
-from helpers.sentences import Row, agree, say_interval, say_number
+from helpers.sentences import Row, agree, count_of, say_interval, say_number
 
 
 def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: float) -> str:
@@ -40,10 +40,10 @@ def _lead(n_above: int, n_firm: int) -> str:
             "No class of words can be shown to look more at the image than the function words of the same questions; "
             "the highest is"
         )
-    placed = ", also at equal place in the question," if n_firm else ""
+    placed = ", as they stand and at equal place in the question" if n_firm else ""
     return (
-        "Against the function words of the same questions, the class of words that looks most at the image"
-        f"{placed} is"
+        "Of the classes of words that look more at the image than the function words of the same questions"
+        f"{placed}, the highest is"
     )
 
 
@@ -63,7 +63,7 @@ def _say_class(row: Row) -> str:
         ends = {"low": row["low_placed"], "high": row["high_placed"]}
         at_place = f"; at equal place {say_number(row['placed'], **style)} {say_interval(ends, **style)}"
     found = f"{say_number(row['estimate'], **style)} points {say_interval(row, **style)}"
-    return f"{row['word_class']}: {found} in L{row['layer']} (n = {row['n']:,} questions{at_place})"
+    return f"{row['word_class']}: {found} in L{row['layer']} (n = {count_of(row['n'], 'question')}{at_place})"
 
 
 def describe_words_read(extra: pd.DataFrame) -> str:
@@ -124,6 +124,11 @@ def describe_ranks(ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFra
     attention. asked: every question's measures, NaN where it is left out or not measured.
     """
     ranked, told = ranks.dropna(subset=["estimate"]), int(ranks["n"].max())
+    if ranked.empty and told >= MIN_GROUPS:
+        return (
+            "There are no ranks to compare: exchanging the image, or each of the measures, comes to the same in all of "
+            f"the {told} families."
+        )
     if ranked.empty:
         return (
             f"Not enough questions to tell whether the measures rank the families alike: at least {MIN_GROUPS} families "

@@ -115,15 +115,24 @@ def describe_adjusted(both: pd.DataFrame, n: int, n_varied: int, n_told: int) ->
     change = 100 * (both["adjusted"].abs() - both["difference"].abs()).median()
     return (
         f"At equal length and patch count {kept} (n = {n:,} questions); the size of a difference changes by "
-        f"{say_number(change, sign=True)} points (median). Length varies within {n_varied} of {n_told} families; "
-        "for the rest the adjustment leans on these."
+        f"{say_number(change, sign=True)} points (median). {_say_lengths(n_varied, n_told)}"
+    )
+
+
+def _say_lengths(n_varied: int, n_told: int) -> str:
+    if n_varied == n_told:
+        return "Length varies within every family."
+    if not n_varied:
+        return "Length varies within no family: the adjustment is for patch count alone."
+    return (
+        f"Length varies within {n_varied} of {n_told} families; for the rest the adjustment leans on these."
     )
 
 
 def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: float) -> str:
     """How often tests and intervals are wrong where the truth is known.
 
-    rates: of `helpers.simulate`, a row a procedure. likeness: correlation of questions on one image.
+    rates: of `helpers.simulate`, a row a procedure. likeness: correlation of the values on one image, as made up.
     """
     rows = rates.set_index("procedure").to_dict("index")
     said = {
@@ -135,11 +144,13 @@ def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: f
         if row["low"] > BANDS[row["kind"]][1] or row["high"] < BANDS[row["kind"]][0]
     ]  # fmt: skip
     verdict = (
-        f"Too often wrong: {', '.join(off)}" if off else "None of these is wrong more often than it should be"
+        f"Too often wrong: {', '.join(off)}"
+        if off
+        else "Within the error of the simulation all are as good as asked for here (single tests at most 7 %, after correction 5 %, intervals at least 92 %)"
     )
     return (
-        f"With no difference between families, on these {n:,} questions and {n_images:,} images (questions on one "
-        f"image alike by {likeness:.2f}), a single comparison of two families rejects in {said['pair']} of "
+        f"With no difference between families, on these {n:,} questions and {n_images:,} images (values on one image "
+        f"correlated by {likeness:.2f}, as in the head where they are most alike), a single comparison of two families rejects in {said['pair']} of "
         f"simulations (promised: 5 %), at equal length and patch count in {said['pair, adjusted']}. After correction "
         f"four heads yield any false finding in {said['any pair, Holm']} (Holm), and "
         f"{said['false among found, B-H']} of what is found is false (Benjamini-Hochberg). 95 % intervals hold a "
@@ -150,7 +161,8 @@ def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: f
 def describe_power(pairs: pd.DataFrame, level: float) -> str:
     """The smallest difference that could be seen, for the luckiest and the unluckiest pair of families.
 
-    pairs: with detectable (a share), size, p. level: what p has to be below. Empty where nothing was tested.
+    pairs: with detectable (a share), p, p_corrected. level: what p, not corrected, has to be below. Empty where
+    nothing was tested.
     """
     visible = pairs.dropna(subset=["detectable"]).groupby(["group_a", "group_b"], sort=False)
     visible = visible.agg(detectable=("detectable", "median"), n_a=("n_a", "first"), n_b=("n_b", "first"))
@@ -161,11 +173,16 @@ def describe_power(pairs: pd.DataFrame, level: float) -> str:
         for row in visible.sort_values("detectable").iloc[[0, -1]].itertuples()
     ]
     other = f", and {ends[1]} at the other end" if len(visible) > 1 else ""
-    n_tested, unseen = pairs["p"].count(), (pairs["size"] < pairs["detectable"]).sum()
+    n_tested, n_missed = pairs["p"].count(), (pairs["p_corrected"] >= 0.05).sum()
+    rest = "All measured differences are beyond chance."
+    if n_missed:
+        rest = (
+            f"{n_missed:,} of the {n_tested:,} measured differences {agree(n_missed, 'is', 'are')} not beyond "
+            "chance, which says little about differences below these sizes."
+        )
     return (
-        f"The smallest difference that a comparison here could see (80 % power, p below {level:.2g} after correction "
-        f"over {n_tested:,} tests; median over heads) is {ends[0]}{other}; {unseen:,} of the {n_tested:,} measured "
-        f"differences {agree(unseen, 'is smaller than its own', 'are smaller than theirs')}: not finding these says little."
+        f"The smallest difference that a comparison here could see (80 % power; to be found among these "
+        f"{n_tested:,} tests, p has to lie below {level:.2g}; median over heads) is {ends[0]}{other}. {rest}"
     )
 
 
@@ -241,9 +258,13 @@ def describe_answer(
         )
     late = ranks.iloc[0]
     if pd.notna(late["estimate"]):
-        ranking = "ranks" if late["low"] > 0 else "is not shown to rank"
+        ranking = "is not shown to go with"
+        if late["low"] > 0:
+            ranking = "goes with"
+        elif late["high"] < 0:
+            ranking = "goes against"
         text += (
-            f" The [CLS] share of the last layer {ranking} the families as the accuracy lost with another image does "
+            f" From family to family, the [CLS] share of the last layer {ranking} the accuracy lost with another image "
             f"(Spearman {say_number(late['estimate'], 2, True)} {say_interval(late, 2, True)}, "
             f"{late['n']} families)."
         )
@@ -251,7 +272,7 @@ def describe_answer(
         wrong, n_right = ", ".join(checks.loc[~checks["right"], "measure"]), checks["right"].sum()
         text += (
             f" Of {len(checks)} measures {n_right} {agree(n_right, 'tells', 'tell')} questions that need the image from controls "
-            f"that do not{f' (not: {wrong})' if wrong else ''}."
+            f"that do not{f' (not shown for: {wrong})' if wrong else ''}."
         )
     return text
 

@@ -30,7 +30,7 @@ def test_words_that_look_also_at_equal_place():
     against = make_words(0.09, 0.001, 0.12, 0.001)
     text = check_prose(findings.describe_words(against, against[:1], 0.71))
     assert (
-        "looks most at the image, also at equal place in the question, is noun: +9.0 points [+8.0, +10.0] in L2"
+        "function words of the same questions, as they stand and at equal place in the question, the highest is noun: +9.0 points [+8.0, +10.0] in L2"
         in text
     )
     assert "(n = 1,200 questions; at equal place +12.0 [+10.0, +14.0])" in text
@@ -42,7 +42,7 @@ def test_words_that_look_also_at_equal_place():
 def test_words_that_look_only_by_their_place_or_nobody_knows():
     against = make_words(0.09, 0.001, -0.02, 0.3)
     text = check_prose(findings.describe_words(against, against[:1], 0.71))
-    assert "looks most at the image is noun" in text
+    assert "function words of the same questions, the highest is noun" in text
     assert text.endswith("0 of 1 of these stay above.")
     against = make_words(0.09, 0.001)
     assert "whether by class or by place cannot be told." in check_prose(
@@ -55,6 +55,8 @@ def test_no_word_that_looks_and_too_few_questions():
     text = check_prose(findings.describe_words(against, against[:1], 0.71))
     assert text.startswith("No class of words can be shown")
     assert "equal place in the question" not in text
+    single = check_prose(findings.describe_words(against.assign(n=1), against.assign(n=1)[:1], 0.71))
+    assert "(n = 1 question)" in single
     untold = against.assign(p=np.nan, p_corrected=np.nan)
     assert "Not enough" in check_prose(findings.describe_words(untold, untold[:0], 0.71))
 
@@ -116,6 +118,9 @@ def test_ranks_agree_disagree_or_cannot_be_told():
     )
     assert "(in no way that can be told)" in text
     untold = ranks.assign(estimate=np.nan, n=0)
+    alike = check_prose(findings.describe_ranks(untold.assign(n=7), ["last"], asked, 7))
+    assert "in all of the 7 families" in alike
+    assert "Not enough" not in alike
     few = untold.assign(n=2)
     assert "of the 3 here 2 have so many" in check_prose(findings.describe_ranks(few, ["last"], asked, 3))
     assert "of the 3 here none has so many" in check_prose(

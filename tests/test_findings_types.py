@@ -86,7 +86,11 @@ def test_adjusted_differences_stay_or_not(verdicts, said):
     text = check_prose(findings.describe_adjusted(make_adjusted(verdicts), 900, 5, 7))
     assert said in text
     assert "changes by +5.0 points" in text
-    assert "within 5 of 7 families" in text
+    assert "within 5 of 7 families; for the rest" in text
+    every = check_prose(findings.describe_adjusted(make_adjusted(verdicts), 900, 7, 7))
+    assert every.endswith("Length varies within every family.")
+    none = check_prose(findings.describe_adjusted(make_adjusted(verdicts), 900, 0, 7))
+    assert none.endswith("Length varies within no family: the adjustment is for patch count alone.")
 
 
 def test_lengths_that_go_with_the_family_cannot_be_adjusted_for():
@@ -108,8 +112,8 @@ def make_rates(**changed) -> pd.DataFrame:
 def test_calibration_names_what_is_wrong_too_often():
     good = check_prose(findings.describe_calibration(make_rates(), 900, 300, 0.123))
     assert "rejects in 5.0 % [4.0, 6.0]" in good
-    assert "alike by 0.12" in good
-    assert good.endswith("None of these is wrong more often than it should be.")
+    assert "correlated by 0.12" in good
+    assert "all are as good as asked for here (single tests at most 7 %" in good
     rates = make_rates(
         **{"pair": 0.2, "mean of a family": 0.8, "any pair, Holm": 0.0}
     )  # Holm may be cautious
@@ -120,14 +124,16 @@ def test_calibration_names_what_is_wrong_too_often():
 
 def test_power_tells_the_best_and_the_worst_pair():
     pairs = pd.DataFrame(
-        [("what", "why", 0.02, 0.01, 0.5, 50, 60), ("what", "why", 0.04, 0.2, 0.01, 50, 60), ("what", "who", 0.1, 0.2, 0.01, 50, 9),
+        [("what", "why", 0.02, 0.5, 0.5, 50, 60), ("what", "why", 0.04, 0.01, 0.02, 50, 60), ("what", "who", 0.1, 0.01, 0.02, 50, 9),
          ("why", "who", np.nan, np.nan, np.nan, 60, 9)],
-        columns=["group_a", "group_b", "detectable", "size", "p", "n_a", "n_b"],
+        columns=["group_a", "group_b", "detectable", "p", "p_corrected", "n_a", "n_b"],
     )  # fmt: skip
     text = check_prose(findings.describe_power(pairs, 0.0123))
-    assert "p below 0.012 after correction over 3 tests" in text
+    assert "to be found among these 3 tests, p has to lie below 0.012;" in text
     assert "is 3.0 points between what and why (n = 50 and 60), and 10.0 points between what and who" in text
-    assert "1 of the 3 measured differences is smaller than its own" in text
+    assert "1 of the 3 measured differences is not beyond chance" in text
+    found = check_prose(findings.describe_power(pairs[1:], 0.05))
+    assert found.endswith("All measured differences are beyond chance.")
     assert "other end" not in check_prose(findings.describe_power(pairs[:2], 0.05))
     assert findings.describe_power(pairs[3:], 0.05) == ""
 
@@ -186,17 +192,21 @@ def test_the_answer_in_every_outcome():
     assert SAID_PAIR in text
     assert "1 of 2 pairwise differences stays" in text
     assert (
-        "ranks the families as the accuracy lost with another image does (Spearman +0.60 [+0.20, +0.90], 7"
+        "From family to family, the [CLS] share of the last layer goes with the accuracy lost with another image (Spearman +0.60 [+0.20, +0.90], 7"
         in text
     )
     assert "Of 2 measures 1 tells" in text
-    assert "(not: MM-SHAP)" in text
+    assert "(not shown for: MM-SHAP)" in text
+    opposite = RANKS.assign(estimate=-0.6, low=-0.9, high=-0.2)
+    assert "goes against the accuracy lost" in findings.describe_answer(
+        found, COUNTS, adjusted, opposite, checks
+    )
     few = COUNTS._replace(separating=3)
     unsure = RANKS.assign(low=-0.2)
     text = check_prose(findings.describe_answer(found, few, adjusted[:0], unsure, checks[:0]))
     assert text.startswith("In places")
     assert "cannot be told apart from the family" in text
-    assert "is not shown to rank" in text
+    assert "is not shown to go with the accuracy lost" in text
     assert "measures" not in text
     unknown = RANKS.assign(estimate=np.nan, low=np.nan, high=np.nan)
     text = check_prose(findings.describe_answer(NONE_FOUND, COUNTS, adjusted, unknown, checks[:0]))
