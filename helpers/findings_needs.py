@@ -136,11 +136,12 @@ def describe_ranks(ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFra
         )
     agreeing = (ranked["measure"].isin(shares) & (ranked["low"] > 0)).sum()
     sizes = asked[["image exchanged", "MM-SHAP"]].notna().sum()
+    untold = "".join(f"; {name} cannot be told" for name in ranks.loc[ranks["estimate"].isna(), "measure"])
     return (
         f"Of {len(shares)} shares of attention, {agreeing} can be shown to rank the families as the loss of the image "
         f"does. Over {told} families (n = {sizes['image exchanged']:,} questions, controls left out; MM-SHAP "
         f"{sizes['MM-SHAP']:,}), Spearman correlation with the accuracy lost when the image is exchanged: "
-        f"{'; '.join(map(_say_rank, ranked.to_dict('records')))}. 0 is no agreement; with {told} families even a large "
+        f"{'; '.join(map(_say_rank, ranked.to_dict('records')))}{untold}. 0 is no agreement; with {told} families even a large "
         "correlation says little about other families."
     )
 

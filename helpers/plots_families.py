@@ -29,6 +29,10 @@ FAMILY_STYLE = {  # a colour (mostly Okabe-Ito) and a marker, the same in every 
 }  # fmt: skip
 EMPTY = "#EFEFEF"  # cells in which nothing was found; those not tested are hatched as well
 TOO_FEW = "not enough questions to tell"
+VERDICTS = {  # of a difference, raw and adjusted; colour and marker
+    "survives": (IMAGE_COLOR, "s"), "does not survive": (TEXT_COLOR, "o"),
+    "only when adjusted": ("#009E73", "^"), "never beyond chance": (GREY, "."),
+}  # fmt: skip
 
 
 def style_family(name: str) -> tuple[str, str]:
@@ -198,10 +202,10 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame):
 def plot_adjustment(table: pd.DataFrame):
     """Differences between families, raw against adjusted for question length and patch count: a point a head and pair.
 
-    table: query, difference, adjusted, verdict (a short text, a colour each, in order of appearance).
+    table: query, difference, adjusted, verdict (one of VERDICTS).
     """
-    queries, verdicts = list(table["query"].unique()), list(table["verdict"].unique())
-    looks = [(TEXT_COLOR, "o"), (IMAGE_COLOR, "s"), ("#009E73", "^"), (GREY, ".")]
+    queries = list(table["query"].unique())
+    verdicts = {name: look for name, look in VERDICTS.items() if (table["verdict"] == name).any()}
     drawn = table.dropna(subset=["difference", "adjusted"])
     reach = 105 * max(0.01, drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0)
     with figure_style():
@@ -211,7 +215,7 @@ def plot_adjustment(table: pd.DataFrame):
             axes[0, 0].axis("off")
         for axis, query in zip(axes.flat, queries, strict=False):
             axis.plot([-reach, reach], [-reach, reach], color=GREY, linestyle="--", linewidth=1)
-            for verdict, (color, marker) in zip(verdicts, looks * len(verdicts), strict=False):
+            for verdict, (color, marker) in verdicts.items():
                 rows = drawn[(drawn["query"] == query) & (drawn["verdict"] == verdict)]
                 axis.scatter(100 * rows["difference"], 100 * rows["adjusted"], color=color, marker=marker, s=16,
                              alpha=0.6, linewidths=0, label=verdict)  # fmt: skip

@@ -117,6 +117,10 @@ def test_ranks_agree_disagree_or_cannot_be_told():
         in text
     )
     assert "(in no way that can be told)" in text
+    part = ranks.assign(estimate=[0.6, -0.5, np.nan])
+    assert "; MM-SHAP cannot be told. 0 is" in check_prose(
+        findings.describe_ranks(part, ["last", "all"], asked, 7)
+    )
     untold = ranks.assign(estimate=np.nan, n=0)
     alike = check_prose(findings.describe_ranks(untold.assign(n=7), ["last"], asked, 7))
     assert "in all of the 7 families" in alike

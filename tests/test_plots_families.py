@@ -243,6 +243,10 @@ def test_adjustment_draws_a_point_a_pair():
     colors = [to_hex(dots.get_facecolor()[0]) for dots in cls.collections if len(dots.get_offsets())]
     assert len(set(colors)) == 2
     assert read_legend(figure.legends[0]) == ["survives", "does not survive", "never beyond chance"]
+    alone = plots.plot_adjustment(
+        table[table["verdict"] == "does not survive"]
+    )  # looks the same in every run
+    assert to_hex(alone.axes[0].collections[0].get_facecolor()[0]) == colors[1]
     for axis in figure.axes:
         low, high = axis.get_xlim()
         assert low == -high
