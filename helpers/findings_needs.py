@@ -156,20 +156,24 @@ def _say_rank(row: Row) -> str:
     return f"{row['measure']} {found} ({verdict})"
 
 
-def describe_needs(checks: pd.DataFrame, costs: Sequence[Row], losses: Sequence[str]) -> str:
+def describe_needs(
+    checks: pd.DataFrame, costs: Sequence[Row], losses: Sequence[str], untold: Sequence[str] = ()
+) -> str:
     """Which measures tell questions that need the image from controls that do not.
 
     checks: a row a measure with its difference at equal family and its AUC, both with intervals, and right.
-    costs: points lost with another image by needing questions, and by controls.
+    costs: points lost with another image by needing questions, and by controls. untold: measures without a row.
     """
     if checks.empty:
         return "Not enough questions to tell: too few words-only controls, or too few other questions of the same families."
     needing, control = (f"{row['estimate']:.1f} points {say_interval(row)}" for row in costs)
     said = [_say_check(row, row["measure"] in losses) for row in checks.to_dict("records")]
+    said += [f"{measure}: not enough questions to tell" for measure in untold]
     return (
         f"Exchanging the image costs the questions that need it {needing} (n = {costs[0]['n']:,}) of VQA accuracy, and "
         f"words-only controls of the same families {control} (n = {costs[1]['n']:,}). Needing minus control at equal "
-        "family (0: no difference), and how often the needing question of a pair has the larger value (0.5: chance): "
+        "family (0: no difference), and how often the needing question of a pair has the larger value (0.5: chance), "
+        "with 95 % intervals for each measure alone: "
         f"{'; '.join(said)}."
     )
 

@@ -198,6 +198,7 @@ def mm_shap(
     return pd.DataFrame(rows)
 
 
+@torch.no_grad()
 def play_coalitions(
     model: nn.Module, inputs: dict[str, Tensor], blocks: np.ndarray, batch_size: int, coalitions: np.ndarray
 ) -> np.ndarray:

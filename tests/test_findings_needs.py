@@ -149,4 +149,6 @@ def test_measures_get_the_truth_right_wrong_or_cannot_tell():
         in text
     )
     assert text.endswith("cannot tell.")
+    text = check_prose(findings.describe_needs(checks[:1], costs, [], ["MM-SHAP"]))
+    assert text.endswith("right; MM-SHAP: not enough questions to tell.")
     assert "Not enough" in check_prose(findings.describe_needs(checks[:0], costs, []))
