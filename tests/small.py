@@ -1,4 +1,4 @@
-"""Questions about noise: enough for a small random ViLT to tell one from another."""
+"""Noise questions for a small random ViLT, and a small study that is fine-tuned: what several tests begin with."""
 
 import itertools
 
@@ -6,7 +6,9 @@ import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from helpers import finetune, prepare
 from helpers.encode import EncodedQuestions
+from helpers.study import Study
 
 ANSWERS = ["yes", "no", "red", "blue", "2", "3", "left", "dog"]
 QUESTIONS = ["what?", "is it red?", "how many dogs are left?", "what color is the dog on the left?"]
@@ -29,3 +31,12 @@ def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
                          "question": Value("string"), "family": Value("string"),
                          "answers": List(Value("string"))})  # fmt: skip
     return EncodedQuestions(Dataset.from_list(rows, features=features), processor, answers)
+
+
+def train_small(phantom_root, runs, **settings) -> Study:
+    """A study of the small phantom, on the CPU, prepared and fine-tuned for one epoch."""
+    own = {"data_root": str(phantom_root), "runs_root": str(runs), "run_name": "test", "device": "cpu"}
+    study = Study.load("phantom", **own, epochs=1, **settings)
+    prepare.prepare_dataset(study)
+    finetune.finetune(study, prepare.load_dataset(study))
+    return study

@@ -4,21 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from small import train_small
 
 from helpers import ablate, finetune, interventions, measure, prepare
-from helpers.study import Study
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, phantom_root):
-    runs = str(tmp_path_factory.mktemp("runs"))
-    settings = {"data_root": str(phantom_root), "runs_root": runs, "run_name": "test", "device": "cpu"}
-    study = Study.load(
-        "phantom", epochs=1, shard_size=30, extract_batch_size=16, ablation_questions=70, **settings
+    return train_small(
+        phantom_root,
+        tmp_path_factory.mktemp("runs"),
+        shard_size=30,
+        extract_batch_size=16,
+        ablation_questions=70,
     )
-    prepare.prepare_dataset(study)
-    finetune.finetune(study, prepare.load_dataset(study))
-    return study
 
 
 @pytest.fixture(scope="module")

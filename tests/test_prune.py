@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from small import train_small
 
 from helpers import finetune, lighten, prepare, prune
 from helpers.ablate import ablate_heads, mean_contexts
 from helpers.attention import attention_split
 from helpers.extract import extract_attention, read_attention
 from helpers.stats import bootstrap_mean
-from helpers.study import Study
 from helpers.vilt import forward_raster, fused_attention, load_vilt, predict
 from helpers.vqa import vqa_accuracy
 
@@ -346,14 +346,13 @@ def test_losses_equal_those_of_cut_models(vilt, encoded):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, phantom_root):
-    runs = str(tmp_path_factory.mktemp("runs"))
-    own = {"data_root": str(phantom_root), "runs_root": runs, "run_name": "test", "device": "cpu"}
-    study = Study.load(
-        "phantom", epochs=1, shard_size=20, extract_batch_size=16, ablation_questions=30, **own
+    return train_small(
+        phantom_root,
+        tmp_path_factory.mktemp("runs"),
+        shard_size=20,
+        extract_batch_size=16,
+        ablation_questions=30,
     )
-    prepare.prepare_dataset(study)
-    finetune.finetune(study, prepare.load_dataset(study))
-    return study
 
 
 def test_spare_heads_are_measured_on_training_questions(study):

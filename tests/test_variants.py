@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from small import train_small
 
 from helpers import finetune, measure, prepare, variants
-from helpers.study import Study
 from helpers.vilt import load_vilt
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, phantom_root):
-    runs = str(tmp_path_factory.mktemp("runs"))
-    settings = {"data_root": str(phantom_root), "runs_root": runs, "run_name": "test", "device": "cpu"}
-    study = Study.load("phantom", epochs=1, extract_batch_size=32, **settings)
-    prepare.prepare_dataset(study)
-    finetune.finetune(study, prepare.load_dataset(study))
-    return study
+    return train_small(phantom_root, tmp_path_factory.mktemp("runs"), extract_batch_size=32)
 
 
 def test_both_variants_answer_the_same_questions_by_other_weights(study):
