@@ -158,7 +158,7 @@ def describe_importance(foretold: dict[str, Row] | None, n_heads: int, n: int) -
         by_gradient = f"that {by_gradient} is not shown"
     return (
         f"Over {n_heads} heads, the accuracy lost without a head has rank correlation {quoted[0]} with the excess image "
-        f"share of [CLS], {quoted[1]} with that of the words, {quoted[2]} with the number of the layer alone, and "
+        f"share of [CLS], {quoted[1]} with that of the words (without the last layer's), {quoted[2]} with the number of the layer alone, and "
         f"{quoted[3]} with the gradient (n = {n:,} questions): {verdict}; {by_gradient}."
     )
 

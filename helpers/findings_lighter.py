@@ -31,6 +31,7 @@ class Lightest(NamedTuple):
 
     name: str  # "whole" if there is none
     n_models: int  # candidates, the whole one among them
+    n_choosing: int  # questions that it was chosen on
     fewer: float  # percent of the parameters that it does without
     change: dict  # points of accuracy, by the judges: estimate, low, high
     tolerance: float  # points that it may lose
@@ -217,7 +218,7 @@ def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] |
     if not judges.can_tell():
         return f"Not enough questions to tell whether any lighter model answers as well ({judges}); the whole model stays."
     if found.name == "whole":
-        text = f"{_say_none(found, judges)}: here nothing can be spared."
+        text = f"N{_say_none(found)}: here nothing can be spared."
     else:
         holds = {
             "confirmed": "confirms",
@@ -252,10 +253,10 @@ def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] |
     )
 
 
-def _say_none(found: Lightest, judges: Judges) -> str:
+def _say_none(found: Lightest) -> str:
     return (
-        f"None of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} of the whole one with "
-        f"fewer parameters ({judges})"
+        f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} of the whole one with "
+        f"fewer parameters (n = {found.n_choosing:,} questions that choose)"
     )
 
 
@@ -267,7 +268,7 @@ def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.D
     if not judges.can_tell():
         text = f"There are not enough questions to tell whether a lighter model answers as well ({judges})."
     elif found.name == "whole":
-        text = f"Not here: {_say_none(found, judges).replace('None', 'none', 1)}."
+        text = f"Not here: n{_say_none(found)}."
     else:
         text = (
             f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and scores {found.say_change()} against "

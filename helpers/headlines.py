@@ -79,6 +79,8 @@ def find_text_share(study: Study) -> Headline | None:
     shares = pd.read_parquet(path, columns=["question", "text_share"])  # question: row of the validation part
     images = predictions["image_id"].to_numpy()[shares["question"]]
     interval = stats.bootstrap_mean(shares["text_share"], images, study.bootstrap_draws, study.seed)
+    if not stats.enough(interval.n, interval.n_clusters):
+        interval = interval._replace(estimate=np.nan, low=np.nan, high=np.nan)
     detail = "the image has the rest"
     return _take(interval._asdict(), "text_share", "textual share (MM-SHAP)", detail, "%", scale=100)
 

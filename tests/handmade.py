@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 
 from helpers.study import Study, save_table
@@ -21,7 +22,7 @@ def make_run(folder, name="test", seed=3, accuracy=0.5, **settings) -> Study:
 
 
 def write_answers(study: Study, accuracy: float) -> None:
-    """Notebook 02: all questions and one family; four scored questions about two images."""
+    """Notebook 02: all questions and one family; 12 scored questions about six images."""
     rows = [
         ("all", "ViLT", accuracy, 0.4, 0.625, 40, 20),
         ("what", "ViLT", 0.9, 0.8, 1.0, 10, 5),
@@ -29,7 +30,9 @@ def write_answers(study: Study, accuracy: float) -> None:
         ("all", "words only", 0.375, 0.3, 0.45, 40, 20),
     ]
     save_table(study, "02_accuracy", pd.DataFrame(rows, columns=["family", "answerer", "estimate", "low", "high", "n", "images"]))  # fmt: skip
-    scored = pd.DataFrame({"question_id": range(4), "image_id": [7, 7, 8, 8], "accuracy": [1.0, 0.5, 0, 1]})
+    scored = pd.DataFrame(
+        {"question_id": range(12), "image_id": np.repeat(range(6), 2), "accuracy": [1.0, 0.5] * 6}
+    )
     save_table(study, "02_predictions", scored)
 
 
@@ -51,7 +54,7 @@ def write_attention(study: Study) -> None:
     omnibus = pd.DataFrame({"layer": [0, 0, 1, 1], "head": 0, "query": ["[CLS]", "words"] * 2,
                             "p_corrected": [0.01, 0.2, 0.049, None], "n": 40, "n_clusters": 20})  # fmt: skip
     save_table(study, "04_omnibus", omnibus)
-    shares = pd.DataFrame({"question": [0, 1, 3], "text_share": [0.5, 0.7, 0.9]})
+    shares = pd.DataFrame({"question": range(10), "text_share": [0.5, 0.9] * 5})
     shares.to_parquet(study.folder("modality") / "shapley.parquet")
 
 

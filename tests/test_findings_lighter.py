@@ -170,7 +170,9 @@ def test_lower_precisions():
 
 
 def make_found(change: float, name: str = "4 heads cut", half: float = 0.5) -> findings.Lightest:
-    return findings.Lightest(name, 7, 6.4, span(change, half), 1.0, {1: {**FAST, "faster": 1.2}, 32: FAST})
+    return findings.Lightest(
+        name, 7, 1600, 6.4, span(change, half), 1.0, {1: {**FAST, "faster": 1.2}, 32: FAST}
+    )
 
 
 QUICK = {"model": "L2 left out", "faster": 1.27, "low": 1.24, "high": 1.3, "change": span(-7.9)}
@@ -224,7 +226,7 @@ def test_no_lighter_model_and_too_few_questions():
     none = make_found(0.0, "whole")
     text = check_prose(findings.describe_lightest(none, MANY, None, QUICK))
     assert text.startswith(
-        "None of 6 other models stays within 1 point of the whole one with fewer parameters (n = 1,648"
+        "None of 6 other models stays within 1 point of the whole one with fewer parameters (n = 1,600"
     )
     text = check_prose(findings.describe_answer(none, MANY, 98.8, make_halfway(), BASE))
     assert text.startswith("Not here: none of 6 other models stays")

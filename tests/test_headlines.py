@@ -46,7 +46,7 @@ def test_every_headline_is_the_number_in_the_tables(study):
         found = read(study, name)
         np.testing.assert_allclose((found.value, found.low, found.high, found.n), values, err_msg=name)
     assert read(study, "text_share").value == pytest.approx(70)
-    assert read(study, "text_share").n_clusters == 2  # questions 0 and 1 are about one image
+    assert read(study, "text_share").n_clusters == 5  # ten questions, two about each image
     assert "L1H0" in read(study, "costliest").detail
     judged = "“light”; -1.5 points [-2.0, 0.2] on the images that it was not chosen on"
     assert read(study, "removed").detail == judged
@@ -124,3 +124,11 @@ def test_sizes_in_words():
 def test_a_table_that_is_missing_is_none(study):
     assert read_table(study, "99_none") is None
     assert isinstance(read_table(study, "02_accuracy"), pd.DataFrame)
+
+
+def test_a_text_share_of_too_few_questions_is_not_told(study):
+    few = pd.DataFrame({"question": [0, 1, 3], "text_share": [0.5, 0.7, 0.9]})
+    few.to_parquet(study.run_dir / "modality" / "shapley.parquet")
+    found = read(study, "text_share")
+    assert np.isnan([found.value, found.low, found.high]).all()
+    assert (found.n, found.n_clusters) == (3, 2)

@@ -111,7 +111,7 @@ def test_the_summary_quotes_the_headlines_and_what_is_missing(study):
     ):
         assert part in text
     assert "a VQA accuracy of 50.0 % [40.0, 62.5] (n = 40 questions about 20 images)." in text
-    assert "contribute 70.0 % [60.0, 90.0] to an answer (n = 3)." in text
+    assert "contribute 70.0 % [70.0, 70.0] to an answer (n = 10)." in text
     assert text.endswith("(run test, seed 3).")
     assert "lightest" not in text
 
