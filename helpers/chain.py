@@ -288,7 +288,7 @@ def run_command(settings: dict, runs: list[str]) -> None:
     run_chain(study, parameters, print)
     for name, text in read_findings(study).items():
         if name.endswith(f".{ANSWER}"):
-            print(f"{name[:2]}: {text}")
+            print(f"{name[:2]}: {text.replace('**', '')}")  # no Markdown in a terminal
     print(f"read them: {study.run_dir / PAGES[0]}, {PAGES[1]} and notebooks/ beside it")
 
 

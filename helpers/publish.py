@@ -136,7 +136,8 @@ def read_opening(block: Block) -> tuple[str, str]:
         raise ValueError("the notebook's first cell has no title (# ...)")
     soup.h1.string = re.sub(r"^\d\d · ", "", soup.h1.get_text())
     answer = next((p for p in soup.find_all("p") if p.get_text().startswith("Answer")), "")
-    return f"{soup.h1}\n{answer}", soup.h1.get_text()
+    by_topic = str(answer).replace(" <strong>", "<br>\n<strong>")  # what is bold begins a line
+    return f"{soup.h1}\n{by_topic}", soup.h1.get_text()
 
 
 def join_sections(blocks: list[Block]) -> tuple[str, str]:

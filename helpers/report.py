@@ -51,12 +51,12 @@ PARTS = {
 
 CLAUSES = {  # of the report's answer, by headline: its value, its detail
     "accuracy": "{1} reaches a VQA accuracy of {0}.",
-    "excess": "Layers: in the last one, [CLS]'s share on the image differs from uniform attention by {0}.",
-    "telling": "Question types: attention to the image differs between them in {0} of heads and queries.",
+    "excess": "**Layers.** In the last one, [CLS]'s share on the image differs from uniform attention by {0}.",
+    "telling": "**Question types.** Attention to the image differs between them in {0} of heads and queries.",
     "text_share": "By MM-SHAP, words contribute {0} to an answer.",
-    "roles": "Heads: a role is found in {0}.",
+    "roles": "**Heads.** A role is found in {0}.",
     "costliest": "The costliest ({1}) takes {0} of accuracy with it.",
-    "removed": "Optimising: the lightest model within the tolerance does without {0} of the heads ({1}).",
+    "removed": "**Optimising.** The lightest model within the tolerance does without {0} of the heads ({1}).",
     "speed": "It is {0} as the whole one ({1}).",
 }
 
@@ -148,7 +148,7 @@ def summarise(study: Study) -> str:
         if not (heavy and headline.name in PARTS["optimise"].headlines)
     ]
     if heavy:
-        said.append("Optimising: no model with fewer heads stays within the tolerance.")
+        said.append("**Optimising.** No model with fewer heads stays within the tolerance.")
     if untold := [headline.label for headline in found if isnan(headline.value)]:
         said.append(f"Not enough questions to tell: {'; '.join(untold)}.")
     if missing := list_missing(study):

@@ -20,7 +20,7 @@ OPENING = """# 07 · What *is* it?
 
 [![badge](https://example.org/badge.svg)](https://example.org) [index](../README.md)
 
-**Answer.** <!--answer-->42 % [40, 44]<!--/answer-->
+**Answer.** <!--answer-->42 % [40, 44]. **Layers.** Four.<!--/answer-->
 
 **You will learn**
 - nothing"""
@@ -88,6 +88,12 @@ def test_the_report_has_a_title_an_answer_and_a_table_of_contents(pages):
     report = read(pages[0])
     assert report.title.get_text() == "What is it?"
     assert texts(report, "header h1") == ["What is it?"]
+    assert [line.strip() for line in report.header.p.get_text("\n").split("\n") if line.strip()] == [
+        "Answer.", "42 % [40, 44].", "Layers.", "Four.",
+    ]  # fmt: skip
+    assert [str(line.find_next_sibling("strong")) for line in report.header.select("br")] == [
+        "<strong>Layers.</strong>"
+    ]
     assert "42 % [40, 44]" in report.header.get_text()
     assert "You will learn" not in report.get_text()
     assert "run run · seed 0" in report.header.get_text()

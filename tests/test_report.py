@@ -127,7 +127,7 @@ def test_the_summary_where_no_lighter_model_will_do(tmp_path):
     candidates = read_table(study, "06_candidates").assign(chosen=[True, False])
     save_table(study, "06_candidates", candidates)
     text = summarise(study)
-    assert "no model with fewer heads stays within the tolerance" in text
+    assert "**Optimising.** No model with fewer heads stays within the tolerance" in text
     assert "times as fast" not in text
 
 
