@@ -1,6 +1,6 @@
-"""Sentences of notebook 05 about causes: what removals cost, what foretells it, what carries an answer; its answer.
+"""Sentences of notebook 05 about causes: what removals cost, what foretells it, what carries an answer.
 
-As in `helpers.findings_roles`: tables in, text out, true for either outcome.
+Its answer too. As in `helpers.findings_roles`: tables in, text out, true for either outcome.
 """
 
 from typing import NamedTuple
@@ -27,11 +27,15 @@ class Asked(NamedTuple):
 
 
 class Special(NamedTuple):
-    """The head whose removal costs one family most beyond the next: its name, and its effects on these two."""
+    """The head whose removal costs one family most beyond the next: its name, and its effects on the two."""
 
     name: str
     first: dict
     second: dict
+
+    def leads(self) -> bool:
+        """Whether it costs the first family anything, and more than the second."""
+        return self.first["drop"] > max(self.second["drop"], 0)
 
 
 def describe_ablation(overall: pd.DataFrame, asked: Asked, alike: Row) -> str:
@@ -41,9 +45,11 @@ def describe_ablation(overall: pd.DataFrame, asked: Asked, alike: Row) -> str:
     zero- and mean-ablation.
     """
     cheap, better = overall[overall["drop"] < 1], overall[overall["significant"] & (overall["drop"] < 0)]
-    sure = (
-        cheap["high"].clip(lower=300 / asked.n) < 1
-    ).sum()  # where no answer changes, 3 / n cannot be excluded
+    by_interval = cheap["high"].clip(lower=300 / asked.n) < 1  # if no answer changes, up to 3 / n may have
+    few = "Removing any of them costs at least 1 point in the estimate"
+    if len(cheap):
+        few = f"Removing {len(cheap)} of them costs less than 1 point in the estimate, "
+        few += f"{by_interval.sum()} by the whole interval"
     top, most = overall.iloc[0], "none costs anything"
     if top["drop"] > 0.05:
         doubt = " (not significant after correction)" if top["told"] else " (not enough questions to tell)"
@@ -55,39 +61,43 @@ def describe_ablation(overall: pd.DataFrame, asked: Asked, alike: Row) -> str:
         found = f"{say_number(alike['estimate'], 2)} {say_interval(alike, 2)}"
         ranks = f" Put to their mean instead, heads rank by cost with correlation {found} to zero."
     return (
-        f"Intact, the model scores {asked.say_intact()} on {count_of(asked.n, 'question')} about {count_of(asked.n_images, 'image')}. Of "
-        f"its {asked.n_heads} heads, one at a time put to zero, {most}. Removing {len(cheap)} of them costs less than 1 "
-        f"point in the estimate, {sure} by the whole interval; {helps or 'that any removal helps is not shown'}.{ranks}"
+        f"Intact, the model scores {asked.say_intact()} on {count_of(asked.n, 'question')} about "
+        f"{count_of(asked.n_images, 'image')}. Of its {asked.n_heads} heads, one at a time put to zero, "
+        f"{most}. {few}; {helps or 'that any removal helps is not shown'}.{ranks}"
     )
 
 
 def find_special(told: pd.DataFrame) -> Special | None:
     """The head that serves one family most before any other; None with fewer than two families.
 
-    told: effects of zero-ablation on families with enough questions.
+    told: effects of zero-ablation on families with enough questions. A gain counts as no loss: who loses
+    nothing is not served.
     """
     wide = told[told["family"] != "all"].pivot_table(index="name", columns="family", values="drop")
     if wide.shape[1] < 2:
         return None
-    ordered = np.sort(wide, axis=1)
+    ordered = np.sort(wide.clip(lower=0), axis=1)
     name = wide.index[(ordered[:, -1] - ordered[:, -2]).argmax()]
     return Special(name, *told[told["name"] == name].nlargest(2, "drop").to_dict("records"))
 
 
 def describe_special(special: Special | None) -> str:
-    """Which family is lost without the most specific head, and that the others are not."""
+    """Which family is lost without the most specific head, and that the others are not.
+
+    Also where no family loses more than the next, where that is not significant, and with fewer than two.
+    """
     if special is None:
-        return "Fewer than two families have 10 questions on 5 images: not enough questions to tell whom a head serves."
+        few = "Fewer than two families have 10 questions on 5 images"
+        return f"{few}: not enough questions to tell whom a head serves."
+    if not special.leads():
+        return "No head's removal costs one family of questions more accuracy than the next, in the estimate."
     name, first, second = special
-    doubt = (
-        ""
-        if first["significant"]
-        else "; this is not significant after correction over all heads and families"
-    )
+    doubt = "; this is not significant after correction over all heads and families"
     return (
-        f"The most specific head is {name}: without it “{first['family']}” questions lose {first['drop']:.1f} points "
-        f"{say_interval(first)} (n = {first['n']:,}), and no other family more than {max(second['drop'], 0):.1f} "
-        f"(“{second['family']}” {say_interval(second)}, n = {second['n']:,}){doubt}."
+        f"The most specific head is {name}: without it “{first['family']}” questions lose "
+        f"{first['drop']:.1f} points {say_interval(first)} (n = {first['n']:,}), and no other family more "
+        f"than {max(second['drop'], 0):.1f} (“{second['family']}” {say_interval(second)}, "
+        f"n = {second['n']:,}){'' if first['significant'] else doubt}."
     )
 
 
@@ -101,7 +111,9 @@ def describe_layers(whole: pd.DataFrame, joint: pd.DataFrame, asked: Asked) -> s
         few = f"{count_of(asked.n, 'question')} {agree(asked.n, 'is', 'are')}"
         return f"{few} not enough to tell what a layer's removal costs."
     high, low = whole["drop"].idxmax(), whole["drop"].idxmin()
-    said = [f"L{at}: {whole['drop'][at]:.1f} points {say_interval(whole.loc[at])}" for at in (high, low)]
+    said = [
+        f"L{at}: {say_number(whole['drop'][at])} points {say_interval(whole.loc[at])}" for at in (high, low)
+    ]
     free = [f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)]
     shown = "Every layer's removal costs accuracy beyond chance."
     if len(free) == len(whole):
@@ -113,12 +125,12 @@ def describe_layers(whole: pd.DataFrame, joint: pd.DataFrame, asked: Asked) -> s
     if len(gaps):
         gap = gaps.loc[gaps["estimate"].idxmax()]
         joined = (
-            f"All heads of L{gap['layer']:.0f} together cost {gap['estimate']:.1f} points {say_interval(gap)} more than "
-            "one by one in sum: they stand in for each other."
+            f"All heads of L{gap['layer']:.0f} together cost {gap['estimate']:.1f} points "
+            f"{say_interval(gap)} more than one by one in sum: they stand in for each other."
         )
     return (
-        f"Left out, the costliest layer is {said[0]}, the cheapest {said[1]} (n = {asked.n:,} questions; intact "
-        f"{asked.say_intact()}). {shown} {joined}"
+        f"Left out, the costliest layer is {said[0]}, the cheapest {said[1]} (n = {asked.n:,} questions; "
+        f"intact {asked.say_intact()}). {shown} {joined}"
     )
 
 
@@ -142,8 +154,8 @@ def describe_importance(foretold: dict[str, Row] | None, n_heads: int, n: int) -
     """
     if foretold is None:
         return (
-            f"No head's removal has an effect that can be told from nothing with {count_of(n, 'question')}, so there is no "
-            "importance to predict."
+            f"No head's removal has an effect that can be told from nothing with {count_of(n, 'question')}, "
+            "so there is no importance to predict."
         )
     quoted = [_say_correlation(foretold[name]) for name in (*LOOKING, "number of the layer", "gradient")]
     more = any(foretold[name]["low"] > 0 for name in LOOKING)
@@ -170,38 +182,36 @@ def _say_correlation(row: Row) -> str:
 def describe_patching(carriers: pd.DataFrame | None, agreement: pd.DataFrame | None, n_pairs: int) -> str:
     """Which heads carry what differs between two images, and whether those are the needed ones.
 
-    carriers: a row a family and head with share (percent of the change), the interval and significant; None: too
-    few pairs. agreement: of `importance.rank_measures`; None where no removal has an effect that can be told from nothing.
+    carriers: a row a family and head with share (percent of the change), the interval and significant; None:
+    too few pairs. agreement: of `importance.rank_measures`; None where no removal can be told from nothing.
     """
     if carriers is None:
-        return (
-            f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs, 'is', 'are')} not enough to tell "
-            "which heads carry an answer."
-        )
+        few = f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs, 'is', 'are')}"
+        return f"{few} not enough to tell which heads carry an answer."
     moving = carriers[carriers["family"] == "all"]
     beyond = carriers[carriers["significant"] & (carriers["share"] > 0)]
-    sure, own = (
-        beyond[beyond["family"] == "all"],
-        beyond[beyond["family"] != "all"].nlargest(1, "share").to_dict("records"),
-    )
+    sure, own = beyond[beyond["family"] == "all"], beyond[beyond["family"] != "all"].nlargest(1, "share")
     strong = (sure if len(sure) else moving).nlargest(1, "share").iloc[0]
     mostly = "".join(
-        f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {row['share']:.0f} % {say_interval(row, 0)}"
-        for row in own
+        f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_share(row)}"
+        for row in own.to_dict("records")
     )
     related = "" if agreement is None else _say_needed(agreement)
-    largest = f"{strong['share']:.0f} % {say_interval(strong, 0)}"
+    part = "part of the change from one image's answer to another's"
+    pairs = f"n = {n_pairs:,} pairs of questions in the same words"
     if sure.empty:
         return (
-            f"That any of {len(moving)} heads carries part of the change from one image's answer to another's is not shown "
-            f"(n = {n_pairs:,} pairs of questions in the same words); the largest estimate is {strong['name']}'s: "
-            f"{largest}.{related}"
+            f"That any of {len(moving)} heads carries {part} is not shown ({pairs}); the "
+            f"largest estimate is {strong['name']}'s: {_say_share(strong)}.{related}"
         )
     return (
-        f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} part of the change from one image's "
-        f"answer to another's (n = {n_pairs:,} pairs of questions in the same words), most of all {strong['name']}: "
-        f"{largest}{mostly}.{related}"
+        f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} {part} ({pairs}), most "
+        f"of all {strong['name']}: {_say_share(strong)}{mostly}.{related}"
     )
+
+
+def _say_share(row: Row) -> str:
+    return f"{say_number(row['share'], 0)} % {say_interval(row, 0)}"
 
 
 def _say_needed(agreement: pd.DataFrame) -> str:
@@ -210,9 +220,10 @@ def _say_needed(agreement: pd.DataFrame) -> str:
     if np.isnan(costly["correlation"]):
         return ""
     same = "go together" if costly["low"] > 0 else "are not shown to go together"
+    same = "go against each other" if costly["high"] < 0 else same
     return (
-        f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal costs: to be needed and to "
-        f"carry what differs between images {same}."
+        f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal costs: to be "
+        f"needed and to carry what differs between images {same}."
     )
 
 
@@ -220,7 +231,7 @@ def describe_answer(
     scores: pd.DataFrame, overall: pd.DataFrame, asked: Asked, special: Special | None,
     foretold: dict[str, Row] | None, carriers: pd.DataFrame | None,
 ) -> str:  # fmt: skip
-    """The notebook's answer, from the same facts as the findings above: roles, costs, who is served, what foretells."""
+    """The notebook's answer, from the facts of the findings: roles, costs, who is served, what foretells."""
     parts = [
         f"{summarise_roles(scores)}; {_answer_costs(overall, asked)} (n = {asked.n:,} questions).",
         _answer_special(special),
@@ -237,19 +248,20 @@ def _answer_costs(overall: pd.DataFrame, asked: Asked) -> str:
     if sure.empty:
         return "that removing any one head costs accuracy is not shown"
     top = sure.iloc[0]
+    cheap = f"{n_cheap or 'none'} {agree(n_cheap or 1, 'is', 'are')}"
     return (
-        f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} ({top['name']}; intact: "
-        f"{asked.say_intact()}), while {n_cheap} {agree(n_cheap, 'is', 'are')} estimated to cost less than 1"
+        f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} ({top['name']}; "
+        f"intact: {asked.say_intact()}), while {cheap} estimated to cost less than 1"
     )
 
 
 def _answer_special(special: Special | None) -> str:
-    if special is None or not special.first["significant"]:
+    if special is None or not (special.first["significant"] and special.leads()):
         return ""
     name, first, second = special
     return (
-        f"The most specific is {name}: without it “{first['family']}” questions lose {first['drop']:.1f} points "
-        f"{say_interval(first)}, no other family more than {max(second['drop'], 0):.1f}."
+        f"The most specific is {name}: without it “{first['family']}” questions lose {first['drop']:.1f} "
+        f"points {say_interval(first)}, no other family more than {max(second['drop'], 0):.1f}."
     )
 
 
@@ -261,11 +273,14 @@ def _answer_foretold(foretold: dict[str, Row] | None) -> str:
     looks = "[CLS]'s attention to the image"
     also = {
         (True, True): f"{looks} does too", (True, False): f"{looks} is not shown to",
-        (False, True): f"{looks} does", (False, False): f"nor is {looks}",
+        (False, True): f"but {looks} does", (False, False): f"nor is {looks}",
     }[by_gradient, by_looking]  # fmt: skip
+    if looking["high"] < 0:
+        also = f"{'and' if by_gradient else 'but'} heads whose [CLS] attends more to the image cost less"
+    foretells = "foretells" if by_gradient else "is not shown to foretell"
     return (
-        f"The gradient {'foretells' if by_gradient else 'is not shown to foretell'} what a head's removal costs (rank "
-        f"correlation {_say_correlation(grad)}), {also} ({_say_correlation(looking)})."
+        f"The gradient {foretells} what a head's removal costs (rank correlation "
+        f"{_say_correlation(grad)}), {also} ({_say_correlation(looking)})."
     )
 
 
@@ -276,7 +291,5 @@ def _answer_carried(carriers: pd.DataFrame | None) -> str:
     strong = moving.loc[moving["share"].idxmax()]
     if not (strong["significant"] and strong["share"] > 0):
         return ""
-    return (
-        f"Between images, {strong['name']} carries more of the answer than any other head: {strong['share']:.0f} % "
-        f"{say_interval(strong, 0)}."
-    )
+    most = "carries more of the answer than any other head"
+    return f"Between images, {strong['name']} {most}: {_say_share(strong)}."

@@ -48,6 +48,11 @@ def test_removals_that_help_are_uncertain_or_free():
     assert text.endswith("without L0H1 or L0H2 the model is better.")
     few = make_overall([1.0, 0.0], [False, False], told=False)
     assert "(not enough questions to tell)" in check_prose(findings.describe_ablation(few, ASKED, ALIKE))
+    all_cost = make_overall([46.5, 20.0], [True, True])
+    text = check_prose(findings.describe_ablation(all_cost, ASKED, ALIKE))
+    assert ". Removing any of them costs at least 1 point in the estimate; that any removal helps" in text
+    text = answer(make_scores([True] * 4), all_cost)
+    assert text.endswith("while none is estimated to cost less than 1 (n = 400 questions).")
     assert "none costs anything" in check_prose(findings.describe_ablation(few[1:], ASKED, ALIKE))
 
 
@@ -71,6 +76,18 @@ def test_the_special_head_leads_by_most():
     )
     assert findings.find_special(make_families().query("family == 'who'")) is None
     assert "not enough questions" in check_prose(findings.describe_special(None))
+
+
+def test_a_head_without_which_no_family_loses_is_not_called_special():
+    for drops in ([-1.0, -20.0, -0.02, -0.5], [0.0] * 4, [5.0, 5.0, 0.0, -3.0]):
+        special = findings.find_special(make_families().assign(drop=drops))
+        assert check_prose(findings.describe_special(special)) == (
+            "No head's removal costs one family of questions more accuracy than the next, in the estimate."
+        )
+        text = answer(make_scores([True] * 4), make_overall([46.5, 0.2], [True, False]), special)
+        assert "most specific" not in text
+    served = make_families().assign(drop=[-1.0, -60.0, 9.0, 2.0])  # a gain of 60 is no lead of 59
+    assert findings.find_special(served).name == "L0H1"
 
 
 def make_layers(second: float, told: bool = True) -> pd.DataFrame:
@@ -123,6 +140,20 @@ def test_heads_that_stand_in_beyond_chance_go_before_a_larger_estimate_that_is_n
     joint = pd.DataFrame({"layer": [0, 1], "estimate": [8.0, 6.0], **bounds, "p_corrected": [0.2, 0.01]})
     text = check_prose(findings.describe_layers(make_layers(12.0), joint, ASKED))
     assert "All heads of L1 together cost 6.0 points [4.0, 8.0] more" in text
+
+
+def test_layers_that_change_nothing_or_help_or_were_not_tested_together():
+    joint = pd.DataFrame(
+        {"layer": [0], "estimate": [6.0], "low": [4.0], "high": [8.0], "p_corrected": [np.nan]}
+    )
+    for untested in (joint, joint[:0]):
+        text = check_prose(findings.describe_layers(make_layers(-0.02), untested, ASKED))
+        assert "the cheapest L1: 0.0 points [-5.0, 5.0]" in text
+        assert text.endswith("No layer's heads cost more together than one by one in sum, beyond chance.")
+    helped = make_layers(-12.0).assign(significant=True)
+    text = check_prose(findings.describe_layers(helped, joint, ASKED))
+    assert "the cheapest L1: -12.0 points" in text
+    assert "That L1 costs anything is not shown." in text
 
 
 def make_agreement(cls=0.0, words=0.0, gradient=0.8, moved=0.1) -> pd.DataFrame:
@@ -204,6 +235,10 @@ def test_patching_says_who_carries_and_whether_they_are_needed():
         "That any of 2 heads carries part of the change from one image's answer to another's is not shown (n = 246 pairs of "
         "questions in the same words); the largest estimate is L0H1's: 23 % [19, 28]."
     )
+    small = none.assign(share=[-0.3, -4.0, -2.0])
+    assert "L0H1's: 0 % [" in check_prose(findings.describe_patching(small, None, 246))
+    opposed = check_prose(findings.describe_patching(make_carriers(), make_agreement(moved=-0.8), 246))
+    assert opposed.endswith("to carry what differs between images go against each other.")
     assert "their removal costs" not in check_prose(findings.describe_patching(make_carriers(), None, 246))
     assert "3 pairs" in check_prose(findings.describe_patching(None, make_agreement(), 3))
     assert "1 pair of questions in the same words is not" in findings.describe_patching(None, None, 1)
@@ -248,6 +283,13 @@ def test_the_answer_in_every_outcome():
     assert "is not shown to foretell" in text
     assert "[CLS]'s attention to the image does (" in text
     assert "Between images" not in text
+    assert "0.40]), but [CLS]'s attention to the image does (" in text
+    for gradient, said in ((0.8, "and"), (0.1, "but")):  # where looking foretells the opposite
+        less = findings.find_correlations(make_agreement(cls=-0.5, gradient=gradient))
+        text = answer(make_scores([True] * 4), overall, None, less)
+        assert (
+            f"), {said} heads whose [CLS] attends more to the image cost less (-0.50 [-0.80, -0.20])." in text
+        )
     neither = findings.find_correlations(make_agreement(gradient=0.1))
     assert "nor is [CLS]'s attention to the image (0.00 [" in answer(
         make_scores([True] * 4), overall, None, neither

@@ -51,7 +51,36 @@ def test_no_roles_and_too_few_questions():
     text = check_prose(findings.describe_roles(make_scores([False] * 4), 5, 3))
     assert text.startswith("None of 2 heads has any of 2 roles (n = 900 questions about 300 images).")
     text = check_prose(findings.describe_roles(make_scores([False] * 4, n=6), 0, 0))
-    assert text == "6 questions about 2 images are not enough questions to tell the role of any head."
+    assert text == "6 questions about 2 images are not enough to tell the role of any head."
+    text = check_prose(findings.describe_roles(make_scores([False] * 4, n=1), 0, 0))
+    assert text == "1 question about 1 image is not enough to tell the role of any head."
+
+
+def test_one_head_and_a_null_that_rounds_to_zero():
+    one = make_scores([True, False, False, False])[:2].assign(null=-0.001)
+    text = check_prose(findings.describe_roles(one, 5, 3))
+    assert text.startswith("1 of 1 head has a role; 1 of 2 pairs")
+    assert "0.90 [0.80, 1.00], 0.00 untrained" in text
+    assert findings.describe_roles(one.assign(passes=False), 5, 3).startswith(
+        "None of 1 head has any of 2 roles"
+    )
+
+
+@pytest.mark.parametrize(
+    ("weak", "untrained", "said"),
+    [
+        (51, 34, "51 would pass, but so do 34 untrained heads against their neighbours."),
+        (1, 1, "1 would pass, but so does 1 untrained head against its neighbour."),
+        (51, 0, "51 would pass, and no untrained head does against its neighbour."),
+        (0, 0, "none would pass, and no untrained head does against its neighbour."),
+        (0, 3, "none would pass, while 3 untrained heads against their neighbours do."),
+        (0, 1, "none would pass, while 1 untrained head against its neighbour does."),
+    ],
+)
+def test_a_weaker_test_is_judged_by_what_untrained_heads_pass(weak, untrained, said):
+    for passes in ([True] * 4, [False] * 4):
+        text = check_prose(findings.describe_roles(make_scores(passes), weak, untrained))
+        assert text.endswith(f"Against the same head untrained alone {said}")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +88,7 @@ def test_no_roles_and_too_few_questions():
     [
         ([True] * 4, 900, "2 of 2 heads have a role that no untrained head shows (4 of 4 pairs of head and role, most often “"),
         ([False] * 4, 900, "0 of 2 heads have a role that no untrained head shows (0 of 4 pairs of head and role; no more than chance"),
+        ([True, False, False, False], 900, "1 of 2 heads has a role that no untrained head shows (1 of 4 pairs"),
         ([False] * 4, 6, "There are not enough questions to tell any head's role"),
     ],
 )  # fmt: skip
@@ -89,6 +119,31 @@ def test_roles_are_found_again():
     assert "; those before fine-tuning: " in text
     assert "gained 2 and lost 1 of 2 possible roles; it changed 1 of 2 scores beyond chance" in text
     assert "L0H0 as “sink”, from 0.50 to -0.20 (change -0.70 [-0.80, -0.60], n = 900 questions)." in text
+
+
+def test_one_role_has_one_correlation_and_no_number_is_minus_zero():
+    again = make_again().query("role == 'sink'")
+    text = check_prose(findings.describe_stability(again, CHANGES.assign(first=-0.001), 0, 0))
+    assert "images: rank correlation over heads 0.90, for the one role that sets them apart; 100 % of" in text
+    assert "from 0.00 to -0.20" in text
+    assert "rank correlations over heads from 0.00 to 0.10" in findings.describe_stability(
+        make_again(correlation=0.099), CHANGES, 0, 0
+    )
+
+
+def test_enough_questions_but_no_change_beyond_chance():
+    for changes in (CHANGES.assign(p_corrected=0.3), CHANGES.assign(p_corrected=np.nan), CHANGES[:0]):
+        text = check_prose(findings.describe_stability(make_again(), changes, 2, 1))
+        assert text.endswith(
+            "that fine-tuning changed any head's score cannot be shown with these questions."
+        )
+
+
+def test_scores_that_rise_are_said_with_their_sign():
+    risen = CHANGES.assign(first=-0.2, second=0.5, change=0.7, low=0.6, high=0.8)
+    assert "from -0.20 to 0.50 (change +0.70 [+0.60, +0.80], n =" in check_prose(
+        findings.describe_stability(make_again(), risen, 1, 0)
+    )
 
 
 def test_too_few_questions_to_find_roles_again():
@@ -123,3 +178,17 @@ def test_cards_say_who_is_needed_and_who_is_not():
     assert "“sink” (L0H0): all questions together lose 40.0" in text
     assert "no such cost is shown" not in check_prose(findings.describe_cards(cards[:1], 900, 400))
     assert "no role to check" in check_prose(findings.describe_cards(cards[2:], 900, 400))
+
+
+def test_cards_of_one_question_without_interval_or_with_a_gain():
+    card = ("sink", "L0H0", True, True, 40.0, np.nan, np.nan, "why")
+    text = check_prose(findings.describe_cards(make_cards(card), 1, 1))
+    assert "(n = 1 question), most of all “sink” (L0H0): “why” loses 40.0 points [no interval]." in text
+    for none in (make_cards(card)[:0], make_cards(card).assign(passes=False)):
+        assert check_prose(findings.describe_cards(none, 1, 1)) == (
+            "No head has a role here (n = 1 question), so there is no role to check by removal."
+        )
+    gain = make_cards(("sink", "L0H0", True, True, -9.0, -12.0, -6.0, "why"))
+    text = check_prose(findings.describe_cards(gain, 900, 400))
+    assert "none belongs to a head" in text
+    assert "most of all" not in text
