@@ -40,9 +40,8 @@ def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> 
 
 
 def _say_weak(n_weak: int, n_untrained: int) -> str:
-    """What the same head untrained alone would let pass, and whether it lets untrained heads pass too."""
-    beside = agree(n_untrained, "its neighbour", "their neighbours")
-    also = f"{count_of(n_untrained, 'untrained head')} against {beside}"
+    """How many pairs of head and role the same head untrained alone would let pass, and how many untrained ones."""
+    also = f"{count_of(n_untrained, 'pair')} of untrained heads against their neighbours"
     verdict = f"{n_weak:,} would pass, but so {agree(n_untrained, 'does', 'do')} {also}"
     if not n_untrained:
         verdict = f"{n_weak or 'none'} would pass, and no untrained head does against its neighbour"

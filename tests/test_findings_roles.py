@@ -27,7 +27,7 @@ def test_roles_are_counted_against_chance():
         "The clearest is L0H0 as “sink”: 0.90 [0.80, 1.00], 0.04 untrained (n = 900 questions about 300 images)"
         in text
     )
-    assert "alone 5 would pass, but so do 3 untrained heads" in text
+    assert "alone 5 would pass, but so do 3 pairs of untrained heads" in text
     assert "habit" not in text
     assert "no more than" not in text
 
@@ -69,12 +69,12 @@ def test_one_head_and_a_null_that_rounds_to_zero():
 @pytest.mark.parametrize(
     ("weak", "untrained", "said"),
     [
-        (51, 34, "51 would pass, but so do 34 untrained heads against their neighbours."),
-        (1, 1, "1 would pass, but so does 1 untrained head against its neighbour."),
+        (51, 34, "51 would pass, but so do 34 pairs of untrained heads against their neighbours."),
+        (1, 1, "1 would pass, but so does 1 pair of untrained heads against their neighbours."),
         (51, 0, "51 would pass, and no untrained head does against its neighbour."),
         (0, 0, "none would pass, and no untrained head does against its neighbour."),
-        (0, 3, "none would pass, while 3 untrained heads against their neighbours do."),
-        (0, 1, "none would pass, while 1 untrained head against its neighbour does."),
+        (0, 3, "none would pass, while 3 pairs of untrained heads against their neighbours do."),
+        (0, 1, "none would pass, while 1 pair of untrained heads against their neighbours does."),
     ],
 )
 def test_a_weaker_test_is_judged_by_what_untrained_heads_pass(weak, untrained, said):
