@@ -1,7 +1,7 @@
 """Sentences of notebook 06: what can be spared, what training brings back, the lightest model.
 
-Every function takes tables and numbers of the notebook and returns text that is true for either outcome. Accuracy
-is in percent, its differences in points.
+Every function takes tables and numbers of the notebook and returns text that is true for either outcome.
+Accuracy is in percent, its differences in points.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Judges(NamedTuple):
         return bool(enough(self.n, self.n_images))
 
     def __str__(self) -> str:
-        return f"n = {self.n:,} questions about {count_of(self.n_images, 'image')}"
+        return f"n = {count_of(self.n, 'question')} about {count_of(self.n_images, 'image')}"
 
 
 class Lightest(NamedTuple):
@@ -39,10 +39,11 @@ class Lightest(NamedTuple):
     control: dict | None = None  # change of the whole model, trained on as long, where it was trained on
 
     def say_fewer(self) -> str:
-        return f"{self.fewer:.0f} % fewer parameters"
+        """A single head of many is less than 1 %, and not "0 %"."""
+        return f"{self.fewer:{'.0f' if self.fewer >= 1 else '.1g'}} % fewer parameters"
 
     def say_change(self) -> str:
-        return f"{say_number(self.change['estimate'], sign=True)} points {say_interval(self.change)}"
+        return say_points(self.change)
 
     def say_speeds(self) -> str:
         said = [f"{say_speed(speed)} on {say_batch(size)}" for size, speed in self.speeds.items()]
@@ -59,6 +60,11 @@ class Lightest(NamedTuple):
         if self.verdict() == "open":
             return "Yes, in the estimate" if self.change["estimate"] >= -self.tolerance else "Not for certain"
         return "Yes" if self.verdict() == "confirmed" else "Not the one that was chosen"
+
+
+def say_points(row: Row) -> str:
+    """A difference in accuracy: "-0.8 points [-1.2, -0.3]"."""
+    return f"{say_number(row['estimate'], sign=True)} points {say_interval(row)}"
 
 
 def say_speed(row: Row) -> str:
@@ -78,13 +84,15 @@ def describe_helps(single: pd.DataFrame) -> str:
     """
     best = single.loc[single["estimate"].idxmin()]
     if not enough(best["n"], best["n_clusters"]):
-        return f"{best['n']} training questions are not enough to tell whether any removal helps."
+        few = f"{count_of(best['n'], 'training question')} {agree(best['n'], 'is', 'are')}"
+        return f"{few} not enough to tell whether any removal helps."
     size = f"n = {best['n']:,} training questions about {best['n_clusters']:,} images"
     behind = f"{size}; p corrected over {len(single)} heads and layers"
     helps = single[(single["estimate"] < 0) & (single["p_corrected"] < 0.05)].to_dict("records")
     if helps:
-        named = ", ".join(f"{row['part']} ({row['estimate']:.3f} {say_interval(row, 3)})" for row in helps)
-        return f"One at a time, the removal of {named} lowers the loss on training questions ({behind}): it helps."
+        named = [f"{row['part']} ({say_number(row['estimate'], 3)} {say_interval(row, 3)})" for row in helps]
+        lowers = f"the removal of {', '.join(named)} lowers the loss on training questions"
+        return f"One at a time, {lowers} ({behind}): it helps."
     return (
         "That the removal of any one head or layer lowers the loss is not shown. The cheapest is "
         f"{best['part']}: {say_number(best['estimate'], 3, True)} {say_interval(best, 3)} ({behind})."
@@ -96,31 +104,30 @@ def describe_orders(
 ) -> str:
     """How much accuracy is left, by the order of removal.
 
-    halfway: a row an order (index) with removed, share, estimate, low, high. ahead: points by which the order by
-    ablation beats random ones (n of them), with its interval over these and over images. base: the whole model's
-    accuracy. free: by order, heads that can go within the tolerance.
+    halfway: a row an order (index) with removed, share, estimate, low, high. ahead: points by which the order
+    by ablation beats random ones (n of them), with its interval over these and over images (NaN of a single
+    one). base: the whole model's accuracy. free: by order, heads that can go within the tolerance.
     """
     if not enough(base["n"], base["n_clusters"]):
-        return (
-            f"{base['n']} questions about {count_of(base['n_clusters'], 'image')} are not enough questions to tell the "
-            "orders apart."
-        )
-    said = {
-        name: f"{halfway['estimate'][name]:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()
-    }
+        few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
+        return f"{few} {agree(base['n'], 'is', 'are')} not enough to tell the orders apart."
+    said = {name: f"{row['estimate']:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()}
     removed, total = _count_removed(halfway)
+    draws, over = "a single order", ""
+    if ahead["n"] > 1:
+        draws = f"mean and interval of {int(ahead['n'])} orders"
+        over = ", interval over random orders and images"
     sure = "not to be told from chance"
     if ahead["low"] > 0 or ahead["high"] < 0:
         sure = f"{'better' if ahead['low'] > 0 else 'worse'} than chance"
     return (
         f"With {removed} of {total} heads removed, {base['estimate']:.1f} % {say_interval(base)} becomes "
         f"{said['ablation']} by ablation, {said['gradient']} by gradient, {said['attention']} by attention, "
-        f"{said['random']} by chance (mean and interval of {count_of(int(ahead['n']), 'order')}) (n = {base['n']:,} "
-        f"questions). The order by ablation is {sure}: {say_number(ahead['estimate'], sign=True)} points "
-        f"{say_interval(ahead)}, interval over random orders and images. Without any further training, "
-        f"{_say_tolerance(tolerance)} (in the estimate) {agree(tolerance, 'pays', 'pay')} for "
-        f"{count_of(free['ablation'], 'head')} by ablation, {free['gradient']} by gradient, {free['attention']} by "
-        f"attention and {free['random']} by chance."
+        f"{said['random']} by chance ({draws}) (n = {base['n']:,} questions). The order by ablation is "
+        f"{sure}: {say_points(ahead)}{over}. Without any further training, {_say_tolerance(tolerance)} (in "
+        f"the estimate) {agree(tolerance, 'pays', 'pay')} for {count_of(free['ablation'], 'head')} by "
+        f"ablation, {free['gradient']} by gradient, {free['attention']} by attention and {free['random']} by "
+        "chance."
     )
 
 
@@ -137,33 +144,43 @@ def _say_tolerance(tolerance: float) -> str:
 def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, layer: str) -> str:
     """Which family loses most, and whether any gains.
 
-    costs: effects of all removals (what, removed, family, drop, low, high, n, told, significant); quarter: of these,
-    the families' where a quarter of the heads is gone; share: "4 of 16 heads"; layer: the cheapest layer.
+    costs: effects of all removals (what, removed, family, drop, low, high, n, told, significant); quarter: of
+    these, the families' with a quarter of the heads gone; share: "4 of 16 heads"; layer: the cheapest layer.
     """
-    own = quarter[quarter["told"]].sort_values("drop", ascending=False).to_dict("records")
-    said = [
-        f"“{row['family']}”: {row['drop']:.1f} points {say_interval(row)} (n = {row['n']:,})" for row in own
-    ]
-    text = "No family has 10 questions on 5 images: not enough questions to tell who loses most."
-    if said:
-        least = f", the one that loses least {said[-1]}" if len(said) > 1 else ""
-        text = f"With {share} removed (order by ablation) the family that loses most is {said[0]}{least}."
+    text = _say_losers(quarter[quarter["told"]], share)
     alone = costs[(costs["what"] == "layers removed") & (costs["family"] == "all") & costs["told"]]
     if len(alone):
-        row = alone.iloc[0]
-        text += f" Without the cheapest layer, {layer}, all questions together lose {row['drop']:.1f} points {say_interval(row)}."
+        lost = _say_lost(alone.iloc[0])
+        text += f" Without the cheapest layer, {layer}, all questions together lose {lost}."
     better = costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop").to_dict("records")
     if not better:
         return f"{text} That any removal makes a family better is not shown."
-    gained = "; ".join(
-        f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points" for row in better[:3]
-    )
+    said = [f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points" for row in better[:3]]
     cells = f"In {len(better)} of {len(costs)} cells a removal makes the model better beyond chance"
-    return f"{text} {cells}: {gained}."
+    return f"{text} {cells}: {'; '.join(said)}."
+
+
+def _say_losers(own: pd.DataFrame, share: str) -> str:
+    """The families that lose most and least, if any loses; own: effects on families with enough questions."""
+    if own.empty:
+        return "No family has 10 questions on 5 images: not enough questions to tell who loses most."
+    rows = own.sort_values("drop", ascending=False).to_dict("records")
+    begin, most = f"With {share} removed (order by ablation)", rows[0]
+    if most["drop"] <= 0:
+        gain = {"estimate": -most["drop"], "low": -most["high"], "high": -most["low"]}
+        least = f"“{most['family']}” gains least: {say_points(gain)} (n = {most['n']:,})"
+        return f"{begin} no family loses accuracy in the estimate; {least}."
+    said = [f"“{row['family']}”: {_say_lost(row)} (n = {row['n']:,})" for row in rows]
+    least = f", the one that loses least {said[-1]}" if len(said) > 1 else ""
+    return f"{begin} the family that loses most is {said[0]}{least}."
+
+
+def _say_lost(row: Row) -> str:
+    return f"{say_number(row['drop'])} points {say_interval(row)}"
 
 
 def _say_removed(row: Mapping) -> str:
-    """What is gone in a cell of the table: "4 heads removed"; of layers the last of those that went before it."""
+    """What is gone in a cell of the table: "4 heads removed"; of layers the last of those that went."""
     if row["what"] == "heads removed":
         return f"{count_of(int(row['removed']), 'head')} removed"
     return f"layers removed up to {row['removed'].lstrip('+').split()[-1]}"
@@ -183,9 +200,9 @@ def describe_recovery(recovery: pd.DataFrame, gains: Mapping[str, Row], judges: 
     if not gain["low"] > 0:
         begin = f"That a training brings anything back is not shown. The most, in the estimate, to “{most}”"
     return (
-        f"{begin}: {before} points against the whole model before the training, {after} "
-        f"after it, a gain of {say_number(gain['estimate'])} {say_interval(gain)}. The whole model, trained on just as "
-        f"long, gains {say_number(control['estimate'])} {say_interval(control)} ({judges})."
+        f"{begin}: {before} points against the whole model before the training, {after} after it, a gain of "
+        f"{say_number(gain['estimate'])} {say_interval(gain)}. The whole model, trained on just as long, "
+        f"gains {say_number(control['estimate'])} {say_interval(control)} ({judges})."
     )
 
 
@@ -194,69 +211,64 @@ def describe_precision(
 ) -> str:
     """What lower precisions of the whole model cost and give.
 
-    tried: by precision: faster, low, high (against fp32); change (points, with its interval); bytes (of fp32's).
+    tried: by precision: faster, low, high (against fp32); change (points, with its interval); bytes (ratio).
     """
     doubt = "" if judges.can_tell() else " (too few questions to tell)"
     said = [
-        f"{bits} is {say_speed(row)} as fp32, at {say_number(row['change']['estimate'], sign=True)} points "
-        f"{say_interval(row['change'])} of accuracy{doubt} and {row['bytes']:.2f} of its bytes"
+        f"{bits} is {say_speed(row)} as fp32, at {say_points(row['change'])} of accuracy{doubt} and "
+        f"{row['bytes']:.2f} of its bytes"
         for bits, row in tried.items()
     ]
     absent = "" if "int8" in tried else " Dynamic int8 is not available on this device."
-    batches = "one question at once" if batch == 1 else f"{batch} questions at once"
+    begin = f"For the whole model with {'one question' if batch == 1 else f'{batch} questions'} at once"
     if not said:
         return f"No lower precision is available on this device ({device})."
-    return f"For the whole model with {batches}, {'; '.join(said)} ({judges}; {rounds} rounds, {device}).{absent}"
+    return f"{begin}, {'; '.join(said)} ({judges}; {rounds} rounds, {device}).{absent}"
 
 
 def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] | None, quickest: Row) -> str:
-    """The lightest model within the tolerance, whether the judges confirm it, how fast it is; and the fastest of all.
+    """The lightest model within the tolerance, whether the judges confirm it, its speed; the fastest of all.
 
-    faster: the lower precision of it that is fastest within the tolerance; None: none is faster. quickest: the
-    fastest model in fp32: model, faster, low, high, change (points, with its interval).
+    faster: the lower precision of it that is fastest within the tolerance; None: none is faster. quickest:
+    the fastest model in fp32: model, faster, low, high, change (points, with its interval).
     """
     if not judges.can_tell():
-        return f"Not enough questions to tell whether any lighter model answers as well ({judges}); the whole model stays."
-    if found.name == "whole":
-        text = f"N{_say_none(found)}: here nothing can be spared."
-    else:
-        holds = {
-            "confirmed": "confirms",
-            "contradicted": "contradicts",
-            "open": "can neither confirm nor exclude",
-        }
-        control = ""
-        if found.control is not None:
-            gained = (
-                f"{say_number(found.control['estimate'], sign=True)} points {say_interval(found.control)}"
-            )
-            control = f" The whole model, trained on just as long: {gained}."
-        bits = "no lower precision of it is faster within the tolerance"
-        if faster is not None:
-            bits = (
-                f"of its precisions, {faster[0]} is the fastest within the tolerance ({faster[1]['faster']:.2f} times "
-                f"{say_interval(faster[1], 2)})"
-            )
-        text = (
-            f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the whole one, on the "
-            f"images that choose, is “{found.name}”, with {found.say_fewer()}. The other half {holds[found.verdict()]} "
-            f"that: {found.say_change()} ({judges}).{control} It measured {found.say_speeds()}; {bits}."
-        )
+        few = "Not enough questions to tell whether any lighter model answers as well"
+        return f"{few} ({judges}); the whole model stays."
+    text = f"N{_say_none(found)}: here nothing can be spared."
+    if found.name != "whole":
+        text = _say_chosen(found, judges, faster)
     if quickest["model"] == found.name:
         return text
     if quickest["model"] == "whole":
         return f"{text} In fp32 no model measured faster than the whole one."
-    change = quickest["change"]
+    speed = f"{say_speed(quickest)}, at {say_points(quickest['change'])}"
+    return f"{text} The fastest in fp32, “{quickest['model']}”, is {speed}."
+
+
+def _say_chosen(found: Lightest, judges: Judges, faster: tuple[str, Row] | None) -> str:
+    holds = {
+        "confirmed": "confirms", "contradicted": "contradicts", "open": "can neither confirm nor exclude",
+    }[found.verdict()]  # fmt: skip
+    control = ""
+    if found.control is not None:
+        control = f" The whole model, trained on just as long: {say_points(found.control)}."
+    bits = "no lower precision of it is faster within the tolerance"
+    if faster is not None:
+        name, speed = faster
+        times = f"{speed['faster']:.2f} times {say_interval(speed, 2)}"
+        bits = f"of its precisions, {name} is the fastest within the tolerance ({times})"
     return (
-        f"{text} The fastest in fp32, “{quickest['model']}”, is {say_speed(quickest)}, at "
-        f"{say_number(change['estimate'], sign=True)} points {say_interval(change)}."
+        f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the whole one, "
+        f"on the images that choose, is “{found.name}”, with {found.say_fewer()}. The other half {holds} "
+        f"that: {found.say_change()} ({judges}).{control} It measured {found.say_speeds()}; {bits}."
     )
 
 
 def _say_none(found: Lightest) -> str:
     return (
-        f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} of the whole one with "
-        f"fewer parameters (n = {found.n_choosing:,} questions that choose)"
+        f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} of the "
+        f"whole one with fewer parameters (n = {found.n_choosing:,} questions that choose)"
     )
 
 
@@ -271,15 +283,16 @@ def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.D
         text = f"Not here: n{_say_none(found)}."
     else:
         text = (
-            f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and scores {found.say_change()} against "
-            f"its {whole:.1f} % ({judges} that it was not chosen on); it measured {found.say_speeds()}."
+            f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and scores "
+            f"{found.say_change()} against its {whole:.1f} % ({judges} that it was not chosen on); it "
+            f"measured {found.say_speeds()}."
         )
     if not enough(base["n"], base["n_clusters"]):
         return text
     left = {name: f"{halfway['estimate'][name]:.1f} %" for name in ("ablation", "attention", "random")}
     removed, total = _count_removed(halfway)
     return (
-        f"{text} Without further training, removing {removed} of {total} heads turns {base['estimate']:.1f} % "
-        f"{say_interval(base)} into {left['ablation']} in the order by ablation, {left['attention']} in that by attention "
-        f"and {left['random']} by chance."
+        f"{text} Without further training, removing {removed} of {total} heads turns "
+        f"{base['estimate']:.1f} % {say_interval(base)} into {left['ablation']} in the order by ablation, "
+        f"{left['attention']} in that by attention and {left['random']} by chance."
     )
