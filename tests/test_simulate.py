@@ -97,10 +97,10 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
 
 
 def test_a_study_finds_something_where_holms_correction_leaves_something():
-    p = np.random.default_rng(0).uniform(size=(40, 6)) ** 3
+    p = np.random.default_rng(0).uniform(size=(12, 6)) ** 3
     p[::3, 4:] = np.nan
     by_helper = [(stats.correct_p(row, "holm") < 0.05).any() for row in p]
-    assert 5 < sum(by_helper) < 35
+    assert 1 < sum(by_helper) < 11
     assert simulate._finds_any(p).tolist() == by_helper
 
 
