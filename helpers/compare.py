@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.headlines import HEADLINES, read_headlines
+from helpers.sentences import count_of, say_number
 from helpers.steps import read_depends
 from helpers.study import Study
 
@@ -97,13 +98,11 @@ def say_spread(summary: pd.DataFrame, n_runs: int) -> str:
     """
     told = summary[summary["runs"] > 1]
     if not len(told):
-        return f"{n_runs} run{'s' if n_runs != 1 else ''}: too few to tell how far the numbers spread."
+        return f"{count_of(n_runs, 'run')}: too few to tell how far the numbers spread."
     parts = []
     for row in told.itertuples():
         digits = {"times": 2}.get(row.unit, 1)
-        mean, sd, low, high = (
-            f"{round(value, digits) + 0.0:.{digits}f}" for value in (row.mean, row.sd, row.min, row.max)
-        )
+        mean, sd, low, high = (say_number(value, digits) for value in (row.mean, row.sd, row.min, row.max))
         some = "" if row.runs == n_runs else f"; {row.runs} runs"
         parts.append(f"{row.label} {mean} {row.unit} (SD {sd}, {low} to {high}{some})")
     return f"Mean over {n_runs} runs: {'; '.join(parts)}."

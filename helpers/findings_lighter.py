@@ -42,9 +42,6 @@ class Lightest(NamedTuple):
         """A single head of many is less than 1 %, and not "0 %"."""
         return f"{self.fewer:{'.0f' if self.fewer >= 1 else '.1g'}} % fewer parameters"
 
-    def say_change(self) -> str:
-        return say_points(self.change)
-
     def say_speeds(self) -> str:
         said = [f"{say_speed(speed)} on {say_batch(size)}" for size, speed in self.speeds.items()]
         return " and ".join([said[0], *(text.replace(" times as fast", " times") for text in said[1:])])
@@ -261,7 +258,7 @@ def _say_chosen(found: Lightest, judges: Judges, faster: tuple[str, Row] | None)
     return (
         f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the whole one, "
         f"on the images that choose, is “{found.name}”, with {found.say_fewer()}. The other half {holds} "
-        f"that: {found.say_change()} ({judges}).{control} It measured {found.say_speeds()}; {bits}."
+        f"that: {say_points(found.change)} ({judges}).{control} It measured {found.say_speeds()}; {bits}."
     )
 
 
@@ -284,7 +281,7 @@ def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.D
     else:
         text = (
             f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and scores "
-            f"{found.say_change()} against its {whole:.1f} % ({judges} that it was not chosen on); it "
+            f"{say_points(found.change)} against its {whole:.1f} % ({judges} that it was not chosen on); it "
             f"measured {found.say_speeds()}."
         )
     if not enough(base["n"], base["n_clusters"]):

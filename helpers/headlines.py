@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import stats
-from helpers.sentences import say_interval, say_number
+from helpers.sentences import count_of, say_interval, say_number
 from helpers.study import Study
 
 
@@ -196,13 +196,11 @@ def say_value(headline: Headline) -> str:
     digits = {"heads": 0, "times": 2}.get(headline.unit, 1)
     if np.isnan(headline.value):
         return "not enough questions to tell"
-    sign = "+" if headline.name == "excess" else ""
+    style = {"digits": digits, "sign": headline.name == "excess"}
     unit = {"times": "times as fast"}.get(headline.unit, headline.unit)
     unit = "head" if unit == "heads" and headline.value == 1 else unit
-    said = f"{_round(headline.value, digits):{sign}.{digits}f} {unit}"
-    if np.isnan(headline.low):
-        return said
-    return f"{said} [{', '.join(f'{_round(end, digits):{sign}.{digits}f}' for end in (headline.low, headline.high))}]"
+    said = f"{say_number(headline.value, **style)} {unit}"
+    return said if np.isnan(headline.low) else f"{said} {say_interval(headline._asdict(), **style)}"
 
 
 def say_size(headline: Headline) -> str:
@@ -210,12 +208,8 @@ def say_size(headline: Headline) -> str:
     if np.isnan(headline.n):
         return ""
     images = headline.n_clusters
-    about = "" if np.isnan(images) else f" about {images:,.0f} image{'s' if images != 1 else ''}"
+    about = "" if np.isnan(images) else f" about {count_of(int(images), 'image')}"
     return f"n = {headline.n:,.0f} questions{about}"
-
-
-def _round(value: float, digits: int) -> float:
-    return round(value, digits) + 0.0  # never -0.0
 
 
 def _take(row, name: str, label: str, detail: str, unit: str, scale: float = 1) -> Headline:

@@ -1,6 +1,6 @@
 """How often the project's tests and intervals are wrong, on made-up values whose truth is known.
 
-The questions, images and families may be a run's own (or drawn); the values are drawn many times, alike within
+The questions, images and families are a run's own; the values are drawn many times, alike within
 an image, and go through the same functions of `helpers.stats` as measured ones. Every rate comes with n and its
 95 % interval (Wilson), for a simulation is a sample too.
 """
@@ -15,17 +15,6 @@ from helpers import stats
 SKEW = (1.5, -2.0)  # slope and offset in the logistic of "share" values: mean about 0.19, a long tail upwards
 SINGLE, CORRECTED, INTERVAL = "single test", "after correction", "interval"  # kinds of rates
 CHANGED = 0.2  # of the questions, how many answers an ablation turns right or wrong
-
-
-def draw_questions(n_images, shares, per_image=5, whole_images=False, seed=0) -> pd.DataFrame:
-    """Questions in images of unequal size: columns image_id, family (0, 1, ..., drawn with these shares).
-
-    An image has 1 to 2 per_image - 1 questions. whole_images: all questions on an image are of one family.
-    """
-    rng = np.random.default_rng(seed)
-    images = np.repeat(np.arange(n_images), rng.integers(1, 2 * per_image, n_images))
-    drawn = rng.choice(len(shares), size=n_images if whole_images else len(images), p=shares)
-    return pd.DataFrame({"image_id": images, "family": drawn[images] if whole_images else drawn})
 
 
 def draw_values(images, columns, correlation=0.3, shape="normal", seed=0) -> np.ndarray:

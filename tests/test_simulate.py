@@ -9,6 +9,17 @@ from helpers import simulate, stats
 MIXED = [0.3, 0.3, 0.32, 0.08]
 
 
+def draw_questions(n_images, shares, per_image=5, whole_images=False, seed=0) -> pd.DataFrame:
+    """Questions in images of unequal size: columns image_id, family (0, 1, ..., drawn with these shares).
+
+    An image has 1 to 2 per_image - 1 questions. whole_images: all questions on an image are of one family.
+    """
+    rng = np.random.default_rng(seed)
+    images = np.repeat(np.arange(n_images), rng.integers(1, 2 * per_image, n_images))
+    drawn = rng.choice(len(shares), size=n_images if whole_images else len(images), p=shares)
+    return pd.DataFrame({"image_id": images, "family": drawn[images] if whole_images else drawn})
+
+
 def rates_of(*tables):
     return pd.concat(tables).set_index("procedure")["rate"]
 
@@ -17,12 +28,12 @@ def rates_of(*tables):
 
 
 def test_questions_come_in_images_of_unequal_size():
-    drawn = simulate.draw_questions(2000, [0.7, 0.3], per_image=4, seed=1)
+    drawn = draw_questions(2000, [0.7, 0.3], per_image=4, seed=1)
     sizes = drawn["image_id"].value_counts()
     assert (len(sizes), sizes.min(), sizes.max()) == (2000, 1, 7)
     assert (drawn["family"] == 1).mean() == pytest.approx(0.3, abs=0.03)
     assert drawn.groupby("image_id")["family"].nunique().max() == 2
-    whole = simulate.draw_questions(2000, [0.7, 0.3], whole_images=True)
+    whole = draw_questions(2000, [0.7, 0.3], whole_images=True)
     assert whole.groupby("image_id")["family"].nunique().max() == 1
 
 
@@ -106,7 +117,7 @@ def test_a_study_finds_something_where_holms_correction_leaves_something():
 
 @pytest.mark.parametrize("n_images", [1, 3])
 def test_too_few_images_give_no_rate(n_images):
-    drawn = simulate.draw_questions(n_images, [0.5, 0.5])
+    drawn = draw_questions(n_images, [0.5, 0.5])
     table = pd.concat([
         simulate.rejection_rates(drawn["family"], drawn["image_id"], studies=3),
         simulate.paired_rates(drawn["image_id"], 3),
@@ -130,7 +141,7 @@ CASES = [  # images, shares of the families, whole images
 @pytest.mark.parametrize(("n_images", "shares", "whole"), CASES)
 @pytest.mark.parametrize("shape", ["normal", "heavy"])
 def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, shape):
-    drawn = simulate.draw_questions(n_images, shares, whole_images=whole, seed=3)
+    drawn = draw_questions(n_images, shares, whole_images=whole, seed=3)
     groups, images = drawn["family"], drawn["image_id"]
     length = np.random.default_rng(1).poisson(5, len(drawn)) + groups
     errors = simulate.rejection_rates(groups, images, length, studies=500, shape=shape)
@@ -145,7 +156,7 @@ def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, sha
 
 @pytest.mark.parametrize("n_images", [5, 8, 12])
 def test_with_few_images_tests_are_rather_too_careful(n_images):
-    drawn = [simulate.draw_questions(n_images, [0.4, 0.3, 0.3], per_image=9, seed=seed) for seed in range(4)]
+    drawn = [draw_questions(n_images, [0.4, 0.3, 0.3], per_image=9, seed=seed) for seed in range(4)]
     tables = [simulate.rejection_rates(d["family"], d["image_id"], studies=250) for d in drawn]
     found = pd.concat(tables).groupby("procedure")["rate"].mean()
     assert found.max() <= 0.055
@@ -155,7 +166,7 @@ def test_with_few_images_tests_are_rather_too_careful(n_images):
 def test_a_family_on_six_of_80_images_does_not_reject_too_often():
     rejected = []
     for seed in range(4):
-        drawn = simulate.draw_questions(80, [0.5, 0.5], seed=seed)
+        drawn = draw_questions(80, [0.5, 0.5], seed=seed)
         rng = np.random.default_rng(seed)
         few = drawn["image_id"].isin(rng.choice(80, 6, replace=False)) & (rng.random(len(drawn)) < 0.6)
         groups = drawn["family"].mask(few, 2)
@@ -166,7 +177,7 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
 
 
 def test_ignoring_the_images_is_noticed():
-    drawn = simulate.draw_questions(60, [0.5, 0.5], whole_images=True)
+    drawn = draw_questions(60, [0.5, 0.5], whole_images=True)
     values = simulate.draw_values(drawn["image_id"], 500)
     naive = stats.compare_groups(values, drawn["family"], np.arange(len(drawn)), axes=("run",)).omnibus
     assert (naive["p"] < 0.05).mean() > 0.12
@@ -174,7 +185,7 @@ def test_ignoring_the_images_is_noticed():
 
 @pytest.mark.parametrize(("n_images", "level"), [(15, 0.05), (80, 0.05), (80, 0.001)])
 def test_the_smallest_difference_is_found_four_times_in_five(n_images, level):
-    drawn = simulate.draw_questions(n_images, [0.7, 0.3], seed=2)
+    drawn = draw_questions(n_images, [0.7, 0.3], seed=2)
     groups, images = drawn["family"], drawn["image_id"]
     values = simulate.draw_values(images, 3000, correlation=0.5)
     first = stats.compare_groups(values, groups, images, axes=("run",)).pairs
