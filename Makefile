@@ -2,7 +2,7 @@
 # make test   unit, property and notebook tests
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
-#   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/study.py)
+#   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/study.py)
 #   make run RUNS="longer second"     (the report compares this run with these)
 #   make sweep SEEDS="0 1 2"          (a run a seed; the last one's report compares them)
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -28,10 +28,10 @@ GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 .PHONY: run sweep test lint render bench pretrain clean
 
 run: $(VENV)/made
-	$(BIN)/python -m helpers.chain $(GIVEN) --runs $(RUNS)
+	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
 
 sweep: $(VENV)/made
-	$(BIN)/python -m helpers.chain $(GIVEN) --seeds $(SEEDS)
+	$(BIN)/python -m tools.run_notebooks $(GIVEN) --seeds $(SEEDS)
 
 test: $(VENV)/made
 	$(BIN)/python -m pytest
@@ -42,7 +42,7 @@ lint: $(VENV)/made
 	$(BIN)/ruff format --check .
 
 render: $(VENV)/made
-	$(BIN)/python -m helpers.chain --render
+	$(BIN)/python -m tools.run_notebooks --render
 
 bench: $(VENV)/made
 	for name in extract prepare train; do \
@@ -52,7 +52,7 @@ bench: $(VENV)/made
 	$(BIN)/python benchmarks/bench_scale.py
 
 pretrain: $(VENV)/made
-	$(BIN)/python -m helpers.pretrain
+	$(BIN)/python -m tools.pretrain
 
 clean:
 	rm -rf runs data/generated

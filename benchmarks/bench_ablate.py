@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_extract import make_batch, time_run
 
-from helpers.ablate import Change, ablate_heads, open_walk, vary_forward
-from helpers.vilt import forward_raster, load_vilt
+from helpers.heads.removal import Change, ablate_heads, open_walk, vary_forward
+from helpers.model.vilt import forward_raster, load_vilt
 
 
 def remove_stock(model, batch, heads) -> torch.Tensor:

@@ -32,11 +32,11 @@ from transformers import BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.attention import attention_measures, attention_split
-from helpers.encode import EncodedQuestions
-from helpers.extract import extract_attention
-from helpers.vilt import load_vilt
-from helpers.vqa import read_vqa
+from helpers.attention.extract import extract_attention
+from helpers.attention.measures import attention_measures, attention_split
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import read_vqa
+from helpers.model.vilt import load_vilt
 
 COCO_SIZES = [(384, 512)] * 2 + [(384, 576)] * 3 + [(512, 384), (576, 384), (384, 384)]  # height, width
 TOKENS = [8, 9, 10, 7, 12, 8, 9, 10]

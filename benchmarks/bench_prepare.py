@@ -24,12 +24,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.encode import EncodedQuestions
-from helpers.pictures import Pictures, write_pictures
-from helpers.prepare import draw_subset
-from helpers.study import Study
-from helpers.vilt import load_vilt
-from helpers.vqa import QUESTION_TYPES, read_vqa
+from helpers.data.encode import EncodedQuestions
+from helpers.data.pictures import Pictures, write_pictures
+from helpers.data.prepare import draw_subset
+from helpers.data.vqa import QUESTION_TYPES, read_vqa
+from helpers.model.vilt import load_vilt
+from helpers.run.study import Study
 
 QUESTIONS = {"train": 443_757, "val": 214_354}
 IMAGES = {"train": 82_783, "val": 40_504}

@@ -17,9 +17,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_extract import make_batch
 
-from helpers.latency import compare_turns, lower_precisions, measure_memory, measure_weights, time_in_turns
-from helpers.prune import count_parameters, prune_model
-from helpers.vilt import load_vilt
+from helpers.model.prune import count_parameters, prune_model
+from helpers.model.timing import (
+    compare_turns,
+    lower_precisions,
+    measure_memory,
+    measure_weights,
+    time_in_turns,
+)
+from helpers.model.vilt import load_vilt
 
 
 def make_models(device: str) -> dict:

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.encode import EncodedQuestions
-from helpers.finetune import build_optimizer, choose_precision
-from helpers.pictures import Pictures, write_pictures
-from helpers.study import Study
-from helpers.trainer import BucketSampler, cut
-from helpers.vilt import forward_raster, fused_attention, load_vilt
+from helpers.data.encode import EncodedQuestions
+from helpers.data.pictures import Pictures, write_pictures
+from helpers.model.finetune import build_optimizer, choose_precision
+from helpers.model.trainer import BucketSampler, cut
+from helpers.model.vilt import forward_raster, fused_attention, load_vilt
+from helpers.run.study import Study
 
 ANSWERS = [f"answer {number}" for number in range(3129)]  # as many as ViLT's own head has
 

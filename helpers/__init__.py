@@ -1,1 +1,4 @@
-"""What the notebooks of the ViLT attention study call, one concept a module."""
+"""What the notebooks of the ViLT attention study call, in eight rooms; a room imports only those above it.
+
+run, stats, figures, report, data, model, attention, heads.
+"""

@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are small: more
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory):
     """A small phantom: 40 training and 20 validation scenes in VQAv2's own files."""
-    from helpers.phantom import write_phantom
+    from phantom.scenes import write_phantom
 
     root = tmp_path_factory.mktemp("phantom")
     write_phantom(root, "train", 40, seed=3)
@@ -27,7 +27,7 @@ def vilt():
     """A small random ViLT and its processor: to be read, not changed."""
     from small import ANSWERS
 
-    from helpers.vilt import load_vilt
+    from helpers.model.vilt import load_vilt
 
     return load_vilt("fresh-small", answers=ANSWERS, seed=3)
 

@@ -6,9 +6,10 @@ import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from helpers import finetune, prepare
-from helpers.encode import EncodedQuestions
-from helpers.study import Study
+from helpers.data import prepare
+from helpers.data.encode import EncodedQuestions
+from helpers.model import finetune
+from helpers.run.study import Study
 
 ANSWERS = ["yes", "no", "red", "blue", "2", "3", "left", "dog"]
 QUESTIONS = ["what?", "is it red?", "how many dogs are left?", "what color is the dog on the left?"]

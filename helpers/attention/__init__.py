@@ -1,0 +1,1 @@
+"""Attention measured: where it goes, maps over a picture, and whether they can be trusted."""

@@ -1,0 +1,266 @@
+"""Attention measures of a whole data set: one row a question, in shards that a killed run continues."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from helpers.attention.measures import attention_measures, image_share, uniform_baseline
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import vqa_accuracy
+from helpers.model.vilt import patch_grids
+
+MEASURES = {  # of `attention_measures`; name: type, axes after the question
+    "split": ("float32", ("layer", "head", 3, 5)),
+    "entropy": ("float32", ("layer", "head", 3)),
+    "text_distance": ("float32", ("layer", "head")),
+    "patch_distance": ("float32", ("layer", "head")),
+    "top_patch": ("int16", ("layer", "head", 3)),
+    "value_norm": ("float32", ("layer", "head", 3, 5)),
+    "flow": ("float32", ("layer", 5, 5)),
+    "rollout": ("float32", (5,)),
+}
+COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
+
+
+def extract_attention(
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    folder: str | Path,
+    batch_size: int,
+    shard_size: int,
+    process: tuple[int, int] = (0, 1),
+    measure: Callable = attention_measures,
+    layout: Mapping[str, tuple] = MEASURES,
+) -> Path:
+    """Measure the attention of every question and write one row each to folder/part-00000.parquet, ...
+
+    Columns: question_id, image_id, family, question_type, n_words, n_patches, grid_rows, grid_cols,
+    prediction, accuracy (NaN without answers), and the measures, flattened. Rows are in the data set's order. Shards
+    that stand whole are kept, so a killed run goes on where it was; memory holds one shard. Read the result with
+    `read_attention`.
+    process: (number, processes), where several share the work: each measures every so many-th shard.
+    measure, layout: what gives a batch's measures (with "logits"), and the type and axes of those that are kept.
+    Raises ValueError where the folder holds shards of other questions, another model, shard size or measures, and
+    where the model's numbers are not finite.
+    """
+    if not len(encoded):
+        raise ValueError("no questions to extract attention from: the data set is empty.")
+    if batch_size < 1 or shard_size < 1:
+        raise ValueError(f"batch_size={batch_size} and shard_size={shard_size} must be at least 1.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(encoded), shard_size)
+    names = [f"part-{number:05d}.parquet" for number in range(len(starts))]
+    strangers = sorted({path.name for path in folder.glob("part-*.parquet")} - set(names))
+    if strangers:
+        raise ValueError(
+            f"{folder / strangers[0]} is none of these {len(names)} shards: empty the folder first."
+        )
+    source = describe_source(model, len(encoded), layout)
+    number, processes = process
+    mine = list(zip(names, starts, strict=True))[number::processes]
+    total = sum(min(shard_size, len(encoded) - start) for _, start in mine)
+    with tqdm(total=total, desc="attention", unit="question") as progress:
+        for name, start in mine:
+            rows = range(start, min(start + shard_size, len(encoded)))
+            if (folder / name).exists():
+                check_shard(folder / name, source, encoded, rows)
+                progress.update(len(rows))
+            else:
+                table = measure_rows(model, encoded, rows, batch_size, progress, source, measure)
+                # a dictionary of floats that hardly repeat costs time and saves nothing
+                pq.write_table(
+                    table, folder / f".{name}.tmp", use_dictionary=table.column_names[: -len(layout)]
+                )
+                os.replace(folder / f".{name}.tmp", folder / name)
+    return folder
+
+
+def describe_source(model: nn.Module, n_questions: int, layout: Mapping[str, tuple]) -> dict:
+    """What all shards of a folder share: the model's geometry and weights, how many questions they hold, which measures."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    geometry = {"layers": model.config.num_hidden_layers, "heads": model.config.num_attention_heads}
+    measures = {name: [kind, *axes] for name, (kind, axes) in layout.items()}
+    own = {"weights": digest.hexdigest()[:16], "dtype": str(model.dtype)}
+    return {**geometry, **own, "questions": n_questions, "measures": measures}
+
+
+def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each measure of one question: {"split": ("float32", (12, 12, 3, 5)), ...}."""
+    sizes = {"layer": source["layers"], "head": source["heads"]}
+    return {
+        name: (kind, tuple(sizes.get(axis, axis) for axis in axes))
+        for name, (kind, *axes) in source["measures"].items()
+    }
+
+
+def check_shard(path: Path, source: dict, encoded: EncodedQuestions, rows: range) -> None:
+    """ValueError unless a shard that stands holds these rows, measured on this very model."""
+    if read_source(path) != source:
+        raise ValueError(
+            f"{path} is of another model or data set ({read_source(path)}, not {source}): empty the folder."
+        )
+    held = pq.read_table(path, columns=["question_id"])["question_id"].to_pylist()
+    if held != encoded.questions["question_id"].iloc[rows].tolist():
+        raise ValueError(f"{path} holds other questions than rows {rows.start} to {rows.stop - 1}.")
+
+
+def read_source(path: Path) -> dict:
+    """What describe_source said when a shard was written; ValueError where it is no shard."""
+    try:
+        return json.loads(pq.read_schema(path).metadata[b"source"])
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no attention shard: delete it and extract again.") from error
+
+
+def measure_rows(
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    rows: range,
+    batch_size: int,
+    progress: tqdm,
+    source: dict,
+    measure: Callable,
+) -> pa.Table:
+    """One shard: batches are bucketed within it, its rows are in the data set's order."""
+    measures = {
+        name: np.zeros((len(rows), *shape), kind) for name, (kind, shape) in measure_shapes(source).items()
+    }
+    counts = np.zeros((len(rows), len(COUNTS)), np.int16)
+    answers = np.zeros(len(rows), np.int64)
+    for indices, batch in encoded.batches(batch_size, rows):
+        places = np.array(indices) - rows.start
+        found = measure(model, batch)
+        check_finite(found["logits"], encoded, indices, model.dtype)
+        for name, values in measures.items():
+            values[places] = found[name].cpu().numpy()
+        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[batch["picture_of"]].numpy()
+        words = batch["attention_mask"].sum(1).numpy() - 2
+        counts[places] = np.column_stack([words, grids.prod(1), grids])
+        answers[places] = found["logits"].argmax(1).cpu().numpy()
+        progress.update(len(indices))
+    questions = describe_rows(encoded, rows, [model.config.id2label[answer] for answer in answers.tolist()])
+    questions[list(COUNTS)] = counts
+    return tabulate(questions, measures, source)
+
+
+def check_finite(logits: Tensor, encoded: EncodedQuestions, indices: list[int], dtype: torch.dtype) -> None:
+    """ValueError that names a question whose logits overflowed, which half precision can bring about."""
+    broken = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        question = encoded.questions["question_id"].iloc[indices[broken[0]]]
+        raise ValueError(
+            f"question_id {question}: the logits in {dtype} are not finite"
+            + ("; use precision='fp32'." if dtype != torch.float32 else ": the model's weights are broken.")
+        )
+
+
+def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]) -> pd.DataFrame:
+    """What the data set says of these questions, with the model's answer and its accuracy."""
+    names = ("question_id", "image_id", "family", "question_type", "answers")
+    given = encoded.questions.iloc[rows]
+    table = given[[name for name in names if name in given]].reset_index(drop=True)
+    table["prediction"], table["accuracy"] = predictions, np.nan
+    if "answers" in table:
+        pairs = zip(predictions, table.pop("answers"), strict=True)
+        table["accuracy"] = [vqa_accuracy(prediction, list(answers)) for prediction, answers in pairs]
+    return table
+
+
+def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:
+    """Questions and measures as one Arrow table; a measure is a fixed-size list of its flattened axes."""
+    table = pa.Table.from_pandas(questions, preserve_index=False)
+    for name, values in measures.items():
+        flat = pa.array(values.reshape(-1))
+        element = pa.field("element", flat.type, nullable=False)  # without nulls it reads 1.3 times as fast
+        kind = pa.list_(element, values[0].size)
+        column = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+        table = table.append_column(pa.field(name, kind, nullable=False), column)
+    return table.replace_schema_metadata({"source": json.dumps(source)})
+
+
+class AttentionTable:
+    """Measures of all questions, read from the shards one measure at a time, when first asked for, and then kept.
+
+    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. dtype: what the model ran in,
+    such as "torch.float16". The measures are attributes whose first axis is the question, such as split (n, layer,
+    head, QUERY_GROUPS, KEY_GROUPS); `attention_measures` says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and whatever
+    `reduce` is asked for read it shard by shard and keep a part of that.
+    """
+
+    def __init__(self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple], dtype: str):
+        self.questions, self.dtype, self._paths, self._shapes = questions, dtype, paths, shapes
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name.startswith("_") or name not in self._shapes:
+            held = "" if name.startswith("_") else f"; it holds {', '.join(self._shapes)}"
+            raise AttributeError(f"this table has no measure {name!r}{held}")
+        setattr(self, name, self.reduce(name))
+        return getattr(self, name)
+
+    def reduce(self, name: str, function: Callable = np.asarray) -> np.ndarray:
+        """What `function` makes of a measure's values (question, ...), shard by shard, the first axis kept."""
+        kind, shape = self._shapes[name]
+        whole, start = None, 0
+        for path in self._paths:
+            column = pq.read_table(path, columns=[name])[name].combine_chunks()
+            part = function(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
+            if whole is None:
+                whole = np.empty((len(self.questions), *part.shape[1:]), kind)
+            whole[start : start + len(part)] = part
+            start += len(part)
+        return whole
+
+    @cached_property
+    def image_share(self) -> np.ndarray:
+        """Share of attention on the image: (n, layer, head, QUERY_GROUPS)."""
+        return self.reduce("split", image_share)
+
+    @property
+    def baseline(self) -> np.ndarray:
+        """Image share of uniform attention, for each question: (n,)."""
+        words, patches = (self.questions[name].to_numpy(np.float32) for name in ("n_words", "n_patches"))
+        return uniform_baseline(words, patches)
+
+    @property
+    def excess(self) -> np.ndarray:
+        """Image share minus the uniform baseline: (n, layer, head, QUERY_GROUPS)."""
+        return self.image_share - self.baseline[:, None, None, None]
+
+
+def read_attention(folder: str | Path) -> AttentionTable:
+    """Open the shards that `extract_attention` wrote, in order.
+
+    FileNotFoundError where there are none; ValueError where they are of different models, or do not hold all questions.
+    """
+    paths = sorted(Path(folder).glob("part-*.parquet"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no attention shards: run extract_attention first.")
+    source = read_source(paths[0])
+    if "measures" not in source or "dtype" not in source:
+        raise ValueError(
+            f"{paths[0]} does not say which measures it holds (an earlier version wrote it): empty the folder."
+        )
+    for path in paths:
+        if read_source(path) != source:
+            raise ValueError(f"{path} has {read_source(path)}, but {paths[0].name} has {source}.")
+    columns = [name for name in pq.read_schema(paths[0]).names if name not in source["measures"]]
+    questions = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths]).to_pandas()
+    if len(questions) != source["questions"]:
+        raise ValueError(
+            f"{folder} holds {len(questions)} of {source['questions']} questions: run extract_attention again."
+        )
+    return AttentionTable(questions, paths, measure_shapes(source), source["dtype"])

@@ -1,0 +1,209 @@
+"""More than raw attention: what heads hand on, and what the chosen answer owes to each token.
+
+    explanation = explain(model, batch)[0]
+    explanation.weights("relevance")[-1, 0]   # what the answer owes to each token: (key,)
+    patch_maps(explanation)["relevance"]      # the same over the picture: (rows, columns)
+
+Attention says where a head reads. Value-weighted norms (Kobayashi et al. 2020, "Attention is not only a weight") count
+each key by the vector that the head hands on. Relevance (Chefer, Gur and Wolf 2021, "Generic attention-model
+explainability for interpreting bi-modal and encoder-decoder transformers") weighs attention by the gradient of the
+answer's logit and multiplies the layers up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers.attention.measures import (
+    Prepared,
+    QuestionMaps,
+    attention_maps,
+    average_queries,
+    observe_attention,
+    prepare_batch,
+    propagate_rollout,
+    value_norms,
+)
+from helpers.model.vilt import forward_raster
+
+HEAD_METHODS = ("attention", "value-weighted", "gradient-weighted")
+COMBINED_METHODS = ("rollout", "relevance")
+RELEVANCE = {  # of `relevance_measures`; name: type, axes after the question
+    "relevance": ("float32", (5,)),
+    "gradient_split": ("float32", ("layer", "head", 3, 5)),
+}
+
+
+def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
+    """What the answer owes to each token through each token, after each layer: (layer, query, key).
+
+    attentions, gradients: (layer, head, query, key) of one question. R starts as the identity; a layer adds A' R, with
+    A' the mean over heads of the positive part of gradient times attention (Chefer et al. 2021, equations 5 and 6).
+    """
+    relevance = torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)
+    layers = []
+    for weights in (gradients * attentions).clamp_min(0).mean(1):
+        relevance = relevance + weights @ relevance
+        layers.append(relevance)
+    return torch.stack(layers)
+
+
+@dataclass
+class Explanation:
+    """One question's attention, and what turns it into explanations of an answer; padding removed, raster order.
+
+    maps: its QuestionMaps. answer: the label that is explained; logit: its logit. gradients: of that logit by each
+    attention weight, (layer, head, query, key). value_norms: (layer, head, key), see `attention.value_norms`.
+    """
+
+    maps: QuestionMaps
+    answer: str
+    logit: float
+    gradients: Tensor
+    value_norms: Tensor
+
+    def weights(self, method: str) -> Tensor:
+        """The weights of a method, as attention has them.
+
+        "attention", "value-weighted" (attention times value norm, in units of the hidden space), "gradient-weighted"
+        (the positive part of gradient times attention): (layer, head, query, key). "rollout", "relevance": (layer,
+        query, key), all that has been mixed up to and including a layer.
+        """
+        attention = self.maps.attention
+        if method == "attention":
+            return attention
+        if method == "value-weighted":
+            return attention * self.value_norms[:, :, None]
+        if method == "gradient-weighted":
+            return (self.gradients * attention).clamp_min(0)
+        if method == "rollout":
+            return propagate_rollout(attention)
+        if method == "relevance":
+            return propagate_relevance(attention, self.gradients)
+        known = ", ".join((*HEAD_METHODS, *COMBINED_METHODS))
+        raise ValueError(f"unknown method {method!r}: known are {known}.")
+
+
+def explain(
+    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[str | int] | None = None, tokenizer=None
+) -> list[Explanation]:
+    """Explain the answers to a few questions: layers * heads * tokens^2 floats each, twice.
+
+    batch, tokenizer: as for `attention.attention_maps`. answers: a label or index of the model's for each question;
+    None: what it answers; ValueError where it has no such answer. The model's parameters get no gradient.
+    """
+    prepared = prepare_batch(model, batch)
+    norms, hooks = [], []
+    for layer in model.vilt.encoder.layer:
+        module = layer.attention
+
+        def see_values(_, __, values, module=module):
+            heads = values.unflatten(-1, (-1, module.attention.attention_head_size)).transpose(1, 2)
+            norms.append(value_norms(heads.detach(), module.output.dense.weight.detach()))
+
+        hooks.append(module.attention.value.register_forward_hook(see_values))
+    try:
+        _, gradients, logits = differentiate(model, prepared, answers)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids}, tokenizer)
+    chosen = choose_answers(model, logits, answers)
+    found = []
+    for place, question in enumerate(maps):
+        kept = prepared.groups[place].any(0).nonzero()[:, 0]
+        label = model.config.id2label[int(chosen[place])]
+        own = torch.stack([layer[place][:, kept][:, :, kept] for layer in gradients])
+        length = torch.stack([layer[place][:, kept] for layer in norms])
+        found.append(Explanation(question, label, float(logits[place, chosen[place]]), own, length))
+    return found
+
+
+def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str | int] | None) -> Tensor:
+    """The index of each question's answer: given, by its label, or the model's own best; ValueError if unknown."""
+    if answers is None:
+        return logits.argmax(1)
+    index = {label: number for number, label in model.config.id2label.items()}
+    numbers = [index.get(answer, answer) for answer in answers]
+    unknown = [number for number in numbers if number not in model.config.id2label]
+    if unknown or len(answers) != len(logits):
+        what = (
+            f"{unknown[0]!r} is none of the model's answers" if unknown else f"{len(answers)} answers given"
+        )
+        raise ValueError(
+            f"{what}: expected one of its {len(index)} labels, or an index from 0 to {len(index) - 1}, "
+            f"for each of {len(logits)} questions."
+        )
+    return torch.tensor(numbers, device=logits.device)
+
+
+def differentiate(
+    model: nn.Module, prepared: Prepared, answers: Sequence[str | int] | None
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Each layer's attention (batch, head, query, key), its gradient of the answer's logit, and the logits.
+
+    One backward pass of the sum of the questions' logits: questions do not meet, so each gets its own gradient.
+    """
+    layers = []
+    inputs = {**prepared.inputs, "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_()}
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # or autograd would keep what the parameters' gradients need, and nobody asks for those
+    for parameter in learnt:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            with observe_attention(model, lambda layer, probabilities: layers.append(probabilities)):
+                logits = forward_raster(model, inputs).logits
+            chosen = choose_answers(model, logits, answers)
+            gradients = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), layers)
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_()
+    return [layer.detach() for layer in layers], list(gradients), logits.detach()
+
+
+def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the model's own answers owe to each group of tokens, for a whole batch; see RELEVANCE for the layout.
+
+    relevance (question, 5): the [CLS] row of `propagate_relevance`'s result, less the identity it starts from, as
+    shares of KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried, from the last layer down:
+    e (I + A'_L) ... (I + A'_1), which needs no product of two matrices.
+    gradient_split (question, layer, head, 3, 5): as `attention.attention_split`, of the positive part of gradient
+    times attention, so not normalised: how much a head's reading of a group carries the answer.
+    logits (question, answer).
+    """
+    prepared = prepare_batch(model, batch)
+    attentions, gradients, logits = differentiate(model, prepared, None)
+    keys = prepared.groups.float().mT  # (question, token, 5)
+    row = torch.zeros_like(keys[:, :, 0])
+    row[:, 0] = 1
+    splits = []
+    for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
+        weights = (gradient * attention).float().clamp_min_(0)
+        splits.append(average_queries(weights, prepared.groups) @ keys[:, None])
+        row = row + (row[:, None] @ weights.mean(1))[:, 0]
+    row[:, 0] -= 1
+    owed = (row[:, None] @ keys)[:, 0]
+    shares = owed / owed.sum(1, keepdim=True)  # 0 / 0 is NaN
+    return {"relevance": shares, "gradient_split": torch.stack(splits[::-1], dim=1), "logits": logits}
+
+
+def patch_maps(explanation: Explanation) -> dict[str, np.ndarray]:
+    """One map over the patches for each way to make one, for the text [CLS]: name -> (rows, columns).
+
+    "raw, last layer": mean over heads of the last layer's attention; "raw, all layers" and "value-weighted": mean over
+    layers and heads; "rollout"; "relevance".
+    """
+    attention = explanation.weights("attention")
+    rows = {
+        "raw, last layer": attention[-1].mean(0)[0],
+        "raw, all layers": attention.mean((0, 1))[0],
+        "value-weighted": explanation.weights("value-weighted").mean((0, 1))[0],
+        "rollout": explanation.weights("rollout")[-1, 0],
+        "relevance": explanation.weights("relevance")[-1, 0],
+    }
+    patches, grid = explanation.maps.groups["patches"], explanation.maps.grid
+    return {name: row[patches].reshape(grid).float().cpu().numpy() for name, row in rows.items()}

@@ -1,0 +1,154 @@
+"""Which words of a question send attention to the image, and which are read: attention by class of words.
+
+    classify_pieces(["what", "color", "are", "the", "chair", "##s", "?"])
+    word_measures(model, batch)["word_image"][0, 2]  # first question, third layer: (head, CLASSES)
+
+A word's class comes from the lexicon data/word_classes.csv and from its place; no tagger is needed.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from helpers.attention.measures import IMAGE, prepare_batch, query_weights
+from helpers.model.packed import PackedForward, Tile
+
+CLASSES = ("question word", "colour word", "noun", "other content", "function word", "punctuation")
+READERS = ("cls", "patches")  # of `word_read`
+READER_INDEX = [0, 4]  # READERS among KEY_GROUPS
+WORD_MEASURES = {  # of `word_measures`; name: type, axes after the question
+    "word_image": ("float32", ("layer", "head", len(CLASSES))),
+    "word_read": ("float32", ("layer", "head", len(READERS), len(CLASSES))),
+    "word_place": ("float32", (len(CLASSES),)),
+}
+LEXICON = Path(__file__).resolve().parents[2] / "data" / "word_classes.csv"
+with LEXICON.open(encoding="utf-8") as _table:
+    WORD_CLASSES = {row["word"]: row["class"] for row in csv.DictReader(_table)}
+# what opens a yes-no question; "isn" and the like are what tokenizers leave of "isn't"
+OPENERS = {
+    "is", "are", "was", "were", "am", "do", "does", "did", "can", "could", "will", "would", "should",
+    "shall", "may", "might", "has", "have", "had", "isn", "aren", "wasn", "weren", "don", "doesn",
+    "didn", "couldn", "won", "wouldn", "shouldn", "hasn", "haven",
+}  # fmt: skip
+DETERMINERS = {
+    "a", "an", "the", "this", "that", "these", "those", "my", "your", "his", "her", "its", "our",
+    "their", "any", "some", "no", "each", "every", "many", "what", "which", "whose",
+}  # fmt: skip
+
+
+def classify_words(words: Sequence[str]) -> list[str]:
+    """The class, one of CLASSES, of each word of one question: lower case, punctuation as words of its own.
+
+    punctuation: without a letter or digit. question word: the first what, which, who, where, when, why or
+    how; or a first word such as is, are, do or can (a yes-no question); and many or much right after how
+    ("how many" asks as a whole, "what color" is a question word and a colour word). A later who or which is
+    relative: a function word. All others are looked up in the lexicon, as they stand or without -s, -es,
+    -ies. What is not found is a noun right after a determiner and right before a function word or the end
+    ("is this a terminal?"), else other content.
+    """
+    classes = [look_up(word) for word in words]
+    asking = next((i for i, name in enumerate(classes) if name == "question word"), len(words))
+    if words and words[0] in OPENERS:
+        asking = 0
+    for place, name in enumerate(classes):
+        if place == asking or (
+            place == asking + 1 and words[asking] == "how" and words[place] in ("many", "much")
+        ):
+            classes[place] = "question word"
+        elif name == "question word":
+            classes[place] = "function word"
+    for place, name in enumerate(classes):
+        if name is None:
+            after = classes[place + 1] if place + 1 < len(words) else "punctuation"
+            named = (
+                place > 0 and words[place - 1] in DETERMINERS and after in ("function word", "punctuation")
+            )
+            classes[place] = "noun" if named else "other content"
+    return classes
+
+
+def look_up(word: str) -> str | None:
+    """A word's class whatever its place, as in the lexicon; None for a word that it does not hold."""
+    if not any(map(str.isalnum, word)):
+        return "punctuation"
+    if word[0].isdigit():
+        return "other content"
+    if word in WORD_CLASSES:
+        return WORD_CLASSES[word]
+    endings = {"ies": "y", "es": "", "s": ""}
+    stems = (word.removesuffix(end) + rest for end, rest in endings.items() if word.endswith(end))
+    found = (WORD_CLASSES.get(stem) for stem in stems)
+    return next((name for name in found if name in ("noun", "colour word", "other content")), None)
+
+
+def join_pieces(pieces: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The words that pieces make up ("chair", "##s": "chairs"), and for each piece the place of its word."""
+    words, owners = [], []
+    for piece in pieces:
+        if piece.startswith("##") and words:
+            words[-1] += piece.removeprefix("##")
+        else:
+            words.append(piece)
+        owners.append(len(words) - 1)
+    return words, owners
+
+
+def classify_pieces(pieces: Sequence[str]) -> list[str]:
+    """The class of each word piece of one question, that of its word; without [CLS] and [SEP]."""
+    words, owners = join_pieces(pieces)
+    classes = classify_words(words)
+    return [classes[owner] for owner in owners]
+
+
+def mark_classes(tokenizer, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Which text token is of which class: bool (batch, CLASSES, text), False at [CLS], [SEP] and padding."""
+    members = torch.zeros(len(input_ids), len(CLASSES), input_ids.shape[1], dtype=torch.bool)
+    for row, (ids, length) in enumerate(zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)):
+        pieces = tokenizer.convert_ids_to_tokens(ids[1 : length - 1])
+        for place, name in enumerate(classify_pieces(pieces), start=1):
+            members[row, CLASSES.index(name), place] = True
+    return members
+
+
+@torch.no_grad()
+def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Attention from and to the words of each class, for a whole batch; a measure for `extract_attention`.
+
+    word_image (question, layer, head, CLASSES): mean over the class's word pieces, as queries, of the mass on
+    the image (its CLS and patches). word_read (question, layer, head, READERS, CLASSES): mean over the
+    class's word pieces, as keys, of the mass that a reader (text [CLS]; mean over patches) puts on one.
+    word_place (question, CLASSES): mean place of the class's word pieces in the question, the first is 1.
+    logits (question, answer).
+    NaN where a question has no word of the class. Needs `model.tokenizer`, which `load_vilt` leaves there.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(
+            "word classes need the model's tokenizer: load it with load_vilt, or set model.tokenizer."
+        )
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
+    members = mark_classes(tokenizer, inputs["input_ids"], inputs["attention_mask"]).to(groups.device)
+    walk, layers = PackedForward(model, inputs, groups), []
+    for layer in walk:
+        found = [read_classes(tile, attention, members) for tile, attention in layer]
+        layers.append([torch.cat(parts) for parts in zip(*found, strict=True)])
+    looked, read = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
+    places = torch.arange(members.shape[2], device=members.device, dtype=torch.float32)
+    return {
+        "word_image": looked,
+        "word_read": read,
+        "word_place": query_weights(members) @ places,
+        "logits": walk.logits,
+    }
+
+
+def read_classes(tile: Tile, attention: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """A tile's word_image and word_read in one layer; attention: (question, head, query, key)."""
+    weights = query_weights(members[tile.questions, :, : tile.n_text])[:, None]  # (question, 1, class, text)
+    image = tile.groups[:, IMAGE].any(1).float()[:, None, :, None]
+    readers = query_weights(tile.groups[:, READER_INDEX])[:, None]  # (question, 1, reader, token)
+    looked = weights @ (attention[:, :, : tile.n_text] @ image)
+    return looked[..., 0], readers @ attention[..., : tile.n_text] @ weights.mT

@@ -1,0 +1,1 @@
+"""VQAv2 and the phantom: files, download, subset, and batches that ViLT reads."""

@@ -1,0 +1,227 @@
+"""The study's questions: found or generated, drawn, split by image, checked, and kept in the run folder."""
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets, load_from_disk
+from PIL import Image
+
+from helpers.data.download import IMAGES_URL, JSON_OF, QUESTIONS_URL, download_images, download_questions
+from helpers.data.encode import EncodedQuestions
+from helpers.data.pictures import Pictures, write_pictures
+from helpers.data.vqa import (
+    QUESTION_TYPES,
+    check_images,
+    load_rgb,
+    name_image,
+    read_vqa,
+    split_by_image,
+    stratified_subset,
+)
+from helpers.run.cache import (
+    fingerprint,
+    hash_file,
+    make_once,
+    read_depends,
+    require,
+    source_digest,
+    write_atomic,
+)
+from helpers.run.study import Study
+from phantom.scenes import read_truth, write_phantom
+
+logger = logging.getLogger(__name__)
+
+POOLED_SHARE = 0.4  # of the images held out where a sample's own validation file is too small
+
+
+def find_data(study: Study) -> Path:
+    """Folder with the study's official files: `study.data_root`, or the phantom, generated where it is absent.
+
+    With `study.download` the official files that data_root lacks are fetched. FileNotFoundError where data_root is no
+    folder and nothing may be fetched; DownloadError where fetching fails.
+    """
+    if study.data_root is not None:
+        folder = Path(study.path(study.data_root))
+        if study.download:
+            return download_questions(folder, study.questions_url or QUESTIONS_URL)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"data_root: there is no folder {study.data_root} (counted from the repository)"
+            )
+        return folder
+    scenes = study.settings("train_scenes", "validation_scenes", "seed")
+    code = source_digest("phantom")
+
+    def generate(folder: Path) -> None:
+        write_phantom(folder, "train", study.train_scenes, study.seed)
+        write_phantom(folder, "val", study.validation_scenes, study.seed)
+
+    name = f"phantom-{study.train_scenes}-{study.validation_scenes}-seed{study.seed}"
+    return make_once(study.root / "data" / "generated" / name, generate, {**scenes, "code": code})
+
+
+def prepare_dataset(study: Study) -> Path:
+    """Draw the study's questions into run_dir/dataset: `train` and `validation`, no image on both sides.
+
+    Validation comes from the official validation file. Where that holds fewer than `study.min_validation`
+    questions (a sample), both files are pooled and a share of the *images* is held out instead; the column
+    `split` keeps the official file of each question. Further columns: `picture`, the image's file under the data's
+    folder (the drawn images are fetched with `study.download`), its `width` and `height` in pixels; `needs_image`
+    (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
+    """
+    root = find_data(study)
+    files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
+    if set(JSON_OF.values()) - {path.name for path in files}:
+        files += sorted(root.glob("*.zip"))  # read where the unpacked file is absent
+    depends = {
+        **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
+        "files": {path.name: hash_file(path) for path in files},
+        # fetched pictures are what the questions ask for: they do not tell whether the step stands
+        "pictures": None
+        if study.download
+        else fingerprint([[p.name, p.stat().st_size] for p in sorted(root.glob("*2014/*"))]),
+        "families": QUESTION_TYPES,
+        "code": source_digest("helpers/data"),
+    }
+
+    def draw(folder: Path) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            _draw_parts(study, root).save_to_disk(folder)
+        notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
+        write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
+
+    return make_once(study.folder() / "dataset", draw, depends)
+
+
+def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
+    """`train` and `validation` as they are drawn from the official files under `root`, before any image is touched."""
+    train, validation = (_read_split(root, split) for split in ("train", "val"))
+    if len(validation) < study.min_validation:
+        logger.info("%d validation questions: pooling both files, holding out images", len(validation))
+        halves = split_by_image(concatenate_datasets([train, validation]), POOLED_SHARE, study.seed)
+        train, validation = halves["train"], halves["validation"]
+    parts = {
+        "train": stratified_subset(train, study.train_per_family, study.seed),
+        "validation": stratified_subset(validation, study.validation_per_family, study.seed),
+    }
+    shared = set(parts["train"]["image_id"][:]) & set(parts["validation"]["image_id"][:])
+    if shared:
+        raise ValueError(f"{len(shared)} images are in training and in validation, like {min(shared)}")
+    return parts
+
+
+def _draw_parts(study: Study, root: Path) -> DatasetDict:
+    parts = draw_subset(study, root)
+    _fetch_images(study, sorted({name for part in parts.values() for name in part["picture"][:]}), root)
+    return DatasetDict({name: _measure_images(part) for name, part in parts.items()})
+
+
+def read_notes(study: Study) -> list[str]:
+    """What was left out of the dataset and why, one line for each kind of trouble; empty where all was well."""
+    return json.loads((require(study.folder() / "dataset", made_by="01_setup") / "notes.json").read_text())
+
+
+def load_dataset(study: Study) -> DatasetDict:
+    """The questions that 01 prepared; FileNotFoundError that says so where they are missing."""
+    return load_from_disk(require(study.folder() / "dataset", made_by="01_setup"))
+
+
+def load_pictures(study: Study, processor) -> Pictures:
+    """The pictures of the study's questions at the processor's size, resized once for all later uses.
+
+    They are kept in data/generated (0.7 MB each at ViLT-B/32 size), not in the run's folder, which may lie on a small
+    and slow drive. Where they are missing they are made again, from images fetched again with `study.download`.
+    """
+    image_processor, parts = processor.image_processor, load_dataset(study).values()
+    files = {
+        key: name for part in parts for key, name in zip(part["image_id"][:], part["picture"][:], strict=True)
+    }
+    source = read_depends(study.run_dir / "dataset")
+    depends = {  # nothing of the questions: studies that ask about the same images share them
+        "names": fingerprint(sorted(files.values())),
+        "source": {name: source[name] for name in ("files", "pictures")},
+        "size": image_processor.size["shortest_edge"],
+        "divisor": image_processor.size_divisor,
+        "resample": int(image_processor.resample),
+        "code": source_digest("helpers/data"),
+    }
+
+    def write(folder: Path) -> None:
+        root = find_data(study)
+        if gone := _fetch_images(study, sorted(files.values()), root):
+            raise FileNotFoundError(
+                f"{len(gone)} of the study's images are no longer served, like {gone[0]}: run this again later, or delete "
+                f"{study.run_name}/dataset to draw the questions without them"
+            )
+        write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
+
+    folder = study.root / "data" / "generated" / f"pictures-{fingerprint(depends)[:12]}"
+    return Pictures(make_once(folder, write, depends))
+
+
+def encode(
+    study: Study, questions: Dataset, processor, answers: Sequence[str] | None = None
+) -> EncodedQuestions:
+    """Questions of `load_dataset` ready for ViLT, with pictures from `load_pictures`; answers: see EncodedQuestions."""
+    return EncodedQuestions(questions, processor, answers, load_pictures(study, processor))
+
+
+def _fetch_images(study: Study, files: list[str], root: Path) -> list[str]:
+    """Fetch what lacks of these, where the study may; returns those that are not served."""
+    if not study.download:
+        return []
+    return download_images(files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing)
+
+
+def _read_split(root: Path, split: str) -> Dataset:
+    """A split with what the phantom's truth adds. Columns are read whole, by [:]: one by one takes 100 times as long."""
+    dataset = read_vqa(root, split)
+    truth = read_truth(root, split)
+    known = [truth.get(number, {}) for number in dataset["question_id"][:]]
+    columns = {
+        "split": [split] * len(dataset),
+        "needs_image": [row.get("needs_image") for row in known],
+        "boxes": [row.get("boxes", []) for row in known],
+        "picture": [name_image(split, image_id) for image_id in dataset["image_id"][:]],
+    }
+    types = {
+        "split": Value("string"),
+        "needs_image": Value("bool"),
+        "boxes": List(List(Value("int32"))),
+        "picture": Value("string"),
+    }
+    for name, column in columns.items():
+        dataset = dataset.add_column(name, column, feature=types[name])
+    return dataset
+
+
+def _measure_images(dataset: Dataset) -> Dataset:
+    """Leave out questions whose image cannot be read, note the size of every other, and keep its path only."""
+    dataset = check_images(dataset)
+    stored = dataset.cast_column("image", datasets.Image(decode=False))
+    paths = {
+        image_id: image["path"]
+        for image_id, image in zip(stored["image_id"][:], stored["image"][:], strict=True)
+    }
+    sizes = {image_id: Image.open(path).size for image_id, path in paths.items()}
+    for place, name in enumerate(("width", "height")):
+        dataset = dataset.add_column(name, [sizes[image_id][place] for image_id in dataset["image_id"][:]])
+    return dataset.remove_columns("image")
+
+
+def show_image(study: Study, row: dict) -> Image.Image:
+    """The picture of a question for a figure: itself, or a grey field of its size where it must not be shown.
+
+    Photographs have licences of their own; they are shown only where `study.show_photographs` is on.
+    The phantom's pictures are the project's own and always shown.
+    """
+    if study.data_root is None or study.show_photographs:
+        with Image.open(find_data(study) / row["picture"]) as picture:
+            return load_rgb(picture)
+    return Image.new("RGB", (row["width"], row["height"]), (200, 200, 200))

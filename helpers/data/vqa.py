@@ -1,0 +1,371 @@
+"""VQAv2 as it comes: files, question types, the official accuracy, answer targets, subsets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as PillowImage
+
+FAMILIES = ("what", "what color", "where", "why", "how many", "how", "who", "which", "is/are", "other")
+with (Path(__file__).resolve().parents[2] / "data" / "question_types.csv").open(encoding="utf-8") as _table:
+    QUESTION_TYPES = {row["question_type"]: row["family"] for row in csv.DictReader(_table)}
+
+SPLITS = ("train", "val")
+# kind of file: (json, official zip that holds it), for split.format(split, split.title())
+FILES = {
+    "questions": ("v2_OpenEnded_mscoco_{0}2014_questions.json", "v2_Questions_{1}_mscoco.zip"),
+    "annotations": ("v2_mscoco_{0}2014_annotations.json", "v2_Annotations_{1}_mscoco.zip"),
+}
+FIELDS = {
+    "questions": {"question_id": int, "image_id": int, "question": str},
+    "annotations": {
+        "question_id": int, "image_id": int, "question_type": str, "answer_type": str,
+        "multiple_choice_answer": str, "answers": list,
+    },
+}  # fmt: skip
+COLUMNS = Features(
+    {
+        "question_id": Value("int64"),
+        "image_id": Value("int64"),
+        "image": Image(),
+        "question": Value("string"),
+        "question_type": Value("string"),
+        "family": Value("string"),
+        "answer_type": Value("string"),
+        "answers": List(Value("string")),
+        "multiple_choice_answer": Value("string"),
+    }
+)
+N_ANSWERS = 10  # annotators a question
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+DIGIT_COMMA = re.compile(r"\d,\d")
+# The official pattern means to keep the points of numbers; its lookbehind is mistyped, so that it
+# drops every point that no digit follows. It also hands re.UNICODE (32) to sub as the count.
+POINT = re.compile(r"\.(?!\d)")
+MAX_POINTS = 32
+NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
+NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS.split())} | {"none": "0"}
+# The official table has each of these written without one of its apostrophes. It maps no "shes" or "lets",
+# takes the apostrophe out of "somebody'd", and its entries with a capital (Im, Ive) never apply.
+CONTRACTIONS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't
+    must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've
+    we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
+    who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
+    you'll you're you've"""
+CONTRACTED = {
+    full[: mark.start()] + full[mark.end() :]: full
+    for full in CONTRACTIONS.split()
+    for mark in re.finditer("'", full)
+} | {"somebody'd": "somebodyd"}
+
+
+def question_type(question: str) -> str:
+    """The official type of a question: its longest beginning, in words, that the list of 65 types has."""
+    words = question.lower().strip().removesuffix("?").split()
+    for length in range(len(words), 0, -1):
+        if (beginning := " ".join(words[:length])) in QUESTION_TYPES:
+            return beginning
+    return "none of the above"
+
+
+def question_family(question_type: str) -> str:
+    """The family (one of FAMILIES) of an official question type; ValueError for any other text."""
+    if question_type not in QUESTION_TYPES:
+        raise ValueError(f"{question_type!r} is none of the 65 question types in data/question_types.csv")
+    return QUESTION_TYPES[question_type]
+
+
+def _clean_answer(answer: str) -> str:
+    """What the official evaluator does to every answer and prediction."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=2**16)
+def normalize_answer(answer: str) -> str:
+    """The official normalisation of punctuation, number words, articles and contractions.
+
+    Its oddities are kept: a mark becomes a space, or nothing if it stands beside a space anywhere in
+    the answer or if the answer has a comma between digits; apostrophes and colons stay. Source: the VQA
+    API's evaluator, https://github.com/GT-Vision-Lab/VQA.
+    """
+    cleaned = _clean_answer(answer)
+    squeeze = DIGIT_COMMA.search(cleaned) is not None
+    marks = {
+        mark: "" if squeeze or f"{mark} " in cleaned or f" {mark}" in cleaned else " " for mark in PUNCTUATION
+    }
+    text = POINT.sub("", cleaned.translate(str.maketrans(marks)), count=MAX_POINTS)
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTED.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def _comparable(answers: Sequence[str]) -> tuple[list[str], bool]:
+    """Answers as the evaluator compares them, and whether it normalises (where they are not unanimous)."""
+    if isinstance(answers, str) or not len(answers):
+        raise ValueError(f"expected the answers of one question, a list of texts, not {answers!r}")
+    cleaned = [_clean_answer(answer) for answer in answers]
+    if len(set(cleaned)) == 1:
+        return cleaned, False
+    return [normalize_answer(answer) for answer in cleaned], True
+
+
+def _leave_one_out(matches: int, n: int) -> float:
+    """Mean over the n ways to leave one answer out of min(1, matches among the rest / 3)."""
+    return (matches * min(3, matches - 1) + (n - matches) * min(3, matches)) / (3 * n)
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Official VQA accuracy of a prediction, in [0, 1], as the 2021 evaluator computes it.
+
+    answers: the question's ten. They and the prediction are normalised only where the ten differ, so
+    "a dog" scores 0 against ten times "dog". Source: as normalize_answer.
+    """
+    compared, normalised = _comparable(answers)
+    prediction = normalize_answer(prediction) if normalised else _clean_answer(prediction)
+    return _leave_one_out(compared.count(prediction), len(compared))
+
+
+def soft_targets(answers: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
+    """Training targets (len(vocabulary),) float32: the accuracy that each entry would score.
+
+    With ten answers: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and 4 or more matches.
+    """
+    compared, normalised = _comparable(answers)
+    entries = _index_vocabulary(tuple(vocabulary), normalised)
+    targets = np.zeros(len(vocabulary), dtype=np.float32)
+    for answer, matches in Counter(compared).items():
+        targets[entries.get(answer, [])] = _leave_one_out(matches, len(compared))
+    return targets
+
+
+@lru_cache(maxsize=8)
+def _index_vocabulary(vocabulary: tuple[str, ...], normalised: bool) -> dict[str, list[int]]:
+    """Positions of the entries that the evaluator takes for each answer ("hot dog" and "hot-dog")."""
+    entries: dict[str, list[int]] = {}
+    compare = normalize_answer if normalised else _clean_answer
+    for position, entry in enumerate(vocabulary):
+        entries.setdefault(compare(entry), []).append(position)
+    return entries
+
+
+def build_vocabulary(answers: Iterable[Sequence[str]], max_answers: int) -> list[str]:
+    """The answers a model chooses from: the most frequent majority answers of the questions.
+
+    answers: each question's ten, of the training questions. Ties, within a question and in frequency,
+    go to the alphabet.
+    """
+    if max_answers < 1:
+        raise ValueError(f"max_answers={max_answers}: expected 1 or more")
+    majorities = Counter(_rank(map(_clean_answer, of_question))[0] for of_question in answers)
+    return _rank(majorities)[:max_answers]
+
+
+def _rank(items) -> list[str]:
+    """Distinct items, the most frequent first, ties in alphabetical order."""
+    counts = Counter(items)
+    return sorted(counts, key=lambda item: (-counts[item], item))
+
+
+def read_vqa(root: str | Path, split: str) -> Dataset:
+    """VQAv2's official files (json, or the official zips of them) as a Dataset: one row a question.
+
+    root: folder that holds them. split: "train" or "val". Columns: see COLUMNS; `image` is a path under
+    root that is opened when read (check_images says whether it can be).
+    A broken file raises one ValueError that names file, place and remedy. Questions that cannot be used
+    (no annotation, not ten answers) are left out, with one counted warning a kind. Nothing is written.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    root = Path(root)
+    asked_in, asked = _read_records(root, split, "questions")
+    told_in, told = _read_records(root, split, "annotations")
+    keys = [key for key in asked if key in told]
+    if not keys:
+        raise ValueError(f"{asked_in} and {told_in} share no question: are they of the same split?")
+    _warn_left_out(asked_in, "questions without annotation", [key for key in asked if key not in told])
+    _warn_left_out(told_in, "annotations without question", [key for key in told if key not in asked])
+    answers = {key: _read_answers(told_in, told[key]) for key in keys}
+    odd = [key for key in keys if len(answers[key]) != N_ANSWERS]
+    if len(odd) == len(keys):
+        raise ValueError(f"{told_in}: no question has exactly {N_ANSWERS} answers; get the official file")
+    _warn_left_out(told_in, f"questions without exactly {N_ANSWERS} answers", odd)
+    keys = [key for key in keys if len(answers[key]) == N_ANSWERS]
+    for key in keys:
+        if asked[key]["image_id"] != told[key]["image_id"]:
+            raise ValueError(f"{told_in}: question_id {key} is about another image than in {asked_in.name}")
+    folder = f"{root.absolute()}/"  # joined as text: pathlib takes nine times as long
+    columns = {name: [asked[key][name] for key in keys] for name in FIELDS["questions"]}
+    columns |= {name: [told[key][name] for key in keys] for name in list(FIELDS["annotations"])[2:-1]}
+    columns["family"] = [QUESTION_TYPES[name] for name in columns["question_type"]]
+    paths = pa.array([folder + name_image(split, image) for image in columns["image_id"]])
+    flat = pa.array([answer for key in keys for answer in answers[key]])
+    unread = pa.nulls(len(keys), pa.binary())
+    columns["image"] = pa.StructArray.from_arrays([unread, paths], ["bytes", "path"])
+    columns["answers"] = pa.ListArray.from_arrays(np.arange(len(keys) + 1, dtype=np.int32) * N_ANSWERS, flat)
+    return Dataset(pa.table({name: columns[name] for name in COLUMNS}, schema=COLUMNS.arrow_schema))
+
+
+def name_image(split: str, image_id: int) -> str:
+    """COCO's file of an image, under the folder of the official files: val2014/COCO_val2014_000000262148.jpg."""
+    return f"{split}2014/COCO_{split}2014_{image_id:012d}.jpg"
+
+
+def _read_records(root: Path, split: str, kind: str) -> tuple[Path, dict[int, dict]]:
+    """The file that was read, and its checked records by question_id, in the file's order."""
+    file, data = _read_json(root, split, kind)
+    records = data.get(kind) if isinstance(data, dict) else None
+    if not isinstance(records, list):
+        raise ValueError(f"{file}: not a VQAv2 file, it has no list '{kind}'; get the official one")
+    other = SPLITS[split == SPLITS[0]]
+    if data.get("data_subtype") == f"{other}2014":
+        raise ValueError(f"{file}: holds the {other} split (data_subtype); expected {split}")
+    known, repeated = {}, []
+    for position, record in enumerate(records):
+        _check_record(f"{file}: {kind}[{position}]", record, FIELDS[kind])
+        if (first := known.setdefault(record["question_id"], record)) is not record:
+            if first != record:
+                raise ValueError(f"{file}: question_id {record['question_id']} occurs twice and differs")
+            repeated.append(record["question_id"])
+    _warn_left_out(file, f"exact copies of other {kind}", repeated)
+    return file, known
+
+
+def _read_json(root: Path, split: str, kind: str) -> tuple[Path, object]:
+    """The parsed file of a kind, itself or from its official zip (or any other zip in the folder)."""
+    name, zip_name = (pattern.format(split, split.title()) for pattern in FILES[kind])
+    file = root / name
+    try:
+        if file.is_file():
+            return file, json.loads(file.read_bytes())
+        for file in [root / zip_name, *sorted(root.glob("*.zip"))]:
+            if file.is_file():
+                with zipfile.ZipFile(file) as archive:
+                    member = next((m for m in archive.namelist() if Path(m).name == name), None)
+                    if member:
+                        return file, json.loads(archive.read(member))
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file}: truncated or not JSON ({error}); get the file again") from None
+    raise FileNotFoundError(
+        f"{root} has neither {name} nor {zip_name}: the setting download=True fetches VQAv2"
+    )
+
+
+def _check_record(place: str, record, fields: dict[str, type]) -> None:
+    for name, kind in fields.items():
+        if type(record) is not dict or type(record.get(name)) is not kind:
+            number = record.get("question_id") if type(record) is dict else None
+            raise ValueError(f"{place} (question_id {number}): no usable '{name}'; get the official file")
+    if "question_type" in fields and record["question_type"] not in QUESTION_TYPES:
+        raise ValueError(
+            f"{place} (question_id {record['question_id']}): question_type {record['question_type']!r} "
+            "is none of VQAv2's 65; get the official file"
+        )
+
+
+def _read_answers(file: Path, annotation: dict) -> list[str]:
+    answers = [given.get("answer") if type(given) is dict else None for given in annotation["answers"]]
+    if not all(type(answer) is str for answer in answers):
+        number = annotation["question_id"]
+        raise ValueError(f"{file}: question_id {number} has an answer without text; get the official file")
+    return answers
+
+
+def _warn_left_out(where, what: str, ids: Sequence[int]) -> None:
+    """One warning for all of a kind, if there are any."""
+    if len(ids):
+        first = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        warnings.warn(f"{where}: {len(ids)} {what}, left out (question_id {first})", stacklevel=3)
+
+
+def load_rgb(image: PillowImage.Image) -> PillowImage.Image:
+    """A picture as RGB, decoded: greyscale, CMYK and palettes converted, transparency laid over white."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PillowImage.alpha_composite(PillowImage.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def check_images(dataset: Dataset) -> Dataset:
+    """Decode each distinct image once, and leave out the questions about those that are not to be had.
+
+    One counted warning for missing files and one for unreadable ones; ValueError if nothing is left.
+    Takes about 5 ms an image and core, so draw the subset first.
+    """
+    stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
+    keys = dataset.select_columns(["question_id", "image_id"]).to_pandas()
+    _, first_rows, image_of_row = np.unique(keys["image_id"], return_index=True, return_inverse=True)
+    with ThreadPoolExecutor() as pool:
+        problems = np.array(list(pool.map(lambda row: _find_problem(stored[int(row)]["image"]), first_rows)))
+    good = np.flatnonzero(problems[image_of_row] == "")
+    if not len(good):
+        path = stored[0]["image"]["path"]
+        raise ValueError(f"{path}: neither this nor any other image can be read; download or unzip them")
+    for problem in ("a missing", "an unreadable"):
+        rows = np.flatnonzero(problems[image_of_row] == problem)
+        if len(rows):
+            n_more = (problems == problem).sum() - 1
+            paths = stored[int(rows[0])]["image"]["path"] + (f" and {n_more} more" if n_more else "")
+            _warn_left_out(paths, f"questions about {problem} image", keys["question_id"].to_numpy()[rows])
+    return dataset if len(good) == len(dataset) else dataset.select(good)
+
+
+def _find_problem(stored: dict) -> str:
+    """What is wrong with an image as datasets stores it (path, or bytes); "" if nothing."""
+    if stored["bytes"] is None and not Path(stored["path"]).is_file():
+        return "a missing"
+    try:
+        source = stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])
+        with PillowImage.open(source) as image:
+            load_rgb(image)
+    except Exception:  # Pillow raises a dozen types for broken files
+        return "an unreadable"
+    return ""
+
+
+def stratified_subset(dataset: Dataset, per_family: int | None, seed: int) -> Dataset:
+    """At most `per_family` questions of each family (None: all), in the order of the source.
+
+    Images are drawn in an order given by the seed; each gives its questions of the families that are not
+    full yet. So few images serve many questions, and a family with too few keeps all of them.
+    """
+    if per_family is None:
+        return dataset
+    if per_family < 1:
+        raise ValueError(f"per_family={per_family}: expected 1 or more, or None for all")
+    frame = dataset.select_columns(["image_id", "family"]).to_pandas()
+    images = np.unique(frame["image_id"])
+    turn = np.random.default_rng(seed).permutation(len(images))
+    frame["turn"] = turn[np.searchsorted(images, frame["image_id"])]
+    # The first per_family of each family in this order are those that drawing one by one would keep.
+    kept = frame.sort_values("turn", kind="stable").groupby("family").head(per_family).index
+    return dataset.select(np.sort(kept))
+
+
+def split_by_image(dataset: Dataset, validation_share: float, seed: int) -> DatasetDict:
+    """`train` and `validation`, with no image on both sides; the share counts images, at least one a side."""
+    image_ids = np.asarray(dataset.select_columns(["image_id"]).to_pandas()["image_id"])
+    images = np.unique(image_ids)
+    if not 0 < validation_share < 1 or len(images) < 2:
+        raise ValueError(f"cannot split {len(images)} images with validation_share={validation_share}")
+    n_held_out = min(max(round(validation_share * len(images)), 1), len(images) - 1)
+    held_out = np.isin(image_ids, np.random.default_rng(seed).permutation(images)[:n_held_out])
+    sides = {"train": ~held_out, "validation": held_out}
+    return DatasetDict({name: dataset.select(np.flatnonzero(side)) for name, side in sides.items()})

@@ -1,0 +1,1 @@
+"""Figures of the notebooks: they take tables or arrays and return a matplotlib figure."""

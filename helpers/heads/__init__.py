@@ -1,0 +1,1 @@
+"""What heads do: their roles, and what happens without them."""

@@ -1,0 +1,76 @@
+"""How much the loss hangs on each head, by gradients: one backward pass for all heads, where removal takes one each."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from helpers.attention.measures import prepare_batch
+from helpers.model.vilt import forward_raster
+from helpers.stats.tests import divide, rank_correlation
+
+IMPORTANCE = {"importance": ("float32", ("layer", "head"))}  # of `importance_measures`; name: type, axes
+
+
+def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How much the loss on each question of a batch hangs on each head: importance (question, layer, head), at least 0.
+
+    |dL / dg| at g = 1, where g scales the head's context (Michel, Levy and Neubig 2019, "Are sixteen heads really better
+    than one?", equation 2). L: binary cross-entropy with the soft targets, batch["labels"], summed over answers. logits:
+    (question, answer). ValueError without labels: give EncodedQuestions the model's answers.
+    """
+    if "labels" not in batch:
+        raise ValueError("the batch has no labels: encode the questions with answers=, the model's own.")
+    prepared, config = prepare_batch(model, batch), model.config
+    shape = (config.num_hidden_layers, len(batch["labels"]), config.num_attention_heads)
+    gates = torch.ones(shape, device=model.device, dtype=model.dtype, requires_grad=True)
+    with gate_heads(model, gates), torch.enable_grad():
+        logits = forward_raster(model, prepared.inputs).logits
+        loss = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits), reduction="sum")
+        (slope,) = torch.autograd.grad(loss, gates)
+    return {"importance": slope.abs().transpose(0, 1), "logits": logits.detach()}
+
+
+@contextmanager
+def gate_heads(model: nn.Module, gates: Tensor) -> Iterator[None]:
+    """Multiply each head's output by its gate while the block runs: gates (layer, question, head)."""
+
+    def scale(layer, _, args):
+        context = args[0].unflatten(-1, (gates.shape[2], -1))
+        return ((context * gates[layer][:, None, :, None]).flatten(-2),)
+
+    with ExitStack() as stack:
+        for index, layer in enumerate(model.vilt.encoder.layer):
+            stack.enter_context(layer.attention.output.dense.register_forward_pre_hook(partial(scale, index)))
+        yield
+
+
+def normalise_by_layer(importance: np.ndarray) -> np.ndarray:
+    """Importance (layer, head) over its layer's L2 norm (Molchanov et al. 2017, equation 10; NaN in a layer of zeros).
+
+    Gradients differ in size between layers for reasons that have nothing to do with heads.
+    """
+    return divide(importance, np.linalg.norm(importance, axis=1, keepdims=True))
+
+
+def rank_measures(measures: dict[str, np.ndarray], draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Do measures of importance (layer, head) rank the heads alike? Every pair, over all heads and within layers.
+
+    Columns: over ("all heads", or "within layers": each less its layer's mean), first, second, correlation (Spearman), low,
+    high (95 %, bootstrap over heads, see `stats.rank_correlation`), n (heads).
+    """
+    rows = []
+    for over in ("all heads", "within layers"):
+        for first, second in combinations(measures, 2):
+            values = [np.asarray(measures[name], float) for name in (first, second)]
+            if over == "within layers":
+                values = [each - each.mean(1, keepdims=True) for each in values]
+            found = rank_correlation(*(each.round(9) for each in values), draws, seed)  # ties are ties
+            rows.append((over, first, second, *map(float, found[:3]), int(found.n)))
+    return pd.DataFrame(rows, columns=["over", "first", "second", "correlation", "low", "high", "n"])

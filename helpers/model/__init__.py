@@ -1,0 +1,1 @@
+"""ViLT loaded, run in raster order, fine-tuned, cut and timed."""

@@ -1,0 +1,272 @@
+"""Fine-tuning ViLT: once, continued after a kill, on whatever device is there; and scoring its answers."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, DatasetDict
+from torch import nn
+from transformers import PrinterCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from helpers.data.encode import EncodedQuestions
+from helpers.data.prepare import load_pictures
+from helpers.data.vqa import build_vocabulary, vqa_accuracy
+from helpers.model.trainer import BucketSampler, EpochSetter, Patience, RasterTrainer, StepsBar
+from helpers.model.vilt import fused_attention, load_vilt, quiet_transformers
+from helpers.run.cache import hash_file, make_once, read_fingerprint, require, source_digest, write_atomic
+from helpers.run.study import Study
+
+logger = logging.getLogger(__name__)
+
+EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
+
+
+def finetune(study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model") -> Path:
+    """Fine-tune the study's checkpoint with a new answer head; returns run_dir/<name> (model, processor, curves).
+
+    Starts from `study.checkpoint`, answers from the training questions only. Keeps the weights with the best
+    accuracy on the validation questions, and stops when `study.patience` evaluations brought no better ones. A
+    killed run continues from its last checkpoint. Where the memory of a single GPU is too small for a step, the step
+    is divided further until it fits. `training.csv` keeps one row per log entry: step, epoch, loss, validation accuracy.
+    once: how the step is done once; `launch` passes the form for several processes.
+    """
+    names = (
+        "checkpoint",
+        "seed",
+        "max_answers",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "head_learning_rate",
+        "precision",
+        "patience",
+    )
+    depends = {
+        **study.settings(*names),
+        "dataset": read_fingerprint(study.run_dir / "dataset"),
+        "weights": _checkpoint_stamp(study),
+        "code": source_digest("helpers/data", "helpers/model"),
+    }
+    return once(study.folder() / name, lambda folder: _train(study, data, folder), depends)
+
+
+def load_finetuned(study: Study):
+    """(model, processor) that 02 fine-tuned; FileNotFoundError that says so where it is missing."""
+    folder = require(study.folder() / "model", made_by="02_finetune")
+    return load_vilt(folder, device=study.device_name())
+
+
+def _checkpoint_stamp(study: Study) -> dict[str, str]:
+    """Digest of each file of a local checkpoint; empty for a hub name or a fresh model."""
+    folder = Path(study.path(study.checkpoint))
+    return {f.name: hash_file(f) for f in sorted(folder.glob("*")) if f.is_file()} if folder.is_dir() else {}
+
+
+def _train(study: Study, data: DatasetDict, folder: Path) -> None:
+    """Train from the study's checkpoint, with a new answer head."""
+
+    def load():
+        answers = build_vocabulary(data["train"]["answers"], study.max_answers)
+        model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
+        pictures = load_pictures(study, processor)
+        train, validation = (
+            EncodedQuestions(data[part], processor, answers, pictures) for part in ("train", "validation")
+        )
+        start_bias(model, train)
+        return model, train, validation
+
+    train_model(study, load, folder)
+
+
+def train_model(study: Study, load: Callable, folder: Path) -> None:
+    """Train the model that `load` gives, with training and validation questions (encoded, with labels), into a folder.
+
+    The step is divided further each time that a GPU's memory is too small for it, and the model loaded anew.
+    """
+    parts = count_parts(study, study.device_batch_size or study.batch_size)
+    while not (folder / "training.csv").is_file():  # written last
+        try:
+            _train_in_parts(study, *load(), folder, parts)
+        except torch.cuda.OutOfMemoryError:
+            size = study.batch_size // (parts * count_processes())
+            if size == 1 or count_processes() > 1:
+                raise  # several devices would wait for this one for ever: device_batch_size is the remedy there
+            parts = count_parts(study, size // 2)
+            logger.warning("the GPU's memory is too small for a step: dividing it into %d parts", parts)
+        torch.cuda.empty_cache()
+
+
+def count_processes() -> int:
+    """How many processes train together, as `accelerate launch` tells them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def count_parts(study: Study, device_batch_size: int) -> int:
+    """Passes that a step takes, each with at most so many questions on a device and all equally many."""
+    processes = count_processes()
+    if study.batch_size % processes:
+        raise ValueError(f"setting batch_size={study.batch_size}: {processes} devices cannot share it evenly")
+    share = study.batch_size // processes
+    return next(
+        parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= device_batch_size
+    )
+
+
+def _train_in_parts(
+    study: Study,
+    model: nn.Module,
+    train: EncodedQuestions,
+    validation: EncodedQuestions,
+    folder: Path,
+    parts: int,
+) -> None:
+    """Train with each step divided into `parts` passes over all devices, from the last checkpoint if there is one."""
+    sampler = BucketSampler(train, study.batch_size, study.seed)
+    trainer = RasterTrainer(
+        model=model,
+        args=build_arguments(study, folder / "checkpoints", len(train), parts),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=train.collate,
+        compute_metrics=lambda seen: {"accuracy": float(seen.predictions.mean())},
+        optimizers=(build_optimizer(model, study), None),
+        callbacks=[EpochSetter(sampler), Patience(study.patience), StepsBar()],
+        sampler=sampler,
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoints = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        mend_checkpoints(checkpoints)
+    trainer.accelerator.wait_for_everyone()
+    with fused_attention(model), quiet_transformers():
+        trainer.train(
+            resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+        )
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            model.save_pretrained(folder)
+            train.processor.save_pretrained(folder)
+            log = pd.DataFrame(trainer.state.log_history).to_csv(index=False)
+            write_atomic(folder / "training.csv", log)
+            shutil.rmtree(checkpoints)
+    trainer.accelerator.wait_for_everyone()
+
+
+def mend_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a kill left half written or half removed; find the best one where the run has moved."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        files = [checkpoint / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")]
+        state = checkpoint / "trainer_state.json"
+        try:
+            seen = json.loads(state.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            seen = None
+        if (
+            seen is None
+            or not all(file.is_file() for file in files)
+            or not any(checkpoint.glob("rng_state*"))
+        ):
+            shutil.rmtree(checkpoint)
+        elif seen["best_model_checkpoint"]:
+            seen["best_model_checkpoint"] = str(folder / Path(seen["best_model_checkpoint"]).name)
+            write_atomic(state, json.dumps(seen, indent=2))
+
+
+def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) -> TrainingArguments:
+    """The Trainer's arguments for a study: each step's questions over all devices, in `parts` passes on each."""
+    on_gpu = study.device_name() != "cpu"
+    precision = choose_precision(study.precision, study.device_name())
+    steps = max(1, n_questions // study.batch_size) * study.epochs
+    logging_steps = -(-steps // (4 * EVALUATIONS))
+    evaluation_steps = -(-steps // EVALUATIONS) if logging_steps == 1 else 4 * logging_steps
+    size = study.batch_size // (parts * count_processes())  # count_parts sees to it that nothing remains
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=study.epochs,
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=size,
+        gradient_accumulation_steps=parts,
+        fp16=precision == "fp16",
+        bf16=precision == "bf16",
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 10),
+        max_grad_norm=1.0,
+        logging_steps=logging_steps,
+        eval_strategy="steps",
+        eval_steps=evaluation_steps,
+        save_strategy="steps",
+        save_steps=evaluation_steps,
+        save_total_limit=1,  # and the best
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        restore_callback_states_from_checkpoint=True,
+        seed=study.seed,
+        use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,
+        dataloader_num_workers=max(1, min(8, os.cpu_count() // local_processes)) if on_gpu else 0,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    if arguments.world_size == 1:  # one process, one GPU: the Trainer would use all by DataParallel
+        arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def choose_precision(setting: str, device: str) -> str:
+    """fp32, fp16 or bf16: the setting, or for "auto" what the device has hardware for (a T4 has none for bf16)."""
+    if setting == "fp16" and device == "cpu":
+        raise ValueError("setting precision='fp16': it wants a GPU; use bf16, fp32 or auto on a CPU")
+    if setting != "auto":
+        return setting
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
+    """AdamW with a higher rate for the new head; biases and norms are not decayed (as ViLT's authors do)."""
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name.startswith("classifier"), parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": study.head_learning_rate if is_head else study.learning_rate,
+                "weight_decay": 0.01 if is_matrix else 0.0,
+            }
+            for (is_head, is_matrix), parameters in groups.items()
+        ],
+        fused=choose_precision(study.precision, study.device_name()) != "fp16",  # else overflows go unnoticed
+    )
+
+
+def start_bias(model: nn.Module, train: EncodedQuestions) -> None:
+    """Start the head's bias at the answers' log-odds, so that training need not learn the prior first."""
+    total = np.zeros(train.n_answers)
+    for where, scores in train.targets:
+        total[where] += scores
+    mean = (total / len(train)).clip(1e-4, 1 - 1e-4)
+    with torch.no_grad():
+        model.classifier[3].bias.copy_(torch.from_numpy(np.log(mean / (1 - mean))))
+
+
+def score_predictions(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """Official accuracy of each prediction, beside what splits it: one row a question, in dataset order."""
+    columns = ["question_id", "image_id", "question", "question_type", "family", "needs_image", "answers"]
+    table = dataset.select_columns([*columns, "multiple_choice_answer"]).to_pandas()
+    table = table.merge(predictions, on="question_id", validate="one_to_one")
+    table["accuracy"] = [
+        vqa_accuracy(p, list(a)) for p, a in zip(table["prediction"], table["answers"], strict=True)
+    ]
+    return table.drop(columns="answers")

@@ -1,0 +1,308 @@
+"""ViLT: loading it, and a forward pass whose patches stay in raster order."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
+from transformers.models.vilt import image_processing_pil_vilt as vilt_images
+from transformers.models.vilt.modeling_vilt import ViltSelfAttention
+from transformers.utils import logging as hf_logging
+
+from helpers.data.encode import EncodedQuestions
+from helpers.model.hub import check_folder, fetch_checkpoint, is_hub_name, shorten
+from helpers.model.prune import LighterViltForQuestionAnswering
+
+logger = logging.getLogger(__name__)
+
+FRESH = {  # ViltConfig's own defaults are ViLT-B/32
+    "fresh-small": {
+        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
+        "hidden_act": "relu", "initializer_range": 0.15, "image_size": 64, "patch_size": 16,
+    },
+    "fresh-b32": {},
+}  # fmt: skip
+PHANTOM_FOLDER = Path(__file__).parents[2] / "data" / "phantom-vilt"
+
+
+def load_vilt(
+    checkpoint: str | Path, device: str = "cpu", answers: Sequence[str] | None = None, seed: int = 0
+) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """Load a ViLT that answers questions, in eval mode, and the processor that feeds it.
+
+    checkpoint: a folder, a hub name (`owner/repo`, or `owner/repo@revision`), or "fresh-small" / "fresh-b32"
+    (random weights drawn from `seed`).
+    answers: the labels of a *new* head drawn from `seed`; None keeps the checkpoint's own head.
+    Weights come from safetensors only and no code from the checkpoint is run. Pictures go through PIL
+    also where torchvision is installed, so that results do not depend on it. The caller's random state
+    is untouched. `model.tokenizer` remembers the tokenizer, so that attention maps can name their tokens.
+    Raises OSError or ValueError, in one sentence, when something is missing.
+    """
+    head = {} if answers is None else name_answers(answers)
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed CUDA as well
+        if str(checkpoint) in FRESH:
+            model, processor = build_fresh(str(checkpoint), head)
+        else:
+            source = find_checkpoint(checkpoint)
+            try:
+                model = read_model(source, head)
+                processor = read_processor(source, model.config)
+            except Exception as error:  # transformers, tokenizers and safetensors raise all kinds
+                if isinstance(error, ValueError) and str(source) in str(error):
+                    raise  # said by the two readers themselves
+                raise OSError(f"ViLT cannot be loaded from {source}: {shorten(error)}") from None
+    if answers is not None:
+        draw_head(model, seed)
+    longest = model.config.max_position_embeddings
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, longest)
+    model.tokenizer = processor.tokenizer
+    return model.to(device).eval(), processor
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers and the hub print neither warnings nor progress bars (for notebooks)."""
+    levels = hf_logging.get_verbosity(), hub_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if levels[2]:
+            hf_logging.enable_progress_bar()
+
+
+def name_answers(answers: Sequence[str]) -> dict:
+    """config.id2label and config.label2id of a list of answers; ValueError if empty or ambiguous."""
+    labels = [str(answer) for answer in answers]
+    if not labels:
+        raise ValueError("answers is empty: a head needs at least one answer.")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"answers names {twice!r} more than once.")
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+def draw_head(model: ViltForQuestionAnswering, seed: int) -> None:
+    """Draw the answer head anew: the same for a seed, whatever the checkpoint held."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in model.classifier:
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=model.config.initializer_range, generator=generator)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            part.reset_parameters()
+
+
+def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """An untrained ViLT from the global generator; patch positions are drawn, as in the original ViLT."""
+    tokenizer = load_stand_in_tokenizer()
+    config = ViltConfig(**FRESH[name], **head)
+    config.vocab_size = len(tokenizer) if name == "fresh-small" else max(config.vocab_size, len(tokenizer))
+    config._attn_implementation = "eager"
+    model = ViltForQuestionAnswering(config)
+    for parameter in (model.vilt.embeddings.cls_token, model.vilt.embeddings.position_embeddings):
+        nn.init.normal_(parameter, std=config.initializer_range)  # transformers leaves these two at zero
+    return model, ViltProcessor(build_image_processor(config), tokenizer)
+
+
+def find_checkpoint(checkpoint: str | Path) -> Path:
+    """The checkpoint's folder, fetched first where it is a hub name; OSError in one sentence if it is not whole."""
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():  # "data/model" has the form of a hub name: its typo is no request to the hub
+        if not is_hub_name(str(checkpoint)) or Path(folder.parts[0]).is_dir():
+            raise FileNotFoundError(f"there is no folder {checkpoint} to load ViLT from.")
+        folder = fetch_checkpoint(str(checkpoint))
+    check_folder(folder)
+    return folder
+
+
+def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
+    """Weights of a folder, with room for the head's answers where `head` names them; lighter where it was cut."""
+    lighter = hasattr(ViltConfig.from_pretrained(source), "kept_heads")
+    kind = LighterViltForQuestionAnswering if lighter else ViltForQuestionAnswering
+    model, info = kind.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
+        dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **head,
+    )  # fmt: skip
+    drawn = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    broken = sorted(key for key in drawn if not key.startswith("classifier."))
+    if broken:
+        raise ValueError(f"{source} is no whole ViLT: {len(broken)} weights lack or misfit, as {broken[0]}.")
+    if drawn and not head:
+        raise ValueError(f"{source} has no answer head: pass answers=[...] to give it a new one.")
+    return model
+
+
+def read_processor(source: Path, config: ViltConfig) -> ViltProcessor:
+    """Processor of a folder; where it lacks a part, a stand-in that fits `config`."""
+    held = {path.name for path in source.iterdir()}
+    if held & {"preprocessor_config.json", "processor_config.json"}:
+        image_processor = vilt_images.ViltImageProcessorPil.from_pretrained(source)
+    else:
+        image_processor = build_image_processor(config)
+    # without these files transformers makes a tokenizer that knows no word, and says nothing
+    if held & {"tokenizer.json", "vocab.txt"}:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    else:
+        logger.warning("%s has no tokenizer.json or vocab.txt: a stand-in reads the questions.", source)
+        tokenizer = load_stand_in_tokenizer()
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{source}: tokenizer of {len(tokenizer)} words, model of {config.vocab_size}.")
+    return ViltProcessor(image_processor, tokenizer)
+
+
+def build_image_processor(config: ViltConfig) -> vilt_images.ViltImageProcessorPil:
+    """ViLT's own picture rule at the model's size: shorter side first, then both to whole patches."""
+    size, divisor, half = {"shortest_edge": config.image_size}, config.patch_size, [0.5] * 3
+    return vilt_images.ViltImageProcessorPil(size=size, size_divisor=divisor, image_mean=half, image_std=half)
+
+
+def load_stand_in_tokenizer() -> BertTokenizer:
+    """The embedded model's tokenizer, or where that is absent one that spells words letter by letter."""
+    if (PHANTOM_FOLDER / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *"?!.,'-"]
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
+    """Rows and columns of each picture's patch grid: (batch, height, width) mask -> (batch, 2) long.
+
+    A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
+    """
+    edges = (pixel_mask[:, :, 0], pixel_mask[:, 0])  # first column, first row: a picture is a rectangle
+    kept = (
+        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size) for edge in edges
+    )
+    return torch.stack([patches.sum((1, 2)) for patches in kept], dim=1).long()
+
+
+def embed_images(
+    model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embed pictures for ViLT with their patches in raster order, without randomness.
+
+    ViltEmbeddings.visual_embed does the same in a random order that it then drops; logits are equal.
+    pixel_values: (batch, 3, height, width); pixel_mask: (batch, height, width), 1 on the picture.
+    Returns image_embeds (batch, 1 + P, hidden), the image's [CLS] first and zeros at padding, and
+    image_mask (batch, 1 + P) long, to pass as `image_embeds` and `pixel_mask`. Differentiable.
+    """
+    model = getattr(model, "module", model)  # out of DistributedDataParallel
+    parts = getattr(model, "vilt", model).embeddings
+    config = parts.config
+    if pixel_mask is None:
+        pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
+    patches = parts.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
+    grids = patch_grids(pixel_mask, config.patch_size)
+    counts = grids.prod(1)
+    if 0 <= config.max_image_length < counts.max():
+        raise ValueError("config.max_image_length would drop patches at random: set it to -1.")
+    side = config.image_size // config.patch_size
+    trained = parts.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+    dtype = torch.promote_types(patches.dtype, trained.dtype)  # they differ under autocast
+    embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
+    for rows, columns in grids.unique(dim=0).tolist():
+        alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
+        place = nn.functional.interpolate(trained, size=(rows, columns), mode="bilinear", align_corners=True)
+        embeds[alike, : rows * columns] = (patches[alike, :, :rows, :columns] + place).flatten(2).mT
+    image_cls = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
+    image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
+    return parts.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
+
+
+def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch's `image_embeds` and `pixel_mask` (batch, 1 + P), as given or embedded from its pixels, on the model's device.
+
+    pixel_values may hold a picture once for several questions, with picture_of (batch,) saying which is whose.
+    """
+    some = next(model.parameters())
+    given = {name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch}
+    if "image_embeds" in batch:
+        if "pixel_mask" not in given:
+            raise ValueError(
+                "a batch of image_embeds needs pixel_mask (batch, 1 + patches): 1 on patches, 0 on padding."
+            )
+        return batch["image_embeds"].to(some), given["pixel_mask"]
+    embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
+    picture_of = given.get("picture_of", slice(None))
+    return embeds[picture_of], mask[picture_of]
+
+
+def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
+    """Run ViLT on a batch with its patches in raster order; `labels` in the batch give the loss.
+
+    batch: what the processor, `EncodedQuestions.collate` or `.batches` returns (or `image_embeds` in place of
+    pixels, with `pixel_mask` of shape (batch, 1 + P)); it is moved to the model's device.
+    """
+    names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+    device = next(model.parameters()).device
+    inputs = {name: batch[name].to(device) for name in names if name in batch}
+    embeds, mask = embed_batch(model, batch)
+    return model(**inputs, image_embeds=embeds, pixel_mask=mask, **kwargs)
+
+
+@contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, ViLT attends with PyTorch's fused kernel, which holds no attention matrix: for training, not for looking.
+
+    with fused_attention(model):
+        forward_raster(model, batch).loss.backward()
+
+    Equal to transformers' eager form up to rounding, dropout of attention included. Asking for output_attentions
+    inside is a ValueError.
+    """
+    modules = [module for module in model.modules() if isinstance(module, ViltSelfAttention)]
+    for module in modules:
+        module.forward = partial(_attend_fused, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _attend_fused(
+    module, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions=False
+):
+    """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
+    if output_attentions:
+        raise ValueError("fused attention holds no attention matrix: leave fused_attention to look at one.")
+    shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
+    query, key, value = (
+        part(hidden_states).view(shape).transpose(1, 2) for part in (module.query, module.key, module.value)
+    )
+    mask = None if attention_mask is None else attention_mask.to(query.dtype)
+    dropout = module.dropout.p if module.training else 0.0
+    context = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return (context.transpose(1, 2).flatten(2),)
+
+
+def predict(model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64) -> pd.DataFrame:
+    """Answer every question: question_id, prediction, confidence (sigmoid of the top logit), in order."""
+    best = torch.zeros(len(encoded), dtype=torch.long)
+    confidence = torch.zeros(len(encoded))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for indices, batch in encoded.batches(batch_size):
+            score, answer = forward_raster(model, batch).logits.float().sigmoid().max(dim=1)
+            confidence[indices], best[indices] = score.cpu(), answer.cpu()
+    model.train(was_training)
+    answers = [model.config.id2label[index] for index in best.tolist()]
+    columns = {"question_id": encoded.questions["question_id"], "prediction": answers}
+    return pd.DataFrame({**columns, "confidence": confidence.numpy()})

@@ -1,0 +1,1 @@
+"""Findings, report and slides, the viewer, and several runs side by side."""

@@ -1,0 +1,1 @@
+"""Settings of a run, steps done once, and what a run folder records."""

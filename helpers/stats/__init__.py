@@ -1,0 +1,1 @@
+"""Intervals over images, tests between question families, and their calibration."""

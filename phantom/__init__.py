@@ -1,0 +1,1 @@
+"""Synthetic VQA with known truth: scenes, questions about them, and the sprites that draw them."""

@@ -1,0 +1,516 @@
+"""helpers/attention/measures.py against transformers' own attentions with their random patch order undone."""
+
+import weakref
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import ViltConfig, ViltForQuestionAnswering
+from transformers.models.vilt import modeling_vilt
+
+from helpers.attention.measures import (
+    KEY_GROUPS,
+    QUERY_GROUPS,
+    attention_maps,
+    attention_measures,
+    attention_split,
+    excess_image_share,
+    image_share,
+    mean_distance,
+    observe_attention,
+    per_token_lift,
+    prepare_batch,
+    rollout,
+    special_mass,
+    token_groups,
+    uniform_baseline,
+    value_norms,
+)
+from helpers.model.vilt import forward_raster, load_vilt
+
+GRIDS = [(4, 4), (4, 6), (6, 4), (5, 5), (4, 5), (6, 6)]
+LENGTHS = [5, 9, 4, 3, 7, 12]  # tokens, [CLS] and [SEP] counted
+
+
+def make_batch(grids, lengths, patch=16, words=20, seed=0):
+    """Noise pictures and random words, each question the same in whatever batch it stands."""
+    height, width = (max(grid[axis] for grid in grids) * patch for axis in (0, 1))
+    batch = {
+        "input_ids": torch.zeros(len(grids), max(lengths), dtype=torch.long),
+        "attention_mask": torch.zeros(len(grids), max(lengths), dtype=torch.long),
+        "pixel_values": torch.zeros(len(grids), 3, height, width),
+        "pixel_mask": torch.zeros(len(grids), height, width, dtype=torch.long),
+    }
+    for place, ((rows, columns), length) in enumerate(zip(grids, lengths, strict=True)):
+        generator = torch.Generator().manual_seed(1000 * seed + 100 * rows + 10 * columns + length)
+        ids = torch.randint(5, words, (length,), generator=generator)
+        ids[0], ids[-1] = 2, 3
+        batch["input_ids"][place, :length], batch["attention_mask"][place, :length] = ids, 1
+        pixels = torch.randn(3, rows * patch, columns * patch, generator=generator)
+        batch["pixel_values"][place, :, : rows * patch, : columns * patch] = pixels
+        batch["pixel_mask"][place, : rows * patch, : columns * patch] = 1
+    return batch
+
+
+def stock_attentions(model, batch):
+    """Per question (layer, head, query, key) in float64: eager attentions, padding out, raster order."""
+    embeddings, caught = model.vilt.embeddings, []
+    stock = embeddings.visual_embed
+
+    def catch(*args, **kwargs):
+        caught.append(stock(*args, **kwargs))
+        return caught[-1]
+
+    embeddings.visual_embed = catch
+    try:
+        with torch.no_grad():
+            layers = model(**batch, output_attentions=True).attentions
+    finally:
+        del embeddings.visual_embed
+    _, mask, (places, (_, width)) = caught[0]
+    n_text, found = batch["input_ids"].shape[1], []
+    for b in range(len(mask)):
+        text = [i for i in range(n_text) if batch["attention_mask"][b, i]]
+        raster = {
+            int(places[b, i, 0] * width + places[b, i, 1]): i for i in range(len(places[b])) if mask[b, 1 + i]
+        }
+        order = [*text, n_text, *(n_text + 1 + raster[cell] for cell in sorted(raster))]
+        found.append(np.stack([layer[b].numpy()[:, order][:, :, order] for layer in layers]).astype(float))
+    return found
+
+
+def reduce_by_hand(full, n_text, grid):
+    """Every measure of one question by the definitions of the design, with plain loops."""
+    layers, heads, n, _ = full.shape
+    keys = [[0], list(range(1, n_text - 1)), [n_text - 1], [n_text], list(range(n_text + 1, n))]
+    queries = [keys[0], keys[1], keys[4]]
+    flow = np.full((layers, 5, 5), np.nan)
+    for layer, (q, members), (k, group) in product(range(layers), enumerate(keys), enumerate(keys)):
+        if members:
+            flow[layer, q, k] = full[layer][:, members][:, :, group].sum(-1).mean()
+    mixed = np.eye(n)
+    for layer in full.mean(1):
+        mixed = (layer + np.eye(n)) / 2 @ mixed
+    cell = {key: divmod(i, grid[1]) for i, key in enumerate(keys[4])}
+    found = {
+        "flow": flow,
+        "rollout": [mixed[0, group].sum() for group in keys],
+        "split": np.full((layers, heads, 3, 5), np.nan),
+        "entropy": np.full((layers, heads, 3), np.nan),
+        "text_distance": np.full((layers, heads), np.nan),
+        "patch_distance": np.full((layers, heads), np.nan),
+        "top_patch": np.full((layers, heads, 3), -1),
+    }
+    for layer, head in np.ndindex(layers, heads):
+        rows = full[layer, head]
+        for q, members in enumerate(queries):
+            if not members:
+                continue
+            for k, group in enumerate(keys):
+                found["split"][layer, head, q, k] = np.mean([sum(rows[i, j] for j in group) for i in members])
+            terms = [-sum(p * np.log(p) for p in rows[i] if p > 0) / np.log(n) for i in members]
+            found["entropy"][layer, head, q] = np.mean(terms)
+            found["top_patch"][layer, head, q] = np.argmax(rows[members].mean(0)[keys[4]])
+        for name, group in (("text_distance", keys[1]), ("patch_distance", keys[4])):
+            steps = []
+            for i in group:
+                apart = [
+                    abs(i - j) if name[0] == "t" else np.hypot(*np.subtract(cell[i], cell[j])) for j in group
+                ]
+                steps.append(np.dot(rows[i, group], apart) / rows[i, group].sum())
+            found[name][layer, head] = np.mean(steps) if steps else np.nan
+    return found
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_vilt("fresh-small", answers=["yes", "no", "red"])[0]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch(GRIDS, LENGTHS)
+
+
+class TestShares:
+    split = np.array([[0.1, 0.2, 0.1, 0.2, 0.4], [0.5, 0.5, 0, 0, 0]])
+
+    @pytest.mark.parametrize("kind", [np.array, torch.tensor])
+    def test_by_hand(self, kind):
+        split = kind(self.split)
+        np.testing.assert_allclose(image_share(split), [0.6, 0])
+        np.testing.assert_allclose(special_mass(split), [0.4, 0.5])
+        np.testing.assert_allclose(excess_image_share(split, kind([0.5, 0.95])), [0.1, -0.95])
+        np.testing.assert_allclose(per_token_lift(split, 0.5), [1.2, 0])
+        deep = split.reshape(2, 1, 1, 5)
+        np.testing.assert_allclose(excess_image_share(deep, kind([0.5, 0.95])), [[[0.1]], [[-0.95]]])
+
+    def test_baseline_counts_keys(self):
+        assert uniform_baseline(10, 192) == 193 / 205  # the design's example: uniform is 94 % visual
+        np.testing.assert_allclose(uniform_baseline(np.array([0, 5]), np.array([1, 24])), [2 / 4, 25 / 32])
+
+    @given(words=st.integers(0, 37), patches=st.integers(1, 240))
+    def test_uniform_attention_has_no_preference(self, words, patches):
+        split = np.array([1, words, 1, 1, patches]) / (words + 3 + patches)
+        baseline = uniform_baseline(words, patches)
+        assert excess_image_share(split, baseline) == pytest.approx(0, abs=1e-12)
+        assert per_token_lift(split, baseline) == pytest.approx(1)
+
+
+class TestRollout:
+    def test_two_layers_by_hand(self):
+        first = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]])  # mean [[.5, .5], [1, 0]]
+        second = torch.tensor([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])  # mean [[0, 1], [0, 1]]
+        # 0.5 A + 0.5 I: first [[.75, .25], [.5, .5]], second [[.5, .5], [0, 1]]; second @ first:
+        expected = [[0.5 * 0.75 + 0.5 * 0.5, 0.5 * 0.25 + 0.5 * 0.5], [0.5, 0.5]]
+        np.testing.assert_allclose(rollout(torch.stack([first, second])), expected)
+
+    def test_rows_sum_to_one(self, model, batch):
+        flow = rollout(attention_maps(model, batch)[1].attention)
+        torch.testing.assert_close(flow.sum(-1), torch.ones(len(flow)))
+        assert flow.min() >= 0
+
+
+class TestGroups:
+    def test_by_hand(self):
+        text, image = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+        groups = token_groups(text, image)
+        where = [[row.nonzero()[:, 0].tolist() for row in question] for question in groups]
+        assert where == [[[0], [1, 2], [3], [4], [5]], [[0], [], [1], [4], [5, 6]]]
+
+    def test_padding_on_the_left_is_refused(self):
+        with pytest.raises(ValueError, match="padding after them"):
+            token_groups(torch.tensor([[0, 1, 1]]), torch.ones(1, 2))
+
+
+class TestAgainstStock:
+    def test_vilt_b32_split(self):
+        torch.manual_seed(0)
+        model = ViltForQuestionAnswering(ViltConfig(vocab_size=200, initializer_range=0.05)).eval()
+        torch.nn.init.normal_(model.vilt.embeddings.position_embeddings, std=0.5)
+        grids, lengths = [(12, 16), (12, 18), (15, 12), (12, 12)], [8, 12, 6, 10]
+        batch = make_batch(grids, lengths, patch=32, words=200)
+        split = attention_split(model, batch)
+        assert split.shape == (4, 12, 12, 3, 5)
+        assert split.dtype == torch.float32
+        for place, full in enumerate(stock_attentions(model, batch)):
+            n_text, n = lengths[place], full.shape[-1]
+            ends = [0, 1, n_text - 1, n_text, n_text + 1, n]
+            mass = np.stack([full[..., a:b].sum(-1) for a, b in pairwise(ends)], axis=-1)
+            queries = (mass[:, :, 0], mass[:, :, 1 : n_text - 1].mean(2), mass[:, :, n_text + 1 :].mean(2))
+            np.testing.assert_allclose(split[place], np.stack(queries, axis=2), rtol=0, atol=5e-6)
+        assert split[..., 4].std() > 0.01  # not all the same
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_all_measures(self, model, batch, seed):
+        torch.manual_seed(seed)
+        found, full = attention_measures(model, batch), stock_attentions(model, batch)
+        torch.testing.assert_close(found["split"], attention_split(model, batch), rtol=0, atol=1e-6)
+        for place, (grid, length) in enumerate(zip(GRIDS, LENGTHS, strict=True)):
+            for name, expected in reduce_by_hand(full[place], length, grid).items():
+                np.testing.assert_allclose(found[name][place], expected, rtol=1e-5, atol=5e-6, err_msg=name)
+        with torch.no_grad():
+            torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=2e-6, atol=2e-6)
+
+    def test_maps(self, model, batch):
+        maps = attention_maps(model, batch)
+        assert len(maps) == 6
+        for place, full in enumerate(stock_attentions(model, batch)):
+            np.testing.assert_allclose(maps[place].attention, full, rtol=0, atol=5e-6)
+
+    def test_bodies_of_other_classes(self, model, batch):
+        torch.testing.assert_close(attention_split(model.vilt, batch), attention_split(model, batch))
+        assert "logits" not in attention_measures(model.vilt, batch)
+
+
+class TestInvariance:
+    @settings(max_examples=30, deadline=None)
+    @given(order=st.permutations(range(6)), size=st.integers(1, 6), seed=st.integers(0, 2**31))
+    def test_seed_batch_size_and_order_do_not_matter(self, model, batch, order, size, seed):
+        whole = attention_measures(model, batch)
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        for start in range(0, 6, size):
+            part = order[start : start + size]
+            found = attention_measures(
+                model, make_batch([GRIDS[i] for i in part], [LENGTHS[i] for i in part])
+            )
+            for name, value in found.items():
+                torch.testing.assert_close(value, whole[name][list(part)], rtol=1e-5, atol=1e-5, msg=name)
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_rows_sum_to_one(self, model, batch):
+        sums = attention_split(model, batch).sum(-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+
+    def test_embedded_pictures_give_the_same(self, model, batch):
+        inputs, _, grids = prepare_batch(model, batch)
+        torch.testing.assert_close(attention_split(model, inputs), attention_split(model, batch))
+        found = attention_measures(model, {**inputs, "patch_grids": grids})
+        torch.testing.assert_close(
+            found["patch_distance"], attention_measures(model, batch)["patch_distance"]
+        )
+        with pytest.raises(ValueError, match="needs patch_grids"):
+            attention_maps(model, inputs)
+
+    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.003), (torch.bfloat16, 0.03)])
+    def test_half_precision_stays_close(self, model, batch, dtype, bound):
+        half = load_vilt("fresh-small", answers=["yes", "no", "red"])[0].to(dtype)
+        found, exact = attention_measures(half, batch), attention_measures(model, batch)
+        for name in ("split", "entropy", "flow", "rollout"):
+            assert found[name].dtype == torch.float32
+            torch.testing.assert_close(found[name], exact[name], rtol=0, atol=bound, msg=name)
+        torch.testing.assert_close(found["split"].sum(-1), torch.ones(6, 4, 4, 3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(attention_split(half, batch), found["split"], rtol=0, atol=1e-6)
+
+    def test_a_picture_that_questions_share_may_stand_once(self, model):
+        alone = make_batch([(4, 6), (4, 6), (5, 5)], [5, 5, 7])
+        alone["pixel_values"][1] = alone["pixel_values"][0]
+        shared = {**alone, "picture_of": torch.tensor([1, 1, 0])}
+        for name in ("pixel_values", "pixel_mask"):
+            shared[name] = alone[name][[2, 0]]
+        for name, value in attention_measures(model, shared).items():
+            torch.testing.assert_close(value, attention_measures(model, alone)[name], msg=name)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                forward_raster(model, shared).logits, forward_raster(model, alone).logits
+            )
+
+
+class TestValueNorms:
+    def test_by_hand(self):
+        """One head of two: value (3, 4) through W = [[1, 0], [0, 2], [0, 0]] is (3, 8, 0), of norm sqrt(73)."""
+        projection = torch.tensor([[9.0, 9, 1, 0], [9, 9, 0, 2], [9, 9, 0, 0]])
+        values = torch.tensor([[[[0.0, 0.0]], [[3.0, 4.0]]]])
+        assert value_norms(values, projection).tolist() == [[[0], [pytest.approx(73**0.5)]]]
+
+    def test_against_each_vector_as_the_head_hands_it_on(self, model, batch):
+        normed, hooks = [], []
+        for layer in model.vilt.encoder.layer:
+            hooks.append(layer.layernorm_before.register_forward_hook(lambda *args: normed.append(args[2])))
+        with torch.no_grad():
+            forward_raster(model, batch)
+        for hook in hooks:
+            hook.remove()
+        found, maps = attention_measures(model, batch)["value_norm"], attention_maps(model, batch)
+        valid = prepare_batch(model, batch).groups.any(1)
+        for place, layer, head in product((0, 5), range(4), range(4)):
+            module, own = model.vilt.encoder.layer[layer].attention, slice(16 * head, 16 * (head + 1))
+            tokens = normed[layer][place][valid[place]]
+            values = tokens @ module.attention.value.weight[own].T + module.attention.value.bias[own]
+            vectors = values @ module.output.dense.weight[:, own].T  # (key, hidden)
+            weighed = (maps[place].attention[layer, head][..., None] * vectors).norm(dim=-1)  # (query, key)
+            for query, key in product(range(3), range(5)):
+                asked, read = (maps[place].groups[name] for name in (QUERY_GROUPS[query], KEY_GROUPS[key]))
+                expected = weighed[asked, read].sum(1).mean().item()
+                assert found[place, layer, head, query, key].item() == pytest.approx(expected, rel=1e-4)
+
+
+class TestUniformAndEmpty:
+    """A head whose query is 0 attends to all keys alike, so every measure is known."""
+
+    @pytest.fixture
+    def flat(self):
+        model = load_vilt("fresh-small")[0]
+        for name, parameter in model.named_parameters():
+            if ".query." in name:
+                torch.nn.init.zeros_(parameter)
+        return model
+
+    def test_measures_by_hand(self, flat):
+        found = attention_measures(flat, make_batch([(4, 4), (4, 6)], [7, 3]))
+        np.testing.assert_allclose(found["entropy"], 1, atol=1e-6)
+        np.testing.assert_allclose(image_share(found["split"])[0], uniform_baseline(5, 16), atol=1e-6)
+        np.testing.assert_allclose(found["text_distance"][0], (5**2 - 1) / (3 * 5), atol=1e-6)  # mean |i - j|
+        np.testing.assert_array_equal(found["text_distance"][1], 0)  # one word
+        steps = [np.hypot(a - c, b - d) for a, b, c, d in np.ndindex(4, 6, 4, 6)]
+        np.testing.assert_allclose(found["patch_distance"][1], np.mean(steps), atol=1e-5)
+
+    def test_a_query_that_misses_all_members_is_left_out(self):
+        attention = torch.tensor([[[[0.5, 0.5, 0], [0, 0, 1], [0, 0, 1]]]])  # query 1 looks outside only
+        steps = torch.tensor([[[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]])
+        assert mean_distance(attention, steps, torch.tensor([[True, True, False]])).tolist() == [[0.5]]
+
+    def test_question_without_words_is_nan(self, flat):
+        found = attention_measures(flat, make_batch([(4, 4), (4, 6)], [2, 5]))
+        assert found["split"][0, :, :, 1].isnan().all()
+        assert found["entropy"][0, :, :, 1].isnan().all()
+        assert found["text_distance"][0].isnan().all()
+        assert (found["top_patch"][0, :, :, 1] == -1).all()
+        for name in ("split", "entropy", "text_distance", "patch_distance"):
+            assert not found[name][1].isnan().any()
+        assert not found["split"][0, :, :, [0, 2]].isnan().any()
+
+
+def plant(model, layer, head, channel=5):
+    """Make one head look for white: a white patch writes `channel`, the head's key reads it."""
+    d_head = model.config.hidden_size // model.config.num_attention_heads
+    with torch.no_grad():
+        projection = model.vilt.embeddings.patch_embeddings.projection
+        projection.weight[channel], projection.bias[channel] = 60 / projection.weight[0].numel(), 0
+        attention = model.vilt.encoder.layer[layer].attention.attention
+        mine = slice(head * d_head, (head + 1) * d_head)
+        for part in (attention.query, attention.key):
+            part.weight[mine], part.bias[mine] = 0, 0
+        attention.query.bias[mine.start] = 10.0
+        attention.key.weight[mine.start, channel] = 10.0
+
+
+def show_patch(grid, row, column, length=6):
+    """A black picture with one white patch."""
+    batch = make_batch([grid], [length])
+    batch["pixel_values"][:] = -1
+    batch["pixel_values"][:, :, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)] = 1
+    return batch
+
+
+def join(batches):
+    """Questions of several batches as one."""
+    joined = {}
+    for name in batches[0]:
+        shape = [
+            max(batch[name].shape[axis] for batch in batches) for axis in range(1, batches[0][name].ndim)
+        ]
+        joined[name] = torch.zeros(len(batches), *shape, dtype=batches[0][name].dtype)
+        for place, batch in enumerate(batches):
+            joined[name][(place, *(slice(size) for size in batch[name].shape[1:]))] = batch[name][0]
+    return joined
+
+
+@pytest.fixture(scope="module", params=[(0, 1), (2, 3)], ids=["L0H1", "L2H3"])
+def planted(request):
+    model = load_vilt("fresh-small")[0]
+    plant(model, *request.param)
+    return model, *request.param
+
+
+class TestPlantedPatch:
+    """The golden test: the map lights the patch that the head looks for, and no other."""
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize("mates", [[], [(4, 6)], [(6, 6), (4, 4)], [(5, 5), (6, 4), (4, 5)]])
+    def test_every_position_alone_and_in_company(self, planted, mates, seed):
+        model, layer, head = planted
+        torch.manual_seed(seed)
+        company = [make_batch([grid], [3 + place]) for place, grid in enumerate(mates)]
+        for cell in range(24):
+            batch = join([*company, show_patch((4, 6), *divmod(cell, 6))])
+            shown = attention_maps(model, batch)[-1]
+            heat = shown.attention[layer, head, :, shown.groups["patches"]]
+            assert shown.grid == (4, 6)
+            assert (heat.argmax(-1) == cell).all()
+            assert heat[:, cell].min() > 0.99
+            found = attention_measures(model, batch)
+            assert (found["top_patch"][-1, layer, head] == cell).all()
+            assert found["split"][-1, layer, head, :, 4].min() > 0.99
+            assert found["entropy"][-1, layer, head].max() < 0.02
+            assert found["logits"].isfinite().all()
+
+    def test_stock_maps_do_not(self, planted):
+        """What the module is for: the same head seen through output_attentions lights random patches."""
+        model, layer, head = planted
+        batch, lit = show_patch((4, 6), 1, 2), set()
+        for seed in range(8):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                heat = model(**batch, output_attentions=True).attentions[layer][0, head, 0, 7:]
+            assert heat.max() > 0.99
+            lit.add(int(heat.argmax()))
+        assert len(lit) > 4
+
+
+class TestMaps:
+    def test_tokens_grid_and_groups(self):
+        model, processor = load_vilt("fresh-small")
+        pictures = [Image.new("RGB", (96, 64), color) for color in ("red", "blue")]
+        batch = processor(pictures, ["is it red?", "a"], padding=True, return_tensors="pt")
+        maps = attention_maps(model, batch)
+        words = processor.tokenizer.convert_ids_to_tokens(processor.tokenizer("is it red?")["input_ids"])
+        first, n_text = maps[0], len(words)
+        assert first.grid == (4, 6)
+        assert first.tokens[:n_text] == words
+        assert first.tokens[n_text : n_text + 3] == ["[IMG]", "0,0", "0,1"]
+        assert first.attention.shape == (4, 4, len(first.tokens), len(first.tokens))
+        assert {name: first.tokens[part] for name, part in first.groups.items()} == {
+            "cls": ["[CLS]"],
+            "words": words[1:-1],
+            "sep": ["[SEP]"],
+            "img_cls": ["[IMG]"],
+            "patches": [f"{row},{column}" for row in range(4) for column in range(6)],
+        }
+        assert len(maps[1].tokens) == 1 + 1 + 1 + 1 + 24
+        split = attention_split(model, batch)[0]
+        for place, part in enumerate(first.groups.values()):
+            torch.testing.assert_close(first.attention[:, :, 0, part].sum(-1), split[:, :, 0, place])
+        del model.tokenizer
+        assert attention_maps(model, batch)[0].tokens[0] == str(processor.tokenizer.cls_token_id)
+        assert attention_maps(model, batch, processor.tokenizer)[0].tokens == first.tokens
+
+
+class TestObserving:
+    def test_no_layer_is_kept(self, model, batch):
+        seen = []
+
+        def visit(layer, probabilities):
+            assert layer == len(seen)
+            assert all(reference() is None for reference in seen)
+            seen.append(weakref.ref(probabilities))
+
+        with torch.no_grad(), observe_attention(model, visit):
+            forward_raster(model, batch)
+        assert len(seen) == 4
+
+    def test_hooks_leave_with_the_block(self, model, batch):
+        with torch.no_grad():
+            before = model(**batch, output_attentions=True)
+            with pytest.raises(KeyError), observe_attention(model, lambda *_: {}["missing"]):
+                forward_raster(model, batch)
+            after = model(**batch, output_attentions=True)
+        assert len(after.attentions) == len(before.attentions) == 4
+        for layer in model.vilt.encoder.layer:
+            module = layer.attention.attention
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+
+    @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
+    def test_training_is_refused(self, model, batch, measure):
+        model.train()
+        try:
+            with pytest.raises(ValueError, match=r"call model\.eval"):
+                measure(model, batch)
+        finally:
+            model.eval()
+
+    def test_other_kernels_are_refused(self, model, batch, monkeypatch):
+        monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
+        with pytest.raises(ValueError, match="'sdpa' ViLT does not mask padding"):
+            attention_maps(model, batch)
+
+    def test_attention_on_padding_is_an_error(self, model, batch, monkeypatch):
+        monkeypatch.setattr(modeling_vilt, "create_bidirectional_mask", lambda **_: None)
+        with pytest.raises(RuntimeError, match="attention on padding is"):
+            attention_maps(model, batch)
+
+    def test_measures_mask_padding_themselves(self, model, batch, monkeypatch):
+        expected = attention_measures(model, batch)
+        monkeypatch.setattr(modeling_vilt, "create_bidirectional_mask", lambda **_: None)
+        monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
+        for name, value in attention_measures(model, batch).items():
+            assert torch.equal(value.nan_to_num(), expected[name].nan_to_num()), name
+
+    @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
+    def test_a_gap_among_the_patches_is_refused(self, model, batch, measure):
+        inputs, _, grids = prepare_batch(model, batch)
+        inputs["pixel_mask"][1, 3] = 0
+        with pytest.raises(ValueError, match="patches first and padding after them"):
+            measure(model, {**inputs, "patch_grids": grids})
+
+    def test_embeddings_without_their_mask_are_refused(self, model, batch):
+        inputs = prepare_batch(model, batch).inputs
+        del inputs["pixel_mask"]
+        with pytest.raises(ValueError, match="needs pixel_mask"):
+            attention_split(model, inputs)

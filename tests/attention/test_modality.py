@@ -1,0 +1,437 @@
+"""helpers/attention/modality.py: withheld tokens are gone, Shapley values exact where they can be, ranks and AUC."""
+
+from itertools import permutations
+from math import factorial
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from small import encode_noise
+
+from helpers.attention import modality
+from helpers.attention import study_measures as measure
+from helpers.attention.faithfulness import keep_patches
+from helpers.attention.measures import prepare_batch
+from helpers.attention.modality import (
+    CONDITIONS,
+    cut_blocks,
+    draw_orders,
+    find_first_words,
+    keep_words,
+    lose_points,
+    mm_shap,
+    rank_agreement,
+    shapley_values,
+    tell_apart,
+    withheld_accuracy,
+)
+from helpers.data.vqa import vqa_accuracy
+from helpers.model.vilt import forward_raster
+from helpers.run.study import Study
+
+
+@torch.no_grad()
+def answer_without(model, inputs, words, patches) -> torch.Tensor:
+    """Logits of one question whose other tokens are cut out of the sequence; there is no mask."""
+    length = inputs["input_ids"].shape[1]
+    hidden, _ = model.vilt.embeddings(
+        inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"], None, inputs["pixel_mask"],
+        None, inputs["image_embeds"], image_token_type_idx=1,
+    )  # fmt: skip
+    kept = [0, *(np.asarray(words, dtype=int) + 1), length - 1, length]
+    hidden = hidden[:, [*kept, *(np.asarray(patches, dtype=int) + length + 1)]]
+    for layer in model.vilt.encoder.layer:
+        hidden = layer(hidden)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    return model.classifier(model.vilt.pooler(model.vilt.layernorm(hidden)))[0]
+
+
+def prepare_one(model, encoded, index) -> dict:
+    return prepare_batch(model, encoded.collate([encoded[index]])).inputs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("words", "patches"), [([0, 2, 3], range(24)), ([1], [5, 6, 20]), ([], []), ([2, 5], [0])]
+)
+def test_a_withheld_token_is_as_good_as_cut_out(vilt, encoded, words, patches):
+    """A gap in the text's mask takes a word away as a key, and nothing else: the others keep their places."""
+    model, inputs = vilt[0], prepare_one(vilt[0], encoded, 6)
+    kept = keep_patches(keep_words(inputs, [np.array(words)]), [np.array(patches)])
+    logits = forward_raster(model, kept).logits[0]
+    np.testing.assert_allclose(logits, answer_without(model, inputs, words, patches), atol=1e-5)
+
+
+@torch.no_grad()
+def test_it_matters_not_what_withheld_words_hold(vilt, encoded):
+    model, inputs = vilt[0], prepare_one(vilt[0], encoded, 6)
+    other = inputs["input_ids"].clone()
+    other[:, [2, 4]] = other[:, [4, 2]] + 1
+    pair = [
+        keep_words(inputs | {"input_ids": ids}, [np.array([0, 2])]) for ids in (inputs["input_ids"], other)
+    ]
+    first, second = (forward_raster(model, each).logits for each in pair)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    whole = forward_raster(model, inputs | {"input_ids": other}).logits
+    assert not np.allclose(forward_raster(model, inputs).logits, whole, atol=1e-4)  # in sight they matter
+
+
+def test_words_are_kept_by_number_and_specials_always():
+    inputs = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), "other": torch.zeros(2)}
+    kept = keep_words(inputs, [np.array([0, 2]), np.array([], dtype=int)])
+    assert kept["attention_mask"].tolist() == [[1, 1, 0, 1, 1], [1, 0, 1, 0, 0]]
+    assert inputs["attention_mask"].sum() == 8
+    assert kept["other"] is inputs["other"]
+
+
+def test_the_first_word_has_all_its_pieces():
+    texts = [
+        "[CLS] what is it [SEP]",
+        "[CLS] who ##m ##ever ? [SEP]",
+        "[CLS] why [SEP] [PAD]",
+        "[CLS] [SEP] [PAD]",
+    ]
+    names = sorted({piece for text in texts for piece in text.split()})
+    tokenizer = SimpleNamespace(sep_token="[SEP]", convert_ids_to_tokens=lambda row: [names[i] for i in row])
+    for text, n_pieces in zip(texts, (1, 3, 1, 0), strict=True):
+        ids = torch.tensor([[names.index(piece) for piece in text.split()]])
+        (found,) = find_first_words(ids, tokenizer)
+        assert found.tolist() == list(range(n_pieces))
+
+
+def test_conditions_are_those_asked_one_question_at_a_time(vilt, encoded):
+    model, indices = vilt[0], [7, 2, 0, 9]
+    table = withheld_accuracy(model, encoded, indices, seed=1, batch_size=3)
+    assert table["condition"].unique().tolist() == list(CONDITIONS)
+    shuffled, n_words = encoded.shuffle_images(1), encoded.input_ids
+    for index in indices:
+        inputs, exchanged = (prepare_one(model, each, index) for each in (encoded, shuffled))
+        everything = range(len(n_words[index]) - 2)
+        patches, others = (range(each["image_embeds"].shape[1] - 1) for each in (inputs, exchanged))
+        slow = {"intact": answer_without(model, inputs, everything, patches),
+                "image removed": answer_without(model, inputs, everything, []),
+                "image exchanged": answer_without(model, exchanged, everything, others),
+                "words removed": answer_without(model, inputs, [0], patches)}  # fmt: skip
+        own = table[table["question"] == index].set_index("condition")
+        best = int(slow["intact"].argmax())
+        for condition, logits in slow.items():
+            assert own["probability"][condition] == pytest.approx(float(logits[best].sigmoid()), abs=1e-5)
+            said = model.config.id2label[int(logits.argmax())]
+            given = list(encoded.questions["answers"].iloc[index])
+            assert own["accuracy"][condition] == pytest.approx(vqa_accuracy(said, given))
+
+
+def test_one_picture_cannot_be_exchanged(vilt):
+    alone = encode_noise(vilt[1], [(64, 64)])
+    table = withheld_accuracy(vilt[0], alone, range(4), seed=0)
+    known = table.dropna().groupby("condition").size()
+    assert known.to_dict() == {"intact": 4, "image removed": 4, "words removed": 4}
+    assert lose_points(table)["image exchanged"].isna().all()
+
+
+def test_a_model_in_train_mode_is_refused(encoded):
+    model = SimpleNamespace(training=True)
+    for call in (
+        lambda: withheld_accuracy(model, encoded, [0], 0),
+        lambda: mm_shap(model, encoded, [0], 1, 0),
+    ):
+        with pytest.raises(ValueError, match="train mode"):
+            call()
+
+
+def test_points_lost_by_hand():
+    values = {
+        "intact": [1, 0.3],
+        "image removed": [0, 0.3],
+        "image exchanged": [0.5, 0.9],
+        "words removed": [1, 0],
+    }
+    table = pd.DataFrame(values, index=pd.Index([8, 3], name="question")).rename_axis(columns="condition")
+    table = table.melt(ignore_index=False, value_name="accuracy").reset_index()
+    lost = lose_points(table)
+    np.testing.assert_allclose(lost.loc[8], [100, 50, 0])
+    np.testing.assert_allclose(lost.loc[3], [0, -60, 30])
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 60))
+def test_blocks_are_rectangles_that_cover_every_patch_once(rows, columns, count):
+    blocks = cut_blocks((rows, columns), count)
+    assert blocks.shape == (rows * columns,)
+    assert np.unique(blocks).tolist() == list(range(blocks.max() + 1))
+    grid = blocks.reshape(rows, columns)
+    for number in range(blocks.max() + 1):
+        down, across = np.nonzero(grid == number)
+        assert (np.ptp(down) + 1) * (np.ptp(across) + 1) == len(down)
+    if max(rows, columns) <= 2 * min(rows, columns) and count <= rows * columns:
+        assert count / 2 <= blocks.max() + 1 <= 2 * count
+
+
+def test_blocks_by_hand():
+    assert cut_blocks((4, 4), 4).reshape(4, 4).tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]] * 2
+    assert cut_blocks((2, 6), 3).reshape(2, 6).tolist() == [[0, 0, 1, 1, 2, 2]] * 2
+    assert cut_blocks((4, 5), 6).max() == 5
+    assert cut_blocks((2, 2), 9).tolist() == [0, 1, 2, 3]
+
+
+def test_orders_come_with_their_reverse_and_follow_the_seed():
+    orders = draw_orders(6, 50, [3, 4])
+    assert (np.sort(orders, axis=1) == np.arange(6)).all()
+    np.testing.assert_array_equal(orders[::2], orders[1::2, ::-1])
+    np.testing.assert_array_equal(orders, draw_orders(6, 50, [3, 4]))
+    assert (orders != draw_orders(6, 50, [3, 5])).any()
+    assert len(np.unique(orders[::2, 0])) == 6
+
+
+def enumerate_shapley(values: dict[frozenset, float], n_players: int) -> np.ndarray:
+    """Shapley's own formula, over all coalitions."""
+    phi = np.zeros(n_players)
+    for members, value in values.items():
+        for player in range(n_players):
+            without = len(members - {player})
+            weight = factorial(without) * factorial(n_players - without - 1) / factorial(n_players)
+            phi[player] += weight * value if player in members else -weight * value
+    return phi
+
+
+def list_coalitions(n_players: int) -> np.ndarray:
+    return np.arange(2**n_players)[:, None] >> np.arange(n_players) & 1 == 1
+
+
+def play(values: dict[frozenset, float]):
+    return lambda coalitions: [values[frozenset(np.flatnonzero(row).tolist())] for row in coalitions]
+
+
+def draw_game(n_players: int, seed: int) -> dict[frozenset, float]:
+    rng = np.random.default_rng(seed)
+    return {frozenset(np.flatnonzero(row).tolist()): rng.normal() for row in list_coalitions(n_players)}
+
+
+@given(st.integers(1, 4), st.integers(0, 99))
+def test_all_orders_give_the_exact_values(n_players, seed):
+    values = draw_game(n_players, seed)
+    orders = np.array(list(permutations(range(n_players))))
+    np.testing.assert_allclose(
+        shapley_values(play(values), orders), enumerate_shapley(values, n_players), atol=1e-12
+    )
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
+def test_the_values_add_up_for_any_orders(n_players, pairs, seed):
+    values = draw_game(n_players, seed)
+    phi = shapley_values(play(values), draw_orders(n_players, pairs, seed))
+    assert phi.sum() == pytest.approx(values[frozenset(range(n_players))] - values[frozenset()], abs=1e-12)
+
+
+def test_known_games():
+    worth = np.array([3.0, -1, 0, 2])
+    one_order = np.array([[2, 0, 3, 1]])
+    np.testing.assert_allclose(shapley_values(lambda members: 5 + members @ worth, one_order), worth)
+    orders = np.array(list(permutations(range(4))))
+    np.testing.assert_allclose(shapley_values(lambda members: members.sum(1) ** 3, orders), 16)  # all alike
+    assert shapley_values(lambda members: members[:, 1] & members[:, 2], orders).tolist() == [0, 0.5, 0.5, 0]
+
+
+def test_an_order_and_its_reverse_are_exact_for_pairs_of_players():
+    """Where no more than two interact, each joins before the other in one order of every pair."""
+    rng = np.random.default_rng(0)
+    alone, together = rng.normal(size=5), np.triu(rng.normal(size=(5, 5)), 1)
+    phi = shapley_values(lambda s: s @ alone + ((s @ together) * s).sum(1), draw_orders(5, 1, 7))
+    np.testing.assert_allclose(phi, alone + (together.sum(0) + together.sum(1)) / 2)
+
+
+def test_more_orders_come_nearer_and_no_coalition_is_asked_twice():
+    values, asked = draw_game(6, 5), []
+
+    def game(coalitions):
+        asked.append(len(coalitions))
+        assert len(np.unique(coalitions, axis=0)) == len(coalitions)
+        return play(values)(coalitions)
+
+    exact = enumerate_shapley(values, 6)
+    few, many = (np.abs(shapley_values(game, draw_orders(6, n, 0)) - exact).max() for n in (2, 2000))
+    assert many < 0.06 < few
+    assert asked[1] == 64
+
+
+@pytest.fixture
+def all_orders(monkeypatch):
+    """Every order of the players in place of some."""
+    monkeypatch.setattr(modality, "draw_orders", lambda n, *_: np.array(list(permutations(range(n)))))
+
+
+@pytest.mark.usefixtures("all_orders")
+def test_a_question_of_two_words_against_enumeration(vilt, encoded):
+    model, index = vilt[0], 4  # "what?" about 64 x 96 pixels: 4 x 6 patches in 2 blocks, side by side
+    inputs = prepare_one(model, encoded, index)
+    assert inputs["input_ids"].shape[1] == 4
+    halves = [np.flatnonzero(np.tile(np.arange(6) // 3 == half, 4)) for half in (0, 1)]
+    best = int(answer_without(model, inputs, [0, 1], range(24)).argmax())
+    values = {}
+    for members in list_coalitions(4):
+        patches = np.concatenate(
+            [[], *(half for half, there in zip(halves, members[2:], strict=True) if there)]
+        )
+        logits = answer_without(model, inputs, np.flatnonzero(members[:2]), patches)
+        values[frozenset(np.flatnonzero(members).tolist())] = float(logits[best].sigmoid())
+    phi = enumerate_shapley(values, 4)
+    row = mm_shap(model, encoded, [index], permutations=1, seed=0, batch_size=5).iloc[0]
+    np.testing.assert_allclose(
+        [row["phi_text"], row["phi_image"]], [abs(phi[:2]).sum(), abs(phi[2:]).sum()], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        [row["signed_text"], row["signed_image"]], [phi[:2].sum(), phi[2:].sum()], atol=1e-6
+    )
+    assert row["text_share"] == pytest.approx(abs(phi[:2]).sum() / abs(phi).sum(), abs=1e-4)
+    assert (row["question"], row["n_words"], row["n_blocks"]) == (index, 2, 2)
+
+
+def test_shares_add_up_and_do_not_depend_on_the_others(vilt, encoded):
+    model, columns = vilt[0], ["text_share", "phi_text", "phi_image", "signed_text", "signed_image"]
+    table = mm_shap(model, encoded, [6, 1, 11], permutations=2, seed=3, batch_size=64)
+    assert table["question"].tolist() == [6, 1, 11]
+    alone = mm_shap(model, encoded, [11], permutations=2, seed=3, batch_size=7)
+    np.testing.assert_allclose(alone[columns], table[columns].iloc[2:], atol=1e-5)
+    other = mm_shap(model, encoded, [11], permutations=2, seed=4)
+    assert not np.allclose(other["phi_text"], alone["phi_text"], atol=1e-5)
+    for row in table.itertuples():
+        inputs = prepare_one(model, encoded, row.question)
+        n_patches = inputs["image_embeds"].shape[1] - 1
+        whole, nothing = (
+            answer_without(model, inputs, *kept)
+            for kept in ((range(row.n_words), range(n_patches)), ([], []))
+        )
+        best = int(whole.argmax())
+        gain = float(whole[best].sigmoid() - nothing[best].sigmoid())
+        assert row.signed_text + row.signed_image == pytest.approx(gain, abs=1e-5)
+
+
+def test_an_answer_that_nothing_moves_has_no_share(vilt, encoded, monkeypatch):
+    monkeypatch.setattr(modality, "play_coalitions", lambda *given: np.full(len(given[-1]), 0.25))
+    row = mm_shap(vilt[0], encoded, [0], permutations=3, seed=0).iloc[0]
+    assert np.isnan(row["text_share"])
+    assert row["phi_text"] == row["phi_image"] == 0
+
+
+def test_the_step_is_done_once_on_questions_drawn_by_the_seed(vilt, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "describe_inputs", lambda study, **own: own)  # there is no model/ here
+    settings = {"runs_root": str(tmp_path), "shapley_questions": 3, "shapley_permutations": 1, "seed": 5}
+    study = Study.load("phantom", **settings)
+    withheld, shapley = measure.measure_modality(study, vilt[0], encoded)
+    pd.testing.assert_frame_equal(withheld, withheld_accuracy(vilt[0], encoded, range(12), 5), atol=1e-5)
+    drawn = shapley["question"].tolist()
+    assert sorted(set(drawn)) == drawn
+    pd.testing.assert_frame_equal(shapley, mm_shap(vilt[0], encoded, drawn, 1, 5), atol=1e-5)
+    again = measure.measure_modality(study, None, encoded)  # no model: nothing is measured anew
+    pd.testing.assert_frame_equal(again[1], shapley)
+    more = Study.load("phantom", **settings | {"shapley_questions": 99})
+    assert measure.measure_modality(more, vilt[0], encoded)[1]["question"].tolist() == list(range(12))
+
+
+def make_families(means, n_images=8, each=2):
+    """Families that ask about each image, their questions all alike: (values, families, images)."""
+    families = np.repeat([f"f{place}" for place in range(len(means))], n_images * each)
+    images = np.tile(np.repeat(np.arange(n_images), each), len(means))
+    return np.repeat(np.asarray(means, dtype=float), n_images * each), families, images
+
+
+def test_ranks_that_agree_turn_around_or_half_agree():
+    x, families, images = make_families([5, 1, 3, 2])
+    for y, expected in ((x**3, 1), (-x, -1), (make_families([5, 3, 1, 2])[0], 0.2)):
+        found = rank_agreement(x, y, families, images, draws=50)
+        np.testing.assert_allclose(found[:3], expected)  # 0.2 = 1 - 6 (2² + 2²) / (4 · 15)
+        assert (found.n, found.n_clusters) == (4, 8)
+
+
+def test_ranks_on_different_questions_and_too_few_families():
+    x, families, images = make_families([5, 1, 3, 2, 4])
+    y = 10 * x
+    x[::2], y[1::2] = (
+        np.nan,
+        np.nan,
+    )  # never on the same question; 8 are left of each family and measure: too few
+    assert np.isnan(rank_agreement(x, y, families, images)[:3]).all()
+    x, families, images = make_families([5, 1, 3, 2, 4], each=4)
+    y = 10 * x
+    x[::2], y[1::2] = np.nan, np.nan
+    assert rank_agreement(x, y, families, images, draws=20).estimate == pytest.approx(1)
+    y[np.isin(families, ["f0", "f1"])] = np.nan
+    found = rank_agreement(x, y, families, images, draws=20)
+    assert np.isnan(found[:3]).all()
+    assert found.n == 3
+
+
+def test_ranks_against_a_slow_bootstrap():
+    rng = np.random.default_rng(3)
+    means, families, images = make_families([0, 1, 2, 3, 4], n_images=25)
+    x, y = means / 2 + rng.normal(size=len(means)), means / 3 + rng.normal(size=len(means))
+    y[rng.random(len(y)) < 0.4] = np.nan
+    table = pd.DataFrame({"x": x, "y": y, "family": families})
+    rows = {image: np.flatnonzero(images == image) for image in range(25)}
+
+    def correlate(drawn):
+        found = table.iloc[np.concatenate([rows[image] for image in drawn])].groupby("family").mean()
+        return scipy_stats.spearmanr(found["x"], found["y"]).statistic
+
+    found = rank_agreement(x, y, families, images, draws=4000, seed=1)
+    slow = [correlate(rng.integers(25, size=25)) for _ in range(400)]
+    assert found.estimate == pytest.approx(correlate(range(25)))
+    np.testing.assert_allclose([found.low, found.high], np.percentile(slow, [2.5, 97.5]), atol=0.11)
+
+
+def test_the_auc_of_one_family_is_mann_whitneys():
+    rng = np.random.default_rng(0)
+    values, positive = rng.integers(0, 6, 80).astype(float), np.arange(80) % 3 > 0
+    values[positive] += rng.integers(0, 3, positive.sum())
+    u = scipy_stats.mannwhitneyu(values[positive], values[~positive]).statistic
+    found = tell_apart(values, positive, ["a"] * 80, np.arange(80))
+    assert found.estimate == pytest.approx(u / (positive.sum() * (~positive).sum()))
+    assert found.low < found.estimate < found.high
+    other = tell_apart(values, ~positive, ["a"] * 80, np.arange(80))
+    assert other.estimate == pytest.approx(1 - found.estimate)
+    half = tell_apart(np.ones(80), positive, ["a"] * 80, np.arange(80))
+    assert half[:3] == (0.5, 0.5, 0.5)
+
+
+def test_the_auc_compares_within_families_only():
+    """Told apart in a (20 questions), the wrong way round in b (10); c holds one kind and does not count."""
+    groups = np.repeat(["a", "b", "c"], [20, 10, 15])
+    positive = np.concatenate([np.arange(20) % 2 == 0, np.arange(10) % 2 == 0, np.ones(15, dtype=bool)])
+    values = np.where(groups == "b", 1000.0 - positive, positive)
+    clusters = np.arange(45) % 15
+    found = tell_apart(values, positive, groups, clusters, draws=200)
+    assert found.estimate == pytest.approx((20 * 1 + 10 * 0) / 30)
+    assert (found.n, found.n_clusters) == (30, 15)
+    assert 0.3 < found.low < found.estimate < found.high < 1
+    values[groups == "b"] = np.nan
+    assert tell_apart(values, positive, groups, clusters, draws=20)[:3] == (1, 1, 1)
+
+
+def test_too_few_controls_tell_nothing():
+    positive = np.arange(30) >= 9
+    found = tell_apart(np.arange(30), positive, ["a"] * 30, np.arange(30))
+    assert np.isnan(found[:3]).all()
+    assert np.isnan(tell_apart(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))[:3]).all()
+
+
+def test_the_interval_of_the_auc_against_a_slow_bootstrap():
+    rng = np.random.default_rng(4)
+    groups, images = np.repeat(["a", "b"], 60), np.tile(np.arange(30), 4)
+    positive = rng.random(120) < 0.6
+    values = rng.normal(size=120) + positive + rng.normal(size=30)[images]
+    found = tell_apart(values, positive, groups, images, draws=4000, seed=2)
+
+    def slow_auc(rows):
+        parts = [rows[groups[rows] == name] for name in ("a", "b")]
+        kinds = [(values[part[positive[part]]], values[part[~positive[part]]]) for part in parts]
+        scores = [scipy_stats.mannwhitneyu(*pair).statistic / (len(pair[0]) * len(pair[1])) for pair in kinds]
+        return np.average(scores, weights=[len(part) for part in parts])
+
+    own = [np.flatnonzero(images == image) for image in range(30)]
+    slow = [slow_auc(np.concatenate([own[image] for image in rng.integers(30, size=30)])) for _ in range(400)]
+    assert found.estimate == pytest.approx(slow_auc(np.arange(120)))
+    np.testing.assert_allclose([found.low, found.high], np.percentile(slow, [2.5, 97.5]), atol=0.03)

@@ -1,0 +1,219 @@
+"""helpers/attention/word_classes.py: classes by hand, and attention by class against full maps, one word at a time."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from attention.test_measures import GRIDS, LENGTHS, make_batch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import ANSWERS, encode_noise
+
+from helpers.attention import study_measures as measure
+from helpers.attention import word_classes as words
+from helpers.attention.extract import extract_attention, read_attention
+from helpers.attention.measures import attention_maps, attention_split, image_share
+from helpers.attention.word_classes import (
+    CLASSES,
+    classify_pieces,
+    classify_words,
+    join_pieces,
+    mark_classes,
+    word_measures,
+)
+from helpers.model.vilt import load_vilt
+from helpers.run.cache import make_once
+from helpers.run.study import Study
+from phantom import questions as phantom_questions
+from phantom import sprites
+
+SHORT = dict(zip("qcnofp", CLASSES, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("what color is the chair ?", "q c f f n p"),
+        ("how many people are in the picture ?", "q q n f f f n p"),
+        ("how are many people dressed ?", "q f f n o p"),  # many asks only right after how
+        ("is there a red ball ?", "q f f c n p"),
+        ("where is the cat ?", "q f f n p"),  # is opens nothing here
+        ("is the man who is running wearing blue ?", "q f n f f o o c p"),  # who is relative
+        ("on what street is this ?", "f q n f f p"),
+        ("isn ' t this a dog ?", "q p f f f n p"),
+        ("are these 2 buses or 3 berries ?", "q f o n f o n p"),
+        ("does he look left ?", "q f o o p"),
+        ("is this a zorp ?", "q f f n p"),  # unknown: named by an article, and the end follows
+        ("is this a zorp dog ?", "q f f o n p"),  # unknown before a noun: may well be an adjective
+        ("is it zorp ?", "q f o p"),
+        ("what zorp is this ?", "q n f f p"),
+        ("zorp", "o"),
+        ("who ?", "q p"),
+        ("", ""),
+    ],
+)
+def test_classes_of_questions_by_hand(question, expected):
+    assert classify_words(question.split()) == [SHORT[letter] for letter in expected.split()]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["what", "is", "how", "many", "zorp", "a", "cats", "red", "?", "'", "7", "é", "##s"])
+    )
+)
+def test_every_word_has_one_class_and_one_word_asks(question):
+    classes = classify_words(question)
+    assert len(classes) == len(question)
+    assert set(classes) <= set(CLASSES)
+    asking = [word for word, name in zip(question, classes, strict=True) if name == "question word"]
+    assert len(asking) <= 1 or (len(asking) == 2 and asking == ["how", "many"])
+
+
+def test_pieces_have_the_class_of_their_word():
+    assert classify_pieces(["how", "many", "chair", "##s", "are", "gr", "##ee", "##n", "?"]) == [
+        *["question word"] * 2, "noun", "noun", "function word", *["colour word"] * 3, "punctuation",
+    ]  # fmt: skip
+    assert classify_pieces(["##s", "?"]) == ["other content", "punctuation"]  # cut off in front
+    assert classify_pieces([]) == []
+    assert join_pieces(["how", "chair", "##s", "gr", "##ee", "##n"]) == (
+        ["how", "chairs", "green"],
+        [0, 1, 1, 2, 2, 2],
+    )
+
+
+def test_the_lexicon_holds_what_it_should():
+    with words.LEXICON.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    listed = [row["word"] for row in rows]
+    assert len(set(listed)) == len(listed)
+    assert listed == [word.lower() for word in listed]
+    assert {row["class"] for row in rows} == set(CLASSES) - {"punctuation"}
+    assert words.LEXICON.stat().st_size < 100_000
+    kinds = [
+        *sprites.CATEGORIES["thing"],
+        *sprites.ANIMALS,
+        *sprites.VEHICLES,
+        *sprites.PEOPLE,
+        *sprites.ITEMS,
+    ]
+    for kind in kinds:
+        assert words.look_up(kind) == words.look_up(phantom_questions.PLURALS.get(kind, f"{kind}s")) == "noun"
+    assert {words.look_up(color) for color in [*sprites.COLORS, "color", "colors"]} == {"colour word"}
+    coco = "person bicycle motorcycle hydrant umbrella skis knives sandwiches couch scissors teddy drier"
+    assert {words.look_up(word) for word in coco.split()} == {"noun"}
+    assert {words.look_up(word) for word in words.OPENERS | words.DETERMINERS} <= {
+        "function word",
+        "question word",
+    }
+
+
+@pytest.fixture(scope="module")
+def model(vilt):
+    return vilt[0]
+
+
+def average_by_hand(model, batch):
+    """The measures from full attention maps, a word at a time, in float64."""
+    for maps in attention_maps(model, batch):
+        attention = maps.attention.double().numpy()
+        start, stop = maps.groups["words"].start, maps.groups["words"].stop
+        classes = classify_pieces(maps.tokens[start:stop])
+        image = [
+            *range(*maps.groups["img_cls"].indices(10**6)),
+            *range(*maps.groups["patches"].indices(10**6)),
+        ]
+        shape = attention.shape[:2]
+        looked, read = np.full((*shape, 6), np.nan), np.full((*shape, 2, 6), np.nan)
+        places = np.full(6, np.nan)
+        for number, name in enumerate(CLASSES):
+            own = [start + i for i, each in enumerate(classes) if each == name]
+            if own:
+                looked[..., number] = np.mean([attention[:, :, i, image].sum(-1) for i in own], axis=0)
+                read[..., 0, number] = np.mean([attention[:, :, 0, i] for i in own], axis=0)
+                patches = attention[:, :, maps.groups["patches"]]
+                read[..., 1, number] = np.mean([patches[..., i].mean(-1) for i in own], axis=0)
+                places[number] = np.mean(own)  # [CLS] is token 0, so the first word piece is 1
+        yield {"word_image": looked, "word_read": read, "word_place": places}
+
+
+def test_measures_are_means_over_single_words(model, encoded):
+    for _, batch in encoded.batches(5):
+        found = word_measures(model, batch)
+        for row, expected in enumerate(average_by_hand(model, batch)):
+            for name, values in expected.items():
+                np.testing.assert_allclose(found[name][row], values, atol=1e-5, err_msg=name)
+    assert found["word_image"][:, :, :, 0].isfinite().all()  # every question asks
+
+
+def test_random_words_and_sizes(model):
+    """Words that make no sense, pieces without a beginning, and pictures of many shapes."""
+    batch = make_batch(GRIDS, LENGTHS)
+    found = word_measures(model, batch)
+    for row, expected in enumerate(average_by_hand(model, batch)):
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name][row], values, atol=1e-5, err_msg=name)
+
+
+def test_the_batch_does_not_matter(model, encoded):
+    together = word_measures(model, encoded.collate([encoded[row] for row in range(len(encoded))]))
+    for row in range(len(encoded)):
+        alone = word_measures(model, encoded.collate([encoded[row]]))
+        for name in together:
+            np.testing.assert_allclose(alone[name][0], together[name][row], atol=1e-5)
+
+
+def test_classes_partition_the_word_pieces(model, encoded):
+    batch = encoded.collate([encoded[row] for row in range(4)])
+    members = mark_classes(model.tokenizer, batch["input_ids"], batch["attention_mask"])
+    inside = batch["attention_mask"].bool()
+    inside[:, 0] = False  # [CLS]
+    inside[torch.arange(4), batch["attention_mask"].sum(1) - 1] = False  # [SEP]
+    assert torch.equal(members.sum(1), inside.long())
+
+
+def test_extraction_keeps_the_measures(model, encoded, tmp_path):
+    layout = words.WORD_MEASURES
+    table = read_attention(
+        extract_attention(model, encoded, tmp_path, 5, 7, measure=word_measures, layout=layout)
+    )
+    assert table.word_image.shape == (12, 4, 4, 6)
+    assert table.word_read.shape == (12, 4, 4, 2, 6)
+    for row in (0, 7, 11):
+        expected = next(average_by_hand(model, encoded.collate([encoded[row]])))
+        for name, values in expected.items():
+            np.testing.assert_allclose(getattr(table, name)[row], values, atol=1e-5)
+
+
+def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
+    study = Study.load(
+        "phantom", runs_root=str(tmp_path), run_name="test", device="cpu", extract_batch_size=5
+    )
+    for name in ("model", "dataset"):
+        make_once(study.folder() / name, lambda folder: None, {})
+    table = measure.measure_words(study, model, encoded)
+    expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
+    np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
+    assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
+    monkeypatch.setattr(measure, "word_measures", None)  # a second call does not measure
+    again = measure.measure_words(study, model, encoded)
+    np.testing.assert_array_equal(again.word_read, table.word_read)
+
+
+def test_classes_together_give_what_the_split_gives(model, encoded):
+    """Weighted by how many pieces each class has, the classes' shares are the share of all words."""
+    batch = encoded.collate([encoded[row] for row in range(4)])
+    counts = mark_classes(model.tokenizer, batch["input_ids"], batch["attention_mask"]).sum(2).float()
+    looked = word_measures(model, batch)["word_image"].nan_to_num()
+    together = (looked * counts[:, None, None]).sum(-1) / counts.sum(1)[:, None, None]
+    torch.testing.assert_close(
+        together, image_share(attention_split(model, batch))[..., 1], atol=1e-5, rtol=0
+    )
+
+
+def test_without_a_tokenizer_the_message_says_what_to_do():
+    model, processor = load_vilt("fresh-small", answers=ANSWERS)
+    encoded = encode_noise(processor, [(64, 64)])
+    del model.tokenizer
+    with pytest.raises(ValueError, match="load_vilt"):
+        word_measures(model, encoded.collate([encoded[0]]))

@@ -1,0 +1,281 @@
+"""The study's questions: drawn once, images on one side only, truth kept, small samples pooled."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loopback import Loopback, answer
+from PIL import Image
+
+from helpers.data import prepare
+from helpers.data.download import download_questions
+from helpers.data.fetch import DownloadError
+from helpers.data.vqa import FILES
+from helpers.model.vilt import load_vilt
+from helpers.run.study import Study
+from phantom.scenes import read_truth
+
+
+@pytest.fixture
+def make_study(tmp_path, phantom_root):
+    def make(**settings):
+        given = {"runs_root": str(tmp_path / "runs"), "data_root": str(phantom_root), "run_name": "test"}
+        return Study.load("phantom", **{**given, **settings})
+
+    return make
+
+
+def test_questions_keep_their_truth_and_sizes(make_study, phantom_root):
+    study = make_study()
+    prepare.prepare_dataset(study)
+    data = prepare.load_dataset(study)
+    assert (len(set(data["train"]["image_id"])), len(set(data["validation"]["image_id"]))) == (40, 20)
+    truth = read_truth(phantom_root, "val")
+    for row in data["validation"].select(range(0, 60, 7)):
+        assert row["boxes"] == truth[row["question_id"]]["boxes"]
+        assert row["needs_image"] == truth[row["question_id"]]["needs_image"]
+        assert (row["width"], row["height"]) == Image.open(phantom_root / row["picture"]).size
+    assert prepare.read_notes(study) == []
+
+
+def test_the_subset_is_balanced_and_drawn_once(make_study):
+    study = make_study(train_per_family=10, validation_per_family=5)
+    folder = prepare.prepare_dataset(study)
+    before = (folder / "made.json").stat().st_mtime_ns
+    data = prepare.load_dataset(study)
+    assert data["train"].to_pandas().groupby("family").size().tolist() == [10] * 7
+    assert data["validation"].to_pandas().groupby("family").size().tolist() == [5] * 7
+    prepare.prepare_dataset(study)
+    assert (folder / "made.json").stat().st_mtime_ns == before
+    prepare.prepare_dataset(make_study(train_per_family=10, validation_per_family=6))
+    assert (folder / "made.json").stat().st_mtime_ns != before
+
+
+def test_a_small_validation_file_is_pooled_by_image(make_study):
+    study = make_study(min_validation=1000)
+    prepare.prepare_dataset(study)
+    data = prepare.load_dataset(study)
+    sides = [set(part["image_id"]) for part in data.values()]
+    assert not sides[0] & sides[1]
+    assert len(sides[0]) + len(sides[1]) == 60
+    assert len(sides[1]) == round(0.4 * 60)
+    assert set(data["validation"]["split"]) == {"train", "val"}
+
+
+def test_a_broken_picture_is_noted_and_its_questions_left_out(make_study, phantom_root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(phantom_root, copy)
+    broken = sorted(copy.glob("val2014/*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:700])
+    study = make_study(data_root=str(copy))
+    prepare.prepare_dataset(study)
+    (note,) = prepare.read_notes(study)
+    assert "unreadable" in note
+    assert broken.name in note
+    assert str(tmp_path) not in note
+    assert int(broken.stem[-12:]) not in prepare.load_dataset(study)["validation"]["image_id"]
+
+
+def test_a_picture_that_comes_back_is_used_again(make_study, phantom_root, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(phantom_root, copy)
+    picture = sorted(copy.glob("val2014/*.jpg"))[0]
+    kept = picture.read_bytes()
+    picture.unlink()
+    study = make_study(data_root=str(copy))
+    prepare.prepare_dataset(study)
+    assert len(prepare.read_notes(study)) == 1
+    picture.write_bytes(kept)
+    prepare.prepare_dataset(study)
+    assert prepare.read_notes(study) == []
+    assert int(picture.stem[-12:]) in prepare.load_dataset(study)["validation"]["image_id"]
+
+
+def test_a_script_without_a_main_guard_can_prepare(make_study, tmp_path):
+    """datasets starts a pool that runs the script again if it is asked for processes, even for one."""
+    study = make_study()
+    script = tmp_path / "script.py"
+    given = study.settings("data_root", "runs_root", "run_name")
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(study.root)!r})\n"
+        "from helpers import prepare\nfrom helpers.run.study import Study\n"
+        f"prepare.prepare_dataset(Study.load('phantom', **{given!r}))\n"
+    )
+    subprocess.run([sys.executable, str(script)], check=True, timeout=100)
+    assert len(prepare.load_dataset(study)["train"]) > 0
+
+
+def test_what_is_missing_is_said(make_study):
+    with pytest.raises(FileNotFoundError, match="run notebooks/01_setup"):
+        prepare.load_dataset(make_study())
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        prepare.prepare_dataset(make_study(data_root="nowhere"))
+
+
+def test_photographs_are_shown_only_on_request(make_study, phantom_root):
+    prepare.prepare_dataset(make_study())
+    row = prepare.load_dataset(make_study())["validation"][0]
+    hidden = prepare.show_image(make_study(), row)
+    assert hidden.size == (row["width"], row["height"])
+    assert len(hidden.getcolors()) == 1
+    shown = prepare.show_image(make_study(show_photographs=True), row)
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(phantom_root / row["picture"])))
+
+
+def test_the_phantom_is_generated_once_for_a_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "root", property(lambda self: tmp_path))
+    study = Study.load("phantom", train_scenes=3, validation_scenes=2, seed=5)
+    folder = prepare.find_data(study)
+    assert len(list(folder.glob("train2014/*.jpg"))) == 3
+    made = json.loads((folder / "made.json").read_text())
+    assert made["depends"]["seed"] == 5
+    assert prepare.find_data(study) == folder
+    assert prepare.find_data(Study.load("phantom", train_scenes=3, validation_scenes=2, seed=6)) != folder
+
+
+@pytest.fixture
+def served(phantom_root, monkeypatch):
+    """The small phantom as the two official servers would have it: zips, and images in their folders."""
+    files = {}
+    for split in ("train", "val"):
+        for pattern, zipped in FILES.values():
+            buffer = io.BytesIO()
+            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.write(phantom_root / pattern.format(split), pattern.format(split))
+            files[zipped.format(split, split.title())] = buffer.getvalue()
+    sizes = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    monkeypatch.setattr(prepare, "download_questions", partial(download_questions, files=sizes))
+    images = {
+        path.relative_to(phantom_root).as_posix(): path.read_bytes() for path in phantom_root.glob("*/*.jpg")
+    }
+    with Loopback(files | images) as server:
+        yield server
+
+
+@pytest.fixture
+def far_study(make_study, served, tmp_path):
+    def make(**settings):
+        given = {
+            "data_root": str(tmp_path / "far"),
+            "download": True,
+            "train_per_family": 4,
+            "validation_per_family": 3,
+        }
+        urls = {"questions_url": served.url, "images_url": served.url}
+        return make_study(**{**given, **urls, **settings})
+
+    return make
+
+
+def list_asked(server):
+    return sorted({name for name, _, _ in server.seen if name.endswith(".jpg")})
+
+
+def test_only_the_images_that_the_subset_needs_are_fetched(far_study, make_study, served):
+    study = far_study()
+    prepare.prepare_dataset(study)
+    data = prepare.load_dataset(study)
+    needed = sorted({name for part in data.values() for name in part["picture"]})
+    assert list_asked(served) == needed
+    assert len(needed) < 30 < 60
+    local = make_study(run_name="local", train_per_family=4, validation_per_family=3)
+    prepare.prepare_dataset(local)
+    for name, part in prepare.load_dataset(local).items():
+        assert part["question_id"] == data[name]["question_id"]
+        assert part["picture"] == data[name]["picture"]
+    before = len(served.seen)
+    prepare.prepare_dataset(study)
+    assert len(served.seen) == before, "what stands is asked for again"
+
+
+def test_a_missing_image_is_noted_and_too_many_are_an_error(far_study, served):
+    study = far_study(max_missing=0.2)
+    prepare.prepare_dataset(far_study(run_name="first"))
+    gone = list_asked(served)[0]
+    shutil.rmtree(Path(study.data_root) / "train2014")
+    served.script(gone, always=answer(404))
+    prepare.prepare_dataset(study)
+    (note,) = prepare.read_notes(study)
+    assert "missing" in note
+    assert Path(gone).name in note
+    assert gone not in prepare.load_dataset(study)["train"]["picture"]
+    with pytest.raises(DownloadError, match=r"more than the share max_missing=0\.01"):
+        prepare.prepare_dataset(far_study(max_missing=0.01, run_name="strict"))
+
+
+def test_after_a_disconnect_pictures_come_back(far_study, served, tmp_path, monkeypatch):
+    """The machine is new, only the run's folder is left (on Drive): images are fetched again when they are needed."""
+    monkeypatch.setattr(Study, "root", tmp_path / "machine")
+    study = far_study(runs_root=str(tmp_path / "drive"))
+    processor = load_vilt("fresh-small")[1]
+    prepare.prepare_dataset(study)
+    first = prepare.load_pictures(study, processor)
+    before = {key: first[key] for key in first}
+    shutil.rmtree(tmp_path / "machine")
+    shutil.rmtree(tmp_path / "far")
+    n_asked = len(served.seen)
+    data = prepare.load_dataset(study)
+    assert len(served.seen) == n_asked, "reading the questions needs no image"
+    encoded = prepare.encode(study, data["validation"], processor)
+    assert all(torch.equal(encoded.pictures[key], before[key]) for key in encoded.image_ids)
+    assert len(served.seen) > n_asked
+    shutil.rmtree(tmp_path / "far")
+    n_asked = len(served.seen)
+    prepare.load_pictures(study, processor)
+    assert len(served.seen) == n_asked, "kept pictures need no image"
+
+
+def test_an_image_that_is_gone_when_pictures_are_made_again_is_one_sentence(
+    far_study, served, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Study, "root", tmp_path / "machine")
+    study = far_study(max_missing=0.5)
+    prepare.prepare_dataset(study)
+    shutil.rmtree(tmp_path / "far")
+    gone = prepare.load_dataset(study)["train"]["picture"][0]
+    served.script(gone, always=answer(404))
+    with pytest.raises(FileNotFoundError, match=f"1 of the study's images are no longer served, like {gone}"):
+        prepare.load_pictures(study, load_vilt("fresh-small")[1])
+
+
+def test_the_zips_may_go_once_they_are_unpacked(far_study, tmp_path):
+    folder = prepare.prepare_dataset(far_study())
+    before = (folder / "made.json").read_text()
+    for zipped in (tmp_path / "far").glob("*.zip"):
+        zipped.unlink()
+    prepare.prepare_dataset(far_study())
+    assert (folder / "made.json").read_text() == before
+
+
+def test_no_network_is_one_sentence(far_study):
+    with pytest.raises(DownloadError, match="no connection: check the network") as caught:
+        prepare.prepare_dataset(far_study(questions_url="http://127.0.0.1:9/"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_ones_own_is_not_downloaded_into():
+    assert Study.load("colab").download
+    assert not Study.load("colab", data_root="somewhere").download
+    assert Study.load("colab", data_root="somewhere", download=True).download
+
+
+def test_studies_about_the_same_images_share_their_pictures(far_study, served, tmp_path, monkeypatch):
+    """Another seed of a study of all questions resizes nothing again; another subset does."""
+    monkeypatch.setattr(Study, "root", tmp_path / "machine")
+    processor = load_vilt("fresh-small")[1]
+    folders = []
+    for number, settings in enumerate(({"seed": 1}, {"seed": 2}, {"train_per_family": 2})):
+        all_questions = {"train_per_family": "all", "validation_per_family": "all"}
+        study = far_study(run_name=f"run{number}", **{**all_questions, **settings})
+        prepare.prepare_dataset(study)
+        folders.append(prepare.load_pictures(study, processor).folder)
+    assert folders[0] == folders[1] != folders[2]

@@ -1,0 +1,601 @@
+"""VQAv2's files, types, accuracy, targets and subsets, against hand-worked cases and the official tools."""
+
+import copy
+import json
+import warnings
+import zipfile
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from helpers.data.vqa import (
+    FAMILIES,
+    QUESTION_TYPES,
+    build_vocabulary,
+    check_images,
+    load_rgb,
+    normalize_answer,
+    question_family,
+    question_type,
+    read_vqa,
+    soft_targets,
+    split_by_image,
+    stratified_subset,
+    vqa_accuracy,
+)
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+OFFICIAL, SAMPLE = SHARED / "official", SHARED / "vqav2_sample"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the official samples are not on this machine")
+
+QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
+
+
+@pytest.fixture
+def records():
+    """Three questions on two images, and their annotations, as VQAv2 lists them."""
+    asked = [
+        (7000, 7, "What color is the cat?"),
+        (7001, 7, "Is it sad?"),
+        (8000, 8, "How many cats are there?"),
+    ]
+    told = [("what color is the", "other", "red"), ("is it", "yes/no", "yes"), ("how many", "number", "2")]
+    questions = [{"image_id": image, "question": text, "question_id": key} for key, image, text in asked]
+    annotations = [
+        {
+            "question_type": kind,
+            "multiple_choice_answer": answer,
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(10)
+            ],
+            "image_id": image,
+            "answer_type": answer_type,
+            "question_id": key,
+        }
+        for (key, image, _), (kind, answer_type, answer) in zip(asked, told, strict=True)
+    ]
+    return questions, annotations
+
+
+def write_files(root: Path, questions, annotations, split="train") -> Path:
+    root.mkdir(exist_ok=True)
+    (root / QUESTIONS).write_text(json.dumps({"data_subtype": f"{split}2014", "questions": questions}))
+    (root / ANNOTATIONS).write_text(json.dumps({"data_subtype": f"{split}2014", "annotations": annotations}))
+    return root
+
+
+def write_image(root: Path, image_id: int) -> Path:
+    path = root / "train2014" / f"COCO_train2014_{image_id:012d}.jpg"
+    path.parent.mkdir(exist_ok=True)
+    noise = np.random.default_rng(image_id).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+# Question types and families
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What color is the cat?", "what color is the"),
+        ("What color is it?", "what color is"),
+        ("What colors are there?", "what"),
+        ("What color?", "what color"),
+        ("What's this?", "none of the above"),  # punctuation stays: "what's" is another word
+        ("How many people are in the picture?", "how many people are in"),
+        ("How many people can you see?", "how many"),
+        ("IS   this\tan apple ?", "is this an"),
+        ("Is that a cat?", "is that a"),
+        ("Is that cat red?", "is"),
+        ("What is this?", "what is this"),
+        ("What is this", "what is this"),
+        ("Where?", "none of the above"),
+        ("Which", "which"),
+        ("", "none of the above"),
+        ("?", "none of the above"),
+    ],
+)
+def test_question_type(question, expected):
+    assert question_type(question) == expected
+
+
+@given(
+    st.lists(st.sampled_from(sorted({word for name in QUESTION_TYPES for word in name.split()})), max_size=8)
+)
+def test_question_type_is_the_longest_listed_beginning(words):
+    found = question_type(" ".join(words) + "?")
+    beginnings = [" ".join(words[:n]) for n in range(len(words) + 1)]
+    listed = [beginning for beginning in beginnings if beginning in QUESTION_TYPES]
+    assert found == max(listed, key=len, default="none of the above")
+
+
+@needs_shared
+def test_the_committed_table_lists_the_official_types():
+    assert list(QUESTION_TYPES) == (OFFICIAL / "mscoco_question_types.txt").read_text().splitlines()
+
+
+def test_families():
+    counts = Counter(QUESTION_TYPES.values())
+    assert set(counts) == set(FAMILIES)
+    assert sum(counts.values()) == 65
+    expected = {
+        "what color is the": "what color", "what is the color of the": "what color", "what is the": "what",
+        "what time": "what", "where are the": "where", "why": "why", "why is the": "why",
+        "how many people are": "how many", "how": "how", "who is": "who", "which": "which", "are they": "is/are",
+        "can you": "is/are", "do": "is/are", "does this": "is/are", "has": "is/are", "was": "is/are",
+        "could": "is/are", "is this person": "is/are", "none of the above": "other",
+    }  # fmt: skip
+    assert {name: question_family(name) for name in expected} == expected
+    with pytest.raises(ValueError, match=r"'what colour'.*65 question types"):
+        question_family("what colour")
+
+
+# Accuracy
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("The Dog.", "dog"),
+        ("a\nb\tc", "b c"),
+        ("two and  none", "2 and 0"),
+        ("eleven", "eleven"),
+        ("black, white", "black white"),  # the comma stands before a space: removed
+        ("black,white", "black white"),  # it does not: a space instead
+        ("a-b c-d", "b c d"),
+        ("a-b -c", "ab c"),  # one dash beside a space decides for all dashes
+        ("1,000", "1000"),
+        ("t-shirt 1,000", "tshirt 1000"),  # a comma between digits decides for all marks
+        ("t-shirt", "t shirt"),
+        ("u.s.a.", "usa"),
+        ("2.5 3. .5", "2.5 3 .5"),
+        ("10:30", "10:30"),
+        ("it's", "it's"),
+        ("dont", "don't"),
+        ("couldntve", "couldntve"),
+        ("couldnt've couldn'tve", "couldn't've couldn't've"),
+        ("Im", "im"),  # the table's entry has a capital, the text no longer
+        ("shes", "shes"),
+        ("somebody'd", "somebodyd"),
+        ("ow's'at", "'ow's'at"),
+        ("5 oclock", "5 o'clock"),
+        ("an", ""),
+        ("", ""),
+        ("." * 40, "." * 8),  # only 32 points are removed
+    ],
+)
+def test_normalize_answer(answer, expected):
+    assert normalize_answer(answer) == expected
+
+
+@needs_shared
+def test_accuracy_of_the_official_cases():
+    cases = json.loads((OFFICIAL / "vqa_accuracy_cases.json").read_text())
+    assert len(cases) == 22
+    got = [vqa_accuracy(case["prediction"], case["answers"]) for case in cases]
+    assert got == pytest.approx([case["accuracy"] for case in cases], abs=1e-12)
+
+
+@needs_shared
+@pytest.mark.parametrize("rule", ["always_yes", "first_answer", "mca"])
+def test_accuracy_of_the_official_scores(rule):
+    table = read_vqa(SAMPLE, "train").remove_columns("image").to_pandas()
+    answer = {
+        "always_yes": lambda row: "yes",
+        "first_answer": lambda row: row.answers[0],
+        "mca": lambda row: row.multiple_choice_answer,
+    }[rule]
+    table["score"] = [100 * vqa_accuracy(answer(row), list(row.answers)) for row in table.itertuples()]
+    official = json.loads((OFFICIAL / "vqav2_sample_train_scores.json").read_text())[rule]
+    assert round(table["score"].mean(), 6) == official["overall"]
+    for column, name in (("question_type", "perQuestionType"), ("answer_type", "perAnswerType")):
+        assert table.groupby(column)["score"].mean().round(6).to_dict() == official[name]
+
+
+@pytest.mark.parametrize("matches", range(11))
+def test_accuracy_is_the_mean_over_nine_of_ten(matches):
+    answers = ["red"] * matches + ["blue", "green"] * 5
+    answers = answers[:10]
+    by_hand = np.mean([min(1, nine.count("red") / 3) for nine in combinations(answers, 9)])
+    assert vqa_accuracy("red", answers) == pytest.approx(by_hand, abs=1e-12)
+    assert vqa_accuracy("red", answers) == [0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1][matches]
+
+
+def test_unanimous_answers_are_compared_as_they_are():
+    assert vqa_accuracy("Dog", ["dog"] * 10) == 0
+    assert vqa_accuracy("Dog", ["dog"] * 9 + ["cat"]) == 1
+    assert vqa_accuracy(" dog\n", ["dog", "dog "] * 5) == 1  # cleaned, they are unanimous
+    assert vqa_accuracy("a dog", ["dog"] * 9 + ["dog\t"]) == 0
+
+
+@pytest.mark.parametrize("answers", ["yes", []])
+def test_accuracy_needs_a_list_of_answers(answers):
+    with pytest.raises(ValueError, match="answers of one question"):
+        vqa_accuracy("yes", answers)
+
+
+# Targets and vocabulary
+
+
+def test_soft_targets_by_hand():
+    answers = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["up"]
+    targets = soft_targets(answers, ["up", "absent", "maybe", "no", "yes"])
+    assert targets.dtype == np.float32
+    assert targets == pytest.approx([0.3, 0, 0.6, 0.9, 1])
+    assert soft_targets(["t-shirt"] * 9 + ["x"], ["t shirt", "shirt", "T-shirt"]) == pytest.approx([1, 0, 1])
+    assert soft_targets(["t-shirt"] * 10, ["t shirt", "shirt", "t-shirt"]) == pytest.approx([0, 0, 1])
+
+
+WORDS = st.sampled_from(["yes", "Yes", "yes.", "no", "a dog", "dog", "dog ", "2", "two", "1,000", "1000", ""])
+
+
+@given(st.lists(WORDS, min_size=10, max_size=10), st.lists(WORDS, max_size=8))
+def test_a_target_is_the_accuracy_the_entry_would_score(answers, vocabulary):
+    expected = [vqa_accuracy(entry, answers) for entry in vocabulary]
+    assert soft_targets(answers, vocabulary) == pytest.approx(expected, abs=1e-6)
+
+
+def test_build_vocabulary():
+    of_questions = [
+        ["yes"] * 10,
+        ["yes"] * 6 + ["no"] * 4,
+        ["b"] * 5 + ["a"] * 5,
+        ["red "] * 9 + ["x"],
+        ["no"] * 10,
+    ]
+    # majorities: yes, yes, a (tie with b), red, no
+    assert build_vocabulary(of_questions, 100) == ["yes", "a", "no", "red"]
+    assert build_vocabulary(of_questions, 2) == ["yes", "a"]
+    with pytest.raises(ValueError, match="max_answers=0"):
+        build_vocabulary(of_questions, 0)
+
+
+# Reading
+
+
+def test_read_vqa(tmp_path, records):
+    root = write_files(tmp_path / "100%s d", *records)
+    write_image(root, 7)
+    before = sorted(root.rglob("*"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = read_vqa(root, "train")
+    first = dataset[0]
+    picture = first.pop("image")
+    assert (picture.size, picture.mode) == ((50, 40), "RGB")
+    assert first == {
+        "question_id": 7000,
+        "image_id": 7,
+        "question": "What color is the cat?",
+        "question_type": "what color is the",
+        "family": "what color",
+        "answer_type": "other",
+        "answers": ["red"] * 10,
+        "multiple_choice_answer": "red",
+    }
+    assert dataset["question_id"][:] == [7000, 7001, 8000]
+    assert dataset["family"][:] == ["what color", "is/are", "how many"]
+    assert dataset["answers"][:] == [["red"] * 10, ["yes"] * 10, ["2"] * 10]
+    assert sorted(root.rglob("*")) == before
+
+
+def test_rows_follow_the_questions_whatever_the_order_of_annotations(tmp_path, records):
+    questions, annotations = records
+    expected = read_vqa(write_files(tmp_path / "a", questions, annotations), "train").remove_columns("image")
+    got = read_vqa(write_files(tmp_path / "b", questions, annotations[::-1]), "train").remove_columns("image")
+    assert got.to_list() == expected.to_list()
+
+
+@pytest.mark.parametrize("inner", ["", "folder/"])
+def test_read_vqa_from_the_official_zips(tmp_path, records, inner):
+    plain, zipped = write_files(tmp_path / "plain", *records), tmp_path / "zipped"
+    zipped.mkdir()
+    names = {"v2_Questions_Train_mscoco.zip": QUESTIONS, "v2_Annotations_Train_mscoco.zip": ANNOTATIONS}
+    for zip_name, name in names.items():
+        with zipfile.ZipFile(zipped / zip_name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(plain / name, inner + name)
+    expected, got = (read_vqa(root, "train").remove_columns("image").to_list() for root in (plain, zipped))
+    assert got == expected
+    whole = (zipped / "v2_Questions_Train_mscoco.zip").read_bytes()
+    (zipped / "v2_Questions_Train_mscoco.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"v2_Questions_Train_mscoco\.zip: truncated"):
+        read_vqa(zipped, "train")
+
+
+@needs_shared
+@pytest.mark.parametrize(("split", "n_questions", "n_images"), [("train", 66, 43), ("val", 5, 2)])
+def test_read_the_real_sample(split, n_questions, n_images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = check_images(read_vqa(SAMPLE, split))
+    table = dataset.remove_columns("image").to_pandas()
+    assert (len(table), table["image_id"].nunique()) == (n_questions, n_images)
+    assert table["question"].map(question_type).tolist() == table["question_type"].tolist()
+    assert {load_rgb(image).mode for image in dataset["image"]} == {"RGB"}
+
+
+# Broken files: one error or one counted warning
+
+
+def test_missing_files_and_splits(tmp_path, records):
+    with pytest.raises(ValueError, match=r"split='test'.*train, val"):
+        read_vqa(tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match=f"neither {QUESTIONS} nor v2_Questions_Train_mscoco.zip"):
+        read_vqa(tmp_path, "train")
+    (write_files(tmp_path, *records) / ANNOTATIONS).unlink()
+    with pytest.raises(FileNotFoundError, match=f"neither {ANNOTATIONS} nor v2_Annotations_Train_mscoco.zip"):
+        read_vqa(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", [QUESTIONS, ANNOTATIONS])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "truncated or not JSON"),  # half of the file
+        (b"", "truncated or not JSON"),
+        (b"\xff\xfe\x00garbage", "truncated or not JSON"),
+        (b"[]", "not a VQAv2 file"),
+        (b'{"images": []}', "not a VQAv2 file"),
+        (b'{"questions": 3, "annotations": null}', "not a VQAv2 file"),
+        (b'{"data_subtype": "val2014", "questions": [], "annotations": []}', "holds the val split"),
+        (b'{"questions": [3], "annotations": ["x"]}', r"\[0\] \(question_id None\): no usable 'question_id'"),
+    ],
+)
+def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, message):
+    file = write_files(tmp_path, *records) / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}|{name}: {message}"):
+        read_vqa(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("questions", "question_id", None), ("questions", "image_id", "7"), ("questions", "question", 3),
+        ("annotations", "question_id", True), ("annotations", "question_type", None),
+        ("annotations", "question_type", "what colour"), ("annotations", "image_id", None),
+        ("annotations", "answers", "yes"), ("annotations", "answer_type", None),
+        ("annotations", "multiple_choice_answer", None),
+    ],
+)  # fmt: skip
+def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, value):
+    record = records[kind == "annotations"][1]
+    if value is None:
+        del record[field]
+    else:
+        record[field] = value
+    key = value if field == "question_id" else 7001
+    name = QUESTIONS if kind == "questions" else ANNOTATIONS
+    with pytest.raises(ValueError, match=rf"{name}: {kind}\[1\] \(question_id {key}\): .*{field}"):
+        read_vqa(write_files(tmp_path, *records), "train")
+
+
+@pytest.mark.parametrize("answer", [None, {}, {"answer": None}, "yes", 3])
+def test_an_answer_without_text_is_an_error(tmp_path, records, answer):
+    records[1][2]["answers"][4] = answer
+    with pytest.raises(ValueError, match=rf"{ANNOTATIONS}: question_id 8000 has an answer without text"):
+        read_vqa(write_files(tmp_path, *records), "train")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_duplicate_ids(tmp_path, records, side):
+    records[side].append(copy.deepcopy(records[side][1]))
+    with pytest.warns(UserWarning, match="left out") as caught:
+        dataset = read_vqa(write_files(tmp_path, *records), "train")
+    what = ("questions", "annotations")[side]
+    (warning,) = caught
+    assert f"1 exact copies of other {what}, left out (question_id 7001)" in str(warning.message)
+    assert dataset["question_id"][:] == [7000, 7001, 8000]
+    records[side][-1]["image_id"] = 8
+    with pytest.raises(ValueError, match=r"question_id 7001 occurs twice and differs"):
+        read_vqa(write_files(tmp_path, *records), "train")
+
+
+def test_questions_and_annotations_about_different_images(tmp_path, records):
+    records[1][2]["image_id"] = 7
+    with pytest.raises(ValueError, match="question_id 8000 is about another image"):
+        read_vqa(write_files(tmp_path, *records), "train")
+
+
+def test_no_question_with_ten_answers(tmp_path, records):
+    for annotation in records[1]:
+        annotation["answers"].pop()
+    with pytest.raises(ValueError, match=f"{ANNOTATIONS}: no question has exactly 10 answers"):
+        read_vqa(write_files(tmp_path, *records), "train")
+
+
+def test_files_that_share_no_question(tmp_path, records):
+    for annotation in records[1]:
+        annotation["question_id"] += 1_000_000
+    with pytest.raises(ValueError, match="share no question"):
+        read_vqa(write_files(tmp_path, *records), "train")
+
+
+def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
+    questions, annotations = [], []
+    for key in range(1, 31):
+        questions.append({"question_id": key, "image_id": key, "question": "Is it?"})
+        answers = [{"answer": "yes", "answer_id": i} for i in range(10)]
+        annotation = {"question_id": key, "image_id": key, "question_type": "is it", "answers": answers}
+        annotations.append({**annotation, "answer_type": "yes/no", "multiple_choice_answer": "yes"})
+    for annotation in annotations[:7]:  # questions 1-7
+        annotation["answers"].pop()
+    annotations[7]["answers"] *= 2  # question 8
+    root = write_files(tmp_path, questions[:-2], annotations[:10] + annotations[13:])
+    with pytest.warns(UserWarning, match="left out") as caught:
+        dataset = read_vqa(root, "train")
+    texts = [str(warning.message) for warning in caught]
+    assert texts == [
+        f"{root / QUESTIONS}: 3 questions without annotation, left out (question_id 11, 12, 13)",
+        f"{root / ANNOTATIONS}: 2 annotations without question, left out (question_id 29, 30)",
+        f"{root / ANNOTATIONS}: 8 questions without exactly 10 answers, left out (question_id 1, 2, 3, 4, 5, ...)",
+    ]
+    assert dataset["question_id"][:] == [9, 10, *range(14, 29)]
+
+
+# Images
+
+
+def test_check_images_keeps_a_sound_dataset(tmp_path, records):
+    root = write_files(tmp_path, *records)
+    write_image(root, 7), write_image(root, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = check_images(read_vqa(root, "train"))
+        assert len(dataset) == 3
+        dataset.save_to_disk(tmp_path / "saved")  # holds the bytes, not the paths
+        for path in (root / "train2014").iterdir():
+            path.unlink()
+        assert len(check_images(Dataset.load_from_disk(tmp_path / "saved"))) == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "folder", "truncated", "empty", "text"])
+def test_check_images_leaves_out_broken_ones(tmp_path, records, damage):
+    root = write_files(tmp_path, *records)
+    broken, whole = write_image(root, 7), write_image(root, 8).read_bytes()
+    content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html>404</html>"}.get(damage)
+    broken.unlink()
+    if content is not None:
+        broken.write_bytes(content)
+    elif damage == "folder":
+        broken.mkdir()
+    dataset = read_vqa(root, "train")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        checked = check_images(dataset)
+    (warning,) = caught
+    problem = "a missing" if content is None else "an unreadable"
+    expected = f"{broken}: 2 questions about {problem} image, left out (question_id 7000, 7001)"
+    assert str(warning.message) == expected
+    assert checked["question_id"][:] == [8000]
+
+
+def test_check_images_without_any_image(tmp_path, records):
+    dataset = read_vqa(write_files(tmp_path, *records), "train")
+    with pytest.raises(ValueError, match=r"COCO_train2014_000000000007\.jpg: neither this nor any other"):
+        check_images(dataset)
+
+
+def test_check_images_warns_once_a_kind(tmp_path, records):
+    questions, annotations = (
+        [{**record, "image_id": 10 + i} for i, record in enumerate(records[side])] for side in (0, 1)
+    )
+    for i, (question, annotation) in enumerate(zip(questions[:], annotations[:], strict=True)):
+        questions.append({**question, "question_id": i, "image_id": 20 + i})
+        annotations.append({**annotation, "question_id": i, "image_id": 20 + i})
+    root = write_files(tmp_path, questions, annotations)
+    write_image(root, 10)
+    for image in (11, 20):
+        write_image(root, image).write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        checked = check_images(read_vqa(root, "train"))
+    start = f"{root}/train2014/COCO_train2014_0000000000"
+    assert [str(warning.message) for warning in caught] == [
+        f"{start}12.jpg and 2 more: 3 questions about a missing image, left out (question_id 8000, 1, 2)",
+        f"{start}11.jpg and 1 more: 2 questions about an unreadable image, left out (question_id 7001, 0)",
+    ]
+    assert checked["question_id"][:] == [7000]
+
+
+def test_load_rgb():
+    def pixel(mode, value, **info):
+        image = Image.new(mode, (2, 2), value)
+        image.info.update(info)
+        rgb = load_rgb(image)
+        assert (rgb.mode, rgb.size) == ("RGB", (2, 2))
+        return rgb.getpixel((1, 1))
+
+    assert pixel("RGB", (1, 2, 3)) == (1, 2, 3)
+    assert pixel("L", 77) == (77, 77, 77)
+    assert pixel("1", 1) == (255, 255, 255)
+    assert pixel("CMYK", (0, 0, 0, 0)) == (255, 255, 255)
+    assert pixel("CMYK", (0, 255, 255, 0)) == (255, 0, 0)
+    assert pixel("RGBA", (10, 20, 30, 0)) == (255, 255, 255)
+    assert pixel("RGBA", (10, 20, 30, 255)) == (10, 20, 30)
+    assert pixel("RGBA", (0, 0, 0, 127)) == (128, 128, 128)
+    assert pixel("LA", (9, 0)) == (255, 255, 255)
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    assert load_rgb(palette).getpixel((0, 0)) == (9, 8, 7)
+    palette.info["transparency"] = 1
+    assert load_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+# Subsets
+
+ROWS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(FAMILIES[:4])), min_size=1, max_size=60)
+
+
+def make_dataset(rows) -> Dataset:
+    images, families = zip(*rows, strict=True)
+    return Dataset.from_dict({"image_id": images, "family": families, "question_id": range(len(rows))})
+
+
+@given(ROWS, st.integers(1, 8), st.integers(0, 99))
+def test_stratified_subset(rows, per_family, seed):
+    dataset = make_dataset(rows)
+    subset = stratified_subset(dataset, per_family, seed)
+    have, got = Counter(dataset["family"][:]), Counter(subset["family"][:])
+    assert got == {family: min(count, per_family) for family, count in have.items()}
+    kept = subset["question_id"][:]
+    assert kept == sorted(set(kept))
+    assert stratified_subset(dataset, per_family, seed)["question_id"][:] == kept
+    # No image is passed over for a family: those that give some but not all are the last drawn of it.
+    for family in have:
+        all_of = Counter(image for image, name in rows if name == family)
+        kept_of = Counter(subset["image_id"][i] for i in range(len(subset)) if subset["family"][i] == family)
+        assert sum(kept_of[image] < all_of[image] for image in kept_of) <= 1
+
+
+def test_stratified_subset_draws_images_evenly_and_by_seed():
+    dataset = make_dataset([(image, family) for image in range(100) for family in ("what", "how")])
+    drawn = [set(stratified_subset(dataset, 10, seed)["image_id"][:]) for seed in range(200)]
+    assert all(len(images) == 10 for images in drawn)  # ten images serve both families
+    assert len({frozenset(images) for images in drawn}) == 200
+    counts = Counter(image for images in drawn for image in images)
+    assert set(counts) == set(range(100))
+    assert max(counts.values()) < 45  # 20 expected, standard deviation 4.2
+
+
+def test_stratified_subset_limits():
+    dataset = make_dataset([(1, "what"), (1, "what"), (2, "how")])
+    assert stratified_subset(dataset, None, 0)["question_id"][:] == [0, 1, 2]
+    assert stratified_subset(dataset, 5, 0)["question_id"][:] == [0, 1, 2]
+    with pytest.raises(ValueError, match="per_family=0"):
+        stratified_subset(dataset, 0, 0)
+
+
+@given(ROWS, st.floats(0.01, 0.99), st.integers(0, 99))
+def test_split_by_image(rows, share, seed):
+    dataset = make_dataset(rows)
+    n_images = len({image for image, _ in rows})
+    if n_images == 1:
+        with pytest.raises(ValueError, match="cannot split 1 images"):
+            split_by_image(dataset, share, seed)
+        return
+    parts = split_by_image(dataset, share, seed)
+    train, validation = (set(parts[name]["image_id"][:]) for name in ("train", "validation"))
+    assert train
+    assert validation
+    assert not train & validation
+    assert abs(len(validation) - share * n_images) <= 1
+    questions = [parts[name]["question_id"][:] for name in ("train", "validation")]
+    assert sorted(questions[0] + questions[1]) == list(range(len(rows)))
+    assert questions == [sorted(side) for side in questions]
+    again = split_by_image(dataset, share, seed)
+    assert [again[name]["question_id"][:] for name in ("train", "validation")] == questions
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
+def test_split_by_image_needs_two_sides(share):
+    with pytest.raises(ValueError, match="validation_share"):
+        split_by_image(make_dataset([(1, "what"), (2, "what")]), share, 0)

@@ -1,0 +1,89 @@
+"""Activation patching against a model whose hooks hand over a head's output, and pairs by hand."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small import encode_noise
+
+from helpers.heads import patching
+from helpers.model.vilt import forward_raster
+
+
+@pytest.fixture(scope="module")
+def alike(vilt):
+    """Four questions about each of three pictures; the first two pictures have one shape."""
+    return encode_noise(vilt[1], [(64, 96), (64, 96), (96, 64), (64, 96)])
+
+
+@torch.no_grad()
+def patch_slowly(model, source, target, layer, head):
+    """Logits of the target with the output of one head taken from the source by hooks."""
+    dense = model.vilt.encoder.layer[layer].attention.output.dense
+    columns = slice(16 * head, 16 * (head + 1))
+    kept = []
+    with ExitStack() as stack:
+        handle = dense.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone()))
+        stack.callback(handle.remove)
+        first = forward_raster(model, source).logits[0]
+
+    def hand_over(_, args):
+        context = args[0].clone()
+        context[..., columns] = kept[0][..., columns]
+        return (context,)
+
+    with ExitStack() as stack:
+        stack.callback(dense.register_forward_pre_hook(hand_over).remove)
+        patched = forward_raster(model, target).logits[0]
+    return first, forward_raster(model, target).logits[0], patched
+
+
+def test_patching_equals_hooks(vilt, alike):
+    model = vilt[0]
+    pairs = [(0, 4), (5, 13), (7, 3)]
+    moved, whole = patching.patch_heads(model, alike, pairs, batch_size=2)
+    assert moved.shape == (3, 4, 4)
+    for layer, head in np.ndindex(4, 4):
+        for row, pair in enumerate(pairs):
+            batches = (alike.collate([alike[index]]) for index in pair)
+            first, second, patched = patch_slowly(model, *batches, layer, head)
+            a, b = first.argmax(), second.argmax()
+            before, after, other = (float(logits[a] - logits[b]) for logits in (second, patched, first))
+            assert moved[row, layer, head] == pytest.approx(after - before, abs=1e-4)
+            assert whole[row] == pytest.approx(other - before, abs=1e-4)
+
+
+def test_a_question_patched_with_itself_does_not_move(vilt, alike):
+    moved, whole = patching.patch_heads(vilt[0], alike, [(0, 0), (9, 9)])
+    np.testing.assert_allclose(moved, 0, atol=1e-5)
+    np.testing.assert_allclose(whole, 0, atol=1e-5)
+
+
+def test_pairs_by_hand():
+    words = ["what", "what", "what", "why", "what", "what", "what"]
+    encoded = SimpleNamespace(
+        input_ids=[torch.tensor([101, len(word), ord(word[-1]), 102]) for word in words],
+        image_of=np.array([0, 1, 2, 3, 4, 0, 5]),
+        sizes=[(32, 32), (32, 32), (32, 32), (32, 32), (64, 32), (32, 32)],
+    )
+    answers = ["cat", "cat", "dog", "dog", "dog", "dog", "owl"]
+    right = [True, True, True, True, True, True, True]
+    # 0 and 1 have one answer; 2 differs from 0; 3 asks something else; 4 has another shape; 5 shows 0's image again
+    # and 6 pairs with what is left over
+    assert patching.find_pairs(encoded, answers, right) == [(0, 2), (1, 6)]
+    right[0] = False
+    assert patching.find_pairs(encoded, answers, right) == [(1, 2), (5, 6)]
+    assert patching.find_pairs(encoded, answers, [False] * 7) == []
+
+
+def test_shares_are_ratios_of_sums():
+    moved, whole = np.array([1.0, 3.0, 0.0])[:, None, None], np.array([2.0, 4.0, 10.0])
+    found = patching.carried_share(moved, whole)
+    assert found.shape == (3, 1, 1)
+    assert found.mean() == pytest.approx(100 * 4 / 16)
+    # delta method: the variance of a ratio of means is that of (moved - r whole) / mean(whole)
+    residual = 100 * (moved[:, 0, 0] - 0.25 * whole) / (16 / 3)
+    np.testing.assert_allclose(found[:, 0, 0] - 25, residual)
+    assert patching.carried_share(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)

@@ -1,0 +1,401 @@
+"""helpers/model/vilt.py and helpers/data/encode.py against transformers' own ViLT and processor."""
+
+import hashlib
+import json
+import random
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+from torch import nn
+from transformers import ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import load_rgb, soft_targets
+from helpers.model.vilt import embed_images, forward_raster, load_vilt, patch_grids, predict
+
+SHARED = Path(__file__).parents[3] / "shared"
+ANSWERS = ["yes", "no", "red", "2"]
+SIZES = [(96, 96), (150, 100), (100, 150), (64, 64), (133, 71), (300, 60)]  # width, height
+
+
+def make_picture(size, mode="RGB", seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return PillowImage.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_vilt("fresh-small", answers=ANSWERS)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """18 questions on 6 pictures, some grey, of several sizes."""
+    pictures = [make_picture(size, "L" if i % 2 else "RGB", i) for i, size in enumerate(SIZES)]
+    rows = {
+        "question_id": [1000 + i for i in range(18)],
+        "image_id": [i % 6 for i in range(18)],
+        "image": [pictures[i % 6] for i in range(18)],
+        "question": ["is it " + "a " * (i % 5) + "cat?" for i in range(18)],
+        "answers": [[ANSWERS[i % 4]] * (i % 11) + ["other"] * (10 - i % 11) for i in range(18)],
+    }
+    texts = {"question": Value("string"), "answers": List(Value("string"))}
+    numbers = {"question_id": Value("int64"), "image_id": Value("int64")}
+    return Dataset.from_dict(rows, features=Features({**numbers, "image": Image(), **texts}))
+
+
+@pytest.fixture(scope="module")
+def encoded(dataset, loaded):
+    return EncodedQuestions(dataset, loaded[1], ANSWERS)
+
+
+def process(dataset, processor, indices):
+    """The stock processor on the same questions."""
+    images = [load_rgb(dataset[i]["image"]) for i in indices]
+    texts = [dataset[i]["question"] for i in indices]
+    return processor(images, texts, padding=True, return_tensors="pt")
+
+
+def save_checkpoint(folder, kind, model, processor):
+    """What a user may have saved: the model of one class, with its processor."""
+    other = kind(model.config)
+    other.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return getattr(other, "vilt", other).state_dict()
+
+
+class TestLoading:
+    def test_fresh_model_is_ready_to_use(self, loaded):
+        model, processor = loaded
+        assert not model.training
+        assert model.config._attn_implementation == "eager"
+        assert model.config.id2label == dict(enumerate(ANSWERS))
+        assert model.config.label2id == {answer: i for i, answer in enumerate(ANSWERS)}
+        assert model.classifier[3].out_features == len(ANSWERS)
+        assert type(processor.image_processor) is ViltImageProcessorPil
+        assert processor.tokenizer.model_max_length == 40
+
+    def test_seed_decides_fresh_weights(self, loaded):
+        again, other = load_vilt("fresh-small", answers=ANSWERS)[0], load_vilt("fresh-small", seed=1)[0]
+        weights = again.state_dict()
+        for name, value in loaded[0].state_dict().items():
+            assert torch.equal(value, weights[name]), name
+        name = "vilt.encoder.layer.0.attention.attention.query.weight"
+        assert not torch.equal(again.state_dict()[name], other.state_dict()[name])
+
+    @pytest.mark.parametrize("kind", [ViltForQuestionAnswering, ViltModel, ViltForMaskedLM])
+    def test_folder_keeps_body_and_draws_head(self, kind, loaded, tmp_path):
+        body = save_checkpoint(tmp_path, kind, *loaded)
+        model, _ = load_vilt(tmp_path, answers=["a", "b", "c", "d"])  # as many as the saved head has
+        for name, value in model.vilt.state_dict().items():
+            assert torch.equal(value, body[name]), name
+        torch.testing.assert_close(model.classifier[0].weight.std().item(), 0.15, rtol=0.1, atol=0)
+        again, _ = load_vilt(tmp_path, answers=["a", "b", "c", "d"])
+        assert torch.equal(model.classifier[3].weight, again.classifier[3].weight)
+        other, _ = load_vilt(tmp_path, answers=["a", "b", "c", "d"], seed=1)
+        assert not torch.equal(model.classifier[3].weight, other.classifier[3].weight)
+
+    def test_own_head_is_kept(self, loaded, tmp_path):
+        loaded[0].save_pretrained(tmp_path)
+        loaded[1].save_pretrained(tmp_path)
+        model, processor = load_vilt(str(tmp_path))
+        assert torch.equal(model.classifier[3].weight, loaded[0].classifier[3].weight)
+        assert model.config.id2label == dict(enumerate(ANSWERS))
+        assert processor.image_processor.size["shortest_edge"] == 64
+
+    def test_half_precision_checkpoint_is_read_as_float32(self, loaded, tmp_path):
+        loaded[1].save_pretrained(tmp_path)
+        load_vilt("fresh-small", answers=ANSWERS)[0].half().save_pretrained(tmp_path)
+        model, _ = load_vilt(tmp_path)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+    def test_head_of_another_size_is_replaced(self, loaded, tmp_path):
+        save_checkpoint(tmp_path, ViltForQuestionAnswering, *loaded)
+        model, _ = load_vilt(tmp_path, answers=[str(i) for i in range(9)])
+        assert model.classifier[3].out_features == model.num_labels == model.config.num_labels == 9
+
+    @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+    def test_old_layout_of_the_hub(self, loaded, tmp_path):
+        source = SHARED / "official" / "vilt-b32-mlm"
+        small = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+        config = json.loads((source / "config.json").read_text())
+        config |= {name: getattr(loaded[0].config, name) for name in small}
+        loaded[1].tokenizer.save_pretrained(tmp_path)
+        model = ViltForMaskedLM(type(loaded[0].config)(**config))
+        model.save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "preprocessor_config.json").write_text((source / "preprocessor_config.json").read_text())
+        model, processor = load_vilt(tmp_path, answers=ANSWERS)
+        assert processor.image_processor.size["shortest_edge"] == 384
+        assert processor.image_processor.do_rescale
+        assert processor.image_processor.do_pad
+        picture = make_picture((640, 480))
+        assert processor(picture, "what?", return_tensors="pt")["pixel_values"].shape == (1, 3, 384, 512)
+
+    def test_nothing_is_printed_and_no_random_state_moves(self, loaded, tmp_path, capfd, caplog, recwarn):
+        save_checkpoint(tmp_path, ViltForMaskedLM, *loaded)
+        capfd.readouterr(), caplog.clear(), recwarn.clear()
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+        load_vilt(tmp_path, answers=["a", "b"], seed=3)
+        load_vilt("fresh-small", answers=["a", "b"], seed=3)
+        assert capfd.readouterr() == ("", "")
+        assert not caplog.records
+        assert not recwarn.list
+        assert torch.equal(states[0], torch.get_rng_state())
+        assert np.array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
+        assert states[2] == random.getstate()
+
+    def test_folder_of_weights_alone_gets_stand_ins(self, loaded, tmp_path, caplog):
+        ViltModel(loaded[0].config).save_pretrained(tmp_path)
+        _, processor = load_vilt(tmp_path, answers=ANSWERS)
+        assert "stand-in reads the questions" in caplog.text
+        assert processor.image_processor.size["shortest_edge"] == 64
+        assert processor.tokenizer("is it?")["input_ids"] == loaded[1].tokenizer("is it?")["input_ids"]
+
+    def test_clear_errors(self, loaded, tmp_path):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            load_vilt(tmp_path / "nowhere")
+        with pytest.raises(FileNotFoundError, match="there is no folder tests/nowhere"):
+            load_vilt("tests/nowhere")
+        (tmp_path / "pickled").mkdir()
+        torch.save(loaded[0].state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+        loaded[0].config.save_pretrained(tmp_path / "pickled")
+        with pytest.raises(FileNotFoundError, match=r"no \.safetensors weights"):
+            load_vilt(tmp_path / "pickled")
+        save_checkpoint(tmp_path / "mlm", ViltForMaskedLM, *loaded)
+        with pytest.raises(ValueError, match="no answer head: pass answers"):
+            load_vilt(tmp_path / "mlm")
+        for answers, problem in (([], "empty"), (["a", "b", "a"], "'a' more than once")):
+            with pytest.raises(ValueError, match=problem):
+                load_vilt("fresh-small", answers=answers)
+
+    def test_clear_errors_of_spoilt_checkpoints(self, loaded, tmp_path):
+        save_checkpoint(tmp_path / "cut", ViltModel, *loaded)
+        weights = tmp_path / "cut" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:5000])
+        with pytest.raises(OSError, match=r"cannot be loaded from .*cut"):
+            load_vilt(tmp_path / "cut", answers=ANSWERS)
+        save_checkpoint(tmp_path / "other", ViltModel, *loaded)
+        config = json.loads((tmp_path / "other" / "config.json").read_text())
+        (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
+        with pytest.raises(ValueError, match="is no whole ViLT: 32 weights"):
+            load_vilt(tmp_path / "other", answers=ANSWERS)
+
+
+class TestEncodedQuestions:
+    def test_batch_equals_the_processor(self, dataset, encoded, loaded):
+        indices = [0, 1, 2, 3, 4, 5, 10]
+        batch, expected = encoded.collate([encoded[i] for i in indices]), process(dataset, loaded[1], indices)
+        assert set(expected) == set(batch) - {"labels"}
+        for name, value in expected.items():
+            assert torch.equal(batch[name], value), name
+            assert batch[name].dtype == (torch.bool if name == "pixel_mask" else value.dtype), name
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        width=st.integers(20, 300), height=st.integers(20, 300), grey=st.booleans(), seed=st.integers(0, 9)
+    )
+    def test_pixels_equal_the_processor_at_any_size(self, loaded, width, height, grey, seed):
+        processor = loaded[1]
+        assume(max(width, height) <= 6 * min(width, height))  # else it may be thinner than a patch
+        picture = make_picture((width, height), "L" if grey else "RGB", seed)
+        rows = {"question_id": [1], "image_id": [1], "image": [picture], "question": ["is it?"]}
+        types = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
+        data = Dataset.from_dict(rows, features=Features({**types, "question": Value("string")}))
+        _, batch = next(EncodedQuestions(data, processor).batches(1))
+        expected = processor.image_processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        assert torch.equal(batch["pixel_values"], expected)
+
+    @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
+    def test_photographs_equal_the_original_vilt(self):
+        cases = json.loads((SHARED / "official" / "vilt_resize_cases.json").read_text())
+        _, processor = load_vilt("fresh-small")
+        processor.image_processor = ViltImageProcessorPil(
+            size={"shortest_edge": 384}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+        files = [next(SHARED.glob(f"vqav2_sample/*/{case['file']}")) for case in cases]
+        rows = {"image_id": list(range(len(files))), "image": [str(file) for file in files]}
+        rows["question"] = ["is it?"] * len(files)
+        types = {"image_id": Value("int64"), "image": Image(), "question": Value("string")}
+        data = Dataset.from_dict(rows, features=Features(types))
+        encoded = EncodedQuestions(data, processor)
+        for case, item in zip(cases, encoded, strict=True):
+            batch = encoded.collate([item])
+            pixels = batch["pixel_values"][0].numpy()
+            assert list(pixels.shape[1:]) == case["out"], case["file"]
+            assert patch_grids(batch["pixel_mask"], 32).prod() == case["patches"]
+            rounded = np.round(pixels, 3).astype(np.float32).tobytes()
+            assert hashlib.sha256(rounded).hexdigest() == case["sha256"], case["file"]
+
+    def test_a_picture_is_decoded_once(self, dataset, loaded, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            "helpers.data.pictures.load_rgb", lambda image: calls.append(1) or load_rgb(image)
+        )
+        encoded = EncodedQuestions(dataset, loaded[1])
+        assert len(calls) == 6
+        assert encoded[0]["pixels"].data_ptr() == encoded[6]["pixels"].data_ptr()
+        assert encoded[0]["pixels"].dtype == torch.uint8
+        assert "labels" not in encoded[0]
+
+    def test_long_questions_are_cut_before_sep(self, dataset, loaded, caplog):
+        long = dataset.select([0, 1]).map(lambda row: {"question": "is it a cat? " * 9 + row["question"]})
+        tokenizer = loaded[1].tokenizer
+        encoded = EncodedQuestions(long, loaded[1])
+        assert encoded.n_truncated == 2
+        assert caplog.text.count("2 of 2 questions are longer than 40 tokens") == 1
+        for place, question in enumerate(long["question"]):
+            expected = tokenizer(question, truncation=True, max_length=40)["input_ids"]
+            assert encoded[place]["input_ids"].tolist() == expected
+            assert expected[-1] == tokenizer.sep_token_id
+
+    def test_labels_are_soft_targets(self, dataset, encoded):
+        _, batch = next(encoded.batches(18, range(18)))
+        assert batch["labels"].dtype == torch.float32
+        for place in range(18):
+            expected = soft_targets(dataset[place]["answers"], ANSWERS)
+            np.testing.assert_array_equal(encoded[place]["labels"].numpy(), expected)
+        assert encoded[3]["labels"].tolist() == pytest.approx([0, 0, 0, 0.9])  # 3 of 10 said "2"
+
+    @settings(max_examples=20, deadline=None)
+    @given(size=st.integers(1, 20), chosen=st.sets(st.integers(0, 17), min_size=1))
+    def test_batches_hold_each_question_once_in_order_of_size(self, encoded, size, chosen):
+        found = list(encoded.batches(size, sorted(chosen, reverse=True)))
+        order = [index for part, _ in found for index in part]
+        assert sorted(order) == sorted(chosen)
+        assert all(len(part) == size for part, _ in found[:-1])
+        items = [encoded[index] for index in order]
+        sizes = [(item["pixels"].numel(), item["pixels"].shape) for item in items]
+        assert sizes == sorted(sizes)
+        assert len([*groupby(encoded.image_of[order])]) == len(
+            set(encoded.image_of[order])
+        )  # a picture's stand together
+        assert [part for part, _ in found] == [part for part, _ in encoded.batches(size, chosen)]
+        for part, batch in found:
+            for place, index in enumerate(part):
+                length = int(batch["attention_mask"][place].sum())
+                assert torch.equal(batch["input_ids"][place, :length], encoded[index]["input_ids"])
+            whole = encoded.collate([encoded[index] for index in part])
+            assert len(batch["pixel_values"]) == len(set(encoded.image_of[part]))  # each picture once
+            for name in ("pixel_values", "pixel_mask"):
+                assert torch.equal(batch[name][batch["picture_of"]], whole[name])
+
+    @settings(max_examples=20, deadline=None)
+    @given(seed=st.integers(0, 2**32))
+    def test_shuffled_images_are_a_derangement(self, encoded, seed):
+        shuffled = encoded.shuffle_images(seed)
+        pairs = {(int(a), int(b)) for a, b in zip(encoded.image_of, shuffled.image_of, strict=True)}
+        assert len(pairs) == 6  # one picture for one picture
+        assert all(a != b for a, b in pairs)
+        assert {b for _, b in pairs} == set(range(6))
+        assert np.array_equal(shuffled.image_of, encoded.shuffle_images(seed).image_of)
+        assert torch.equal(shuffled[7]["input_ids"], encoded[7]["input_ids"])
+        assert shuffled[7]["pixels"] is encoded.pictures[encoded.image_ids[shuffled.image_of[7]]]
+
+    def test_clear_errors(self, dataset, loaded):
+        with pytest.raises(ValueError, match="holds no questions"):
+            EncodedQuestions(dataset.select([]), loaded[1])
+        with pytest.raises(ValueError, match="at least two pictures"):
+            EncodedQuestions(dataset.select([0, 6]), loaded[1]).shuffle_images(0)
+        thin = dataset.select([0]).map(lambda row: {"image": make_picture((900, 10))})
+        with pytest.raises(ValueError, match="900x10 is too long and thin"):
+            EncodedQuestions(thin, loaded[1])
+
+
+def stock_embeds(model, pixel_values, pixel_mask):
+    """ViLT's own embedding with its random patch order undone: (embeds, mask), raster order."""
+    embeds, mask, (places, (_, columns)) = model.vilt.embeddings.visual_embed(pixel_values, pixel_mask, -1)
+    raster = places[..., 0] * columns + places[..., 1]
+    raster = torch.where(mask[:, 1:] == 1, raster, raster + 10**6)  # padding last
+    order = torch.cat([torch.zeros_like(mask[:, :1]), 1 + raster.argsort(1)], dim=1)
+    return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
+
+
+class TestEmbedImages:
+    @settings(max_examples=15, deadline=None)
+    @given(chosen=st.lists(st.integers(0, 5), min_size=1, max_size=7), seed=st.integers(0, 99))
+    def test_equals_stock_in_raster_order(self, loaded, encoded, chosen, seed):
+        batch = encoded.collate([encoded[i] for i in chosen])
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            expected, expected_mask = stock_embeds(loaded[0], batch["pixel_values"], batch["pixel_mask"])
+            state = torch.get_rng_state()
+            embeds, mask = embed_images(loaded[0], batch["pixel_values"], batch["pixel_mask"])
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(mask, expected_mask)
+        assert mask.dtype == torch.long
+        torch.testing.assert_close(embeds[mask == 1], expected[mask == 1], rtol=0, atol=2e-6)
+        assert not embeds[mask == 0].any()
+
+    @settings(max_examples=15, deadline=None)
+    @given(chosen=st.lists(st.integers(0, 17), min_size=1, max_size=7))
+    def test_logits_and_loss_equal_stock(self, loaded, encoded, chosen):
+        batch = encoded.collate([encoded[i] for i in chosen])
+        with torch.no_grad():
+            ours, stock = forward_raster(loaded[0], batch), loaded[0](**batch)
+        torch.testing.assert_close(ours.logits, stock.logits, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(ours.loss, stock.loss, rtol=2e-6, atol=2e-6)
+
+    def test_gradients_equal_stock(self, loaded, encoded):
+        batch = encoded.collate([encoded[i] for i in range(6)])
+        gradients = []
+        for run in (forward_raster, lambda model, inputs: model(**inputs)):
+            loaded[0].zero_grad()
+            run(loaded[0], batch).loss.backward()
+            gradients.append({name: p.grad.clone() for name, p in loaded[0].named_parameters()})
+        for name, gradient in gradients[1].items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(
+                gradients[0][name], gradient, rtol=0, atol=2e-5 * scale + 1e-6, msg=name
+            )
+        assert gradients[0]["vilt.embeddings.position_embeddings"].abs().max() > 0
+
+    def test_no_mask_is_a_whole_picture(self, loaded):
+        pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        embeds, mask = embed_images(loaded[0], pixels)
+        assert mask.shape == (2, 25)
+        assert mask.all()
+        torch.testing.assert_close(embeds, embed_images(loaded[0], pixels, torch.ones(2, 64, 96))[0])
+
+    def test_dropout_acts_in_training(self, loaded, encoded):
+        batch = encoded.collate([encoded[0]])
+        dropout = loaded[0].vilt.embeddings.dropout
+        try:
+            loaded[0].vilt.embeddings.dropout = nn.Dropout(0.5)
+            embeds, _ = embed_images(loaded[0], batch["pixel_values"], batch["pixel_mask"])
+            assert 0.3 < (embeds == 0).float().mean() < 0.7
+        finally:
+            loaded[0].vilt.embeddings.dropout = dropout
+
+    def test_grids_are_rows_and_columns(self):
+        mask = torch.zeros(3, 96, 112)
+        mask[0, :64, :112], mask[1, :96, :64], mask[2] = 1, 1, 1
+        assert patch_grids(mask, 16).tolist() == [[4, 7], [6, 4], [6, 7]]
+
+    def test_subsampling_is_refused(self, loaded, monkeypatch):
+        monkeypatch.setattr(loaded[0].config, "max_image_length", 10)
+        with pytest.raises(ValueError, match="drop patches at random"):
+            embed_images(loaded[0], torch.zeros(1, 3, 64, 64))
+
+
+class TestPredict:
+    def test_rows_are_in_order_and_equal_single_runs(self, loaded, encoded):
+        model = loaded[0].train()
+        table = predict(model, encoded, batch_size=5)
+        training, _ = model.training, model.eval()
+        assert training
+        assert table["question_id"].tolist() == list(range(1000, 1018))
+        for place in range(18):
+            with torch.no_grad():
+                logits = model(**encoded.collate([encoded[place]])).logits[0]
+            assert table["prediction"][place] == ANSWERS[logits.argmax()]
+            assert table["confidence"][place] == pytest.approx(logits.max().sigmoid().item(), abs=1e-5)

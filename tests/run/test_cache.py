@@ -1,0 +1,286 @@
+"""Steps that are done once: what stands, what is redone, what a kill leaves behind."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.run import cache as steps_module
+from helpers.run.cache import fingerprint, make_once, read_fingerprint, require, source_digest, write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start_python(code: str, *arguments) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+# Fingerprints
+
+
+def test_fingerprint_is_the_digest_of_the_json():
+    expected = hashlib.sha256(b'{"a":1,"b":[1,2]}').hexdigest()
+    assert fingerprint({"b": (1, 2), "a": 1}) == fingerprint({"a": 1, "b": [1, 2]}) == expected
+
+
+@given(
+    st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text())
+)
+def test_fingerprint_survives_json_and_order(depends):
+    backwards = dict(reversed(depends.items()))
+    assert fingerprint(depends) == fingerprint(backwards) == fingerprint(json.loads(json.dumps(depends)))
+
+
+def test_fingerprint_tells_values_apart_and_refuses_what_is_not_json():
+    assert len({fingerprint({"a": value}) for value in (1, 1.5, True, "1", None, [1])}) == 6
+    for value in (Path("x"), {1, 2}, float("nan"), np.float32(1)):
+        with pytest.raises(ValueError, match="plain JSON"):
+            fingerprint({"a": value})
+
+
+# Steps
+
+
+def make_two(text: str):
+    def make(part: Path) -> None:
+        for name in ("first", "second"):
+            (part / name).write_text(text)
+
+    return make
+
+
+def refuse(part: Path) -> None:
+    raise AssertionError("made again")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.parent.iterdir() if p != folder)
+
+
+def test_a_step_is_made_once(tmp_path):
+    folder = make_once(tmp_path / "runs" / "model", make_two("old"), {"epochs": 3, "size": (1, 2)})
+    assert folder == tmp_path / "runs" / "model"
+    assert make_once(folder, refuse, {"size": [1, 2], "epochs": 3}) == folder
+    made = json.loads((folder / "made.json").read_text())
+    assert made["depends"] == {"epochs": 3, "size": [1, 2]}
+    assert made["fingerprint"] == read_fingerprint(folder) == fingerprint(made["depends"])
+    assert 0 <= made["seconds"] < 5
+    assert leftovers(folder) == []
+
+
+def test_changed_settings_replace_the_whole_folder(tmp_path):
+    folder = make_once(tmp_path / "model", make_two("old"), {"v": 1})
+    (folder / "stray").write_text("only in the old one")
+    make_once(folder, make_two("new"), {"v": 2})
+    assert sorted(p.name for p in folder.iterdir()) == ["first", "made.json", "second"]
+    assert (folder / "first").read_text() == "new"
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("made", [None, "{", "[]", '{"depends": {"v": 2}, "fingerprint": "x"}'])
+def test_a_folder_with_no_or_another_record_does_not_stand(tmp_path, made):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if made:
+        (folder / "made.json").write_text(made)
+    make_once(folder, make_two("new"), {"v": 1})
+    assert (folder / "second").read_text() == "new"
+
+
+def test_a_failed_step_leaves_the_old_folder_and_is_continued(tmp_path):
+    folder = make_once(tmp_path / "model", make_two("old"), {"v": 1})
+
+    def fail(part):
+        (part / "first").write_text("begun")
+        raise RuntimeError("full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        make_once(folder, fail, {"v": 2})
+    assert (folder / "first").read_text() == "old"
+    part = tmp_path / f".model.{fingerprint({'v': 2})[:12]}.part"
+    assert leftovers(folder) == [part.name]
+    make_once(folder, lambda part: (part / "second").write_text((part / "first").read_text()), {"v": 2})
+    assert (folder / "second").read_text() == "begun"
+    assert leftovers(folder) == []
+
+
+def test_unfinished_work_of_other_settings_goes_but_not_that_of_other_folders(tmp_path):
+    stale, other = tmp_path / f".a.{'0' * 12}.part", tmp_path / f".a.b.{'0' * 12}.part"
+    for folder in (stale, other):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    make_once(tmp_path / "a", make_two("new"), {})
+    assert not stale.exists()
+    assert (other / "file").exists()
+
+
+KILLED_IN_MAKE = """
+import sys, time
+from pathlib import Path
+from helpers.run.cache import make_once
+def make(part):
+    for i in range(3):
+        file = part / str(i)
+        if not file.exists():
+            file.write_text("by the killed one")
+            print(i, flush=True)
+            time.sleep(60 * (i == 1))
+make_once(Path(sys.argv[1]), make, {"v": 2})
+"""
+
+
+@pytest.mark.parametrize("had_old", [False, True])
+def test_a_step_killed_in_the_middle_is_continued(tmp_path, had_old):
+    folder = tmp_path / "model"
+    if had_old:
+        make_once(folder, make_two("old"), {"v": 1})
+    process = start_python(KILLED_IN_MAKE, folder)
+    while process.stdout.readline().strip() != "1":
+        pass
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert folder.exists() == had_old
+    if had_old:
+        assert read_fingerprint(folder) == fingerprint({"v": 1})
+
+    def finish(part):
+        assert sorted(p.name for p in part.iterdir()) == ["0", "1"]
+        (part / "2").write_text("by the next one")
+
+    make_once(folder, finish, {"v": 2})
+    assert (folder / "1").read_text() == "by the killed one"
+    assert leftovers(folder) == []
+
+
+# Kills itself at the n-th point before, after or (where a folder is removed) amid a change to the disk.
+KILLED_AT_A_CHANGE = """
+import os, shutil, signal, sys
+from pathlib import Path
+from helpers.run import cache as steps
+folder, kill_at, count = Path(sys.argv[1]), int(sys.argv[2]), 0
+def tick():
+    global count
+    if count == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    count += 1
+def with_ticks(change):
+    def changed(*args):
+        tick()
+        change(*args)
+        tick()
+    return changed
+def rmtree(path):
+    files = sorted(Path(path).iterdir())
+    for file in files[: len(files) // 2]:
+        file.unlink()
+    tick()
+    real_rmtree(path)
+real_rmtree = shutil.rmtree
+os.rename, os.replace, shutil.rmtree = map(with_ticks, (os.rename, os.replace, rmtree))
+def make(part):
+    for name in ("first", "second"):
+        (part / name).write_text("new")
+        tick()
+steps.make_once(folder, make, {"v": 2})
+"""
+
+
+def assert_whole(folder: Path) -> None:
+    """The folder holds all that its record says, old or new."""
+    text = {fingerprint({"v": 1}): "old", fingerprint({"v": 2}): "new"}[read_fingerprint(folder)]
+    assert [(folder / name).read_text() for name in ("first", "second")] == [text, text]
+
+
+@pytest.mark.parametrize("next_version", [1, 2])
+def test_a_kill_between_any_two_changes_leaves_old_or_new(tmp_path, next_version):
+    """next_version: the settings of the call after the kill, those from before the change or the new ones."""
+    for kill_at in range(99):
+        folder = tmp_path / str(kill_at) / "model"
+        make_once(folder, make_two("old"), {"v": 1})
+        killed = start_python(KILLED_AT_A_CHANGE, folder, kill_at).wait()
+        if folder.exists():
+            assert_whole(folder)
+        if kill_at % 2:
+            folder.mkdir(exist_ok=True)  # as Study.folder() does
+        make_once(folder, make_two({1: "old", 2: "new"}[next_version]), {"v": next_version})
+        assert read_fingerprint(folder) == fingerprint({"v": next_version})
+        assert_whole(folder)
+        assert leftovers(folder) == []
+        if killed == 0:
+            break
+        assert killed == -signal.SIGKILL
+    assert kill_at == 13  # 2 in make; made.json, 3 moves: 8; removing: 3
+
+
+SLOW_STEP = """
+import sys, time
+from pathlib import Path
+from helpers.run.cache import make_once
+def make(part):
+    time.sleep(0.3)
+    with open(sys.argv[2], "a") as log:
+        log.write("made\\n")
+make_once(Path(sys.argv[1]), make, {"v": 1})
+"""
+
+
+def test_two_processes_make_a_step_once(tmp_path):
+    processes = [start_python(SLOW_STEP, tmp_path / "model", tmp_path / "log") for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "log").read_text() == "made\n"
+
+
+def test_missing_steps_are_named(tmp_path):
+    folder = tmp_path / "my-run" / "model"
+    for state in ("absent", "empty"):
+        with pytest.raises(FileNotFoundError, match=r"^my-run/model is missing"):
+            read_fingerprint(folder)
+        advice = r"^my-run/model is missing: run notebooks/02_finetune.ipynb with RUN_NAME='my-run' first"
+        with pytest.raises(FileNotFoundError, match=advice):
+            require(folder, made_by="02_finetune")
+        if state == "absent":
+            folder.mkdir(parents=True)
+    make_once(folder, make_two("x"), {})
+    assert require(folder, made_by="02_finetune") == folder
+
+
+def test_source_digest_follows_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps_module, "ROOT", tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "code.py").write_text("x = 1\n")
+    before = source_digest("a", "b")
+    assert before == source_digest("b", "a") != source_digest("a")
+    (tmp_path / "b" / "code.py").write_text("x = 2\n")
+    assert source_digest("a", "b") != before
+    with pytest.raises(ValueError, match="no code in c"):
+        source_digest("c")
+
+
+# Files
+
+
+def test_write_atomic_writes_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = write_atomic(tmp_path / "deep" / "file", "é")
+    assert path.read_bytes() == "é".encode()
+    write_atomic(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+
+    def fail(*_):
+        raise OSError("full disk")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="full disk"):
+        write_atomic(path, "never seen")
+    assert path.read_bytes() == b"\x00"
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,336 @@
+"""Colab: what the setup cell fetches and installs there, and that it leaves everything else alone."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from helpers.run import colab
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = nbformat.read(ROOT / "notebooks" / "01_setup.ipynb", as_version=4)
+TAGGED = {tag: cell.source for cell in NOTEBOOK.cells for tag in cell.metadata.get("tags", [])}
+SETUP, PARAMETERS = TAGGED["setup"], TAGGED["parameters"]
+STUDY = next(cell.source for cell in NOTEBOOK.cells if "Study.load" in cell.source)
+ADDRESS = re.search(r"https://github\.com/[\w/-]+", SETUP)[0]
+OLD_SITE = ["ipywidgets==7.7.1", "numpy==2.0.2", "pandas==2.2.2"]  # as on Colab
+COLAB_HAS = {  # of June 2026 (github.com/googlecolab/backend-info), as far as it touches the pins
+    "torch": "2.11.0+cu128",
+    "torchvision": "0.26.0+cu128",
+    "transformers": "5.9.0",
+    "tokenizers": "0.22.2",
+    "huggingface-hub": "1.17.0",
+    "accelerate": "1.13.0",
+    "datasets": "4.0.0",
+    "pyarrow": "18.1.0",
+    "filelock": "3.29.0",
+    "pillow": "11.3.0",
+    "scipy": "1.16.3",
+    "statsmodels": "0.14.6",
+    "matplotlib": "3.10.0",
+    "seaborn": "0.13.2",
+    "aiohttp": "3.14.0",
+    "click": "8.4.1",
+    "entrypoints": "0.4",
+    "tenacity": "9.1.4",
+    "tqdm": "4.67.3",
+}
+PINS = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+
+
+def write_standins(folder, versions):
+    """Folders of metadata by which Python and pip take these packages as installed."""
+    for name, version in versions.items():
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return folder
+
+
+def write_colab(folder):
+    """A `google.colab` whose Drive says where it was mounted."""
+    package = folder / "google" / "colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "drive.py").write_text("def mount(place):\n    print('mounted', place)\n")
+    return folder
+
+
+def run_cells(code, folder, *paths, python=sys.executable, on_colab=True, **environment):
+    """Run cells as a kernel started in `folder` would; `paths` are searched for modules first."""
+    code = "import google.colab\n" * on_colab + code
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **environment}
+    return subprocess.run([python, "-c", code], cwd=folder, env=given, capture_output=True, text=True)
+
+
+def redirect_git(folder, target):
+    """The environment in which git looks for the project's address at `target`."""
+    config = folder / "gitconfig"
+    config.write_text(f'[url "{target}"]\n    insteadOf = {ADDRESS}\n')
+    return {"GIT_CONFIG_GLOBAL": str(config), "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+@pytest.fixture(scope="module")
+def fake_colab(tmp_path_factory):
+    return write_colab(tmp_path_factory.mktemp("colab"))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Two commits of what the setup cell needs of the working tree: the address of a git repository."""
+    source = tmp_path_factory.mktemp("published")
+    shutil.copytree(ROOT / "helpers", source / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", source)
+    git = ["git", "-C", str(source), "-c", "user.name=test", "-c", "user.email=test@test"]
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["commit", "-qm", "1"],
+        ["commit", "-qm", "2", "--allow-empty"],
+    ):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    return source.as_uri()
+
+
+@pytest.fixture(scope="module")
+def python312(tmp_path_factory):
+    """The Python 3.12 of a virtual environment with what cannot be a stand-in."""
+    named = [shutil.which("python3.12"), *sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12"))]
+    works = [
+        name for name in named if name and not subprocess.run([name, "-V"], capture_output=True).returncode
+    ]
+    if not works:
+        pytest.skip("no Python 3.12 here")
+    folder = tmp_path_factory.mktemp("python312")
+    subprocess.run([works[-1], "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--retries=1", "--timeout=5", *OLD_SITE]
+    made = subprocess.run(pip, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"pip could not make Colab's environment: {made.stderr.splitlines()[-1]}")
+    return python
+
+
+@pytest.fixture(scope="module")
+def virtual_machine(tmp_path_factory, python312, fake_colab, published):
+    """A machine like Colab's: `run(code, **stand-ins)` there returns the result and what pip would install.
+
+    pip resolves for real, but stops before it installs.
+    """
+    content = tmp_path_factory.mktemp("content")
+    git = redirect_git(tmp_path_factory.mktemp("git"), published)
+
+    def run(code, git=git, **standins):
+        folder = tmp_path_factory.mktemp("run")
+        site = write_standins(folder / "site", {"torch": "2.9.0"} | standins)
+        report = folder / "report.json"
+        pip = {"PIP_DRY_RUN": "1", "PIP_REPORT": str(report)}
+        result = run_cells(code, content, fake_colab, site, python=python312, **pip, **git)
+        return result, json.loads(report.read_text())["install"] if report.exists() else None
+
+    return SimpleNamespace(content=content, python=python312, run=run)
+
+
+@pytest.fixture(scope="module")
+def first_notebook(virtual_machine):
+    return virtual_machine.run(SETUP)
+
+
+def list_names(installs):
+    return {re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower() for item in installs}
+
+
+def test_a_bare_colab_gets_the_project_and_what_is_missing_while_the_rest_stays(
+    first_notebook, virtual_machine
+):
+    result, installs = first_notebook
+    asked = [
+        f"{item['metadata']['name']}=={item['metadata']['version']}" for item in installs if item["requested"]
+    ]
+    # ipykernel, nbconvert and requests came with ipywidgets 7.7
+    there = {"torch", "ipywidgets", "ipykernel", "numpy", "pandas", "nbconvert", "requests"}
+    expected = [f"{name}=={pin}" for name, pin in PINS.items() if name not in {*there, *colab.TOOLS}]
+    assert result.stderr == ""
+    assert asked == expected
+    assert result.stdout == f"Installed {', '.join(expected)}.\n"
+    listed = subprocess.run(
+        [virtual_machine.python, "-m", "pip", "list", "--format=json"], capture_output=True
+    )
+    installed = {item["name"].lower().replace("_", "-") for item in json.loads(listed.stdout)}
+    assert installed >= {"ipywidgets", "ipykernel", "notebook", "numpy", "pandas"}
+    assert not list_names(installs) & {*installed, "torch"}, "what was there would be replaced"
+    assert [path.name for path in virtual_machine.content.iterdir()] == ["vilt-attention"]
+    log = ["git", "-C", virtual_machine.content / "vilt-attention", "rev-list", "--count", "HEAD"]
+    assert subprocess.run(log, capture_output=True, text=True).stdout == "1\n", (
+        "the whole history was fetched"
+    )
+
+
+def test_the_colab_of_june_2026_gets_papermill_alone(first_notebook, virtual_machine):
+    result, installs = virtual_machine.run(SETUP, **COLAB_HAS)
+    assert result.stdout == f"Installed papermill=={PINS['papermill']}.\n", result.stderr
+    assert list_names(installs) == {"papermill"}
+
+
+def test_a_second_notebook_on_the_machine_fetches_and_installs_nothing(first_notebook, virtual_machine):
+    clone = virtual_machine.content / "vilt-attention"
+    before = (clone / ".git").stat()
+    made = {item["metadata"]["name"]: item["metadata"]["version"] for item in first_notebook[1]}
+    nowhere = redirect_git(clone.parent.parent, "file:///nowhere/at-all")
+    result, installs = virtual_machine.run(f"{SETUP}\nprint(ROOT)", git=nowhere, **made)
+    assert result.stdout == f"Every package is there: nothing was installed.\n{clone}\n", result.stderr
+    assert installs is None
+    assert (clone / ".git").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_failing_fetch_is_one_sentence(tmp_path, fake_colab):
+    (tmp_path / "content").mkdir()
+    nowhere = redirect_git(tmp_path, "file:///nowhere/at-all")
+    result = run_cells(SETUP, tmp_path / "content", fake_colab, **nowhere)
+    assert result.returncode
+    assert result.stdout == ""
+    assert re.fullmatch(rf"{ADDRESS} could not be fetched: .*nowhere/at-all.*\n", result.stderr)
+
+
+@pytest.mark.parametrize("start", [".", "notebooks", "../beside", "../stale"])
+def test_outside_colab_the_cell_only_finds_the_root(tmp_path, start):
+    """No git, no pip, no word; and another project's `helpers` is out of the way, already imported or not."""
+    project, stale = tmp_path / "vilt-attention", tmp_path / "stale"
+    for folder in (project / "notebooks", tmp_path / "beside", stale / "helpers"):
+        folder.mkdir(parents=True)
+    (project / "helpers").symlink_to(ROOT / "helpers")
+    (stale / "helpers" / "__init__.py").touch()
+    before = "import subprocess\nsubprocess.run = None\nimport helpers\n"
+    after = "from helpers.run.study import Study\nprint(sys.path.index(str(ROOT)), sys.path.count(str(ROOT)), ROOT)"
+    result = run_cells(f"{before}{SETUP}\n{SETUP}\n{after}", project / start, stale, on_colab=False)
+    assert (result.stdout, result.stderr) == (f"0 1 {project}\n", "")
+
+
+def test_where_the_project_is_not_at_all_the_cell_says_so(tmp_path):
+    result = run_cells(SETUP, tmp_path, on_colab=False)
+    assert result.returncode
+    assert re.fullmatch(rf"The project is neither at {tmp_path}, .*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("given", "on_colab", "place"),
+    [
+        ("DRIVE = True", True, "/content/drive/MyDrive/vilt-attention-runs/phantom"),
+        ("DRIVE = True; SETTINGS = {'runs_root': '/else'}", True, "/else/phantom"),
+        ("DRIVE = False", True, "runs/phantom"),
+        ("DRIVE = True", False, "runs/phantom"),
+    ],
+)
+def test_drive_keeps_the_run_on_colab_and_changes_nothing_elsewhere(fake_colab, given, on_colab, place):
+    code = "\n".join([SETUP, PARAMETERS, given, STUDY, "print(study.run_dir)"])
+    result = run_cells(code, ROOT, fake_colab, on_colab=on_colab)
+    assert result.stdout.splitlines()[-1:] == [str(ROOT / place)], result.stderr
+    assert ("mounted /content/drive\n" in result.stdout) == (on_colab and "True" in given)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with `installed`, and requirements.txt: `asked` records what pip is asked to do there."""
+    (tmp_path / "requirements.txt").write_text(
+        "# pins\ntorch==2.13.0\nTransformers==5.23.0  # ours\nscipy==1.17.1\nnumpy==2.4.6\nruff==0.17.6\n"
+    )
+    world = SimpleNamespace(root=tmp_path, installed={"torch": "2.9.0+cu126", "numpy": "2.0.2"}, asked=[])
+    world.answer = SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    def run(command, **_):
+        split = command.index("--constraint") + 1
+        world.asked = [Path(command[split]).read_text().split(), command[split + 1 :]]
+        world.installed |= dict(pin.split("==") for pin in command[split + 1 :])
+        return world.answer
+
+    monkeypatch.setattr(colab, "_find_version", lambda name: world.installed.get(name))
+    monkeypatch.setattr(colab, "_list_versions", lambda: dict(world.installed))
+    monkeypatch.setattr(colab, "_list_loaded", lambda: {"numpy", "torch"})
+    monkeypatch.setattr(colab.subprocess, "run", run)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("there", "missing"),
+    [
+        ({}, ["transformers==5.23.0", "scipy==1.17.1"]),
+        ({"scipy": "1.2"}, ["transformers==5.23.0"]),
+        ({"scipy": None}, ["transformers==5.23.0", "scipy==1.17.1"]),
+        ({"scipy": "2", "transformers": "4.57.6"}, ["transformers==5.23.0"]),
+        ({"scipy": "2", "transformers": "5.4.0"}, ["transformers==5.23.0"]),
+        ({"scipy": "2", "transformers": "5.5.0rc1"}, []),
+        ({"scipy": "2", "transformers": "5.10.2"}, []),
+        ({"scipy": "2", "transformers": "6"}, []),
+        ({"scipy": "unknown", "transformers": "10.0"}, ["scipy==1.17.1"]),
+    ],
+)
+def test_missing_is_what_is_absent_or_too_old(machine, there, missing):
+    machine.installed |= there
+    assert colab.missing_packages(machine.root) == missing
+
+
+def test_what_is_installed_moves_nothing_that_must_stay(machine):
+    assert colab.install_missing(machine.root) == "Installed transformers==5.23.0, scipy==1.17.1."
+    assert machine.asked == [
+        ["torch==2.9.0+cu126", "numpy==2.0.2"],
+        ["transformers==5.23.0", "scipy==1.17.1"],
+    ]
+    machine.asked = None
+    assert colab.install_missing(machine.root) == "Every package is there: nothing was installed."
+    assert machine.asked is None
+
+
+def test_a_package_replaced_after_its_import_asks_for_a_restart(machine, monkeypatch):
+    machine.installed["transformers"] = "4.57.6"
+    monkeypatch.setattr(colab, "_list_loaded", lambda: {"numpy", "transformers"})
+    line = colab.install_missing(machine.root)
+    assert line.endswith("Replaced after import: transformers. Restart the session, then run this again.")
+    assert "\n" not in line
+
+
+def test_without_torch_nothing_is_installed(machine):
+    del machine.installed["torch"]
+    with pytest.raises(SystemExit, match="PyTorch is not installed"):
+        colab.install_missing(machine.root)
+    assert machine.asked == []
+
+
+PIP_SAYS = [
+    (
+        "ERROR: Could not find a version that satisfies the requirement a==9 (from versions: 1, 2)\nERROR: No",
+        "",
+        "Could not find a version that satisfies the requirement a==9.",
+    ),
+    (
+        "WARNING: w\nERROR: Cannot install a==1 because of conflicts.\nERROR: ResolutionImpossible: see",
+        "x\nThe conflict is caused by:\n    a 1 depends on b==2\n    The user asked for b==3\n\nTo fix this",
+        "Cannot install a==1 because of conflicts; a 1 depends on b==2; The user asked for b==3.",
+    ),
+    ("ERROR: Exception:\nTraceback\nOSError: disk is full\n", "", "OSError: disk is full."),
+    ("", "", "pip did not say why."),
+]
+
+
+@pytest.mark.parametrize(("stderr", "stdout", "reason"), PIP_SAYS)
+def test_what_pip_cannot_do_is_one_sentence(machine, stderr, stdout, reason):
+    machine.answer = SimpleNamespace(returncode=1, stdout=stdout, stderr=stderr)
+    expected = f"transformers==5.23.0, scipy==1.17.1 could not be installed: {reason}"
+    with pytest.raises(SystemExit, match=f"^{re.escape(expected)}$"):
+        colab.install_missing(machine.root)
+
+
+def test_what_is_imported_is_known_by_its_distribution():
+    assert {"pytest", "nbformat"} <= colab._list_loaded()
+    assert colab._list_versions()["pytest"] == pytest.__version__
+
+
+def test_every_least_version_is_met_by_its_pin():
+    assert all(colab._numbers(PINS[name]) >= least for name, least in colab.LEAST.items())
+    assert {*colab.TOOLS, "torch", "ipywidgets", "ipykernel"} <= {*PINS}

@@ -1,0 +1,174 @@
+"""Settings, run folders, and what is written there about a run."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.run.study import Study, describe, record_run, save_figure, save_table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# Settings
+
+
+def test_profiles_differ_where_they_should():
+    phantom, colab, full = (Study.load(name) for name in ("phantom", "colab", "full"))
+    assert Study.load() == phantom
+    assert (phantom.run_name, colab.run_name, full.run_name) == ("phantom", "colab", "full")
+    assert (phantom.data_root, phantom.checkpoint) == (None, "data/phantom-vilt")
+    assert (colab.train_per_family, colab.validation_per_family) == (2000, 500)
+    assert (full.train_per_family, full.validation_per_family) == (None, None)
+    assert colab.checkpoint == full.checkpoint == "dandelin/vilt-b32-mlm@refs/pr/4"
+    assert (phantom.download, colab.download, full.download) == (False, True, True)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        phantom.epochs = 4
+
+
+def test_overrides_win_and_none_means_as_in_the_profile():
+    study = Study.load("colab", epochs=7, batch_size=None, run_name="mine")
+    assert (study.epochs, study.batch_size, study.run_name) == (7, 64, "mine")
+    assert Study.load("colab", train_per_family="all").train_per_family is None
+
+
+def test_texts_and_numpy_numbers_are_converted():
+    study = Study.load(epochs="3", learning_rate="1e-4", seed=np.int64(5), data_root=Path("data") / "x")
+    assert (study.epochs, study.learning_rate, study.seed, study.data_root) == (3, 1e-4, 5, "data/x")
+    assert type(study.seed) is int
+
+
+@pytest.mark.parametrize(("given_as", "meant"), [(True, True), ("true", True), ("0", False), (0, False)])
+def test_switches_are_converted(given_as, meant):
+    assert Study.load(show_photographs=given_as).show_photographs is meant
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "message"),
+    [
+        ("phantm", {}, r"unknown profile 'phantm'. Did you mean 'phantom'\? Known: phantom, colab, full"),
+        (
+            "phantom",
+            {"epoch": 3},
+            r"unknown setting 'epoch'. Did you mean 'epochs'\? Known: profile, run_name",
+        ),
+        ("phantom", {"zzz": 3}, "unknown setting 'zzz'. Known: "),
+    ],
+)
+def test_unknown_names_list_the_known_ones(profile, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        Study.load(profile, **overrides)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": "three"}, {"epochs": 0}, {"epochs": -1}, {"epochs": 2.5}, {"epochs": True}, {"epochs": [3]},
+        {"epochs": ""}, {"learning_rate": 0}, {"learning_rate": float("nan")}, {"learning_rate": "fast"},
+        {"train_per_family": -5}, {"train_per_family": "some"}, {"seed": -1}, {"seed": 2**32},
+        {"checkpoint": ""}, {"checkpoint": 3}, {"show_photographs": "yes"}, {"device": "gpu"}, {"device": "cuda:1"},
+    ],
+)  # fmt: skip
+def test_wrong_values_name_the_setting(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=re.escape(f"setting {name}={value!r}: expected")):
+        Study.load(**wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../x", "a/b", "/tmp/x", "a\\b", ".hidden", "", " ", "a b", "a\n"]
+)
+def test_run_name_cannot_leave_the_runs_folder(name):
+    with pytest.raises(ValueError, match="run_name"):
+        Study.load(run_name=name)
+
+
+def test_folders_and_paths(tmp_path):
+    study = Study.load(run_name="r1.a-b_c", runs_root=tmp_path / "runs")
+    assert study.root == ROOT
+    assert study.run_dir == tmp_path / "runs" / "r1.a-b_c"
+    assert not study.run_dir.exists()
+    assert study.folder("tables") == study.run_dir / "tables"
+    assert study.folder("tables").is_dir()
+    assert Study.load().run_dir == ROOT / "runs" / "phantom"
+    assert study.path("data/vqav2") == ROOT / "data" / "vqav2"
+    assert study.path(tmp_path) == tmp_path
+    colab = Study.load("colab")
+    assert colab.path(colab.checkpoint) == colab.checkpoint, "a hub name is no path"
+    assert Study.load(checkpoint="helpers").path("helpers") == ROOT / "helpers"
+
+
+def test_a_mistyped_local_checkpoint_stays_a_path_and_a_hub_name_a_name():
+    assert Study.load(checkpoint="data/nope").path("data/nope") == ROOT / "data" / "nope"
+    assert (
+        Study.load(checkpoint="dandelin/vilt-b32-mlm").path("dandelin/vilt-b32-mlm")
+        == "dandelin/vilt-b32-mlm"
+    )
+    assert Study.load(checkpoint="fresh-small").path("fresh-small") == "fresh-small"
+
+
+def test_settings_picks_the_named_ones():
+    assert Study.load(epochs=9).settings("epochs", "seed") == {"epochs": 9, "seed": 0}
+
+
+def test_device_name():
+    assert Study.load(device="cpu").device_name() == "cpu"
+    import torch
+
+    assert Study.load().device_name() == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device='cuda'.*no GPU"):
+            Study.load(device="cuda").device_name()
+
+
+def test_tables_and_figures_land_in_the_run(tmp_path):
+    from matplotlib.figure import Figure
+
+    study = Study.load(runs_root=tmp_path)
+    table = save_table(study, "shares", pd.DataFrame({"layer": [0, 1], "share": [0.5, 0.25]}))
+    assert table == study.run_dir / "tables" / "shares.csv"
+    assert table.read_text() == "layer,share\n0,0.5\n1,0.25\n"
+    figure = save_figure(study, "shares", Figure())
+    assert figure == study.run_dir / "figures" / "shares.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"table name='../x'"):
+        save_table(study, "../x", pd.DataFrame())
+
+
+def test_record_run_merges(tmp_path):
+    study = Study.load(runs_root=tmp_path, device="cpu")
+    record_run(study, steps={"01_setup": 1.5}, note="first")
+    path = record_run(study, steps={"02_finetune": 20}, note="second")
+    record = json.loads(path.read_text())
+    assert path == study.run_dir / "run.json"
+    assert record["steps"] == {"01_setup": 1.5, "02_finetune": 20}
+    assert record["note"] == "second"
+    assert record["settings"] == dataclasses.asdict(study)
+    assert record["device"] == "cpu"
+    assert set(record["versions"]) == {"python", "torch", "transformers", "datasets", "numpy", "commit"}
+    assert record["versions"]["numpy"] == np.__version__
+
+
+def test_describe_is_one_line_without_paths(tmp_path):
+    line = describe(Study.load(runs_root=tmp_path, device="cpu", run_name="r"))
+    assert "\n" not in line
+    assert "/" not in line
+    assert line.startswith("phantom · run r · seed 0 · python 3.")
+    assert line.endswith(f"numpy {np.__version__} · cpu")
+
+
+def test_importing_study_is_quick():
+    """Notebooks and make call it before anything else: no torch, pandas or transformers behind it."""
+    start = time.perf_counter()
+    code = "import sys, helpers.run.study; print(*{'torch', 'pandas', 'transformers'} & set(sys.modules))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+    )
+    assert time.perf_counter() - start < 10

@@ -1,0 +1,25 @@
+"""The shape of the helpers: a room imports only rooms above it, and every import leads somewhere."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("run", "stats", "figures", "report", "data", "model", "attention", "heads")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names that a file imports, also inside functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_above_it(room):
+    for path in (ROOT / "helpers" / room).glob("*.py"):
+        names = [name.split(".") for name in imported_modules(path)]
+        below = {name[1] for name in names if name[0] == "helpers"} - set(ROOMS[: ROOMS.index(room) + 1])
+        assert not below, f"{path.name} imports {below}"
+        assert not [name for name in names if name[0] == "tools"], f"{path.name} imports a command line"

@@ -1,0 +1,78 @@
+"""The embedded model and the recipe that makes it."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, ViltModel
+
+from helpers.model.vilt import load_vilt
+from phantom.questions import ask_questions
+from phantom.scenes import SPLITS, make_scene, render_scene
+from tools import pretrain
+
+
+def test_a_tiny_recipe_runs_saves_and_loads(tmp_path):
+    folder = tmp_path / "model"
+    facts = pretrain.pretrain(folder, scenes=80, steps=12, batch_size=16, seed=1)
+    assert facts["weights"] == sum(p.numel() for p in ViltModel.from_pretrained(folder).parameters())
+    model, processor = load_vilt(folder, answers=["yes", "no"])
+    batch = processor(render_scene(make_scene("val", 0, 0)), "Is it?", return_tensors="pt")
+    assert model(**batch).logits.shape == (1, 2)
+    assert "12 steps" in (folder / "README.md").read_text()
+    again = tmp_path / "again"
+    pretrain.pretrain(again, scenes=80, steps=12, batch_size=16, seed=1)
+    first, second = (ViltModel.from_pretrained(each).state_dict() for each in (folder, again))
+    for name, weights in first.items():
+        torch.testing.assert_close(weights, second[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_plurals_are_spelled_with_a_suffix_piece():
+    tokenizer = pretrain.build_tokenizer(
+        ["Is there a dog?", "Are there any dogs?", "A bus?", "Many buses?", "this"]
+    )
+    assert tokenizer.tokenize("Dogs, buses") == ["dog", "##s", ",", "bus", "##es"]
+    assert tokenizer.tokenize("is this") == ["is", "this"]
+
+
+def test_positions_start_smooth_in_row_and_column():
+    model = pretrain.build_model(20, ["a", "b"])
+    pretrain.start_weights(model, torch.tensor([0, 0, 0, 1]))
+    places = model.vilt.embeddings.position_embeddings[0, 1:].view(4, 4, -1)
+    near = (places[:, 1:] - places[:, :-1]).norm(dim=-1).mean()
+    far = (places[:, 3] - places[:, 0]).norm(dim=-1).mean()
+    assert near < far
+    assert torch.allclose(model.classifier[3].bias.sigmoid(), torch.tensor([0.75, 0.25]), atol=1e-5)
+
+
+def test_the_embedded_model_is_small_whole_and_knows_the_phantom():
+    folder = pretrain.CHECKPOINT
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "processor_config.json",
+        "README.md",
+    } <= names
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for index in range(200):
+        scene = make_scene("train", 0, index)
+        for asked in ask_questions(scene, np.random.default_rng(index)):
+            assert tokenizer.unk_token not in tokenizer.tokenize(asked.question), asked.question
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pretraining_scenes_come_from_a_stream_of_their_own(seed):
+    assert SPLITS["pretrain"] not in (SPLITS["train"], SPLITS["val"])
+    own = {
+        render_scene(make_scene("pretrain", 0, index, groups)).tobytes()
+        for index in range(30)
+        for groups in (1, 4)
+    }
+    study = {
+        render_scene(make_scene(split, seed, index)).tobytes()
+        for split in ("train", "val")
+        for index in range(30)
+    }
+    assert not own & study

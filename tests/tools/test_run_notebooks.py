@@ -1,0 +1,277 @@
+"""The chain: order, what stands, what is redone, and what a failure leaves behind."""
+
+import base64
+import io
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from helpers.report.findings import read_findings
+from helpers.run.cache import make_once
+from helpers.run.study import Study
+from tools import run_notebooks as chain
+
+OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
+SETUP = """
+import sys
+sys.path.insert(0, {root!r})
+from helpers.report.findings import state_finding
+from helpers.run.study import Study
+study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
+"""
+
+
+def write_notebook(folder, name, *cells):
+    parameters = new_code_cell("RUN_NAME = None\nSETTINGS = {}\nSEED = 0", metadata={"tags": ["parameters"]})
+    setup = new_code_cell(SETUP.format(root=str(Study.load().root)))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    code = [parameters, setup, *map(new_code_cell, cells)]
+    notebook = new_notebook(cells=[new_markdown_cell(OPENING), *code], metadata=kernel)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A study in a folder of its own, with two notebooks instead of the project's."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    write_notebook(sources, "01_first", "state_finding(study, '01', 'answer', f'seed {SEED}')")
+    write_notebook(sources, "02_second", "print(sum([1, 2]))")
+    monkeypatch.setattr(chain, "list_notebooks", lambda root: sorted(sources.glob("*.ipynb")))
+    settings = {"runs_root": str(tmp_path / "runs")}
+    study = Study.load(run_name="test", **settings)
+    lines = []
+
+    def run(**parameters):
+        del lines[:]
+        given = {"RUN_NAME": "test", "SETTINGS": settings, **parameters}
+        return chain.run_chain(study, given, lines.append)
+
+    return sources, study, run, lines
+
+
+def test_a_second_run_redoes_nothing_and_a_changed_notebook_only_what_follows(world):
+    sources, _study, run, lines = world
+    done = run()
+    assert [path.name for path in done] == ["01_first.ipynb", "02_second.ipynb"]
+    assert [line[:5] for line in lines] == ["[1/2]", "[2/2]"]
+    first, second = (path.stat().st_mtime_ns for path in done)
+    run()
+    assert all("stands" in line for line in lines)
+    assert (first, second) == tuple(path.stat().st_mtime_ns for path in done)
+    write_notebook(sources, "02_second", "print(sum([1, 2, 3]))")
+    run()
+    assert done[0].stat().st_mtime_ns == first
+    assert done[1].stat().st_mtime_ns != second
+    assert "6" in done[1].read_text()
+    assert done[1].with_suffix(".html").is_file()
+
+
+def test_a_parameter_changes_only_the_notebooks_that_have_it(world):
+    _, _, run, lines = world
+    run(SEED=1)
+    run(SEED=1, RUNS=["another"])
+    assert all("stands" in line for line in lines)
+    run(SEED=2)
+    assert not any("stands" in line for line in lines)
+
+
+def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(world):
+    sources, study, run, lines = world
+    write_notebook(sources, "07_report", "print(1)")
+    path = sources / "07_report.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].metadata["tags"] = ["slide"]
+    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source += "\nRUNS = []"
+    nbformat.write(notebook, path)
+    other = study.run_dir.parent / "other" / "tables"
+    other.mkdir(parents=True)
+    (other / "02_accuracy.csv").write_text("estimate\n0.5\n")
+    run(RUNS=["other", "test"])
+    run(RUNS=["other", "test"])
+    assert all("stands" in line for line in lines)
+    (other / "02_accuracy.csv").write_text("estimate\n0.6\n")
+    run(RUNS=["other", "test"])
+    assert ["stands" in line for line in lines] == [True, True, False]
+
+
+def test_a_run_to_compare_with_that_is_not_there_is_said_before_anything_is_run(world, monkeypatch, capsys):
+    _, study, _, _ = world
+    monkeypatch.setattr(chain, "run_chain", lambda *arguments: pytest.fail("ran"))
+    words = ["--set", f"runs_root={study.runs_root}", "--runs", "nope"]
+    assert chain.main(words) == 1
+    assert "RUNS: 'nope' holds no tables" in capsys.readouterr().err
+    assert chain.main(["--seeds", "0", "1", "--runs", "another"]) == 1
+    assert "--runs" in capsys.readouterr().err
+
+
+def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
+    sources, study, run, lines = world
+    shown = "from IPython.display import Markdown\nMarkdown('a finding')"
+    write_notebook(sources, "07_report", shown)
+    path = sources / "07_report.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].metadata["tags"] = ["slide"]
+    nbformat.write(notebook, path)
+    run()
+    pages = [study.run_dir / name for name in chain.PAGES]
+    assert all("Title" in page.read_text() for page in pages)
+    run()
+    assert all("stands" in line for line in lines)
+    pages[0].unlink()
+    run()
+    assert pages[0].is_file()
+
+
+def test_a_sweep_is_a_run_a_seed_and_the_last_compares_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr(chain, "run_command", lambda settings, runs: seen.append((settings, runs)))
+    assert chain.main(["--seeds", "0", "3", "--set", "epochs=1"]) == 0
+    assert [(own["run_name"], own["seed"], own["epochs"]) for own, _ in seen] == [
+        ("phantom-seed0", 0, "1"),
+        ("phantom-seed3", 3, "1"),
+    ]
+    assert [runs for _, runs in seen] == [[], ["phantom-seed0", "phantom-seed3"]]
+    assert chain.main(["--seeds", "1", "1"]) == 1
+
+
+def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
+    _, study, run, _ = world
+    done = run(SEED=7)
+    assert read_findings(study) == {"01.answer": "seed 7"}
+    assert nbformat.read(done[0], as_version=4).cells[0].source.endswith("<!--answer-->seed 7<!--/answer-->")
+
+
+def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
+    sources, study, run, lines = world
+    write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
+    write_notebook(sources, "03_third", "print(3)")
+    with pytest.raises(chain.ChainError, match=r"02_second, cell \d+ .*RuntimeError: no such head"):
+        run()
+    folder = study.folder("notebooks")
+    assert (folder / "01_first.ipynb").is_file()
+    assert not (folder / "02_second.ipynb").exists()
+    assert (folder / "02_second.failed.ipynb").is_file()
+    assert not (folder / "03_third.ipynb").exists()
+    kept = (folder / "01_first.ipynb").stat().st_mtime_ns
+    write_notebook(sources, "02_second", "x = 1")
+    run()
+    assert "stands" in lines[0]
+    assert (folder / "01_first.ipynb").stat().st_mtime_ns == kept
+    assert not (folder / "02_second.failed.ipynb").exists()
+
+
+def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
+    sources, study, run, _ = world
+    make = "from helpers.run.cache import make_once\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
+    write_notebook(sources, "02_second", make)
+    done = run()
+    before = done[1].stat().st_mtime_ns
+    (study.run_dir / "made" / "made.json").unlink()
+    run()
+    assert done[1].stat().st_mtime_ns != before
+    assert (study.run_dir / "made" / "made.json").is_file()
+
+
+def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
+    widget = new_output("display_data", data={chain.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"})
+    text = new_output("stream", name="stdout", text="kept")
+    cell = new_code_cell("x", outputs=[widget, text], metadata={"tags": ["a"], "papermill": {"duration": 1}})
+    notebook = new_notebook(
+        cells=[cell], metadata={"papermill": {"input_path": "/x"}, "widgets": {"state": {}}}
+    )
+    cleaned = chain.clean_notebook(notebook)
+    assert cleaned.cells[0].outputs == [text]
+    assert cleaned.cells[0].metadata == {"tags": ["a"]}
+    assert set(cleaned.metadata) == {"kernelspec", "language_info"}
+
+
+def test_a_stale_run_folder_does_not_make_early_notebooks_run_twice(world):
+    """What a later notebook makes anew does not unsettle an earlier one (it once did)."""
+    sources, _, run, lines = world
+    make = "from helpers.run.cache import make_once\nmake_once(study.folder() / 'late', lambda folder: None, {'x': SEED})"
+    write_notebook(sources, "02_second", make)
+    run(SEED=1)
+    run(SEED=2)
+    run(SEED=2)
+    assert all("stands" in line for line in lines)
+
+
+def test_shrinking_keeps_a_figure_readable():
+    figure = Image.effect_noise((300, 200), 60).convert("RGB")
+    figure.paste((0, 114, 178), (20, 20, 120, 120))
+    buffer = io.BytesIO()
+    figure.save(buffer, format="PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    small = chain.shrink_png(encoded)
+    assert len(small) < 0.6 * len(encoded)
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB")).astype(int)
+    assert seen.shape == (200, 300, 3)
+    assert np.abs(seen - np.asarray(figure)).mean() < 6
+    assert chain.shrink_png(small) == small
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "epoch=3"], "Did you mean 'epochs'"),
+        (["--set", "epochs"], "expected NAME=VALUE"),
+        (["--set", "seed=x"], "seed='x'"),
+        (["--profile", "phantum"], "phantom"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(words, message, capsys):
+    assert chain.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("stopped: ")
+    assert message in said
+
+
+def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
+    _, study, _, _ = world
+    seen = {}
+    monkeypatch.setattr(
+        chain, "run_chain", lambda study, parameters, say: seen.update(study=study, given=parameters)
+    )
+    words = ["--run-name", "", "--set", "seed=3", "run_name=test", f"runs_root={study.runs_root}", "epochs=2"]
+    assert chain.main(words) == 0
+    assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
+    expected = {"SEED": 3, "RUN_NAME": "test", "SETTINGS": {"runs_root": study.runs_root, "epochs": "2"}}
+    assert seen["given"] == expected
+
+
+@pytest.mark.parametrize("spoil", ["tables/findings.json", "notebooks/01_first.html"])
+def test_what_is_deleted_or_changed_by_others_is_made_again(world, spoil):
+    _, study, run, lines = world
+    run(SEED=7)
+    (study.run_dir / spoil).unlink()
+    run(SEED=7)
+    assert not any("stands" in line for line in lines)
+    assert (study.run_dir / spoil).is_file()
+    run(SEED=7)
+    assert all("stands" in line for line in lines)
+
+
+def test_a_step_redone_by_hand_with_other_settings_unsettles_the_run(world):
+    sources, study, run, lines = world
+    make = "from helpers.run.cache import make_once\nmake_once(study.folder() / 'model', lambda folder: None, {'x': SEED})"
+    write_notebook(sources, "02_second", make)
+    run(SEED=1)
+    make_once(study.run_dir / "model", lambda folder: None, {"x": 2})
+    run(SEED=1)
+    assert not any("stands" in line for line in lines)
+
+
+def test_a_kernel_that_dies_is_reported_with_its_cell(world):
+    sources, study, run, _ = world
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    write_notebook(sources, "02_second", "x = 1", kill, "y = 2")
+    with pytest.raises(chain.ChainError, match=r"02_second, cell 5: .*died"):
+        run()
+    folder = study.folder("notebooks")
+    assert (folder / "02_second.failed.ipynb").is_file()
+    assert not list(folder.glob("*.running.ipynb"))

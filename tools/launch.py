@@ -1,0 +1,89 @@
+"""The heavy steps of a study on several devices, all processes together: fine-tuning, and both attention tables.
+
+    accelerate launch --multi_gpu --num_processes 4 -m tools.launch --profile full
+    make run PROFILE=full
+
+The second command, with the same settings, finds these steps made and goes on with the notebooks.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from helpers.attention import study_measures as measure
+from helpers.data import prepare
+from helpers.model import finetune
+from helpers.run.cache import make_once, part_folder, settle_step
+from helpers.run.study import Study
+from tools.command import add_settings, read_settings
+
+WAIT = timedelta(days=1)  # that processes wait for each other: the first downloads while the others stand by
+
+
+def make_together(state: PartialState, folder: Path, make: Callable[[Path], None], depends: dict) -> Path:
+    """`make_once` by all processes of `state`: each calls make on the same unfinished folder, the main one finishes it.
+
+    make must leave to each process a share of its own, or agree with the others (as the Trainer does).
+    """
+
+    def take_part(part: Path) -> None:
+        state.wait_for_everyone()  # the main process has cleared the folder
+        make(part)
+        state.wait_for_everyone()  # nobody writes into it any more
+
+    decision = [settle_step(folder, depends) if state.is_main_process else None]
+    (stands,) = broadcast_object_list(decision)  # one looks, and all do the same
+    if state.is_main_process:
+        make_once(folder, take_part, depends)
+    elif not stands:
+        take_part(part_folder(folder, depends))
+    state.wait_for_everyone()
+    return folder
+
+
+def run_steps(study: Study) -> None:
+    """Prepare, fine-tune and measure a study with all processes that accelerate has started."""
+    state = PartialState(cpu=study.device_name() == "cpu", timeout=WAIT)
+    if state.is_main_process:
+        print(f"{state.num_processes} processes on {state.device.type}")
+    once, process = partial(make_together, state), (state.process_index, state.num_processes)
+    with state.main_process_first():
+        prepare.prepare_dataset(study)
+    data = prepare.load_dataset(study)
+    finetune.finetune(study, data, once)
+    model, processor = finetune.load_finetuned(study)
+    model.to(state.device)
+    encoded = prepare.encode(study, data["validation"], processor)
+    measure.measure_attention(study, model, encoded, once=once, process=process)
+    measure.measure_relevance(study, model, encoded, once, process)
+    twin = measure.untrained_twin(model, study.seed)
+    measure.measure_attention(study, twin, encoded, untrained=True, once=once, process=process)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line, in each process; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_settings(parser)
+    try:
+        run_steps(Study.load(**read_settings(parser.parse_args(words))))
+    except (ValueError, OSError) as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except torch.cuda.OutOfMemoryError:
+        print(
+            "stopped: a GPU's memory is too small; --set device_batch_size=... (training) or extract_batch_size=... (measuring) less",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
