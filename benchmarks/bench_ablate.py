@@ -66,7 +66,8 @@ def main() -> None:
         logits = [run() for run in variants.values()]
         apart = max((each - logits[0]).abs().max().item() for each in logits)
         turns = [
-            {name: time_run(run, given.device) for name, run in variants.items()} for _ in range(given.rounds)
+            {name: time_run(run, given.device) for name, run in variants.items()}
+            for _ in range(given.rounds)
         ]
     *_, ours = variants
     print(

@@ -38,7 +38,9 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import read_vqa
 from helpers.model.vilt import load_vilt
 
-COCO_SIZES = [(384, 512)] * 2 + [(384, 576)] * 3 + [(512, 384), (576, 384), (384, 384)]  # height, width
+COCO_SIZES = (
+    [(384, 512)] * 2 + [(384, 576)] * 3 + [(512, 384), (576, 384), (384, 384)]
+)  # height, width
 TOKENS = [8, 9, 10, 7, 12, 8, 9, 10]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -54,14 +56,19 @@ def make_batch(n: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     attention_mask = (torch.arange(tokens.max()) < tokens[:, None]).long()
     ids = torch.randint(5, 50, attention_mask.shape) * attention_mask
     batch = {"input_ids": ids, "attention_mask": attention_mask, "pixel_mask": mask}
-    return {name: value.to(device) for name, value in {**batch, "pixel_values": pixels.to(dtype)}.items()}
+    return {
+        name: value.to(device)
+        for name, value in {**batch, "pixel_values": pixels.to(dtype)}.items()
+    }
 
 
 def reduce_stock(model, batch: dict[str, Tensor]) -> Tensor:
     """The usual way: every layer's matrices at once, then mass on text and on image for each query."""
     layers = model(**batch, output_attentions=True).attentions
     n_text = batch["input_ids"].shape[1]
-    return torch.stack([torch.stack([a[..., :n_text].sum(-1), a[..., n_text:].sum(-1)]) for a in layers])
+    return torch.stack(
+        [torch.stack([a[..., :n_text].sum(-1), a[..., n_text:].sum(-1)]) for a in layers]
+    )
 
 
 def time_run(run: Callable, device: str) -> float:
@@ -83,7 +90,9 @@ def measure_memory(name: str, n: int, device: str, dtype: torch.dtype, threads: 
             before = torch.cuda.memory_allocated()
             run()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far, which was loading
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: forget the peak so far, which was loading
         before = read_status("VmRSS")
         run()
         return read_status("VmHWM") - before
@@ -124,13 +133,21 @@ def bench_batch(model, n: int, rounds: int, device: str, dtype: torch.dtype) -> 
     """(a), (b) and (c) on one batch: seconds, ratios within a round, added memory, operations."""
     batch = make_batch(n, device, dtype)
     variants = list_variants(model, batch)
-    turns = [{name: time_run(run, device) for name, run in variants.items()} for _ in range(rounds + 1)][1:]
-    fresh = {"mp_context": multiprocessing.get_context("spawn"), "max_tasks_per_child": 1, "max_workers": 1}
+    turns = [
+        {name: time_run(run, device) for name, run in variants.items()} for _ in range(rounds + 1)
+    ][1:]
+    fresh = {
+        "mp_context": multiprocessing.get_context("spawn"),
+        "max_tasks_per_child": 1,
+        "max_workers": 1,
+    }
     with ProcessPoolExecutor(**fresh) as pool:
         settings = (n, device, dtype, torch.get_num_threads())
         added = {name: pool.submit(measure_memory, name, *settings).result() for name in variants}
     rate, (stock, usual, *_) = measure_rate(device, dtype), variants
-    shape = f"{tuple(batch['pixel_values'].shape)} pixels, {batch['input_ids'].shape[1]} tokens of text"
+    shape = (
+        f"{tuple(batch['pixel_values'].shape)} pixels, {batch['input_ids'].shape[1]} tokens of text"
+    )
     print(f"batch {shape}; {device}, {dtype}, {torch.get_num_threads()} threads, {rounds} rounds")
     print(f"matrix products here: {rate / 1e9:.0f} GFLOP/s (1832 x 768 by 768 x 3072)")
     for name, run in variants.items():
@@ -156,29 +173,49 @@ def make_questions(folder: Path, n_images: int, per_image: int) -> Dataset:
         for _ in range(per_image):
             question = " ".join(f"w{word}" for word in rng.integers(50, size=rng.integers(4, 10)))
             rows.append(
-                {"question_id": len(rows), "image_id": image_id, "question": question, "image": str(path)}
+                {
+                    "question_id": len(rows),
+                    "image_id": image_id,
+                    "question": question,
+                    "image": str(path),
+                }
             )
 
     return Dataset.from_list(rows).cast_column("image", ImageFeature())
 
 
-def bench_data(model, processor, dataset: Dataset, folder: Path, batch_size: int, device: str) -> None:
+def bench_data(
+    model, processor, dataset: Dataset, folder: Path, batch_size: int, device: str
+) -> None:
     """A whole data set: ours from prepared pictures, and the tutorials' way, one question at a time."""
-    words = sorted({word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]  # BERT's own tokenizer is on the hub
-    processor.tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
+    words = sorted(
+        {word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()}
+    )
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *words,
+    ]  # BERT's own tokenizer is on the hub
+    processor.tokenizer = BertTokenizer(
+        vocab={word: index for index, word in enumerate(vocabulary)}
+    )
     start = time.perf_counter()
     encoded = EncodedQuestions(dataset, processor)  # decodes and resizes each picture once
     prepared = time.perf_counter() - start
-    ours = time_run(lambda: extract_attention(model, encoded, folder / "shards", batch_size, 1024), device)
+    ours = time_run(
+        lambda: extract_attention(model, encoded, folder / "shards", batch_size, 1024), device
+    )
     some = dataset.select(range(0, len(dataset), max(1, len(dataset) // 24)))
     dtype = next(model.parameters()).dtype
 
     def follow_tutorials():
         for row in some:
-            inputs = processor(row["image"].convert("RGB"), row["question"], return_tensors="pt").to(
-                device, dtype
-            )
+            inputs = processor(
+                row["image"].convert("RGB"), row["question"], return_tensors="pt"
+            ).to(device, dtype)
             reduce_stock(model, inputs)
 
     theirs = time_run(follow_tutorials, device) / len(some)
@@ -202,7 +239,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-root", help="folder of official VQAv2 files, of which all questions are run")
+    parser.add_argument(
+        "--data-root", help="folder of official VQAv2 files, of which all questions are run"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -216,7 +255,9 @@ def main() -> None:
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         bench_batch(model, options.batch_size, options.rounds, device, dtype)
         if options.data_root:
-            dataset = concatenate_datasets([read_vqa(options.data_root, split) for split in ("train", "val")])
+            dataset = concatenate_datasets(
+                [read_vqa(options.data_root, split) for split in ("train", "val")]
+            )
         else:
             dataset = make_questions(Path(folder), n_images=24, per_image=4)
         bench_data(model, processor, dataset, Path(folder), options.batch_size, device)

@@ -42,11 +42,16 @@ SHARES = {  # of the families, roughly VQAv2's: what matters is that some are ra
 def write_official(folder: Path, split: str, rng: np.random.Generator) -> None:
     """A split of VQAv2's size in its own format: real question types, random words, ten answers each."""
     families, weights = list(SHARES), np.array(list(SHARES.values()))
-    types = {family: [kind for kind, of in QUESTION_TYPES.items() if of == family] for family in families}
+    types = {
+        family: [kind for kind, of in QUESTION_TYPES.items() if of == family] for family in families
+    }
     drawn = rng.choice(len(families), QUESTIONS[split], p=weights / weights.sum())
     offset = {"train": 0, "val": 1_000_000}[split]
     images = np.sort(rng.integers(IMAGES[split], size=QUESTIONS[split])) + offset
-    tails, answers = rng.integers(5000, size=(len(drawn), 4)), rng.zipf(1.4, size=len(drawn)) % 20_000
+    tails, answers = (
+        rng.integers(5000, size=(len(drawn), 4)),
+        rng.zipf(1.4, size=len(drawn)) % 20_000,
+    )
     questions, annotations = [], []
     for number, (family, image, tail, answer) in enumerate(
         zip(drawn, images.tolist(), tails, answers, strict=True)
@@ -87,8 +92,13 @@ def measure_drawing(root: str, profile: str) -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     images = {name: len(set(part["image_id"])) for name, part in parts.items()}
-    sizes = {name: f"{len(part):,} questions about {images[name]:,} images" for name, part in parts.items()}
-    print(f"profile {profile}: read and drawn in {seconds:.0f} s, peak memory {peak:.1f} GB: {sizes}")
+    sizes = {
+        name: f"{len(part):,} questions about {images[name]:,} images"
+        for name, part in parts.items()
+    }
+    print(
+        f"profile {profile}: read and drawn in {seconds:.0f} s, peak memory {peak:.1f} GB: {sizes}"
+    )
 
 
 def draw_pictures(folder: Path, count: int) -> dict[int, Path]:
@@ -98,7 +108,9 @@ def draw_pictures(folder: Path, count: int) -> dict[int, Path]:
         size = [(640, 480), (640, 427), (480, 640), (427, 640), (500, 375)][number % 5]
         small = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
         paths[number] = folder / f"{number}.jpg"
-        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(paths[number], quality=92)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(
+            paths[number], quality=92
+        )
     return paths
 
 
@@ -128,7 +140,9 @@ def bench_images(paths: dict[int, Path], batch_size: int) -> None:
 
         def process_each_time() -> None:
             for at in range(0, len(keys), batch_size):
-                images = [Image.open(paths[key]).convert("RGB") for key in keys[at : at + batch_size]]
+                images = [
+                    Image.open(paths[key]).convert("RGB") for key in keys[at : at + batch_size]
+                ]
                 processor(images, text[at : at + batch_size], padding=True, return_tensors="pt")
 
         def read_resized() -> None:
@@ -153,7 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-root", help="folder of official VQAv2 files, whose photographs are read")
+    parser.add_argument(
+        "--data-root", help="folder of official VQAv2 files, whose photographs are read"
+    )
     parser.add_argument(
         "--images", type=int, default=400, help="generated pictures, where there is no data root"
     )
@@ -172,7 +188,9 @@ def main() -> None:
         for profile in ("colab", "full"):
             subprocess.run([sys.executable, __file__, "--draw", folder, profile], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        bench_images(find_pictures(options.data_root, Path(folder), options.images), options.batch_size)
+        bench_images(
+            find_pictures(options.data_root, Path(folder), options.images), options.batch_size
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ from helpers.model.vilt import load_vilt
 def make_models(device: str) -> dict:
     """The whole model, three cuts, and the whole in lower precision."""
     model = load_vilt("fresh-b32", device=device)[0]
-    quarter, half = ([(layer, head) for layer in range(12) for head in range(count)] for count in (3, 6))
+    quarter, half = (
+        [(layer, head) for layer in range(12) for head in range(count)] for count in (3, 6)
+    )
     return {
         "whole": model,
         "1/4 of the heads cut": prune_model(model, quarter),

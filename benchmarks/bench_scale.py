@@ -46,10 +46,16 @@ def measure_extraction(count: int, shard_size: int) -> None:
     """Print what extraction adds at its peak to the loaded model and questions, in MB."""
     model, processor = load_vilt(ROOT / "data" / "phantom-vilt", answers=["yes", "no"])
     with tempfile.TemporaryDirectory() as folder:
-        encoded = EncodedQuestions(make_questions(Path(folder), PICTURES, count // PICTURES), processor)
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far, which was loading
+        encoded = EncodedQuestions(
+            make_questions(Path(folder), PICTURES, count // PICTURES), processor
+        )
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: forget the peak so far, which was loading
         before = read_status("VmRSS")
-        extract_attention(model, encoded, Path(folder) / "shards", batch_size=64, shard_size=shard_size)
+        extract_attention(
+            model, encoded, Path(folder) / "shards", batch_size=64, shard_size=shard_size
+        )
         print(read_status("VmHWM") - before)
 
 
@@ -88,18 +94,26 @@ class GeneratedQuestions:
         rng, numbers = np.random.default_rng(0), np.arange(count)
         families = [f"family {number}" for number in rng.integers(FAMILIES, size=count)]
         columns = {"question_id": numbers, "image_id": numbers // PER_IMAGE, "family": families}
-        self.questions, self.words = pd.DataFrame(columns), torch.from_numpy(rng.integers(4, 12, count))
+        self.questions, self.words = (
+            pd.DataFrame(columns),
+            torch.from_numpy(rng.integers(4, 12, count)),
+        )
 
     def __len__(self) -> int:
         return len(self.questions)
 
-    def batches(self, batch_size: int, rows: range) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    def batches(
+        self, batch_size: int, rows: range
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         for start in range(rows.start, rows.stop, batch_size):
             indices = list(range(start, min(start + batch_size, rows.stop)))
             text = torch.arange(int(self.words.max()) + 2) < self.words[indices, None] + 2
             picture_of = torch.zeros(len(indices), dtype=torch.long)
             pixels = torch.ones(1, *GRID, dtype=torch.bool)  # one pixel a patch
-            yield indices, {"attention_mask": text.long(), "pixel_mask": pixels, "picture_of": picture_of}
+            yield (
+                indices,
+                {"attention_mask": text.long(), "pixel_mask": pixels, "picture_of": picture_of},
+            )
 
 
 class GeneratedModel(nn.Module):
@@ -119,7 +133,9 @@ def generate_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, T
     for name, (kind, axes) in MEASURES.items():
         shape = [sizes.get(axis, axis) for axis in axes]
         found[name] = (
-            torch.rand(n, *shape) if kind == "float32" else torch.randint(GRID[0] * GRID[1], (n, *shape))
+            torch.rand(n, *shape)
+            if kind == "float32"
+            else torch.randint(GRID[0] * GRID[1], (n, *shape))
         )
     found["split"] /= found["split"].sum(-1, keepdim=True)
     return found
@@ -182,7 +198,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200_000, help="in the generated table")
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shard-size", type=int, default=512, help="questions a shard that is extracted")
+    parser.add_argument(
+        "--shard-size", type=int, default=512, help="questions a shard that is extracted"
+    )
     parser.add_argument("--extract", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--read", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -195,7 +213,9 @@ def main() -> None:
         bench_extraction(options.threads, options.shard_size)
         with tempfile.TemporaryDirectory() as folder:
             write_table(Path(folder), options.questions)
-            print(run_alone(options.threads, "--read", folder, "--draws", str(options.draws)), end="")
+            print(
+                run_alone(options.threads, "--read", folder, "--draws", str(options.draws)), end=""
+            )
 
 
 if __name__ == "__main__":

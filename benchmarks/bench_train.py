@@ -46,7 +46,12 @@ def make_questions(root: str | None, folder: Path, count: int) -> tuple[Dataset,
     chosen = [keys[number % len(keys)] for number in range(count)]
     texts = ["a " * rng.integers(6, 15) + "?" for _ in chosen]
     answers = [[ANSWERS[number]] * 10 for number in rng.integers(len(ANSWERS), size=count)]
-    rows = {"question_id": list(range(count)), "image_id": chosen, "question": texts, "answers": answers}
+    rows = {
+        "question_id": list(range(count)),
+        "image_id": chosen,
+        "question": texts,
+        "answers": answers,
+    }
     return Dataset.from_dict(rows), files
 
 
@@ -55,7 +60,9 @@ def measure_alone(name: str, options: argparse.Namespace, batch_size: int) -> fl
     command = [sys.executable, __file__, "--only", name, "--batch-size", str(batch_size)]
     command += ["--steps", str(options.steps), "--threads", str(options.threads)]
     command += ["--data-root", options.data_root] if options.data_root else []
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def step(model: nn.Module, optimizer, loss: Tensor) -> None:
@@ -76,7 +83,9 @@ def list_loops(
 
     def process() -> Iterator[dict[str, Tensor]]:
         for part in cut(order, batch_size):
-            images = [Image.open(files[key]).convert("RGB") for key in questions["image_id"].iloc[part]]
+            images = [
+                Image.open(files[key]).convert("RGB") for key in questions["image_id"].iloc[part]
+            ]
             batch = processor(
                 images, questions["question"].iloc[part].tolist(), padding=True, return_tensors="pt"
             )
@@ -132,7 +141,9 @@ def report(loops: dict, options: argparse.Namespace, batch_size: int) -> None:
     """Time and memory of every loop, and their ratios to the stock loop."""
     speed = bench(loops, options.steps, options.rounds)
     held = {name: measure_alone(name, options, batch_size) for name in loops}
-    print(f"batch {batch_size}, {options.steps} steps:   steps/s   x stock    added memory   x stock")
+    print(
+        f"batch {batch_size}, {options.steps} steps:   steps/s   x stock    added memory   x stock"
+    )
     for name in loops:
         print(
             f"  {name:<26} {speed[name]:7.3f} {speed[name] / speed['stock']:9.2f} {held[name]:12.2f} GB "
@@ -144,8 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-root", help="folder of official VQAv2 files, whose photographs are read")
-    parser.add_argument("--batch-size", type=int, nargs="*", help="default: 8 on a CPU, 32 and 64 on a GPU")
+    parser.add_argument(
+        "--data-root", help="folder of official VQAv2 files, whose photographs are read"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, nargs="*", help="default: 8 on a CPU, 32 and 64 on a GPU"
+    )
     parser.add_argument("--steps", type=int, default=4, help="steps a pass")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -159,7 +174,9 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, ViLT-B/32 with random weights, AdamW")
     for batch_size in options.batch_size or ([32, 64] if device == "cuda" else [8]):
         with tempfile.TemporaryDirectory() as folder:
-            data, files = make_questions(options.data_root, Path(folder), options.steps * batch_size)
+            data, files = make_questions(
+                options.data_root, Path(folder), options.steps * batch_size
+            )
             kept = Pictures(write_pictures(files, processor.image_processor, Path(folder)))
             encoded = EncodedQuestions(data, processor, ANSWERS, kept)
             loops = list_loops(model, processor, encoded, files, batch_size, device)

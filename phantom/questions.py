@@ -38,7 +38,12 @@ def list_controls() -> dict[str, list[Asked]]:
             for question, answer in rows
         ]
 
-    colors = ("a ripe banana", "yellow"), ("fresh grass", "green"), ("coal", "black"), ("ocean water", "blue")
+    colors = (
+        ("a ripe banana", "yellow"),
+        ("fresh grass", "green"),
+        ("coal", "black"),
+        ("ocean water", "blue"),
+    )
     colors += ("a ripe tomato", "red"), ("grape juice", "purple")
     parts = (
         ("noses", "dog", "1"),
@@ -60,17 +65,23 @@ def list_controls() -> dict[str, list[Asked]]:
     )
     names = ("an animal", "a vehicle", "a person")
     kinds = [
-        (k, name) for name, members in zip(names, (ANIMALS, VEHICLES, PEOPLE), strict=True) for k in members
+        (k, name)
+        for name, members in zip(names, (ANIMALS, VEHICLES, PEOPLE), strict=True)
+        for k in members
     ]
     others = dict(zip(names, names[1:] + names[:1], strict=True))
     return {
         "what": ask(
-            "what is", ("animal", "vehicle", "person"), [(f"What is a {k}?", n.split()[1]) for k, n in kinds]
+            "what is",
+            ("animal", "vehicle", "person"),
+            [(f"What is a {k}?", n.split()[1]) for k, n in kinds],
         ),
         "what color": ask(
             "what color is", COLORS, [(f"What color is {thing}?", color) for thing, color in colors]
         ),
-        "how many": ask("how many", NUMBERS, [(f"How many {p} does a {k} have?", n) for p, k, n in parts]),
+        "how many": ask(
+            "how many", NUMBERS, [(f"How many {p} does a {k} have?", n) for p, k, n in parts]
+        ),
         "who": ask("who is", PEOPLE, [(f"Who is it that {job}?", person) for job, person in jobs]),
         "is/are": ask("is", YES_NO, [(f"Is a {k} {n}?", "yes") for k, n in kinds])
         + ask("is", YES_NO, [(f"Is a {k} {others[n]}?", "no") for k, n in kinds]),
@@ -112,7 +123,9 @@ def collect_answers(asked: Asked, rng: np.random.Generator) -> dict:
     answers = [
         {
             "answer": answer,
-            "answer_confidence": "yes" if answer == asked.answer else str(rng.choice(["maybe", "no"])),
+            "answer_confidence": "yes"
+            if answer == asked.answer
+            else str(rng.choice(["maybe", "no"])),
             "answer_id": number + 1,
         }
         for number, answer in enumerate(rng.permutation(spoken).tolist())
@@ -145,11 +158,23 @@ def _plural(kind: str) -> str:
 def _ask_what(scene):
     animals, vehicles = _group_kinds(scene, "animal"), _group_kinds(scene, "vehicle")
     asked = [
-        Asked("What animal is in the picture?", "what animal is", kind, tuple(ANIMALS), boxes=_boxes(things))
+        Asked(
+            "What animal is in the picture?",
+            "what animal is",
+            kind,
+            tuple(ANIMALS),
+            boxes=_boxes(things),
+        )
         for kind, things in animals.items()
     ]
     asked += [
-        Asked("What kind of vehicle is this?", "what kind of", kind, tuple(VEHICLES), boxes=_boxes(things))
+        Asked(
+            "What kind of vehicle is this?",
+            "what kind of",
+            kind,
+            tuple(VEHICLES),
+            boxes=_boxes(things),
+        )
         for kind, things in vehicles.items()
     ]
     asked += [
@@ -163,7 +188,9 @@ def _ask_what(scene):
 def _ask_color(scene):
     return [
         Asked(
-            f"What color is the {kind}?" if len(things) == 1 else f"What color are the {_plural(kind)}?",
+            f"What color is the {kind}?"
+            if len(things) == 1
+            else f"What color are the {_plural(kind)}?",
             "what color is the" if len(things) == 1 else "what color are the",
             things[0].color,
             tuple(COLORS),
@@ -181,7 +208,13 @@ def _ask_where(scene):
         if len(things) == 1 and across and down:
             quadrant = QUADRANTS[2 * (down > 0) + (across > 0)]
             asked.append(
-                Asked(f"Where is the {kind}?", "where is the", quadrant, QUADRANTS, boxes=[things[0].box])
+                Asked(
+                    f"Where is the {kind}?",
+                    "where is the",
+                    quadrant,
+                    QUADRANTS,
+                    boxes=[things[0].box],
+                )
             )
     return asked
 
@@ -209,18 +242,28 @@ def _ask_how_many(scene):
     if people:
         question = "How many people are in the picture?"
         asked.append(
-            Asked(question, "how many people are in", str(len(people)), NUMBERS, boxes=_boxes(people))
+            Asked(
+                question, "how many people are in", str(len(people)), NUMBERS, boxes=_boxes(people)
+            )
         )
     for kind, things in _group_kinds(scene, "animal", "thing").items():
         if kind != scene.single_kind:
             question = f"How many {_plural(kind)} are there?"
-            asked.append(Asked(question, "how many", str(len(things)), NUMBERS, boxes=_boxes(things)))
+            asked.append(
+                Asked(question, "how many", str(len(things)), NUMBERS, boxes=_boxes(things))
+            )
     return asked
 
 
 def _ask_who(scene):
     return [
-        Asked(f"Who is holding the {person.item}?", "who is", person.kind, tuple(PEOPLE), boxes=[person.box])
+        Asked(
+            f"Who is holding the {person.item}?",
+            "who is",
+            person.kind,
+            tuple(PEOPLE),
+            boxes=[person.box],
+        )
         for person in scene.objects
         if person.item
     ]
@@ -238,11 +281,15 @@ def _ask_is(scene, rng):
         kind = str(rng.choice(list(present) if yes else absent))
         answer, boxes = ("yes", _boxes(present[kind])) if yes else ("no", [])
         asked.append(Asked(f"Is there a {kind}?", "is there a", answer, YES_NO, boxes=boxes))
-        asked.append(Asked(f"Are there any {_plural(kind)}?", "are there any", answer, YES_NO, boxes=boxes))
+        asked.append(
+            Asked(f"Are there any {_plural(kind)}?", "are there any", answer, YES_NO, boxes=boxes)
+        )
     for kind, things in _group_kinds(scene, "thing", "vehicle").items():
         if len(things) == 1:
             color = things[0].color
             other = str(rng.choice([c for c in COLORS if c != color]))
             named, answer = (color, "yes") if rng.random() < 0.5 else (other, "no")
-            asked.append(Asked(f"Is the {kind} {named}?", "is the", answer, YES_NO, boxes=[things[0].box]))
+            asked.append(
+                Asked(f"Is the {kind} {named}?", "is the", answer, YES_NO, boxes=[things[0].box])
+            )
     return asked

@@ -45,7 +45,9 @@ class SceneObject:
 
     @property
     def box(self) -> list[int]:
-        left, top, right, bottom = draw_sprite(self.kind, self.color, self.item, self.size).getbbox()
+        left, top, right, bottom = draw_sprite(
+            self.kind, self.color, self.item, self.size
+        ).getbbox()
         return [self.x + left, self.y + top, right - left, bottom - top]
 
 
@@ -81,7 +83,9 @@ def make_scene(split: str, seed: int, index: int, groups: int = 4) -> Scene:
         lambda: _draw_copies("thing", things[0], rng.choice(list(COLORS)), rng.integers(1, 5)),
         lambda: _draw_copies("thing", things[1], rng.choice(list(COLORS)), 1),
     ]
-    chosen = sorted(rng.permutation(len(makers))[:groups])  # traffic first: it needs two neighbouring cells
+    chosen = sorted(
+        rng.permutation(len(makers))[:groups]
+    )  # traffic first: it needs two neighbouring cells
     free = {(r, c) for r in range(rows) for c in range(columns)}
     objects = []
     for maker in chosen:
@@ -96,14 +100,17 @@ def _draw_traffic(rng):
     """A vehicle, what has stopped it, and now and then an innocent second cause."""
     vehicle = ("vehicle", rng.choice(list(VEHICLES)), rng.choice(list(COLORS)), None)
     causes = rng.permutation(list(CAUSES))
-    return [vehicle] + [("cause", cause, None, None) for cause in causes[: 1 + (rng.random() < 0.3)]]
+    return [vehicle] + [
+        ("cause", cause, None, None) for cause in causes[: 1 + (rng.random() < 0.3)]
+    ]
 
 
 def _draw_people(rng):
     """One to four people; the first holds something."""
     people = rng.permutation(list(PEOPLE))[: rng.integers(1, 5)]
     return [
-        ("person", kind, None, rng.choice(list(ITEMS)) if i == 0 else None) for i, kind in enumerate(people)
+        ("person", kind, None, rng.choice(list(ITEMS)) if i == 0 else None)
+        for i, kind in enumerate(people)
     ]
 
 
@@ -120,7 +127,11 @@ def _place(rng, members, free, columns, stopped):
         elif stopped and number == 1:
             cells = [(objects[0].row, objects[0].column + 1)]
         elif stopped:  # an innocent cause stands away from the vehicle
-            cells = [c for c in free if max(abs(c[0] - objects[0].row), abs(c[1] - objects[0].column)) > 1]
+            cells = [
+                c
+                for c in free
+                if max(abs(c[0] - objects[0].row), abs(c[1] - objects[0].column)) > 1
+            ]
         else:
             cells = list(free)
         row, column = sorted(cells)[rng.integers(len(cells))]
@@ -131,7 +142,15 @@ def _place(rng, members, free, columns, stopped):
         x, y = min(int(x), (column + 1) * CELL - size + 2), min(int(y), (row + 1) * CELL - size + 2)
         objects.append(
             SceneObject(
-                str(kind), category, color and str(color), item and str(item), row, column, size, x, y
+                str(kind),
+                category,
+                color and str(color),
+                item and str(item),
+                row,
+                column,
+                size,
+                x,
+                y,
             )
         )
     return objects
@@ -176,7 +195,11 @@ def write_phantom(folder: Path, split: str, scenes: int, seed: int) -> None:
             boxes = [clip_box(box, scene.size) for box in asked.boxes]
             truth.append({**ids, "needs_image": asked.needs_image, "boxes": boxes})
     header = {
-        "info": {"description": "Phantom scenes in the format of VQA v2.0", "version": "1.0", "year": 2026},
+        "info": {
+            "description": "Phantom scenes in the format of VQA v2.0",
+            "version": "1.0",
+            "year": 2026,
+        },
         "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},
         "data_subtype": f"{split}2014",
     }
@@ -187,7 +210,9 @@ def write_phantom(folder: Path, split: str, scenes: int, seed: int) -> None:
         json.dumps({**header, "data_type": "phantom", "annotations": annotations}),
     )
     write_atomic(folder / f"phantom_{split}2014_truth.json", json.dumps(truth))
-    logger.info("wrote %d scenes with %d questions (%s, seed %d)", scenes, len(questions), split, seed)
+    logger.info(
+        "wrote %d scenes with %d questions (%s, seed %d)", scenes, len(questions), split, seed
+    )
 
 
 def clip_box(box: list[int], size: tuple[int, int]) -> list[int]:

@@ -36,7 +36,11 @@ def start_browser(folder: Path):
     """Chromium with its profile and its home in `folder`; skips the test where browser or driver is missing."""
     from selenium import webdriver
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no Chromium with a chromedriver here")
@@ -69,7 +73,9 @@ def list_requests(driver) -> list[str]:
     """What the page has asked for since it was opened or asked, itself and data addresses left out."""
     seen = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     asked = [
-        each["params"]["request"]["url"] for each in seen if each["method"] == "Network.requestWillBeSent"
+        each["params"]["request"]["url"]
+        for each in seen
+        if each["method"] == "Network.requestWillBeSent"
     ]
     return [url for url in asked if url != driver.current_url and not url.startswith("data:")]
 
@@ -81,6 +87,8 @@ def page_width(driver) -> int:
 
 def read_canvas(driver, selector: str) -> np.ndarray:
     """The pixels of a canvas: (rows, columns, RGBA)."""
-    address = driver.execute_script("return document.querySelector(arguments[0]).toDataURL()", selector)
+    address = driver.execute_script(
+        "return document.querySelector(arguments[0]).toDataURL()", selector
+    )
     png = base64.b64decode(address.partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")).astype(int)

@@ -8,7 +8,9 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models here are small: more threads wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # the models here are small: more threads wait for each other
 
 
 @pytest.fixture(scope="session")

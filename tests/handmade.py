@@ -17,7 +17,9 @@ def make_run(folder, name="test", seed=3, accuracy=0.5, **settings) -> Study:
     write_attention(study)
     write_heads(study)
     write_lighter(study)
-    (study.run_dir / "run.json").write_text(json.dumps({"settings": {"seed": seed, "epochs": study.epochs}}))
+    (study.run_dir / "run.json").write_text(
+        json.dumps({"settings": {"seed": seed, "epochs": study.epochs}})
+    )
     return study
 
 

@@ -16,7 +16,12 @@ class Loopback:
 
     def __init__(self, files: dict[str, bytes], certificate=None):
         self.files, self.scripts, self.seen = dict(files), {}, []
-        self.lock, self.closing, self.active, self.most_active = threading.Lock(), threading.Event(), 0, 0
+        self.lock, self.closing, self.active, self.most_active = (
+            threading.Lock(),
+            threading.Event(),
+            0,
+            0,
+        )
         self.start, self.sent = time.monotonic(), 0
         self.httpd = Server(("127.0.0.1", 0), functools.partial(Handler, self))
         if certificate:

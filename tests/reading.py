@@ -9,7 +9,9 @@ from PIL import Image
 
 def render(figure) -> np.ndarray:
     """Draw a figure as a notebook does, which also lays it out; returns its pixels (rows, columns, RGB)."""
-    buffer = io.BytesIO()  # not canvas.draw(), which does nothing once pyplot has let go of the figure
+    buffer = (
+        io.BytesIO()
+    )  # not canvas.draw(), which does nothing once pyplot has let go of the figure
     figure.savefig(buffer, format="png", dpi=figure.dpi)
     return np.asarray(Image.open(buffer).convert("RGB")).astype(int)
 

@@ -22,7 +22,9 @@ def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
     answers: the vocabulary, for labels.
     """
     rng = np.random.default_rng(0)
-    pictures = [PILImage.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    pictures = [
+        PILImage.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes
+    ]
     rows = [
         {"question_id": 10 * i + j, "image_id": i, "image": picture, "question": QUESTIONS[j],
          "family": FAMILIES[j], "answers": [ANSWERS[(i + j) % 8]] * 5 + ["yes"] * 5}
@@ -36,7 +38,12 @@ def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
 
 def train_small(phantom_root, runs, **settings) -> Study:
     """A study of the small phantom, on the CPU, prepared and fine-tuned for one epoch."""
-    own = {"data_root": str(phantom_root), "runs_root": str(runs), "run_name": "test", "device": "cpu"}
+    own = {
+        "data_root": str(phantom_root),
+        "runs_root": str(runs),
+        "run_name": "test",
+        "device": "cpu",
+    }
     study = Study.load("phantom", **own, epochs=1, **settings)
     prepare.prepare_dataset(study)
     finetune.finetune(study, prepare.load_dataset(study))

@@ -20,6 +20,10 @@ def imported_modules(path: Path) -> set[str]:
 def test_a_room_imports_only_rooms_above_it(room):
     for path in (ROOT / "helpers" / room).glob("*.py"):
         names = [name.split(".") for name in imported_modules(path)]
-        below = {name[1] for name in names if name[0] == "helpers"} - set(ROOMS[: ROOMS.index(room) + 1])
+        below = {name[1] for name in names if name[0] == "helpers"} - set(
+            ROOMS[: ROOMS.index(room) + 1]
+        )
         assert not below, f"{path.name} imports {below}"
-        assert not [name for name in names if name[0] == "tools"], f"{path.name} imports a command line"
+        assert not [name for name in names if name[0] == "tools"], (
+            f"{path.name} imports a command line"
+        )

@@ -2,7 +2,13 @@
 
 import argparse
 
-NAMED = ("profile", "seed", "run_name", "data_root", "checkpoint")  # a parameter of the notebooks each
+NAMED = (
+    "profile",
+    "seed",
+    "run_name",
+    "data_root",
+    "checkpoint",
+)  # a parameter of the notebooks each
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -11,7 +17,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="any setting of helpers/run/study.py"
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting of helpers/run/study.py",
     )
 
 

@@ -24,10 +24,14 @@ from helpers.run.cache import make_once, part_folder, settle_step
 from helpers.run.study import Study
 from tools.command import add_settings, read_settings
 
-WAIT = timedelta(days=1)  # that processes wait for each other: the first downloads while the others stand by
+WAIT = timedelta(
+    days=1
+)  # that processes wait for each other: the first downloads while the others stand by
 
 
-def make_together(state: PartialState, folder: Path, make: Callable[[Path], None], depends: dict) -> Path:
+def make_together(
+    state: PartialState, folder: Path, make: Callable[[Path], None], depends: dict
+) -> Path:
     """`make_once` by all processes of `state`: each calls make on the same unfinished folder, the main one finishes it.
 
     make must leave to each process a share of its own, or agree with the others (as the Trainer does).

@@ -110,13 +110,17 @@ def build_model(n_words: int, answers: list[str]) -> ViltForQuestionAnswering:
     return ViltForQuestionAnswering(config)
 
 
-def encode_examples(examples, model, tokenizer, answers) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def encode_examples(
+    examples, model, tokenizer, answers
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Examples as tensors, one tuple for each picture size, so that no batch needs image padding.
 
     Each: pictures (scene, 3, height, width) uint8; the scene, token ids and answer of each question.
     """
     image_processor = build_image_processor(model.config)
-    ids = tokenizer([asked.question for _, asked in examples], padding=True, return_tensors="pt")["input_ids"]
+    ids = tokenizer([asked.question for _, asked in examples], padding=True, return_tensors="pt")[
+        "input_ids"
+    ]
     sizes: dict[tuple, dict] = {}
     for (scene, asked), tokens in zip(examples, ids, strict=True):
         pictures, rows = sizes.setdefault(scene.size, ({}, []))
@@ -135,8 +139,12 @@ def start_weights(model: ViltForQuestionAnswering, labels: Tensor) -> None:
     """Start patch positions from low-frequency cosines of row and column, and answers at their log-odds."""
     parts, config = model.vilt.embeddings, model.config
     side = config.image_size // config.patch_size
-    waves = torch.cos(math.pi * torch.outer(torch.arange(side) + 0.5, torch.arange(1, 4)) / side)  # (side, 3)
-    places = torch.cat([waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=-1)
+    waves = torch.cos(
+        math.pi * torch.outer(torch.arange(side) + 0.5, torch.arange(1, 4)) / side
+    )  # (side, 3)
+    places = torch.cat(
+        [waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=-1
+    )
     share = (torch.bincount(labels, minlength=config.num_labels) / len(labels)).clamp(min=1e-4)
     with torch.no_grad():
         parts.position_embeddings[0, 1:] = places.flatten(0, 1) @ torch.randn(6, config.hidden_size)
@@ -155,7 +163,9 @@ def make_batch(part: tuple, rows: Tensor, levels: Tensor) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": (tokens != 0).long(), "pixel_values": values}
 
 
-def train(model: nn.Module, stages: list[list[tuple]], steps: int, batch_size: int, seed: int) -> None:
+def train(
+    model: nn.Module, stages: list[list[tuple]], steps: int, batch_size: int, seed: int
+) -> None:
     """Train in place: stage by stage, Muon for the encoder's matrices, AdamW for all else, warm-up and cosine."""
     matrices = [p for name, p in model.named_parameters() if "encoder" in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not ("encoder" in name and p.ndim == 2)]
@@ -166,7 +176,10 @@ def train(model: nn.Module, stages: list[list[tuple]], steps: int, batch_size: i
     warm = max(1, steps // 50)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            o, lambda s: min(1, (s + 1) / warm) * (0.01 + 0.99 * (1 + math.cos(math.pi * s / steps)) / 2)
+            o,
+            lambda s: (
+                min(1, (s + 1) / warm) * (0.01 + 0.99 * (1 + math.cos(math.pi * s / steps)) / 2)
+            ),
         )
         for o in optimizers
     ]
@@ -175,7 +188,9 @@ def train(model: nn.Module, stages: list[list[tuple]], steps: int, batch_size: i
     model.train()
     for step in tqdm(range(steps), desc="pre-training"):
         parts = next(
-            stage for stage, (_, until, _) in zip(stages, STAGES, strict=True) if step <= until * steps
+            stage
+            for stage, (_, until, _) in zip(stages, STAGES, strict=True)
+            if step <= until * steps
         )
         sizes = np.array([len(part[3]) for part in parts])
         part = parts[rng.choice(len(parts), p=sizes / sizes.sum())]
@@ -202,7 +217,9 @@ def measure_accuracy(model: nn.Module, parts: list[tuple]) -> float:
     return torch.cat(right).float().mean().item()
 
 
-def save(model: nn.Module, tokenizer: BertTokenizer, folder: Path, facts: dict, recipe: dict) -> None:
+def save(
+    model: nn.Module, tokenizer: BertTokenizer, folder: Path, facts: dict, recipe: dict
+) -> None:
     """Save the body (not the answer head), tokenizer, image processor and model card; replace what was there."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)

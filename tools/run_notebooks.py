@@ -35,10 +35,23 @@ from tools.command import NAMED, add_settings, read_settings
 
 PNG = "image/png"
 # the README's figures
-SHOWN = ("01_study", "03_layers", "03_words", "03_flow", "03_scoreboard", "04_layers", "05_ablation")
+SHOWN = (
+    "01_study",
+    "03_layers",
+    "03_words",
+    "03_flow",
+    "03_scoreboard",
+    "04_layers",
+    "05_ablation",
+)
 REPORT = "07_report"  # the notebook that report.html and slides.html are made of
 PAGES = ("report.html", "slides.html")
-CODE = ("helpers/**/*.py", "helpers/**/*.html", "phantom/*.py", "data/*.csv")  # what notebooks are made with
+CODE = (
+    "helpers/**/*.py",
+    "helpers/**/*.html",
+    "phantom/*.py",
+    "data/*.csv",
+)  # what notebooks are made with
 STATE = "chain.json"  # beside the executed notebooks: what stands
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MARKED = re.compile(r"(<!--(\d\d\.\w+)-->).*?(<!--/\2-->)")  # where the README quotes a finding
@@ -73,10 +86,13 @@ def run_chain(study: Study, parameters: dict, say=lambda line: None) -> list[Pat
                 write_pages(study, target)
             seconds = time.perf_counter() - start
             record_run(study, steps={source.stem: round(seconds, 1)})
-            state["keys"] = {name: kept for name, kept in state["keys"].items() if name < source.stem}
+            state["keys"] = {
+                name: kept for name, kept in state["keys"].items() if name < source.stem
+            }
             state["keys"][source.stem] = key
             write_atomic(
-                study.folder("notebooks") / STATE, json.dumps({**state, **list_made(study)}, indent=1)
+                study.folder("notebooks") / STATE,
+                json.dumps({**state, **list_made(study)}, indent=1),
             )
             took = f"{seconds:.1f} s"
         say(f"[{number}/{len(sources)}] {source.stem:<20} {took:>8}")
@@ -106,14 +122,21 @@ def read_state(study: Study) -> dict:
 def list_made(study: Study) -> dict[str, dict[str, str]]:
     """Fingerprints of the run's steps, and digests of its tables, figures and executed notebooks."""
     steps = {
-        p.parent.name: json.loads(p.read_text())["fingerprint"] for p in study.run_dir.glob("*/made.json")
+        p.parent.name: json.loads(p.read_text())["fingerprint"]
+        for p in study.run_dir.glob("*/made.json")
     }
-    files = [p for name in ("tables", "figures", "notebooks") for p in study.run_dir.glob(f"{name}/[!.]*.*")]
+    files = [
+        p
+        for name in ("tables", "figures", "notebooks")
+        for p in study.run_dir.glob(f"{name}/[!.]*.*")
+    ]
     files += [study.run_dir / name for name in PAGES if (study.run_dir / name).is_file()]
     kept = {
         f"{p.parent.name}/{p.name}": p
         for p in files
-        if p.name not in (STATE, f"{NAME}.csv") and ".failed." not in p.name and ".running." not in p.name
+        if p.name not in (STATE, f"{NAME}.csv")
+        and ".failed." not in p.name
+        and ".running." not in p.name
     }
     return {"made": steps, "files": {name: hash_file(path) for name, path in kept.items()}}
 
@@ -138,7 +161,9 @@ def digest_compared(study: Study, names: list[str]) -> list[str]:
     """Digests of what the report reads of the runs that it compares this one with."""
     others = [study.run_dir.parent / name for name in names if name != study.run_name]
     kinds = ("run.json", "tables/*.csv", "modality/shapley.parquet")
-    return [hash_file(path) for other in others for kind in kinds for path in sorted(other.glob(kind))]
+    return [
+        hash_file(path) for other in others for kind in kinds for path in sorted(other.glob(kind))
+    ]
 
 
 def digest_notebook(path: Path) -> str:
@@ -171,13 +196,19 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     except PapermillExecutionError as error:
         running.replace(failed)
         place = f"{source.stem}, cell {error.cell_index} (In [{error.exec_count}])"
-        raise ChainError(f"{place}: {error.ename}: {error.evalue}\nThe half-run notebook: {failed}") from None
+        raise ChainError(
+            f"{place}: {error.ename}: {error.evalue}\nThe half-run notebook: {failed}"
+        ) from None
     except (DeadKernelError, CellTimeoutError) as error:
         running.replace(failed)
         cells = enumerate(nbformat.read(failed, as_version=4).cells)
-        begun = [number for number, cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
+        begun = [
+            number for number, cell in cells if cell.metadata.get("papermill", {}).get("start_time")
+        ]
         place = f"{source.stem}, cell {max(begun, default=0)}"
-        raise ChainError(f"{place}: {error} (out of memory?)\nThe half-run notebook: {failed}") from None
+        raise ChainError(
+            f"{place}: {error} (out of memory?)\nThe half-run notebook: {failed}"
+        ) from None
     failed.unlink(missing_ok=True)
     running.replace(target)
 
@@ -201,13 +232,19 @@ def clean_notebook(notebook):
     for name in ("papermill", "widgets"):
         notebook.metadata.pop(name, None)
     notebook.metadata["language_info"] = {"name": "python"}
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     following = [CAPTION.match(cell.source) for cell in notebook.cells[1:]] + [None]
     for cell, found in zip(notebook.cells, following, strict=True):
         caption = found and " ".join(found[1].split())
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            cell.outputs = [
+                output for output in cell.outputs if WIDGET not in output.get("data", {})
+            ]
             for output in cell.outputs:
                 if PNG in output.get("data", {}):
                     output.data[PNG] = shrink_png(output.data[PNG])
@@ -221,7 +258,9 @@ def shrink_png(encoded: str) -> str:
     if picture.mode == "P":
         return encoded
     small = io.BytesIO()
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        small, format="PNG", optimize=True
+    )
     return base64.b64encode(small.getvalue()).decode()
 
 
@@ -232,21 +271,28 @@ def render(study: Study, say) -> None:
         write_atomic(study.root / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
     readme, findings = study.root / "README.md", read_findings(study)
     filled = MARKED.sub(
-        lambda found: f"{found[1]}{findings[found[2]]}{found[3]}", readme.read_text(encoding="utf-8")
+        lambda found: f"{found[1]}{findings[found[2]]}{found[3]}",
+        readme.read_text(encoding="utf-8"),
     )
     write_atomic(readme, filled)
     for name in SHOWN:
         picture = (study.run_dir / "figures" / f"{name}.png").read_bytes()
         write_atomic(study.root / "notebooks" / "images" / f"{name}.png", picture)
-    write_atomic(study.root / "notebooks" / "explorer.html", (study.run_dir / "explorer.html").read_bytes())
+    write_atomic(
+        study.root / "notebooks" / "explorer.html", (study.run_dir / "explorer.html").read_bytes()
+    )
 
 
 def main(words: list[str] | None = None) -> int:
     """Command line of `make run` and `make render`; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_settings(parser)
-    parser.add_argument("--render", action="store_true", help="run the default study into notebooks/")
-    parser.add_argument("--runs", nargs="*", default=[], metavar="RUN", help="finished runs to compare with")
+    parser.add_argument(
+        "--render", action="store_true", help="run the default study into notebooks/"
+    )
+    parser.add_argument(
+        "--runs", nargs="*", default=[], metavar="RUN", help="finished runs to compare with"
+    )
     parser.add_argument(
         "--seeds", nargs="*", type=int, metavar="SEED", help="a sweep: a run a seed, compared"
     )
@@ -273,7 +319,9 @@ def sweep(settings: dict, seeds: list[int]) -> None:
     base = Study.load(**settings).run_name
     names = [f"{base}-seed{seed}" for seed in seeds]
     for name, seed in zip(names, seeds, strict=True):
-        run_command({**settings, "seed": seed, "run_name": name}, names if name == names[-1] else [])
+        run_command(
+            {**settings, "seed": seed, "run_name": name}, names if name == names[-1] else []
+        )
 
 
 def run_command(settings: dict, runs: list[str]) -> None:

@@ -81,7 +81,9 @@ def extract_attention(
                 table = measure_rows(model, encoded, rows, batch_size, progress, source, measure)
                 # a dictionary of floats that hardly repeat costs time and saves nothing
                 pq.write_table(
-                    table, folder / f".{name}.tmp", use_dictionary=table.column_names[: -len(layout)]
+                    table,
+                    folder / f".{name}.tmp",
+                    use_dictionary=table.column_names[: -len(layout)],
                 )
                 os.replace(folder / f".{name}.tmp", folder / name)
     return folder
@@ -137,7 +139,8 @@ def measure_rows(
 ) -> pa.Table:
     """One shard: batches are bucketed within it, its rows are in the data set's order."""
     measures = {
-        name: np.zeros((len(rows), *shape), kind) for name, (kind, shape) in measure_shapes(source).items()
+        name: np.zeros((len(rows), *shape), kind)
+        for name, (kind, shape) in measure_shapes(source).items()
     }
     counts = np.zeros((len(rows), len(COUNTS)), np.int16)
     answers = np.zeros(len(rows), np.int64)
@@ -147,24 +150,34 @@ def measure_rows(
         check_finite(found["logits"], encoded, indices, model.dtype)
         for name, values in measures.items():
             values[places] = found[name].cpu().numpy()
-        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[batch["picture_of"]].numpy()
+        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[
+            batch["picture_of"]
+        ].numpy()
         words = batch["attention_mask"].sum(1).numpy() - 2
         counts[places] = np.column_stack([words, grids.prod(1), grids])
         answers[places] = found["logits"].argmax(1).cpu().numpy()
         progress.update(len(indices))
-    questions = describe_rows(encoded, rows, [model.config.id2label[answer] for answer in answers.tolist()])
+    questions = describe_rows(
+        encoded, rows, [model.config.id2label[answer] for answer in answers.tolist()]
+    )
     questions[list(COUNTS)] = counts
     return tabulate(questions, measures, source)
 
 
-def check_finite(logits: Tensor, encoded: EncodedQuestions, indices: list[int], dtype: torch.dtype) -> None:
+def check_finite(
+    logits: Tensor, encoded: EncodedQuestions, indices: list[int], dtype: torch.dtype
+) -> None:
     """ValueError that names a question whose logits overflowed, which half precision can bring about."""
     broken = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
     if broken:
         question = encoded.questions["question_id"].iloc[indices[broken[0]]]
         raise ValueError(
             f"question_id {question}: the logits in {dtype} are not finite"
-            + ("; use precision='fp32'." if dtype != torch.float32 else ": the model's weights are broken.")
+            + (
+                "; use precision='fp32'."
+                if dtype != torch.float32
+                else ": the model's weights are broken."
+            )
         )
 
 
@@ -176,7 +189,9 @@ def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]
     table["prediction"], table["accuracy"] = predictions, np.nan
     if "answers" in table:
         pairs = zip(predictions, table.pop("answers"), strict=True)
-        table["accuracy"] = [vqa_accuracy(prediction, list(answers)) for prediction, answers in pairs]
+        table["accuracy"] = [
+            vqa_accuracy(prediction, list(answers)) for prediction, answers in pairs
+        ]
     return table
 
 
@@ -185,7 +200,9 @@ def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: d
     table = pa.Table.from_pandas(questions, preserve_index=False)
     for name, values in measures.items():
         flat = pa.array(values.reshape(-1))
-        element = pa.field("element", flat.type, nullable=False)  # without nulls it reads 1.3 times as fast
+        element = pa.field(
+            "element", flat.type, nullable=False
+        )  # without nulls it reads 1.3 times as fast
         kind = pa.list_(element, values[0].size)
         column = pa.FixedSizeListArray.from_arrays(flat, type=kind)
         table = table.append_column(pa.field(name, kind, nullable=False), column)
@@ -201,7 +218,9 @@ class AttentionTable:
     `reduce` is asked for read it shard by shard and keep a part of that.
     """
 
-    def __init__(self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple], dtype: str):
+    def __init__(
+        self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple], dtype: str
+    ):
         self.questions, self.dtype, self._paths, self._shapes = questions, dtype, paths, shapes
 
     def __getattr__(self, name: str) -> np.ndarray:
@@ -232,7 +251,9 @@ class AttentionTable:
     @property
     def baseline(self) -> np.ndarray:
         """Image share of uniform attention, for each question: (n,)."""
-        words, patches = (self.questions[name].to_numpy(np.float32) for name in ("n_words", "n_patches"))
+        words, patches = (
+            self.questions[name].to_numpy(np.float32) for name in ("n_words", "n_patches")
+        )
         return uniform_baseline(words, patches)
 
     @property
@@ -258,7 +279,9 @@ def read_attention(folder: str | Path) -> AttentionTable:
         if read_source(path) != source:
             raise ValueError(f"{path} has {read_source(path)}, but {paths[0].name} has {source}.")
     columns = [name for name in pq.read_schema(paths[0]).names if name not in source["measures"]]
-    questions = pa.concat_tables([pq.read_table(path, columns=columns) for path in paths]).to_pandas()
+    questions = pa.concat_tables(
+        [pq.read_table(path, columns=columns) for path in paths]
+    ).to_pandas()
     if len(questions) != source["questions"]:
         raise ValueError(
             f"{folder} holds {len(questions)} of {source['questions']} questions: run extract_attention again."

@@ -101,7 +101,9 @@ def perturbation_curves(
                         [order[:cut] for order, cut in zip(own, come, strict=True)])  # fmt: skip
                 for kind, patches in enumerate(kept):
                     logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
-                    probability[number, kind, rows, step] = logits.gather(1, best)[:, 0].sigmoid().cpu()
+                    probability[number, kind, rows, step] = (
+                        logits.gather(1, best)[:, 0].sigmoid().cpu()
+                    )
                     labels[number, kind, rows, step] = logits.argmax(1).cpu()
     accuracy = score_labels(labels, model.config.id2label, encoded, indices)
     return Curves(list(orders), fractions, probability, accuracy)
@@ -115,14 +117,18 @@ def count_patches(fraction: float, count: int) -> int:
 def check_order(order: np.ndarray, count: int, name: str, index: int) -> np.ndarray:
     """The order, if it holds each of `count` patches once; else a ValueError that names it and the question."""
     if not np.array_equal(np.sort(order), np.arange(count)):
-        raise ValueError(f"order {name!r} of question {index} must hold each of its {count} patches once.")
+        raise ValueError(
+            f"order {name!r} of question {index} must hold each of its {count} patches once."
+        )
     return order
 
 
 def keep_patches(inputs: dict[str, Tensor], patches: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """A prepared batch with some patches only, in place: patches lists those of each question; the image's CLS stays."""
     device = inputs["image_embeds"].device
-    rows = [torch.from_numpy(np.concatenate([[0], np.sort(kept) + 1]).astype(int)) for kept in patches]
+    rows = [
+        torch.from_numpy(np.concatenate([[0], np.sort(kept) + 1]).astype(int)) for kept in patches
+    ]
     where = pad_sequence(rows, batch_first=True).to(device)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
     embeds = inputs["image_embeds"].gather(
@@ -154,12 +160,18 @@ def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
 def tabulate_curves(curves: Curves, clusters, draws=1000, seed=0) -> pd.DataFrame:
     """Mean probability along the curves, with 95 % intervals over images: order, kind, fraction, estimate, low, high, n, ..."""
     values = np.moveaxis(curves.probability, 2, 0)  # (question, order, kind, fraction)
-    table = interval_table(bootstrap_mean(values, clusters, draws, seed), ("order", "kind", "fraction"))
+    table = interval_table(
+        bootstrap_mean(values, clusters, draws, seed), ("order", "kind", "fraction")
+    )
     names = {"order": curves.orders, "kind": KINDS, "fraction": curves.fractions}
-    return table.assign(**{axis: [known[place] for place in table[axis]] for axis, known in names.items()})
+    return table.assign(
+        **{axis: [known[place] for place in table[axis]] for axis, known in names.items()}
+    )
 
 
-def score_maps(curves: Curves, clusters, random: str = "random", draws=1000, seed=0) -> pd.DataFrame:
+def score_maps(
+    curves: Curves, clusters, random: str = "random", draws=1000, seed=0
+) -> pd.DataFrame:
     """The scoreboard: area under each order's curves of probability, and what it gains over the random order.
 
     clusters: (question,) image ids, which the 95 % intervals resample. Columns: order, measure, estimate, low, high, n,
@@ -167,7 +179,9 @@ def score_maps(curves: Curves, clusters, random: str = "random", draws=1000, see
     is lost) and "insertion_gain" (own minus random), paired by question; above 0 the map is better than chance.
     """
     if random not in curves.orders:
-        raise ValueError(f"no order is named {random!r}: the curves have {', '.join(curves.orders)}.")
+        raise ValueError(
+            f"no order is named {random!r}: the curves have {', '.join(curves.orders)}."
+        )
     areas = curve_area(curves.probability, curves.fractions)  # (order, kind, question)
     chance, rows = areas[curves.orders.index(random)], []
     for order, (deletion, insertion) in zip(curves.orders, areas, strict=True):
@@ -189,17 +203,23 @@ def score_boxes(boxes: pd.DataFrame, clusters, draws=1000, seed=0) -> pd.DataFra
     tables = [pd.DataFrame()]
     for (name, layer, head), rows in boxes.groupby(["map", "layer", "head"], sort=False):
         values = rows[["pointing", "mass"]].to_numpy()
-        table = interval_table(bootstrap_mean(values, clusters[rows.index], draws, seed), ("measure",))
+        table = interval_table(
+            bootstrap_mean(values, clusters[rows.index], draws, seed), ("measure",)
+        )
         chance = [rows["chance"].mean(), 1.0]
         tables.append(
-            table.assign(map=name, layer=layer, head=head, measure=["pointing", "mass"], chance=chance)
+            table.assign(
+                map=name, layer=layer, head=head, measure=["pointing", "mass"], chance=chance
+            )
         )
     return pd.concat(tables, ignore_index=True)
 
 
 def cover_boxes(boxes, grid, size) -> np.ndarray:
     """The patches that lie in any of the boxes: bool (rows, columns), none without boxes; see `heads.cover_box`."""
-    return np.any([np.zeros(grid, dtype=bool), *(cover_box(box, grid, size) for box in boxes)], axis=0)
+    return np.any(
+        [np.zeros(grid, dtype=bool), *(cover_box(box, grid, size) for box in boxes)], axis=0
+    )
 
 
 def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:

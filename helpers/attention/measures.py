@@ -21,7 +21,9 @@ QUERY_INDEX = [0, 1, 4]  # QUERY_GROUPS among KEY_GROUPS
 
 def image_share(split):
     """Share of attention that goes to the image: split (..., 5) -> (...), in [0, 1]."""
-    return split[..., IMAGE.start] + split[..., IMAGE.start + 1]  # 7 times as fast in NumPy as a sum over two
+    return (
+        split[..., IMAGE.start] + split[..., IMAGE.start + 1]
+    )  # 7 times as fast in NumPy as a sum over two
 
 
 def special_mass(split):
@@ -91,9 +93,15 @@ def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     if not torch.equal(attention_mask.bool(), text < lengths) or bool((lengths < 2).any()):
         raise ValueError("attention_mask must hold [CLS] words [SEP] first and padding after them.")
     counts = image_mask.sum(1, keepdim=True)
-    if not torch.equal(image_mask.bool(), torch.arange(image_mask.shape[1], device=counts.device) < counts):
-        raise ValueError("pixel_mask must hold the image's CLS and patches first and padding after them.")
-    groups = attention_mask.new_zeros(len(lengths), 5, len(text) + image_mask.shape[1], dtype=torch.bool)
+    if not torch.equal(
+        image_mask.bool(), torch.arange(image_mask.shape[1], device=counts.device) < counts
+    ):
+        raise ValueError(
+            "pixel_mask must hold the image's CLS and patches first and padding after them."
+        )
+    groups = attention_mask.new_zeros(
+        len(lengths), 5, len(text) + image_mask.shape[1], dtype=torch.bool
+    )
     groups[:, 0, 0] = True
     groups[:, 1, : len(text)] = (text > 0) & (text < lengths - 1)
     groups[:, 2, : len(text)] = text == lengths - 1
@@ -118,7 +126,9 @@ def check_masking(rows: Tensor, groups: Tensor) -> None:
     padding = ~groups.any(1)
     leak = (rows @ padding.to(rows.dtype)[:, None, :, None]).nan_to_num().max()
     if leak > 1e-6:
-        raise RuntimeError(f"the attention on padding is {leak:.2g}, not 0: the model's masking is off.")
+        raise RuntimeError(
+            f"the attention on padding is {leak:.2g}, not 0: the model's masking is off."
+        )
 
 
 def average_entropy(attention: Tensor, weights: Tensor) -> Tensor:
@@ -206,7 +216,9 @@ def prepare_batch(model: nn.Module, batch: dict[str, Tensor], with_grids: bool =
     grids = batch.get("patch_grids")
     if "pixel_values" in batch:
         pixels = batch["pixel_values"]
-        grids = patch_grids(batch.get("pixel_mask", torch.ones_like(pixels[:, 0])), model.config.patch_size)
+        grids = patch_grids(
+            batch.get("pixel_mask", torch.ones_like(pixels[:, 0])), model.config.patch_size
+        )
         grids = grids[batch.get("picture_of", slice(None))]
     elif grids is None and with_grids:
         raise ValueError("a batch of image_embeds needs patch_grids (batch, 2): rows, columns.")
@@ -264,7 +276,9 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     walk, layers = PackedForward(model, inputs, groups), []
     gauges = [Gauge(tile, grids[tile.questions]) for tile in walk.tiles]
     for layer in walk:
-        norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[0]  # (head, packed token)
+        norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[
+            0
+        ]  # (head, packed token)
         found = [gauge.read(*seen, norms) for gauge, seen in zip(gauges, layer, strict=True)]
         layers.append({name: torch.cat([each[name] for each in found]) for name in found[0]})
     found = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
@@ -279,7 +293,9 @@ class Gauge:
         n_text, n_tokens = tile.n_text, tile.groups.shape[2]
         self.text, self.image = slice(0, n_text), slice(n_text + 1, n_tokens)
         self.words, self.patches = tile.groups[:, 1, self.text], tile.groups[:, 4, self.image]
-        self.word_steps = grid_distance(grids.new_tensor([[1, n_text]]), n_text)  # words stand in one row
+        self.word_steps = grid_distance(
+            grids.new_tensor([[1, n_text]]), n_text
+        )  # words stand in one row
         self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
         self.keys = tile.groups.float().mT  # (question, token, 5)
         self.weights = query_weights(tile.groups)
@@ -295,7 +311,9 @@ class Gauge:
         return {
             "split": mass[:, :, QUERY_INDEX],
             "entropy": average_entropy(attention, self.weights[:, QUERY_INDEX]) * self.scale,
-            "text_distance": mean_distance(attention[..., self.text, self.text], self.word_steps, self.words),
+            "text_distance": mean_distance(
+                attention[..., self.text, self.text], self.word_steps, self.words
+            ),
             "patch_distance": mean_distance(
                 attention[..., self.image, self.image], self.patch_steps, self.patches
             ),

@@ -42,14 +42,20 @@ def find_first_words(ids: Tensor, tokenizer) -> list[np.ndarray]:
     found = []
     for row in ids.tolist():
         pieces = tokenizer.convert_ids_to_tokens(row[1:])
-        end = next((place for place, piece in enumerate(pieces[1:], 1) if not piece.startswith("##")), 1)
+        end = next(
+            (place for place, piece in enumerate(pieces[1:], 1) if not piece.startswith("##")), 1
+        )
         found.append(np.arange(end) if pieces[0] != tokenizer.sep_token else np.arange(0))
     return found
 
 
 @torch.no_grad()
 def withheld_accuracy(
-    model: nn.Module, encoded: EncodedQuestions, indices: Sequence[int], seed: int, batch_size: int = 64
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    indices: Sequence[int],
+    seed: int,
+    batch_size: int = 64,
 ) -> pd.DataFrame:
     """Ask each question with everything, without its image, with another's, and with its first word only.
 
@@ -79,13 +85,19 @@ def withheld_accuracy(
         answer("words removed", rows, keep_words(inputs, first))
     if len(encoded.sizes) > 1:
         for part, batch in encoded.shuffle_images(seed).batches(batch_size, indices):
-            answer("image exchanged", [place[index] for index in part], prepare_batch(model, batch).inputs)
+            answer(
+                "image exchanged",
+                [place[index] for index in part],
+                prepare_batch(model, batch).inputs,
+            )
     tables = [
         pd.DataFrame({"question": list(place), "condition": condition, "probability": probability[number],
                       "accuracy": score_answers(labels[number], model.config.id2label, encoded, list(place))})
         for number, condition in enumerate(CONDITIONS)
     ]  # fmt: skip
-    return pd.concat(tables, ignore_index=True)[["question", "condition", "accuracy", "probability"]]
+    return pd.concat(tables, ignore_index=True)[
+        ["question", "condition", "accuracy", "probability"]
+    ]
 
 
 def check_mode(model: nn.Module) -> None:
@@ -110,8 +122,13 @@ def lose_points(withheld: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame
 
     withheld: of `withheld_accuracy`; value: "accuracy" or "probability". Below 0 it is better off without.
     """
-    own = {condition: rows.set_index("question")[value] for condition, rows in withheld.groupby("condition")}
-    return pd.DataFrame({condition: 100 * (own["intact"] - own[condition]) for condition in CONDITIONS[1:]})
+    own = {
+        condition: rows.set_index("question")[value]
+        for condition, rows in withheld.groupby("condition")
+    }
+    return pd.DataFrame(
+        {condition: 100 * (own["intact"] - own[condition]) for condition in CONDITIONS[1:]}
+    )
 
 
 def cut_blocks(grid: tuple[int, int], count: int) -> np.ndarray:
@@ -187,7 +204,9 @@ def mm_shap(
         n_blocks = int(blocks.max()) + 1
         game = partial(play_coalitions, model, prepared.inputs, blocks, batch_size)
         question_id = int(encoded.questions["question_id"].iloc[index])
-        phi = shapley_values(game, draw_orders(n_words + n_blocks, permutations, [seed, question_id]))
+        phi = shapley_values(
+            game, draw_orders(n_words + n_blocks, permutations, [seed, question_id])
+        )
         text, image = np.abs(phi[:n_words]).sum(), np.abs(phi[n_words:]).sum()
         rows.append({
             "question": int(index), "text_share": float(divide(text, text + image)),
@@ -200,7 +219,11 @@ def mm_shap(
 
 @torch.no_grad()
 def play_coalitions(
-    model: nn.Module, inputs: dict[str, Tensor], blocks: np.ndarray, batch_size: int, coalitions: np.ndarray
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    blocks: np.ndarray,
+    batch_size: int,
+    coalitions: np.ndarray,
 ) -> np.ndarray:
     """The game of `mm_shap` on one question: probability (m,) of the intact answer with each coalition only.
 
@@ -209,7 +232,9 @@ def play_coalitions(
     best = int(forward_raster(model, inputs).logits[0].argmax())
     n_words = coalitions.shape[1] - blocks.max() - 1
     words, patches = coalitions[:, :n_words], coalitions[:, n_words:][:, blocks]
-    by_size = np.argsort(patches.sum(1), kind="stable")  # alike in a batch, so that little is padded
+    by_size = np.argsort(
+        patches.sum(1), kind="stable"
+    )  # alike in a batch, so that little is padded
     values = np.empty(len(coalitions))
     for part in np.array_split(by_size, -(-len(by_size) // batch_size)):
         copies = {name: each.expand(len(part), *each.shape[1:]) for name, each in inputs.items()}
@@ -242,8 +267,13 @@ def rank_agreement(x, y, groups, clusters, draws: int = 1000, seed: int = 0) -> 
     if told.sum() < MIN_GROUPS:
         return Interval(np.nan, np.nan, np.nan, int(told.sum()), used)
     weights = _draw_weights(n_clusters, draws, seed)  # the first: every image once
-    means = [divide(weights @ a[:, told], weights @ b[:, told]) for a, b in zip(sums, counts, strict=True)]
-    ranks = [rankdata(mean, axis=1, nan_policy="propagate") - (told.sum() + 1) / 2 for mean in means]
+    means = [
+        divide(weights @ a[:, told], weights @ b[:, told])
+        for a, b in zip(sums, counts, strict=True)
+    ]
+    ranks = [
+        rankdata(mean, axis=1, nan_policy="propagate") - (told.sum() + 1) / 2 for mean in means
+    ]
     spread = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
     return Interval(*_bound(divide((ranks[0] * ranks[1]).sum(1), spread)), int(told.sum()), used)
 
@@ -262,7 +292,9 @@ def tell_apart(values, positive, groups, clusters, draws: int = 1000, seed: int 
     clusters, n_clusters = _code_clusters(clusters)
     used = ~np.isnan(values) & ~pd.isna(groups)
     mixed = [
-        name for name in pd.unique(groups[used]) if len(np.unique(positive[used & (groups == name)])) == 2
+        name
+        for name in pd.unique(groups[used])
+        if len(np.unique(positive[used & (groups == name)])) == 2
     ]
     used &= np.isin(groups, mixed)
     n, own = int(used.sum()), len(np.unique(clusters[used]))
@@ -288,7 +320,9 @@ def _code_clusters(clusters) -> tuple[np.ndarray, int]:
 
 def _draw_weights(n_clusters: int, draws: int, seed: int) -> np.ndarray:
     """How often each cluster counts: (1 + draws, clusters), first once each, then as a bootstrap draws."""
-    drawn = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), draws)
+    drawn = np.random.default_rng(seed).multinomial(
+        n_clusters, np.full(n_clusters, 1 / n_clusters), draws
+    )
     return np.concatenate([np.ones((1, n_clusters)), drawn])
 
 

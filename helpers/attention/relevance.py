@@ -88,7 +88,10 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[str | int] | None = None, tokenizer=None
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    answers: Sequence[str | int] | None = None,
+    tokenizer=None,
 ) -> list[Explanation]:
     """Explain the answers to a few questions: layers * heads * tokens^2 floats each, twice.
 
@@ -131,7 +134,9 @@ def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str | int
     unknown = [number for number in numbers if number not in model.config.id2label]
     if unknown or len(answers) != len(logits):
         what = (
-            f"{unknown[0]!r} is none of the model's answers" if unknown else f"{len(answers)} answers given"
+            f"{unknown[0]!r} is none of the model's answers"
+            if unknown
+            else f"{len(answers)} answers given"
         )
         raise ValueError(
             f"{what}: expected one of its {len(index)} labels, or an index from 0 to {len(index) - 1}, "
@@ -148,14 +153,19 @@ def differentiate(
     One backward pass of the sum of the questions' logits: questions do not meet, so each gets its own gradient.
     """
     layers = []
-    inputs = {**prepared.inputs, "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_()}
+    inputs = {
+        **prepared.inputs,
+        "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_(),
+    }
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # or autograd would keep what the parameters' gradients need, and nobody asks for those
     for parameter in learnt:
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
-            with observe_attention(model, lambda layer, probabilities: layers.append(probabilities)):
+            with observe_attention(
+                model, lambda layer, probabilities: layers.append(probabilities)
+            ):
                 logits = forward_raster(model, inputs).logits
             chosen = choose_answers(model, logits, answers)
             gradients = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), layers)
@@ -188,7 +198,11 @@ def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     row[:, 0] -= 1
     owed = (row[:, None] @ keys)[:, 0]
     shares = owed / owed.sum(1, keepdim=True)  # 0 / 0 is NaN
-    return {"relevance": shares, "gradient_split": torch.stack(splits[::-1], dim=1), "logits": logits}
+    return {
+        "relevance": shares,
+        "gradient_split": torch.stack(splits[::-1], dim=1),
+        "logits": logits,
+    }
 
 
 def patch_maps(explanation: Explanation) -> dict[str, np.ndarray]:

@@ -14,7 +14,13 @@ from tqdm.auto import tqdm
 
 from helpers.attention import faithfulness, modality
 from helpers.attention.extract import AttentionTable, extract_attention, read_attention
-from helpers.attention.relevance import RELEVANCE, Explanation, explain, patch_maps, relevance_measures
+from helpers.attention.relevance import (
+    RELEVANCE,
+    Explanation,
+    explain,
+    patch_maps,
+    relevance_measures,
+)
 from helpers.attention.word_classes import LEXICON, WORD_MEASURES, word_measures
 from helpers.data.encode import EncodedQuestions
 from helpers.heads.roles import box_hits
@@ -42,12 +48,18 @@ def measure_attention(
 
     def extract(folder) -> None:
         lower = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-        extract_attention(lower, encoded, folder, study.extract_batch_size, study.shard_size, process)
+        extract_attention(
+            lower, encoded, folder, study.extract_batch_size, study.shard_size, process
+        )
 
     name = "attention_untrained" if untrained else "attention"
     seed = study.settings("seed") if untrained else {}
     return read_attention(
-        once(study.folder() / name, extract, describe_inputs(study, **study.settings("precision"), **seed))
+        once(
+            study.folder() / name,
+            extract,
+            describe_inputs(study, **study.settings("precision"), **seed),
+        )
     )
 
 
@@ -80,7 +92,9 @@ def measure_words(study: Study, model: nn.Module, encoded: EncodedQuestions) -> 
 
     def extract(folder) -> None:
         sizes = (study.extract_batch_size, study.shard_size)
-        extract_attention(model, encoded, folder, *sizes, measure=word_measures, layout=WORD_MEASURES)
+        extract_attention(
+            model, encoded, folder, *sizes, measure=word_measures, layout=WORD_MEASURES
+        )
 
     depends = describe_inputs(study, lexicon=hash_file(LEXICON))
     return read_attention(make_once(study.folder() / "words", extract, depends))
@@ -124,7 +138,8 @@ def measure_faithfulness(
     folder = make_once(study.folder() / "faithfulness", measure, depends)
     with np.load(folder / "curves.npz") as kept:
         curves = faithfulness.Curves(
-            kept["orders"].tolist(), *(kept[name] for name in ("fractions", "probability", "accuracy"))
+            kept["orders"].tolist(),
+            *(kept[name] for name in ("fractions", "probability", "accuracy")),
         )
         return chosen, curves, pd.read_parquet(folder / "boxes.parquet")
 
@@ -144,8 +159,12 @@ def measure_modality(
         rows = range(len(encoded))
         withheld = modality.withheld_accuracy(model, encoded, rows, study.seed, size)
         withheld.to_parquet(folder / "withheld.parquet", index=False)
-        chosen = np.sort(np.random.default_rng(study.seed).choice(len(encoded), count, replace=False))
-        shares = modality.mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
+        chosen = np.sort(
+            np.random.default_rng(study.seed).choice(len(encoded), count, replace=False)
+        )
+        shares = modality.mm_shap(
+            model, encoded, chosen, study.shapley_permutations, study.seed, size
+        )
         shares.to_parquet(folder / "shapley.parquet", index=False)
 
     own = study.settings("seed", "shapley_questions", "shapley_permutations")
@@ -159,20 +178,36 @@ def ground_maps(
 ) -> pd.DataFrame:
     """Pointing and mass of each combined map and each head's [CLS] attention on one question; empty without a box."""
     if not example["boxes"]:
-        return pd.DataFrame(columns=["question", "map", "layer", "head", "pointing", "mass", "chance"])
+        return pd.DataFrame(
+            columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
+        )
     size = (example["width"], example["height"])
     inside = faithfulness.cover_boxes(example["boxes"], explanation.maps.grid, size).ravel()
-    heads = explanation.maps.attention[:, :, 0, explanation.maps.groups["patches"]].float().cpu().numpy()
+    heads = (
+        explanation.maps.attention[:, :, 0, explanation.maps.groups["patches"]]
+        .float()
+        .cpu()
+        .numpy()
+    )
     cells = [(-1, -1), *np.ndindex(heads.shape[:2])]
     names = [*maps, *(f"L{layer}H{head}" for layer, head in cells[1:])]
-    weights = np.concatenate([[each.ravel() for each in maps.values()], heads.reshape(-1, heads.shape[2])])
+    weights = np.concatenate(
+        [[each.ravel() for each in maps.values()], heads.reshape(-1, heads.shape[2])]
+    )
     layer, head = np.array([cells[0]] * len(maps) + cells[1:]).T
     scores = {
         "pointing": faithfulness.point_in_box(weights, inside),
         "mass": faithfulness.mass_in_box(weights, inside),
     }
     return pd.DataFrame(
-        {"question": row, "map": names, "layer": layer, "head": head, **scores, "chance": inside.mean()}
+        {
+            "question": row,
+            "map": names,
+            "layer": layer,
+            "head": head,
+            **scores,
+            "chance": inside.mean(),
+        }
     )
 
 
@@ -193,9 +228,12 @@ def choose_dtype(setting: str, device: str) -> torch.dtype:
     On a CPU always float32: half is slower there. "auto" is fp16, which has eight times the resolution of bf16: against
     fp32, single splits of the phantom differ by at most 0.01 in fp16 and 0.1 in bf16, averages far less.
     """
-    chosen = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[
-        setting
-    ]
+    chosen = {
+        "auto": torch.float16,
+        "fp16": torch.float16,
+        "bf16": torch.bfloat16,
+        "fp32": torch.float32,
+    }[setting]
     return torch.float32 if device == "cpu" else chosen
 
 

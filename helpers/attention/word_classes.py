@@ -64,7 +64,9 @@ def classify_words(words: Sequence[str]) -> list[str]:
         if name is None:
             after = classes[place + 1] if place + 1 < len(words) else "punctuation"
             named = (
-                place > 0 and words[place - 1] in DETERMINERS and after in ("function word", "punctuation")
+                place > 0
+                and words[place - 1] in DETERMINERS
+                and after in ("function word", "punctuation")
             )
             classes[place] = "noun" if named else "other content"
     return classes
@@ -106,7 +108,9 @@ def classify_pieces(pieces: Sequence[str]) -> list[str]:
 def mark_classes(tokenizer, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Which text token is of which class: bool (batch, CLASSES, text), False at [CLS], [SEP] and padding."""
     members = torch.zeros(len(input_ids), len(CLASSES), input_ids.shape[1], dtype=torch.bool)
-    for row, (ids, length) in enumerate(zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)):
+    for row, (ids, length) in enumerate(
+        zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)
+    ):
         pieces = tokenizer.convert_ids_to_tokens(ids[1 : length - 1])
         for place, name in enumerate(classify_pieces(pieces), start=1):
             members[row, CLASSES.index(name), place] = True
@@ -130,7 +134,9 @@ def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
             "word classes need the model's tokenizer: load it with load_vilt, or set model.tokenizer."
         )
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    members = mark_classes(tokenizer, inputs["input_ids"], inputs["attention_mask"]).to(groups.device)
+    members = mark_classes(tokenizer, inputs["input_ids"], inputs["attention_mask"]).to(
+        groups.device
+    )
     walk, layers = PackedForward(model, inputs, groups), []
     for layer in walk:
         found = [read_classes(tile, attention, members) for tile, attention in layer]
@@ -147,7 +153,9 @@ def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
 
 def read_classes(tile: Tile, attention: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """A tile's word_image and word_read in one layer; attention: (question, head, query, key)."""
-    weights = query_weights(members[tile.questions, :, : tile.n_text])[:, None]  # (question, 1, class, text)
+    weights = query_weights(members[tile.questions, :, : tile.n_text])[
+        :, None
+    ]  # (question, 1, class, text)
     image = tile.groups[:, IMAGE].any(1).float()[:, None, :, None]
     readers = query_weights(tile.groups[:, READER_INDEX])[:, None]  # (question, 1, reader, token)
     looked = weights @ (attention[:, :, : tile.n_text] @ image)

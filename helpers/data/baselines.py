@@ -11,7 +11,9 @@ from torch import nn
 
 from helpers.data.vqa import build_vocabulary, soft_targets
 
-MAX_QUESTIONS = 50_000  # that predict_from_words learns from: 0.6 GB of targets, as much again of gradients
+MAX_QUESTIONS = (
+    50_000  # that predict_from_words learns from: 0.6 GB of targets, as much again of gradients
+)
 
 
 def predict_prior(train: Dataset, validation: Dataset) -> pd.DataFrame:
@@ -20,7 +22,9 @@ def predict_prior(train: Dataset, validation: Dataset) -> pd.DataFrame:
     The "prior" baseline of Goyal et al. 2017, per question type; the most common answer of all for new types.
     """
     seen = train.select_columns(["question_type", "multiple_choice_answer"]).to_pandas()
-    modes = seen.groupby("question_type")["multiple_choice_answer"].agg(lambda answers: answers.mode().min())
+    modes = seen.groupby("question_type")["multiple_choice_answer"].agg(
+        lambda answers: answers.mode().min()
+    )
     overall = seen["multiple_choice_answer"].mode().min()
     answers = [modes.get(kind, overall) for kind in validation["question_type"]]
     return pd.DataFrame({"question_id": validation["question_id"], "prediction": answers})
@@ -54,7 +58,9 @@ def predict_from_words(
         optimizer.step()
     with torch.no_grad():
         best = (scores(*new) + bias).argmax(dim=1).tolist()
-    return pd.DataFrame({"question_id": validation["question_id"], "prediction": [answers[i] for i in best]})
+    return pd.DataFrame(
+        {"question_id": validation["question_id"], "prediction": [answers[i] for i in best]}
+    )
 
 
 def _bag(question: str) -> set[str]:
@@ -66,6 +72,6 @@ def _number_words(bags: list[set[str]], index: dict[str, int]) -> tuple[torch.Te
     """Bags as EmbeddingBag reads them: all numbers, and where each bag starts; unseen words are left out."""
     numbers = [[index[word] for word in sorted(bag) if word in index] for bag in bags]
     starts = np.cumsum([0, *map(len, numbers)])[:-1]
-    return torch.tensor(list(itertools.chain.from_iterable(numbers)), dtype=torch.long), torch.from_numpy(
-        starts
-    )
+    return torch.tensor(
+        list(itertools.chain.from_iterable(numbers)), dtype=torch.long
+    ), torch.from_numpy(starts)

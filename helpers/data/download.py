@@ -40,7 +40,9 @@ OFFICIAL_FILES = {  # zip: (bytes, sha256)
     "v2_Annotations_Val_mscoco.zip": (10518930, "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e"),
 }  # fmt: skip
 # official zip: the JSON file in it
-JSON_OF = {zipped.format(s, s.title()): name.format(s) for name, zipped in FILES.values() for s in SPLITS}
+JSON_OF = {
+    zipped.format(s, s.title()): name.format(s) for name, zipped in FILES.values() for s in SPLITS
+}
 
 MAX_UNPACKED = 2_000_000_000  # bytes; the largest official JSON file has 0.4 GB
 IMAGE_BYTES = 165_000  # of a COCO image, on average
@@ -48,14 +50,18 @@ DISK_RATIO = 16  # bytes on the disk of an official zip and the JSON file in it,
 GIVE_UP = 50  # images in a row from the start that the server lacks
 
 
-def download_questions(folder: Path, base_url: str = QUESTIONS_URL, files: Mapping = OFFICIAL_FILES) -> Path:
+def download_questions(
+    folder: Path, base_url: str = QUESTIONS_URL, files: Mapping = OFFICIAL_FILES
+) -> Path:
     """Fetch and unpack the official JSON files a folder lacks: `read_vqa(download_questions(folder), "val")`.
 
     files: zip name -> (bytes, sha256). A zip that is right, or a JSON file that is there, is not fetched again.
     """
     folder = Path(folder)
     if unknown := sorted(set(files) - set(JSON_OF)):
-        raise ValueError(f"files: {unknown[0]!r} is none of VQAv2's official zips ({', '.join(JSON_OF)})")
+        raise ValueError(
+            f"files: {unknown[0]!r} is none of VQAv2's official zips ({', '.join(JSON_OF)})"
+        )
 
     def list_absent() -> list[str]:
         return [name for name in files if not (folder / JSON_OF[name]).is_file()]
@@ -66,7 +72,9 @@ def download_questions(folder: Path, base_url: str = QUESTIONS_URL, files: Mappi
     with use_folder(folder, lambda: needed), requests.Session() as session:
         for name in tqdm(list_absent(), desc="question files", unit="file"):
             zipped, (size, sha256) = folder / name, files[name]
-            if not (zipped.is_file() and zipped.stat().st_size == size and hash_file(zipped) == sha256):
+            if not (
+                zipped.is_file() and zipped.stat().st_size == size and hash_file(zipped) == sha256
+            ):
                 fetch_file(join_url(base_url, name), zipped, size, sha256, session=session)
             _unpack_member(zipped, folder / JSON_OF[name])
     return folder
@@ -78,7 +86,10 @@ def _unpack_member(zipped: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(zipped) as archive:
             member = _find_member(archive.infolist(), target.name)
-            with archive.open(member) as source, part.open("wb") as file:  # yields file_size at most
+            with (
+                archive.open(member) as source,
+                part.open("wb") as file,
+            ):  # yields file_size at most
                 shutil.copyfileobj(source, file, 1 << 20)
         settle_part(part, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
@@ -117,8 +128,16 @@ def download_images(
     folder, names = Path(folder), list(dict.fromkeys(names))
     for name in names:
         path = PureWindowsPath(name)  # knows both kinds of slash
-        if not path.name or path.anchor or ".." in path.parts or path.as_posix() != name or "\0" in name:
-            raise ValueError(f"image name {name!r}: expected a path below the folder, like val2014/name.jpg")
+        if (
+            not path.name
+            or path.anchor
+            or ".." in path.parts
+            or path.as_posix() != name
+            or "\0" in name
+        ):
+            raise ValueError(
+                f"image name {name!r}: expected a path below the folder, like val2014/name.jpg"
+            )
 
     def list_absent() -> list[str]:
         return [name for name in names if not (folder / name).is_file()]
@@ -130,7 +149,9 @@ def download_images(
         lacking = _fetch_images(targets, workers, bearable=max(max_missing * len(names), GIVE_UP))
     missing = [name for name in names if folder / name in lacking]
     if missing and len(missing) / len(names) > max_missing:
-        reasons = ", ".join(f"{count} x {why}" for why, count in Counter(lacking.values()).most_common())
+        reasons = ", ".join(
+            f"{count} x {why}" for why, count in Counter(lacking.values()).most_common()
+        )
         raise DownloadError(
             f"{len(missing)} of {len(names)} images are not to be had at {name_host(base_url)} ({reasons}: "
             f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}), more than the share max_missing="
@@ -146,9 +167,14 @@ def _fetch_images(targets: Mapping[Path, str], workers: int, bearable: float) ->
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=workers))
         shared = dict(check=check_image, session=session, stop=stop)
-        futures = {pool.submit(fetch_file, url, target, **shared): target for target, url in targets.items()}
+        futures = {
+            pool.submit(fetch_file, url, target, **shared): target
+            for target, url in targets.items()
+        }
         try:
-            with tqdm(as_completed(futures), total=len(futures), desc="images", unit="image") as bar:
+            with tqdm(
+                as_completed(futures), total=len(futures), desc="images", unit="image"
+            ) as bar:
                 for done, future in enumerate(bar, 1):
                     error = future.exception()
                     if error and not getattr(error, "lacking", ""):

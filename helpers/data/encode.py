@@ -43,7 +43,9 @@ class EncodedQuestions(torch.utils.data.Dataset):
             raise ValueError("the dataset holds no questions: nothing to encode.")
         self.processor = processor
         self.questions = dataset.remove_columns({"image"} & set(dataset.column_names)).to_pandas()
-        self.input_ids, self.n_truncated = encode_text(list(dataset["question"]), processor.tokenizer)
+        self.input_ids, self.n_truncated = encode_text(
+            list(dataset["question"]), processor.tokenizer
+        )
         self.image_of, self.image_ids = pd.factorize(self.questions["image_id"])
         if pictures is None:
             rows = dataset.select(self.questions.drop_duplicates("image_id").index.tolist())
@@ -85,9 +87,15 @@ class EncodedQuestions(torch.utils.data.Dataset):
         """Words of some items: input_ids, attention_mask, token_type_ids (batch, longest)."""
         ids = [item["input_ids"] for item in items]
         lengths = torch.tensor([len(tokens) for tokens in ids])
-        padded = pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
+        padded = pad_sequence(
+            ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id
+        )
         mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
-        return {"input_ids": padded, "attention_mask": mask, "token_type_ids": torch.zeros_like(padded)}
+        return {
+            "input_ids": padded,
+            "attention_mask": mask,
+            "token_type_ids": torch.zeros_like(padded),
+        }
 
     def pad_pictures(self, pictures: list[Tensor]) -> dict[str, Tensor]:
         """Pictures (3, height, width) of bytes as the model's numbers: pixel_values, and where they are: pixel_mask."""
@@ -98,7 +106,9 @@ class EncodedQuestions(torch.utils.data.Dataset):
             _, rows, columns = picture.shape
             for channel in range(3):
                 pixels = picture[channel].flatten().int()
-                levels = self.levels[channel].index_select(0, pixels)  # 3 times as fast as levels[pixels]
+                levels = self.levels[channel].index_select(
+                    0, pixels
+                )  # 3 times as fast as levels[pixels]
                 values[place, channel, :rows, :columns] = levels.view(rows, columns)
             mask[place, :rows, :columns] = True
         return {"pixel_values": values, "pixel_mask": mask}
@@ -121,7 +131,9 @@ class EncodedQuestions(torch.utils.data.Dataset):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             items = [self[index] for index in part]
-            _, first, picture_of = np.unique(self.image_of[part], return_index=True, return_inverse=True)
+            _, first, picture_of = np.unique(
+                self.image_of[part], return_index=True, return_inverse=True
+            )
             batch = self._join(items, [items[place]["pixels"] for place in first])
             yield part, {**batch, "picture_of": torch.from_numpy(picture_of)}
 
@@ -151,8 +163,12 @@ def encode_text(questions: list[str], tokenizer) -> tuple[list[Tensor], int]:
     ids = tokenizer(questions, add_special_tokens=True, verbose=False)["input_ids"]
     n_cut = sum(len(tokens) > longest for tokens in ids)
     if n_cut:
-        logger.warning("%d of %d questions are longer than %d tokens and were cut.", n_cut, len(ids), longest)
-    cut = (tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]] for tokens in ids)
+        logger.warning(
+            "%d of %d questions are longer than %d tokens and were cut.", n_cut, len(ids), longest
+        )
+    cut = (
+        tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]] for tokens in ids
+    )
     return [torch.tensor(tokens) for tokens in cut], n_cut
 
 
@@ -161,12 +177,16 @@ def resize_row(row: dict, image_processor) -> Tensor:
     try:
         return resize_image(row["image"], image_processor)
     except ValueError as error:
-        raise ValueError(f"question_id {row['question_id']}, image_id {row['image_id']}: {error}") from None
+        raise ValueError(
+            f"question_id {row['question_id']}, image_id {row['image_id']}: {error}"
+        ) from None
 
 
 def normalise_levels(image_processor) -> Tensor:
     """The processor's value of each byte: (3, 256), by its own arithmetic, so that pixels are equal."""
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (3, 256, 1))
     scaled = image_processor.rescale(levels, image_processor.rescale_factor)
-    values = image_processor.normalize(scaled, image_processor.image_mean, image_processor.image_std)
+    values = image_processor.normalize(
+        scaled, image_processor.image_mean, image_processor.image_std
+    )
     return torch.from_numpy(np.ascontiguousarray(values[..., 0]))

@@ -18,7 +18,13 @@ from urllib.parse import quote
 
 import requests
 from requests.exceptions import ConnectTimeout, ProxyError, TooManyRedirects
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, wait_exponential, wait_random
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    wait_exponential,
+    wait_random,
+)
 from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.util import Retry
 
@@ -45,7 +51,9 @@ class DownloadError(OSError):
     lacking: why the server does not have the file ("HTTP 404"); "" where that is not the trouble.
     """
 
-    def __init__(self, message: str, attempts: int = 1, wait: float | None = None, lacking: str = ""):
+    def __init__(
+        self, message: str, attempts: int = 1, wait: float | None = None, lacking: str = ""
+    ):
         super().__init__(message)
         self.attempts, self.wait, self.lacking = attempts, wait, lacking
 
@@ -67,7 +75,9 @@ def fetch_file(
     DownloadError where the transfer fails; what the disk raises passes through.
     """
     stop = stop or threading.Event()
-    transfer = _Transfer(url, Path(target), size, sha256, check, session or requests.Session(), stop)
+    transfer = _Transfer(
+        url, Path(target), size, sha256, check, session or requests.Session(), stop
+    )
     retrying = Retrying(
         retry=retry_if_exception_type(DownloadError),
         stop=lambda state: state.attempt_number >= state.outcome.exception().attempts,
@@ -90,7 +100,9 @@ class _Transfer:
     check: Callable[[Path], None] | None
     session: requests.Session
     stop: threading.Event
-    validator: str | None = None  # ETag or date of what the part holds, if this transfer received it
+    validator: str | None = (
+        None  # ETag or date of what the part holds, if this transfer received it
+    )
 
     def __post_init__(self):
         self.part = name_part(self.target)
@@ -115,9 +127,13 @@ class _Transfer:
 
     def receive(self, have: int) -> None:
         """Ask for what follows `have` bytes, and write it to the part as it comes."""
-        headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges count the file's own bytes
+        headers = {
+            "Accept-Encoding": "identity"
+        }  # so that lengths and ranges count the file's own bytes
         if have:
-            headers |= {"Range": f"bytes={have}-"} | ({"If-Range": self.validator} if self.validator else {})
+            headers |= {"Range": f"bytes={have}-"} | (
+                {"If-Range": self.validator} if self.validator else {}
+            )
         with _explain_network(self.url):
             timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
             response = self.session.get(self.url, headers=headers, stream=True, timeout=timeout)
@@ -144,7 +160,9 @@ class _Transfer:
             wait = _read_retry_after(response)
             raise self.fail(f"is not served now (HTTP {status}): try later", ATTEMPTS, wait)
         if status in LACKING:
-            raise self.fail(f"is not there (HTTP {status}): check the address", lacking=f"HTTP {status}")
+            raise self.fail(
+                f"is not there (HTTP {status}): check the address", lacking=f"HTTP {status}"
+            )
         if status not in ((200, 206) if have else (200,)):
             raise self.fail(f"is refused (HTTP {status}): check the address")
         etag = headers.get("ETag", "W/")  # a weak one vouches for no byte
@@ -165,7 +183,9 @@ class _Transfer:
                 problem = str(error)
         if problem:
             self.part.unlink()
-            raise self.fail(f"arrives wrong ({problem}): check the address", WRONG_ATTEMPTS, lacking=problem)
+            raise self.fail(
+                f"arrives wrong ({problem}): check the address", WRONG_ATTEMPTS, lacking=problem
+            )
 
     def fail(self, what: str, *args, **more) -> DownloadError:
         return DownloadError(f"{self.target.name} at {name_host(self.url)} {what}", *args, **more)
@@ -200,9 +220,15 @@ def _explain_network(url: str) -> Iterator[None]:
         if isinstance(error, ValueError | TooManyRedirects):
             problem, attempts = "the address leads nowhere: check it, and the proxy's", 1
         elif isinstance(error, ProxyError):
-            problem, attempts = "the proxy gives no connection: check HTTP(S)_PROXY", OFFLINE_ATTEMPTS
+            problem, attempts = (
+                "the proxy gives no connection: check HTTP(S)_PROXY",
+                OFFLINE_ATTEMPTS,
+            )
         elif "CERTIFICATE_VERIFY_FAILED" in str(error) or "CA certificate" in str(error):
-            problem, attempts = "its certificate is not accepted: check the clock and REQUESTS_CA_BUNDLE", 1
+            problem, attempts = (
+                "its certificate is not accepted: check the clock and REQUESTS_CA_BUNDLE",
+                1,
+            )
         elif isinstance(error, ConnectTimeout) or isinstance(reason, NewConnectionError):
             problem, attempts = "no connection: check the network", OFFLINE_ATTEMPTS
         else:
@@ -225,7 +251,9 @@ def use_folder(folder: Path, count_needed: Callable[[], int]) -> Iterator[None]:
     except OSError as error:
         problem = f"cannot write in {shorten(folder)} ({error.strerror}): check the folder"
         if error.errno in (ENOSPC, EDQUOT):
-            problem = f"no space left for {shorten(folder)}: free about {count_needed() / 1e6:.1f} MB"
+            problem = (
+                f"no space left for {shorten(folder)}: free about {count_needed() / 1e6:.1f} MB"
+            )
         raise DownloadError(f"{problem}, then run this again") from None
 
 

@@ -48,7 +48,9 @@ class Pictures(Mapping):
         if part not in self._parts:
             self._parts[part] = np.load(self.folder / f"{part}.npy", mmap_mode="r")
         height, width = self.sizes[image_id]
-        flat = self._parts[part][offset : offset + 3 * height * width].copy()  # the map is read-only
+        flat = self._parts[part][
+            offset : offset + 3 * height * width
+        ].copy()  # the map is read-only
         return torch.from_numpy(flat.reshape(3, height, width))
 
     def __getstate__(self) -> dict:
@@ -63,13 +65,18 @@ def write_pictures(paths: Mapping[int, str | Path], image_processor, folder: str
     ValueError, with the image_id, for a picture that cannot be resized.
     """
     folder, image_ids = Path(folder), sorted(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), unit="picture") as progress:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(paths), unit="picture") as progress,
+    ):
         progress.set_description("resizing")
         for number, start in enumerate(range(0, len(image_ids), PART_SIZE)):
             chosen = image_ids[start : start + PART_SIZE]
             index = folder / f"part-{number:05d}.csv"
             if not index.is_file():
-                resized = list(pool.map(lambda key: _resize_file(key, paths[key], image_processor), chosen))
+                resized = list(
+                    pool.map(lambda key: _resize_file(key, paths[key], image_processor), chosen)
+                )
                 _write_part(index, chosen, resized)
             progress.update(len(chosen))
     return folder
@@ -104,11 +111,15 @@ def resize_image(image: Image.Image, image_processor) -> Tensor:
     picture = load_rgb(image)
     shorter = image_processor.size["shortest_edge"]
     longer = int(vilt_images.MAX_LONGER_EDGE / vilt_images.MAX_SHORTER_EDGE * shorter)
-    shape = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # the rule reads a shape only
+    shape = np.broadcast_to(
+        np.uint8(0), (3, picture.height, picture.width)
+    )  # the rule reads a shape only
     height, width = vilt_images.get_resize_output_image_size(
         shape, shorter, longer, image_processor.size_divisor, input_data_format="channels_first"
     )
     if not (height and width):
-        raise ValueError(f"a picture of {picture.width}x{picture.height} is too long and thin for ViLT.")
+        raise ValueError(
+            f"a picture of {picture.width}x{picture.height} is too long and thin for ViLT."
+        )
     resized = np.array(picture.resize((width, height), resample=image_processor.resample))
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()

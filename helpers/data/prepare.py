@@ -10,7 +10,13 @@ import datasets
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 
-from helpers.data.download import IMAGES_URL, JSON_OF, QUESTIONS_URL, download_images, download_questions
+from helpers.data.download import (
+    IMAGES_URL,
+    JSON_OF,
+    QUESTIONS_URL,
+    download_images,
+    download_questions,
+)
 from helpers.data.encode import EncodedQuestions
 from helpers.data.pictures import Pictures, write_pictures
 from helpers.data.vqa import (
@@ -103,7 +109,9 @@ def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
     """`train` and `validation` as they are drawn from the official files under `root`, before any image is touched."""
     train, validation = (_read_split(root, split) for split in ("train", "val"))
     if len(validation) < study.min_validation:
-        logger.info("%d validation questions: pooling both files, holding out images", len(validation))
+        logger.info(
+            "%d validation questions: pooling both files, holding out images", len(validation)
+        )
         halves = split_by_image(concatenate_datasets([train, validation]), POOLED_SHARE, study.seed)
         train, validation = halves["train"], halves["validation"]
     parts = {
@@ -112,19 +120,25 @@ def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
     }
     shared = set(parts["train"]["image_id"][:]) & set(parts["validation"]["image_id"][:])
     if shared:
-        raise ValueError(f"{len(shared)} images are in training and in validation, like {min(shared)}")
+        raise ValueError(
+            f"{len(shared)} images are in training and in validation, like {min(shared)}"
+        )
     return parts
 
 
 def _draw_parts(study: Study, root: Path) -> DatasetDict:
     parts = draw_subset(study, root)
-    _fetch_images(study, sorted({name for part in parts.values() for name in part["picture"][:]}), root)
+    _fetch_images(
+        study, sorted({name for part in parts.values() for name in part["picture"][:]}), root
+    )
     return DatasetDict({name: _measure_images(part) for name, part in parts.items()})
 
 
 def read_notes(study: Study) -> list[str]:
     """What was left out of the dataset and why, one line for each kind of trouble; empty where all was well."""
-    return json.loads((require(study.folder() / "dataset", made_by="01_setup") / "notes.json").read_text())
+    return json.loads(
+        (require(study.folder() / "dataset", made_by="01_setup") / "notes.json").read_text()
+    )
 
 
 def load_dataset(study: Study) -> DatasetDict:
@@ -140,7 +154,9 @@ def load_pictures(study: Study, processor) -> Pictures:
     """
     image_processor, parts = processor.image_processor, load_dataset(study).values()
     files = {
-        key: name for part in parts for key, name in zip(part["image_id"][:], part["picture"][:], strict=True)
+        key: name
+        for part in parts
+        for key, name in zip(part["image_id"][:], part["picture"][:], strict=True)
     }
     source = read_depends(study.run_dir / "dataset")
     depends = {  # nothing of the questions: studies that ask about the same images share them
@@ -176,7 +192,9 @@ def _fetch_images(study: Study, files: list[str], root: Path) -> list[str]:
     """Fetch what lacks of these, where the study may; returns those that are not served."""
     if not study.download:
         return []
-    return download_images(files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing)
+    return download_images(
+        files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing
+    )
 
 
 def _read_split(root: Path, split: str) -> Dataset:
@@ -211,7 +229,9 @@ def _measure_images(dataset: Dataset) -> Dataset:
     }
     sizes = {image_id: Image.open(path).size for image_id, path in paths.items()}
     for place, name in enumerate(("width", "height")):
-        dataset = dataset.add_column(name, [sizes[image_id][place] for image_id in dataset["image_id"][:]])
+        dataset = dataset.add_column(
+            name, [sizes[image_id][place] for image_id in dataset["image_id"][:]]
+        )
     return dataset.remove_columns("image")
 
 

@@ -20,8 +20,21 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PillowImage
 
-FAMILIES = ("what", "what color", "where", "why", "how many", "how", "who", "which", "is/are", "other")
-with (Path(__file__).resolve().parents[2] / "data" / "question_types.csv").open(encoding="utf-8") as _table:
+FAMILIES = (
+    "what",
+    "what color",
+    "where",
+    "why",
+    "how many",
+    "how",
+    "who",
+    "which",
+    "is/are",
+    "other",
+)
+with (Path(__file__).resolve().parents[2] / "data" / "question_types.csv").open(
+    encoding="utf-8"
+) as _table:
     QUESTION_TYPES = {row["question_type"]: row["family"] for row in csv.DictReader(_table)}
 
 SPLITS = ("train", "val")
@@ -90,7 +103,9 @@ def question_type(question: str) -> str:
 def question_family(question_type: str) -> str:
     """The family (one of FAMILIES) of an official question type; ValueError for any other text."""
     if question_type not in QUESTION_TYPES:
-        raise ValueError(f"{question_type!r} is none of the 65 question types in data/question_types.csv")
+        raise ValueError(
+            f"{question_type!r} is none of the 65 question types in data/question_types.csv"
+        )
     return QUESTION_TYPES[question_type]
 
 
@@ -110,7 +125,8 @@ def normalize_answer(answer: str) -> str:
     cleaned = _clean_answer(answer)
     squeeze = DIGIT_COMMA.search(cleaned) is not None
     marks = {
-        mark: "" if squeeze or f"{mark} " in cleaned or f" {mark}" in cleaned else " " for mark in PUNCTUATION
+        mark: "" if squeeze or f"{mark} " in cleaned or f" {mark}" in cleaned else " "
+        for mark in PUNCTUATION
     }
     text = POINT.sub("", cleaned.translate(str.maketrans(marks)), count=MAX_POINTS)
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
@@ -200,26 +216,38 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
     keys = [key for key in asked if key in told]
     if not keys:
         raise ValueError(f"{asked_in} and {told_in} share no question: are they of the same split?")
-    _warn_left_out(asked_in, "questions without annotation", [key for key in asked if key not in told])
-    _warn_left_out(told_in, "annotations without question", [key for key in told if key not in asked])
+    _warn_left_out(
+        asked_in, "questions without annotation", [key for key in asked if key not in told]
+    )
+    _warn_left_out(
+        told_in, "annotations without question", [key for key in told if key not in asked]
+    )
     answers = {key: _read_answers(told_in, told[key]) for key in keys}
     odd = [key for key in keys if len(answers[key]) != N_ANSWERS]
     if len(odd) == len(keys):
-        raise ValueError(f"{told_in}: no question has exactly {N_ANSWERS} answers; get the official file")
+        raise ValueError(
+            f"{told_in}: no question has exactly {N_ANSWERS} answers; get the official file"
+        )
     _warn_left_out(told_in, f"questions without exactly {N_ANSWERS} answers", odd)
     keys = [key for key in keys if len(answers[key]) == N_ANSWERS]
     for key in keys:
         if asked[key]["image_id"] != told[key]["image_id"]:
-            raise ValueError(f"{told_in}: question_id {key} is about another image than in {asked_in.name}")
+            raise ValueError(
+                f"{told_in}: question_id {key} is about another image than in {asked_in.name}"
+            )
     folder = f"{root.absolute()}/"  # joined as text: pathlib takes nine times as long
     columns = {name: [asked[key][name] for key in keys] for name in FIELDS["questions"]}
-    columns |= {name: [told[key][name] for key in keys] for name in list(FIELDS["annotations"])[2:-1]}
+    columns |= {
+        name: [told[key][name] for key in keys] for name in list(FIELDS["annotations"])[2:-1]
+    }
     columns["family"] = [QUESTION_TYPES[name] for name in columns["question_type"]]
     paths = pa.array([folder + name_image(split, image) for image in columns["image_id"]])
     flat = pa.array([answer for key in keys for answer in answers[key]])
     unread = pa.nulls(len(keys), pa.binary())
     columns["image"] = pa.StructArray.from_arrays([unread, paths], ["bytes", "path"])
-    columns["answers"] = pa.ListArray.from_arrays(np.arange(len(keys) + 1, dtype=np.int32) * N_ANSWERS, flat)
+    columns["answers"] = pa.ListArray.from_arrays(
+        np.arange(len(keys) + 1, dtype=np.int32) * N_ANSWERS, flat
+    )
     return Dataset(pa.table({name: columns[name] for name in COLUMNS}, schema=COLUMNS.arrow_schema))
 
 
@@ -242,7 +270,9 @@ def _read_records(root: Path, split: str, kind: str) -> tuple[Path, dict[int, di
         _check_record(f"{file}: {kind}[{position}]", record, FIELDS[kind])
         if (first := known.setdefault(record["question_id"], record)) is not record:
             if first != record:
-                raise ValueError(f"{file}: question_id {record['question_id']} occurs twice and differs")
+                raise ValueError(
+                    f"{file}: question_id {record['question_id']} occurs twice and differs"
+                )
             repeated.append(record["question_id"])
     _warn_left_out(file, f"exact copies of other {kind}", repeated)
     return file, known
@@ -272,7 +302,9 @@ def _check_record(place: str, record, fields: dict[str, type]) -> None:
     for name, kind in fields.items():
         if type(record) is not dict or type(record.get(name)) is not kind:
             number = record.get("question_id") if type(record) is dict else None
-            raise ValueError(f"{place} (question_id {number}): no usable '{name}'; get the official file")
+            raise ValueError(
+                f"{place} (question_id {number}): no usable '{name}'; get the official file"
+            )
     if "question_type" in fields and record["question_type"] not in QUESTION_TYPES:
         raise ValueError(
             f"{place} (question_id {record['question_id']}): question_type {record['question_type']!r} "
@@ -281,10 +313,14 @@ def _check_record(place: str, record, fields: dict[str, type]) -> None:
 
 
 def _read_answers(file: Path, annotation: dict) -> list[str]:
-    answers = [given.get("answer") if type(given) is dict else None for given in annotation["answers"]]
+    answers = [
+        given.get("answer") if type(given) is dict else None for given in annotation["answers"]
+    ]
     if not all(type(answer) is str for answer in answers):
         number = annotation["question_id"]
-        raise ValueError(f"{file}: question_id {number} has an answer without text; get the official file")
+        raise ValueError(
+            f"{file}: question_id {number} has an answer without text; get the official file"
+        )
     return answers
 
 
@@ -311,19 +347,29 @@ def check_images(dataset: Dataset) -> Dataset:
     """
     stored = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
     keys = dataset.select_columns(["question_id", "image_id"]).to_pandas()
-    _, first_rows, image_of_row = np.unique(keys["image_id"], return_index=True, return_inverse=True)
+    _, first_rows, image_of_row = np.unique(
+        keys["image_id"], return_index=True, return_inverse=True
+    )
     with ThreadPoolExecutor() as pool:
-        problems = np.array(list(pool.map(lambda row: _find_problem(stored[int(row)]["image"]), first_rows)))
+        problems = np.array(
+            list(pool.map(lambda row: _find_problem(stored[int(row)]["image"]), first_rows))
+        )
     good = np.flatnonzero(problems[image_of_row] == "")
     if not len(good):
         path = stored[0]["image"]["path"]
-        raise ValueError(f"{path}: neither this nor any other image can be read; download or unzip them")
+        raise ValueError(
+            f"{path}: neither this nor any other image can be read; download or unzip them"
+        )
     for problem in ("a missing", "an unreadable"):
         rows = np.flatnonzero(problems[image_of_row] == problem)
         if len(rows):
             n_more = (problems == problem).sum() - 1
-            paths = stored[int(rows[0])]["image"]["path"] + (f" and {n_more} more" if n_more else "")
-            _warn_left_out(paths, f"questions about {problem} image", keys["question_id"].to_numpy()[rows])
+            paths = stored[int(rows[0])]["image"]["path"] + (
+                f" and {n_more} more" if n_more else ""
+            )
+            _warn_left_out(
+                paths, f"questions about {problem} image", keys["question_id"].to_numpy()[rows]
+            )
     return dataset if len(good) == len(dataset) else dataset.select(good)
 
 
@@ -364,7 +410,9 @@ def split_by_image(dataset: Dataset, validation_share: float, seed: int) -> Data
     image_ids = np.asarray(dataset.select_columns(["image_id"]).to_pandas()["image_id"])
     images = np.unique(image_ids)
     if not 0 < validation_share < 1 or len(images) < 2:
-        raise ValueError(f"cannot split {len(images)} images with validation_share={validation_share}")
+        raise ValueError(
+            f"cannot split {len(images)} images with validation_share={validation_share}"
+        )
     n_held_out = min(max(round(validation_share * len(images)), 1), len(images) - 1)
     held_out = np.isin(image_ids, np.random.default_rng(seed).permutation(images)[:n_held_out])
     sides = {"train": ~held_out, "validation": held_out}

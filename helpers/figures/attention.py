@@ -34,7 +34,11 @@ QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, lin
 TITLE_WIDTH = 95  # characters a line: questions of VQAv2 can be long
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 NODE_WIDTH, PALE = 0.1, 0.22  # of the flow: in layers; opacity of what the residual path carries
-HATCHES = {"img_cls": "////", "patches": "////", "sep": "...."}  # [SEP] is as grey as a band of [CLS]
+HATCHES = {
+    "img_cls": "////",
+    "patches": "////",
+    "sep": "....",
+}  # [SEP] is as grey as a band of [CLS]
 FLOW_LOOKS = {
     group: {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group)}
     for group, color in GROUP_COLORS.items()
@@ -59,7 +63,9 @@ def plot_runs(picture, runs: dict[str, np.ndarray], title: str, boxes=()):
     return close_figure(figure)
 
 
-def draw_layers(axis, rows: pd.DataFrame, color: str, marker: str, line: str, label: str, shift=0.0) -> None:
+def draw_layers(
+    axis, rows: pd.DataFrame, color: str, marker: str, line: str, label: str, shift=0.0
+) -> None:
     """One line over the layers with 95 % intervals; a layer that the answer cannot depend on is hollow.
 
     rows: one row a layer with layer, estimate, low, high (shares) and reaches_answer. An absent interval draws
@@ -68,10 +74,18 @@ def draw_layers(axis, rows: pd.DataFrame, color: str, marker: str, line: str, la
     rows = rows.sort_values("layer")
     place, estimate = rows["layer"].to_numpy() + shift, 100 * rows["estimate"].to_numpy(float)
     spread = measure_bars(estimate, 100 * rows["low"], 100 * rows["high"])
-    axis.errorbar(place, estimate, yerr=spread, color=color, linestyle=line, capsize=2.5, linewidth=1.4)
+    axis.errorbar(
+        place, estimate, yerr=spread, color=color, linestyle=line, capsize=2.5, linewidth=1.4
+    )
     alive = rows["reaches_answer"].to_numpy(bool)
     axis.plot(
-        place[alive], estimate[alive], linestyle="", marker=marker, color=color, markersize=6, label=label
+        place[alive],
+        estimate[alive],
+        linestyle="",
+        marker=marker,
+        color=color,
+        markersize=6,
+        label=label,
     )
     axis.plot(place[~alive], estimate[~alive], linestyle="", marker=marker, color=color, markersize=7,
               markerfacecolor="white", markeredgewidth=1.5, zorder=3)  # fmt: skip
@@ -79,7 +93,9 @@ def draw_layers(axis, rows: pd.DataFrame, color: str, marker: str, line: str, la
 
 def draw_baseline(axis, value: float, label: str) -> None:
     """A dashed grey line at a share."""
-    axis.axhline(100 * value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label=label, zorder=1)
+    axis.axhline(
+        100 * value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label=label, zorder=1
+    )
 
 
 def plot_layers(layers: pd.DataFrame, baselines: dict[str, float]):
@@ -96,29 +112,40 @@ def plot_layers(layers: pd.DataFrame, baselines: dict[str, float]):
     with figure_style():
         figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
         for line, (measure, unit) in zip(axes, units.items(), strict=True):
-            for axis, (query, (name, direction, *look)) in zip(line, QUERY_STYLE.items(), strict=True):
+            for axis, (query, (name, direction, *look)) in zip(
+                line, QUERY_STYLE.items(), strict=True
+            ):
                 rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
                 draw_baseline(axis, baselines[measure], "uniform attention")
-                untrained, trained = (rows[rows["model"] == model] for model in ("untrained", "trained"))
+                untrained, trained = (
+                    rows[rows["model"] == model] for model in ("untrained", "trained")
+                )
                 draw_layers(axis, untrained, GREY, "D", ":", "untrained twin", 0.05)
                 draw_layers(axis, trained, *look, f"trained, {name}", -0.05)
                 name_layers(axis, layers["layer"].max() + 1)
                 axis.tick_params(axis="x", labelsize=10 if len(trained) <= 8 else 7)
                 axis.set_xlabel("layer" if measure == "entropy" else "")
-                axis.set_ylabel(f"{unit}\n({direction})" if measure == "image share" else unit, fontsize=9)
+                axis.set_ylabel(
+                    f"{unit}\n({direction})" if measure == "image share" else unit, fontsize=9
+                )
                 axis.grid(axis="y", alpha=0.25)
                 if measure == "image share":
                     axis.set_title(name)
             line[0].set_ylim(0, 105 if measure == "entropy" else None)
         found = {}
         for axis in axes[0]:
-            found |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+            found |= {
+                label: handle
+                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            }
         found["hollow: cannot reach the answer"] = plt.Line2D(
             [], [], linestyle="", marker="o", color="black", markerfacecolor="white"
         )
         figure.legend(found.values(), found, loc="outside lower center", ncols=3)
         figure.suptitle(
-            "Where attention goes and how spread it is, layer by layer (mean over heads)", x=0.01, ha="left"
+            "Where attention goes and how spread it is, layer by layer (mean over heads)",
+            x=0.01,
+            ha="left",
         )
     return close_figure(figure)
 
@@ -135,7 +162,9 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]):
         size = (10, max(2.4, 1.1 + 4.3 * n_layers / n_heads * (0.8 if n_heads <= 6 else 1)))
         figure, axes = plt.subplots(1, len(grids), figsize=size, squeeze=False)
         for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
-            artist = axis.imshow(100 * grid, cmap="RdBu_r", vmin=-widest, vmax=widest, aspect="auto")
+            artist = axis.imshow(
+                100 * grid, cmap="RdBu_r", vmin=-widest, vmax=widest, aspect="auto"
+            )
             for (layer, head), value in np.ndenumerate(100 * grid):
                 text = "0" if abs(value) < 0.5 else f"{value:+.0f}".replace("-", "−")
                 text = f"({text})" if undecided[name][layer, head] else text
@@ -157,7 +186,9 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]):
         label = "image share above uniform, points\n([CLS] query; text query → image key)"
         figure.colorbar(artist, ax=axes, label=label)
         figure.suptitle(
-            "Each head's image share for the [CLS] query, against uniform attention", x=0.01, ha="left"
+            "Each head's image share for the [CLS] query, against uniform attention",
+            x=0.01,
+            ha="left",
         )
     return close_figure(figure)
 
@@ -187,7 +218,9 @@ def plot_maps(picture, weights: np.ndarray, rows: Sequence[str], columns: Sequen
             if column == 0:
                 axis.set_ylabel(rows[row], rotation=0, ha="right", va="center")
             if not shared and row == n_rows - 1:
-                bar = figure.colorbar(artist, ax=axes[:, column], location="bottom", aspect=12, shrink=0.9)
+                bar = figure.colorbar(
+                    artist, ax=axes[:, column], location="bottom", aspect=12, shrink=0.9
+                )
                 bar.ax.tick_params(labelsize=8)
                 bar.locator = plt.MaxNLocator(3)
                 bar.update_ticks()
@@ -214,7 +247,9 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"flow must be (layer, 5 query groups, 5 key groups), but its shape is {flow.shape}."
         )
-    mixing = 0.5 * np.where(np.isnan(flow), 0, flow) + 0.5 * np.eye(5)  # nothing draws from an empty group
+    mixing = 0.5 * np.where(np.isnan(flow), 0, flow) + 0.5 * np.eye(
+        5
+    )  # nothing draws from an empty group
     masses, bands = np.zeros((len(flow) + 1, 5)), np.zeros_like(flow)
     masses[-1, 0] = 1
     for layer in reversed(range(len(flow))):
@@ -251,7 +286,9 @@ def draw_flow(axis, masses: np.ndarray, bands: np.ndarray) -> None:
                 (left[query, key], right[query, key]),
                 band[query, key],
             )
-            if query == key:  # half of what the query had was its own; the rest of the band is attention
+            if (
+                query == key
+            ):  # half of what the query had was its own; the rest of the band is attention
                 kept = 0.5 * masses[layer + 1, query]
                 draw_band(axis, layer, *ends, kept, facecolor=look["facecolor"], alpha=PALE)
                 ends, thick = (ends[0] - kept, ends[1] - kept), thick - kept
@@ -259,11 +296,19 @@ def draw_flow(axis, masses: np.ndarray, bands: np.ndarray) -> None:
     for (stage, group), mass in np.ndenumerate(masses):
         if mass > 0:
             corner = (stage - NODE_WIDTH / 2, tops[stage, group] - mass)
-            axis.add_patch(Rectangle(corner, NODE_WIDTH, mass, linewidth=0, **FLOW_LOOKS[groups[group]]))
+            axis.add_patch(
+                Rectangle(corner, NODE_WIDTH, mass, linewidth=0, **FLOW_LOOKS[groups[group]])
+            )
     bottom = -1 - FLOW_GAPS[-1]
     for stage, text in enumerate(masses[:, :3].sum(1)):
         axis.text(
-            stage, 0.03, f"{100 * text:.0f} %", ha="center", va="bottom", color=TEXT_COLOR, fontsize=8.5
+            stage,
+            0.03,
+            f"{100 * text:.0f} %",
+            ha="center",
+            va="bottom",
+            color=TEXT_COLOR,
+            fontsize=8.5,
         )
         axis.text(stage, bottom - 0.03, f"{100 - 100 * text:.0f} %", ha="center", va="top", color=IMAGE_COLOR,
                   fontsize=8.5)  # fmt: skip
@@ -277,12 +322,17 @@ def plot_flow(panels: dict[str, np.ndarray]):
     colour of the group that it comes from; image groups are hatched, [SEP] is dotted.
     """
     with figure_style():
-        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 2.9 * len(panels) + 0.9), squeeze=False)
+        figure, axes = plt.subplots(
+            len(panels), 1, figsize=(10, 2.9 * len(panels) + 0.9), squeeze=False
+        )
         for axis, (title, flow) in zip(axes[:, 0], panels.items(), strict=True):
             masses, bands = flow_masses(flow)
             draw_flow(axis, masses, bands)
             n_layers, bottom = len(bands), -1 - FLOW_GAPS[-1]
-            for name, place, color in (("text", 0.03, TEXT_COLOR), ("image", bottom - 0.03, IMAGE_COLOR)):
+            for name, place, color in (
+                ("text", 0.03, TEXT_COLOR),
+                ("image", bottom - 0.03, IMAGE_COLOR),
+            ):
                 side = "bottom" if name == "text" else "top"
                 axis.text(-0.35, place, name, ha="right", va=side, color=color, fontweight="bold")
             layers = [f"L{layer}" for layer in range(n_layers)]
@@ -293,8 +343,13 @@ def plot_flow(panels: dict[str, np.ndarray]):
             axis.spines[:].set_visible(False)
             axis.set_title(fill(title, TITLE_WIDTH))
         axes[-1, 0].set_xlabel("layer: what it reads at its left, what it hands on at its right")
-        handles = [Patch(**FLOW_LOOKS[group], linewidth=0, label=name) for group, name in GROUP_NAMES.items()]
-        handles.append(Patch(facecolor=TEXT_COLOR, alpha=PALE, linewidth=0, label="pale: residual path"))
+        handles = [
+            Patch(**FLOW_LOOKS[group], linewidth=0, label=name)
+            for group, name in GROUP_NAMES.items()
+        ]
+        handles.append(
+            Patch(facecolor=TEXT_COLOR, alpha=PALE, linewidth=0, label="pale: residual path")
+        )
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         figure.suptitle("Where the answer's [CLS] draws from (half attention, mean over heads; half residual path)",
                         x=0.01, ha="left", fontsize=11)  # fmt: skip
@@ -314,7 +369,9 @@ def plot_hits(table: pd.DataFrame, chance: float):
         figure, axis = plt.subplots(figsize=(10, 3.9))
         draw_baseline(axis, chance, "chance: share of patches in the box")
         for number, (against, style) in enumerate(styles.items()):
-            draw_layers(axis, table[table["against"] == against], *style, against, 0.05 * (number - 1))
+            draw_layers(
+                axis, table[table["against"] == against], *style, against, 0.05 * (number - 1)
+            )
         for row in table[table["against"] == "the head"].itertuples():
             top = 100 * np.fmax(row.estimate, row.high)
             axis.annotate(
@@ -324,11 +381,18 @@ def plot_hits(table: pd.DataFrame, chance: float):
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
-                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0, "alpha": 0.8},
+                bbox={
+                    "boxstyle": "square,pad=0.1",
+                    "facecolor": "white",
+                    "linewidth": 0,
+                    "alpha": 0.8,
+                },
             )
         name_layers(axis, table["layer"].max() + 1)
         axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 110))
-        axis.set_title("The best head of each layer, chosen on one half of the images, scored on the other")
+        axis.set_title(
+            "The best head of each layer, chosen on one half of the images, scored on the other"
+        )
         axis.grid(axis="y", alpha=0.25)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=9)
     return close_figure(figure)

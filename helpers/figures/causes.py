@@ -53,7 +53,10 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24):
                 cell = own.loc[(names[row], families[column])]
                 _write_cell(axis, row, column, cell["drop"], bool(cell["significant"]), largest)
             axis.set_xticks(
-                range(len(families)), [f"{f}\nn={counts[f]}" for f in families], rotation=55, fontsize=8
+                range(len(families)),
+                [f"{f}\nn={counts[f]}" for f in families],
+                rotation=55,
+                fontsize=8,
             )
             axis.set_yticks(range(len(names)), names, fontsize=8)
             axis.set_title(MODES[mode])
@@ -68,13 +71,17 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24):
     return close_figure(figure)
 
 
-def _write_cell(axis, row: int, column: int, drop: float, significant: bool, largest: float) -> None:
+def _write_cell(
+    axis, row: int, column: int, drop: float, significant: bool, largest: float
+) -> None:
     color = "white" if abs(drop) > 0.6 * largest else "black" if significant else "#666666"
     axis.text(column, row, f"{drop:.0f}".replace("-0", "0") if abs(drop) < 0.5 else f"{drop:.0f}".replace("-", "−"),
               ha="center", va="center", fontsize=7.5, color=color, fontweight="bold" if significant else "normal")  # fmt: skip
     if significant:
         axis.add_patch(
-            Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor="black", linewidth=1)
+            Rectangle(
+                (column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor="black", linewidth=1
+            )
         )
 
 
@@ -93,17 +100,28 @@ def plot_largest_effects(effects: pd.DataFrame):
             place = np.arange(len(cells)) + 0.24 * number - 0.12
             marker, color = MODE_LOOKS[mode]
             draw_intervals(
-                axis, rows, place, color, f"replaced by {'its mean' if mode == 'mean' else 'zero'}", marker
+                axis,
+                rows,
+                place,
+                color,
+                f"replaced by {'its mean' if mode == 'mean' else 'zero'}",
+                marker,
             )
         labels = [
-            f"{c.name}\n{c.family}\nn={c.n}" for c in cells[["name", "family", "n"]].itertuples(index=False)
+            f"{c.name}\n{c.family}\nn={c.n}"
+            for c in cells[["name", "family", "n"]].itertuples(index=False)
         ]
         axis.set_xticks(range(len(cells)), labels, fontsize=8.5)
         axis.set(ylabel="accuracy lost, points", xlabel="head and question family",
                  title=f"The {len(cells)} largest effects of removing one head (95 % intervals over images)")  # fmt: skip
         axis.grid(axis="y", alpha=0.25)
         axis.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, columnspacing=1, borderpad=0.1
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=2,
+            fontsize=9,
+            columnspacing=1,
+            borderpad=0.1,
         )
     return close_figure(figure)
 
@@ -130,10 +148,16 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
                 zip(first["name"], first[column], first["drop"], strict=True)
             ):
                 axis.annotate(
-                    name, (x, y), xytext=(5, (3, -10)[number % 2]), textcoords="offset points", fontsize=8
+                    name,
+                    (x, y),
+                    xytext=(5, (3, -10)[number % 2]),
+                    textcoords="offset points",
+                    fontsize=8,
                 )
             axis.set(xlabel=label)
-        axes[0, 0].set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
+        axes[0, 0].set_yscale(
+            "symlog", linthresh=1
+        )  # a few heads cost tens of points, most about one
         axes[0, 0].yaxis.set_major_locator(
             mpl.ticker.SymmetricalLogLocator(linthresh=1, base=10, subs=(1, 2, 5))
         )
@@ -154,7 +178,9 @@ def plot_agreement(table: pd.DataFrame, predictors: Sequence[str], outcomes: Seq
     panels = list(table["over"].unique())
     with figure_style():
         size = (10, 0.46 * len(predictors) + 1.7)
-        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, sharex=True)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=size, squeeze=False, sharey=True, sharex=True
+        )
         for axis, over in zip(axes.flat, panels, strict=True):
             axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
             own = table[table["over"] == over].set_index(["first", "second"])
@@ -175,9 +201,12 @@ def plot_agreement(table: pd.DataFrame, predictors: Sequence[str], outcomes: Seq
             axis.grid(axis="y", alpha=0.25)
         axes[0, 0].invert_yaxis()
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="against")
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(labels), title="against"
+        )
         figure.suptitle(
-            "What foretells the effect of an intervention on a head? (95 % intervals over heads)", fontsize=11
+            "What foretells the effect of an intervention on a head? (95 % intervals over heads)",
+            fontsize=11,
         )
     return close_figure(figure)
 
@@ -201,21 +230,35 @@ def plot_carriers(table: pd.DataFrame, named: int = 12):
                       fontsize=7 if crowded else 9, color=color, fontweight="bold" if row.significant else "normal")  # fmt: skip
             if row.significant:
                 left.add_patch(
-                    Rectangle((row.head - 0.46, row.layer - 0.46), 0.92, 0.92, fill=False, linewidth=1)
+                    Rectangle(
+                        (row.head - 0.46, row.layer - 0.46), 0.92, 0.92, fill=False, linewidth=1
+                    )
                 )
         left.set_xticks(range(grid.shape[1]), [f"H{head}" for head in grid.columns], fontsize=8)
         left.set_yticks(range(grid.shape[0]), [f"L{layer}" for layer in grid.index], fontsize=8)
         left.set(xlabel="head", ylabel="layer (L0 reads the embeddings)", title="every head")
         left.tick_params(length=0)
         figure.colorbar(artist, ax=left, label="% of the change carried", pad=0.02)
-        first = table.assign(size=table["share"].abs()).nlargest(named, "size").reset_index(drop=True)
+        first = (
+            table.assign(size=table["share"].abs()).nlargest(named, "size").reset_index(drop=True)
+        )
         spread = measure_bars(first["share"], first["low"], first["high"])
         right.axvline(0, color="#777777", linewidth=1, linestyle="--")
         right.errorbar(
-            first["share"], first.index, xerr=spread, fmt="o", color="black", markersize=4, linewidth=1
+            first["share"],
+            first.index,
+            xerr=spread,
+            fmt="o",
+            color="black",
+            markersize=4,
+            linewidth=1,
         )
         right.set_yticks(first.index, first["name"], fontsize=8)
         right.invert_yaxis()
-        right.set(xlabel="% of the change carried", title=f"the {len(first)} largest (95 % intervals)")
-        figure.suptitle("The answer's change that comes with one head from another image", fontsize=11)
+        right.set(
+            xlabel="% of the change carried", title=f"the {len(first)} largest (95 % intervals)"
+        )
+        figure.suptitle(
+            "The answer's change that comes with one head from another image", fontsize=11
+        )
     return close_figure(figure)

@@ -37,7 +37,9 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float):
         drawn = curves[curves["order"].str.match("random .")].groupby("order")
         for number, (_, own) in enumerate(drawn):
             label = f"each of {drawn.ngroups} random orders" if number == 0 else None
-            axis.plot(100 * own["share"], own["estimate"], color="#BBBBBB", linewidth=0.8, label=label)
+            axis.plot(
+                100 * own["share"], own["estimate"], color="#BBBBBB", linewidth=0.8, label=label
+            )
         for number, name in enumerate(orders):
             own, (marker, line, color) = curves[curves["order"] == name], ORDER_LOOKS[name]
             place = 100 * own["share"].to_numpy() + 0.35 * (number - (len(orders) - 1) / 2)
@@ -47,7 +49,10 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float):
         steps = curves.drop_duplicates("removed").sort_values("removed")
         axis.set_xticks(
             100 * steps["share"],
-            [f"{100 * s:.0f} %\n{r}" for s, r in zip(steps["share"], steps["removed"], strict=True)],
+            [
+                f"{100 * s:.0f} %\n{r}"
+                for s, r in zip(steps["share"], steps["removed"], strict=True)
+            ],
         )
         axis.set(xlabel="share and number of heads removed (put to zero)", ylabel="VQA accuracy, %", ylim=(0, 103),
                  title="Accuracy as heads are removed, by the order of removal (95 % intervals)")  # fmt: skip
@@ -89,11 +94,15 @@ def plot_family_costs(costs: pd.DataFrame):
                           fontsize=7.5, fontweight="bold" if bold[place] else "normal",
                           color="white" if abs(drop) > 0.6 * largest else "black")  # fmt: skip
             axis.set_xticks(range(len(columns)), columns, fontsize=8)
-            axis.set_yticks(range(len(families)), [f"{f}, n={counts[f]:,}" for f in families], fontsize=8)
+            axis.set_yticks(
+                range(len(families)), [f"{f}, n={counts[f]:,}" for f in families], fontsize=8
+            )
             axis.set(title=what, xlabel="one after the other" if "layer" in what else "how many")
             axis.tick_params(length=0)
         figure.colorbar(artist, ax=axes, label="accuracy lost, points", pad=0.01)
-        figure.suptitle("Accuracy lost by question family, before any further training", fontsize=11)
+        figure.suptitle(
+            "Accuracy lost by question family, before any further training", fontsize=11
+        )
     return close_figure(figure)
 
 
@@ -103,7 +112,10 @@ def plot_recovery(table: pd.DataFrame, tolerance: float):
     table: a row a model with model (name), before and after, each with _low and _high: difference from the
     whole model in points (95 % interval over images).
     """
-    looks = {"before": ("white", -0.13, "cut, not trained"), "after": ("black", 0.13, "cut and trained on")}
+    looks = {
+        "before": ("white", -0.13, "cut, not trained"),
+        "after": ("black", 0.13, "cut and trained on"),
+    }
     with figure_style():
         figure, axis = plt.subplots(figsize=(10, 0.5 * len(table) + 1.6))
         axis.axvline(0, color=GREY, linewidth=1, linestyle="--")
@@ -137,7 +149,9 @@ def plot_pareto(table: pd.DataFrame):
             own = table[table["questions"] == questions].sort_values("seconds")
             own = own.assign(time=1000 * own["seconds"])
             best = own[own["accuracy"] >= own["accuracy"].cummax()]
-            axis.plot(best["time"], best["accuracy"], color=GREY, linewidth=1, drawstyle="steps-post")
+            axis.plot(
+                best["time"], best["accuracy"], color=GREY, linewidth=1, drawstyle="steps-post"
+            )
             for precision in [name for name in PRECISION_MARKERS if name in set(own["precision"])]:
                 rows = own[own["precision"] == precision]
                 spread = measure_bars(rows["accuracy"], rows["low"], rows["high"])
@@ -154,13 +168,16 @@ def plot_pareto(table: pd.DataFrame):
             )
             _name_points(axis, own)
             axis.set(
-                ylabel="VQA accuracy, %", title=f"{questions} question{'s' if questions > 1 else ''} at once"
+                ylabel="VQA accuracy, %",
+                title=f"{questions} question{'s' if questions > 1 else ''} at once",
             )
             axis.grid(alpha=0.25)
         axes[-1, 0].set_xlabel("milliseconds of a forward pass (median; left: faster)")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        figure.suptitle("Accuracy against measured latency (95 % intervals over images)", fontsize=11)
+        figure.suptitle(
+            "Accuracy against measured latency (95 % intervals over images)", fontsize=11
+        )
     return close_figure(figure)
 
 

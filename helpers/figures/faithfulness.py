@@ -42,20 +42,30 @@ def plot_curves(table: pd.DataFrame):
             axes, {"deletion": "removed", "insertion": "kept"}.items(), strict=True
         ):
             for place, order in enumerate(orders):
-                rows, look = table[(table["order"] == order) & (table["kind"] == kind)], find_style(order)
+                rows, look = (
+                    table[(table["order"] == order) & (table["kind"] == kind)],
+                    find_style(order),
+                )
                 share = 100 * rows["fraction"] + 0.35 * (
                     place - len(orders) / 2
                 )  # bars beside, not on, each other
                 bars = 100 * measure_bars(rows["estimate"], rows["low"], rows["high"])
                 axis.errorbar(share, 100 * rows["estimate"], yerr=bars, label=order, markersize=4.5, linewidth=1.4,
                               elinewidth=0.9, **look)  # fmt: skip
-            axis.set(xlabel=f"patches {verb}, % (the most important first)", title=f"{kind}", xlim=(-3, 103))
+            axis.set(
+                xlabel=f"patches {verb}, % (the most important first)",
+                title=f"{kind}",
+                xlim=(-3, 103),
+            )
             axis.grid(axis="y", alpha=0.25)
         axes[0].set(ylabel="probability of the\nintact model's answer, %", ylim=(0, 103))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
         figure.suptitle(
-            "Does the answer need the patches that a map calls important?", x=0.01, ha="left", fontsize=11
+            "Does the answer need the patches that a map calls important?",
+            x=0.01,
+            ha="left",
+            fontsize=11,
         )
     return close_figure(figure)
 
@@ -88,7 +98,9 @@ def plot_scoreboard(table: pd.DataFrame):
                     capsize=2.5,
                 )
             chance = rows["chance"].dropna().mean() if "chance" in rows else np.nan
-            axis.axvline(0 if np.isnan(chance) else scale * chance, color=GREY, linestyle="--", linewidth=1)
+            axis.axvline(
+                0 if np.isnan(chance) else scale * chance, color=GREY, linestyle="--", linewidth=1
+            )
             axis.set(title=title, xlabel=unit)
             axis.grid(axis="x", alpha=0.25)
         axes[0, 0].set_yticks(range(len(place)), list(place))
@@ -120,7 +132,9 @@ def plot_pointing(table: pd.DataFrame):
             widest = max((values - middle).abs().max(), 1e-9)
             grid = np.full((n_layers, n_heads), np.nan)
             grid[rows["layer"], rows["head"]] = values
-            axis.imshow(grid, cmap="RdBu_r", vmin=middle - widest, vmax=middle + widest, aspect="auto")
+            axis.imshow(
+                grid, cmap="RdBu_r", vmin=middle - widest, vmax=middle + widest, aspect="auto"
+            )
             for row in rows.itertuples():
                 value, decided = scale * row.estimate, row.low > row.chance or row.high < row.chance
                 text = form.format(value) if decided else f"({form.format(value)})"

@@ -56,17 +56,25 @@ def plot_family_layers(table: pd.DataFrame):
         figure, axes = plt.subplots(1, len(queries), figsize=(10, 4.6), sharey=True, squeeze=False)
         for axis, query in zip(axes.flat, queries, strict=True):
             for number, family in enumerate(families):
-                rows = table[(table["family"] == family) & (table["query"] == query)].sort_values("layer")
+                rows = table[(table["family"] == family) & (table["query"] == query)].sort_values(
+                    "layer"
+                )
                 place = rows["layer"] + 0.07 * (number - (len(families) - 1) / 2)
                 draw_family(axis, rows, place, *style_family(family))
             draw_baseline(axis, n_layers, f"{query} query")
             if query != "[CLS]":
                 shade_unread(axis, n_layers)
-        axes[0, 0].set_ylabel("excess image share, points\n(text query, image key; share − uniform)")
+        axes[0, 0].set_ylabel(
+            "excess image share, points\n(text query, image key; share − uniform)"
+        )
         handles = [axes[0, 0].containers[number] for number in range(len(families))]
         labels = [name_family(*row) for row in summarise_families(table)]
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(families), 10), fontsize=8.5)
-        figure.suptitle("How much more than uniform does each family look at the image?", fontsize=11)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(len(families), 10), fontsize=8.5
+        )
+        figure.suptitle(
+            "How much more than uniform does each family look at the image?", fontsize=11
+        )
     return close_figure(figure)
 
 
@@ -128,28 +136,55 @@ def plot_separation(table: pd.DataFrame):
                 digits = 0 if row.difference >= 0.01 else 1
                 text = "" if np.isnan(row.difference) else f"{100 * row.difference:.{digits}f}"
                 text += f"\n{row.label}" if text and shape[1] <= 8 else ""
-                write_cell(axis, row.head, row.layer, text, 100 * row.difference / largest, row.tested, font)
+                write_cell(
+                    axis,
+                    row.head,
+                    row.layer,
+                    text,
+                    100 * row.difference / largest,
+                    row.tested,
+                    font,
+                )
             name_cells(
                 axis,
-                *([f"{mark}{i}" for i in range(size)] for mark, size in zip("HL", shape[::-1], strict=True)),
+                *(
+                    [f"{mark}{i}" for i in range(size)]
+                    for mark, size in zip("HL", shape[::-1], strict=True)
+                ),
             )
             axis.set(xlabel="head", ylabel="layer", title=f"{query} query")
         figure.colorbar(artist, ax=axes, label="largest difference, points", pad=0.01)
-        figure.suptitle("Largest difference in image share between two families, head by head", fontsize=11)
+        figure.suptitle(
+            "Largest difference in image share between two families, head by head", fontsize=11
+        )
     return close_figure(figure)
 
 
-def write_cell(axis, x: int, y: int, text: str, shade: float, tested: bool, size: float = 6.8) -> None:
+def write_cell(
+    axis, x: int, y: int, text: str, shade: float, tested: bool, size: float = 6.8
+) -> None:
     """Text in a cell, light on dark and dark on light; hatching where nothing was tested."""
     if not tested:
         axis.add_patch(
             plt.Rectangle(
-                (x - 0.5, y - 0.5), 1, 1, facecolor=EMPTY, edgecolor="#BDBDBD", hatch="//", linewidth=0
+                (x - 0.5, y - 0.5),
+                1,
+                1,
+                facecolor=EMPTY,
+                edgecolor="#BDBDBD",
+                hatch="//",
+                linewidth=0,
             )
         )
     elif text:
         axis.text(
-            x, y, text, ha="center", va="center", fontsize=size, color="black" if shade > 0.55 else "white"
+            x,
+            y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="black" if shade > 0.55 else "white",
         )
 
 
@@ -207,7 +242,9 @@ def plot_adjustment(table: pd.DataFrame):
     queries = list(table["query"].unique())
     verdicts = {name: look for name, look in VERDICTS.items() if (table["verdict"] == name).any()}
     drawn = table.dropna(subset=["difference", "adjusted"])
-    reach = 105 * max(0.01, drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0)
+    reach = 105 * max(
+        0.01, drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0
+    )
     with figure_style():
         figure, axes = plt.subplots(1, max(1, len(queries)), figsize=(10, 4.9), squeeze=False)
         if table.empty:
@@ -225,9 +262,13 @@ def plot_adjustment(table: pd.DataFrame):
                 axis.text(0, 0, TOO_FEW, ha="center", va="center")
         if len(drawn):
             figure.legend(
-                *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(verdicts)
+                *axes[0, 0].get_legend_handles_labels(),
+                loc="outside lower center",
+                ncols=len(verdicts),
             )
-        figure.suptitle("Do differences in image share survive equal length and patch count?", fontsize=11)
+        figure.suptitle(
+            "Do differences in image share survive equal length and patch count?", fontsize=11
+        )
     return close_figure(figure)
 
 
@@ -246,7 +287,11 @@ def plot_controls(table: pd.DataFrame):
             rows = table[(table["query"] == queries[i]) & (table["family"] == families[j])]
             for number, kind in enumerate(kinds):
                 own = rows[rows["kind"] == kind].sort_values("layer")
-                look = (style_family(families[j])[0], "o", "-") if number == 0 else ("#5A5A5A", "s", ":")
+                look = (
+                    (style_family(families[j])[0], "o", "-")
+                    if number == 0
+                    else ("#5A5A5A", "s", ":")
+                )
                 draw_family(axis, own, own["layer"] + 0.12 * (2 * number - 1), *look)
             counts = rows.groupby("kind", sort=False, observed=True)["n"].first()
             draw_baseline(
@@ -260,7 +305,9 @@ def plot_controls(table: pd.DataFrame):
             if queries[i] != "[CLS]":
                 shade_unread(axis, n_layers)
         figure.legend(axes[0, 0].containers[:2], kinds, loc="outside lower center", ncols=2)
-        figure.suptitle("Words-only controls against image-needing questions of the same family", fontsize=11)
+        figure.suptitle(
+            "Words-only controls against image-needing questions of the same family", fontsize=11
+        )
     return close_figure(figure)
 
 

@@ -49,13 +49,16 @@ def plot_role_scores(scores: pd.DataFrame):
         for column in range(2):
             shown = [row for row in range(rows) if 2 * row + column < len(roles)]
             if shown:
-                _name_heads(axes[shown[-1], column], scores.drop_duplicates("name").reset_index(drop=True))
+                _name_heads(
+                    axes[shown[-1], column], scores.drop_duplicates("name").reset_index(drop=True)
+                )
         axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.supylabel("role score (0: uniform or chance, 1: the most possible)", fontsize=10)
         figure.suptitle(
-            "Role scores of every head, trained and untrained (95 % intervals over images)", fontsize=11
+            "Role scores of every head, trained and untrained (95 % intervals over images)",
+            fontsize=11,
         )
     return close_figure(figure)
 
@@ -64,10 +67,22 @@ def _draw_role(axis, heads: pd.DataFrame) -> None:
     """One panel of `plot_role_scores`: points at their score, or an arrow at the edge where it is lower."""
     place = np.arange(len(heads))
     axis.axhline(0, color=GREY, linewidth=0.8)
-    axis.axhline(heads["null"].max(), color=GREY, linewidth=1, linestyle=":", label="highest untrained head")
-    axis.plot(place, heads["null"].clip(lower=LEAST_SCORE), "s", color=GREY, markersize=4, label="untrained")
+    axis.axhline(
+        heads["null"].max(), color=GREY, linewidth=1, linestyle=":", label="highest untrained head"
+    )
+    axis.plot(
+        place,
+        heads["null"].clip(lower=LEAST_SCORE),
+        "s",
+        color=GREY,
+        markersize=4,
+        label="untrained",
+    )
     size = 5 if len(heads) <= 32 else 3
-    for passes, face, label in ((False, "white", "trained"), (True, TEXT_COLOR, "trained, has the role")):
+    for passes, face, label in (
+        (False, "white", "trained"),
+        (True, TEXT_COLOR, "trained, has the role"),
+    ):
         rows = heads["passes"].to_numpy(bool) == passes
         inside = rows & (heads["score"] >= LEAST_SCORE).to_numpy()
         score = heads["score"].to_numpy(float)
@@ -110,12 +125,17 @@ def plot_role_map(scores: pd.DataFrame):
                 bottom, part = layer - 0.5 + number / len(own), 1 / len(own)
                 axis.add_patch(Rectangle((head - 0.5, bottom), 1, part, facecolor=color, linewidth=0,
                                          alpha=1 if row.reaches_answer else 0.35))  # fmt: skip
-                dark = np.dot(mpl.colors.to_rgb(color), (0.299, 0.587, 0.114)) < 0.45 and row.reaches_answer
+                dark = (
+                    np.dot(mpl.colors.to_rgb(color), (0.299, 0.587, 0.114)) < 0.45
+                    and row.reaches_answer
+                )
                 axis.text(head, bottom + part / 2, short if row.reaches_answer else f"({short})", ha="center",
                           va="center_baseline", fontsize=min(9, 52 * high * part), color="white" if dark else "black")  # fmt: skip
         for layer, head in np.ndindex(n_layers, n_heads):
             axis.add_patch(
-                Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="#444444", linewidth=0.8)
+                Rectangle(
+                    (head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="#444444", linewidth=0.8
+                )
             )
         axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5))
         axis.set_title("Roles of each head, the clearest on top")

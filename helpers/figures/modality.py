@@ -3,10 +3,20 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from helpers.figures.style import GREY, IMAGE_COLOR, TEXT_COLOR, close_figure, figure_style, measure_bars
+from helpers.figures.style import (
+    GREY,
+    IMAGE_COLOR,
+    TEXT_COLOR,
+    close_figure,
+    figure_style,
+    measure_bars,
+)
 
 CONTROL_COLOR = "#6E6E6E"
-MARKERS = ("oD", "ss")  # of a panel's first and second measure: questions, controls; the second is hollow
+MARKERS = (
+    "oD",
+    "ss",
+)  # of a panel's first and second measure: questions, controls; the second is hollow
 PANELS = {  # title: (unit, baseline, colour, measures with the name of each); the second measure is hollow
     "[CLS] looks at the image": (
         "excess image share, points", 0, IMAGE_COLOR,
@@ -38,21 +48,29 @@ def plot_needs(table: pd.DataFrame):
     """
     table = table.dropna(subset=["estimate"])
     families, kinds = list(table["family"].unique()), list(table["kind"].unique())
-    panels = {title: panel for title, panel in PANELS.items() if table["measure"].isin(panel[3]).any()}
+    panels = {
+        title: panel for title, panel in PANELS.items() if table["measure"].isin(panel[3]).any()
+    }
     counts = count_questions(table).reindex(index=families, columns=kinds)
     counts[kinds[0]] = counts[kinds[0]].fillna(0)
     with figure_style():
         size = (10, 1.9 + (0.3 + 0.18 * len(kinds)) * len(families))
         figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-        for axis, (title, (unit, baseline, color, names)) in zip(axes[0], panels.items(), strict=True):
+        for axis, (title, (unit, baseline, color, names)) in zip(
+            axes[0], panels.items(), strict=True
+        ):
             axis.axvline(baseline, color=GREY, linestyle="--", linewidth=1)
             rows = table[table["measure"].isin(names)]
             draw_rows(axis, rows, families, kinds, list(names), color)
             write_counts(axis, rows, families, counts)
             axis.set_title(title, fontsize=10)
-            marks = dict(zip(names, "●◇", strict=False)) if len(names) > 1 else dict.fromkeys(names, "")
+            marks = (
+                dict(zip(names, "●◇", strict=False)) if len(names) > 1 else dict.fromkeys(names, "")
+            )
             drawn = [
-                f"{marks[key]} {name}".strip() for key, name in names.items() if key in set(rows["measure"])
+                f"{marks[key]} {name}".strip()
+                for key, name in names.items()
+                if key in set(rows["measure"])
             ]
             axis.set_xlabel(f"{unit}\n{'  '.join(drawn)}", fontsize=9)
             axis.grid(axis="x", alpha=0.25)
@@ -66,7 +84,9 @@ def plot_needs(table: pd.DataFrame):
     return close_figure(figure)
 
 
-def draw_rows(axis, table: pd.DataFrame, families: list, kinds: list, measures: list, color: str) -> None:
+def draw_rows(
+    axis, table: pd.DataFrame, families: list, kinds: list, measures: list, color: str
+) -> None:
     """One panel's points and intervals: in a family's row kinds one below the other, and measures within."""
     for row in table.itertuples():
         here = [kind for kind in kinds if kind in set(table["kind"][table["family"] == row.family])]

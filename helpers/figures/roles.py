@@ -26,7 +26,9 @@ def plot_comparisons(table: pd.DataFrame):
     """
     roles, names = list(table["role"].unique()), list(table["comparison"].unique())
     with figure_style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.42 * len(roles) + 1.6), sharey=True)
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(10, 0.42 * len(roles) + 1.6), sharey=True
+        )
         for number, name in enumerate(names):
             own = table[table["comparison"] == name].set_index("role").reindex(roles)
             place = np.arange(len(roles)) + 0.22 * (number - (len(names) - 1) / 2)
@@ -40,7 +42,9 @@ def plot_comparisons(table: pd.DataFrame):
         left.axvline(0, color=GREY, linewidth=1, linestyle="--")
         left.set_yticks(range(len(roles)), roles, fontsize=9)
         left.set(
-            title="Do scores rank the heads alike?", xlabel="rank correlation over heads", xlim=(-1.05, 1.05)
+            title="Do scores rank the heads alike?",
+            xlabel="rank correlation over heads",
+            xlim=(-1.05, 1.05),
         )
         right.set(
             title="Do the same heads have the role?",
@@ -84,7 +88,9 @@ def draw_tokens(axis, tokens: Sequence[str], weights: np.ndarray) -> None:
     """Attention to each token as bars, the tokens downwards."""
     axis.barh(range(len(tokens)), weights, color=TEXT_COLOR)
     size = min(7, 75 / len(tokens))  # the card is about 100 points high
-    axis.set_yticks(range(len(tokens)), [token.replace("$", r"\$") for token in tokens], fontsize=size)
+    axis.set_yticks(
+        range(len(tokens)), [token.replace("$", r"\$") for token in tokens], fontsize=size
+    )
     axis.invert_yaxis()
     axis.set_xlabel("share of attention", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)

@@ -23,7 +23,9 @@ def plot_runs(table: pd.DataFrame):
     n_rows = math.ceil(len(names) / COLUMNS)
     with figure_style():
         height = n_rows * (0.27 * len(runs) + 1.15) + 0.4
-        figure, axes = plt.subplots(n_rows, COLUMNS, figsize=(10, height), sharey=True, squeeze=False)
+        figure, axes = plt.subplots(
+            n_rows, COLUMNS, figsize=(10, height), sharey=True, squeeze=False
+        )
         for axis, name in zip(axes.flat, names, strict=False):
             draw_headline(axis, table[table["headline"] == name].reset_index(drop=True))
         for axis in axes.flat[len(names) :]:
@@ -45,16 +47,30 @@ def draw_headline(axis, rows: pd.DataFrame) -> None:
     bars = measure_bars(values, rows["low"], rows["high"])
     places = np.arange(len(rows))
     axis.errorbar(
-        values[told], places[told], xerr=bars[:, told], fmt="o", color=TEXT_COLOR, capsize=2.5, markersize=5
+        values[told],
+        places[told],
+        xerr=bars[:, told],
+        fmt="o",
+        color=TEXT_COLOR,
+        capsize=2.5,
+        markersize=5,
     )
     for place in places[~told]:
-        said = {"ha": "center", "va": "center", "fontsize": 8, "color": "#5A5A5A", "backgroundcolor": "white"}
+        said = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 8,
+            "color": "#5A5A5A",
+            "backgroundcolor": "white",
+        }
         axis.text(0.5, place, "no number", transform=axis.get_yaxis_transform(), **said)
     axis.xaxis.set_major_locator(MaxNLocator(3, integer=rows["unit"][0] == "heads", min_n_ticks=1))
     if not told.any():
         axis.set_xticks([])
     elif np.ptp(values[told]) == 0 and not bars[:, told].any():
-        axis.set_xlim(values[told][0] - 1, values[told][0] + 1)  # else the axis would magnify nothing
+        axis.set_xlim(
+            values[told][0] - 1, values[told][0] + 1
+        )  # else the axis would magnify nothing
     axis.set_xlabel(UNITS[rows["unit"][0]], fontsize=9)
     axis.set_title(wrap(rows["label"][0]), fontsize=9)
     axis.tick_params(axis="y", length=0)

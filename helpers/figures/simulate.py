@@ -8,7 +8,12 @@ from helpers.figures.style import GREY, close_figure, figure_style, measure_bars
 LOOKS = {  # marker and colour (Okabe-Ito) of each kind of rate
     "single test": ("o", "#009E73"), "after correction": ("s", "#CC79A7"), "interval": ("D", "#E69F00"),
 }  # fmt: skip
-ERRORS = {"line": 5, "band": (3, 7), "label": "false rejections, %", "title": "Finding what is not there"}
+ERRORS = {
+    "line": 5,
+    "band": (3, 7),
+    "label": "false rejections, %",
+    "title": "Finding what is not there",
+}
 COVERAGE = {
     "line": 95,
     "band": (92, 98),
@@ -29,7 +34,9 @@ def plot_calibration(table: pd.DataFrame):
     with figure_style():
         size = (10, 0.36 * max((~right).sum(), right.sum()) + 1.7)
         figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
-        for axis, rows, goal in zip(axes, (table[~right], table[right]), (ERRORS, COVERAGE), strict=True):
+        for axis, rows, goal in zip(
+            axes, (table[~right], table[right]), (ERRORS, COVERAGE), strict=True
+        ):
             draw_rates(axis, rows, goal)
         axes[0].set_xlim(left=0)
         axes[1].set_xlim(right=100)
@@ -48,14 +55,29 @@ def draw_rates(axis, rows: pd.DataFrame, goal: dict) -> None:
         if len(part):
             bars = measure_bars(part["rate"], part["low"], part["high"])
             axis.errorbar(
-                part["rate"], own, xerr=bars, fmt=marker, color=color, capsize=2.5, markersize=6, label=kind
+                part["rate"],
+                own,
+                xerr=bars,
+                fmt=marker,
+                color=color,
+                capsize=2.5,
+                markersize=6,
+                label=kind,
             )
     for place, rate in enumerate(rows["rate"]):
         if pd.isna(rate):
             said = {"ha": "center", "va": "center", "fontsize": 8.5}
-            axis.text(goal["line"], place, "not enough questions to tell", backgroundcolor="#EFEFEF", **said)
+            axis.text(
+                goal["line"],
+                place,
+                "not enough questions to tell",
+                backgroundcolor="#EFEFEF",
+                **said,
+            )
     reach = 100 * rows[["low", "high"]].astype(float)
-    low, high = (reach["low"].min(), reach["high"].max()) if reach.notna().any(axis=None) else goal["band"]
+    low, high = (
+        (reach["low"].min(), reach["high"].max()) if reach.notna().any(axis=None) else goal["band"]
+    )
     axis.set_xlim(min(goal["band"][0] - 1, low - 0.5), max(goal["band"][1] + 1, high + 0.5))
     axis.set(xlabel=goal["label"], title=goal["title"], ylim=(len(rows) - 0.5, -0.5))
     axis.set_yticks(range(len(rows)), rows["procedure"])

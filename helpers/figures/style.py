@@ -21,7 +21,13 @@ TEXT_COLOR, IMAGE_COLOR, GREY = (
 GROUP_COLORS = {
     "cls": "#5A5A5A", "words": TEXT_COLOR, "sep": "#9A9A9A", "img_cls": "#E69F00", "patches": IMAGE_COLOR,
 }  # fmt: skip
-GROUP_NAMES = {"cls": "[CLS]", "words": "words", "sep": "[SEP]", "img_cls": "image CLS", "patches": "patches"}
+GROUP_NAMES = {
+    "cls": "[CLS]",
+    "words": "words",
+    "sep": "[SEP]",
+    "img_cls": "image CLS",
+    "patches": "patches",
+}
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
@@ -58,7 +64,9 @@ def show_picture(axis, picture, title: str = "", boxes: Sequence[Sequence[float]
         spine.set_visible(False)
 
 
-def show_heatmap(axis, picture, weights: np.ndarray, title: str = "", boxes=(), largest: float | None = None):
+def show_heatmap(
+    axis, picture, weights: np.ndarray, title: str = "", boxes=(), largest: float | None = None
+):
     """Lay attention over a picture: weights (rows, columns), the patch grid stretched over the whole picture.
 
     largest: the weight that gets the full colour; None: the largest here. Returns the image artist (for a colour bar).
@@ -88,7 +96,14 @@ def draw_intervals(
     estimate = table["estimate"].to_numpy(float)
     spread = measure_bars(estimate, table["low"], table["high"])
     axis.errorbar(
-        place, estimate, yerr=spread, fmt=marker, color=color, capsize=2.5, label=label, markersize=5
+        place,
+        estimate,
+        yerr=spread,
+        fmt=marker,
+        color=color,
+        capsize=2.5,
+        label=label,
+        markersize=5,
     )
 
 
@@ -114,7 +129,9 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]):
                       bbox={"boxstyle": "round,pad=0.45", "facecolor": "#F3F3F3", "edgecolor": GREY})  # fmt: skip
             if place:
                 flow.add_patch(
-                    FancyArrowPatch((place - 0.60, 0), (place - 0.44, 0), arrowstyle="-|>", mutation_scale=11)
+                    FancyArrowPatch(
+                        (place - 0.60, 0), (place - 0.44, 0), arrowstyle="-|>", mutation_scale=11
+                    )
                 )
         flow.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.6, 0.6))
         flow.set_title("What happens to a question and its image, and what is measured")
@@ -134,9 +151,17 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]):
             )
         middle = len(names) + n_patches / 2
         line.text(
-            middle, -0.25, f"{grid[0]} × {grid[1]} patches, row by row", ha="center", va="top", fontsize=9
+            middle,
+            -0.25,
+            f"{grid[0]} × {grid[1]} patches, row by row",
+            ha="center",
+            va="top",
+            fontsize=9,
         )
-        for place, text, color in ((len(tokens) / 2, "text", TEXT_COLOR), (middle, "image", IMAGE_COLOR)):
+        for place, text, color in (
+            (len(tokens) / 2, "text", TEXT_COLOR),
+            (middle, "image", IMAGE_COLOR),
+        ):
             line.text(place, 1.12, text, ha="center", color=color, fontweight="bold")
         line.set(xlim=(-0.5, len(groups) + 0.5), ylim=(-2.1, 1.7))
         line.set_title("The token sequence: five groups of keys, one softmax over all of them")
@@ -154,18 +179,36 @@ def plot_dataset(questions: pd.DataFrame, top_answers: int = 12):
         figure, axes = plt.subplots(2, 2, figsize=(10, 6.2))
         families = questions["family"].value_counts().index
         colors = ["#56B4E9", GREY][: questions["part"].nunique()]
-        sns.countplot(questions, y="family", hue="part", order=families, palette=colors, ax=axes[0, 0])
+        sns.countplot(
+            questions, y="family", hue="part", order=families, palette=colors, ax=axes[0, 0]
+        )
         axes[0, 0].set(xlabel="questions", ylabel="", title="Questions of each family")
         axes[0, 0].legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
         common = questions["multiple_choice_answer"].value_counts().head(top_answers).index
-        sns.countplot(questions, y="multiple_choice_answer", order=common, color="#009E73", ax=axes[0, 1])
-        axes[0, 1].set(xlabel="questions", ylabel="", title=f"The {len(common)} most common answers")
+        sns.countplot(
+            questions, y="multiple_choice_answer", order=common, color="#009E73", ax=axes[0, 1]
+        )
+        axes[0, 1].set(
+            xlabel="questions", ylabel="", title=f"The {len(common)} most common answers"
+        )
         sns.histplot(
-            questions, x="n_words", discrete=True, shrink=0.8, color=TEXT_COLOR, alpha=1, ax=axes[1, 0]
+            questions,
+            x="n_words",
+            discrete=True,
+            shrink=0.8,
+            color=TEXT_COLOR,
+            alpha=1,
+            ax=axes[1, 0],
         )
         axes[1, 0].set(xlabel="word pieces", ylabel="questions", title="Word pieces in a question")
         sns.histplot(
-            questions, x="n_patches", discrete=True, shrink=0.8, color=IMAGE_COLOR, alpha=1, ax=axes[1, 1]
+            questions,
+            x="n_patches",
+            discrete=True,
+            shrink=0.8,
+            color=IMAGE_COLOR,
+            alpha=1,
+            ax=axes[1, 1],
         )
         axes[1, 1].set(xlabel="patches", ylabel="questions", title="Patches in an image")
         for axis in axes[1]:
@@ -177,7 +220,9 @@ def plot_examples(examples: Sequence[dict], columns: int = 3):
     """Questions with their pictures: dicts with picture, title, boxes and a caption under the picture."""
     rows = -(-len(examples) // columns)
     with figure_style():
-        figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3.5 * rows), squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.4 * columns, 3.5 * rows), squeeze=False
+        )
         for axis in axes.flat[len(examples) :]:
             axis.axis("off")
         for axis, example in zip(axes.flat, examples, strict=False):
@@ -199,7 +244,9 @@ def plot_patches(picture, resized: np.ndarray, grid: tuple[int, int]):
         for patch in range(grid[0] * grid[1]):
             y, x = divmod(patch, grid[1])
             axes[2].add_patch(
-                Rectangle((x * wide, y * high), wide, high, fill=False, edgecolor="white", linewidth=1)
+                Rectangle(
+                    (x * wide, y * high), wide, high, fill=False, edgecolor="white", linewidth=1
+                )
             )
             if grid[0] * grid[1] <= 60:
                 axes[2].text((x + 0.06) * wide, (y + 0.06) * high, str(patch), va="top", fontsize=8,
@@ -214,12 +261,21 @@ def plot_training(curves: pd.DataFrame, prior: float):
         loss, accuracy = curves.dropna(subset=["loss"]), curves.dropna(subset=["eval_accuracy"])
         left.plot(loss["step"], loss["loss"], color="#009E73", marker=".")
         left.set(
-            xlabel="training step", ylabel="BCE × number of answers", title="Training loss (lower is better)"
+            xlabel="training step",
+            ylabel="BCE × number of answers",
+            title="Training loss (lower is better)",
         )
         left.set_ylim(bottom=0)
         right.plot(accuracy["step"], 100 * accuracy["eval_accuracy"], color=TEXT_COLOR, marker="o")
         right.axhline(100 * prior, color=GREY, linestyle="--")
-        right.text(accuracy["step"].max(), 100 * prior + 1, "type prior", ha="right", va="bottom", color=GREY)
+        right.text(
+            accuracy["step"].max(),
+            100 * prior + 1,
+            "type prior",
+            ha="right",
+            va="bottom",
+            color=GREY,
+        )
         right.set(
             xlabel="training step",
             ylabel="VQA accuracy, %",
@@ -244,7 +300,9 @@ def plot_accuracy(table: pd.DataFrame):
             scaled = 100 * rows[["estimate", "low", "high"]]
             place = np.arange(len(families)) + 0.16 * (number - (len(answerers) - 1) / 2)
             draw_intervals(axis, scaled, place, colors[number % 4], answerer, "os^D"[number % 4])
-        axis.set_xticks(range(len(families)), [f"{family}\nn={counts[family]}" for family in families])
+        axis.set_xticks(
+            range(len(families)), [f"{family}\nn={counts[family]}" for family in families]
+        )
         axis.set(
             ylabel="VQA accuracy, %",
             ylim=(-3, 103),

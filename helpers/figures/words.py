@@ -93,7 +93,9 @@ def plot_class_families(table: pd.DataFrame, layer: int):
     return close_figure(figure)
 
 
-def write_share(axis, place: tuple[int, int], points: float, n: int, enough: bool, largest: float) -> None:
+def write_share(
+    axis, place: tuple[int, int], points: float, n: int, enough: bool, largest: float
+) -> None:
     """A cell's number and n; hatching where there is none."""
     if np.isnan(points):
         corner = (place[0] - 0.5, place[1] - 0.5)
@@ -139,7 +141,9 @@ def draw_strip(axis, example: dict):
     artist = axis.imshow(share, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     look = {"facecolor": (1, 1, 1, 0.75), "edgecolor": GREY, "hatch": "//", "linewidth": 0}
     axis.add_patch(plt.Rectangle((-0.5, n_layers - 1.5), n_words, 1, **look))
-    axis.set_xticks(range(n_words), example["words"], rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_xticks(
+        range(n_words), example["words"], rotation=45, ha="right", rotation_mode="anchor"
+    )
     above = offset_copy(axis.get_xaxis_transform(), axis.figure, y=7, units="points")
     for place, name in enumerate(example["classes"]):
         color, marker = CLASS_STYLE[name]

@@ -66,7 +66,9 @@ def removal_losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     labels, counts = batch["labels"].to(model.device), count_heads(model)
     size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
     nothing = torch.zeros(1, 1, size, device=model.device)
-    changes = [Change(at, slice(h, h + 1), nothing) for at, n in enumerate(counts) for h in range(n)]
+    changes = [
+        Change(at, slice(h, h + 1), nothing) for at, n in enumerate(counts) for h in range(n)
+    ]
     changes += [Change(at, slice(None), None) for at in range(len(counts))]
     rises = torch.zeros(len(labels), len(changes), device=model.device)
     walk = open_walk(model, batch)
@@ -78,7 +80,11 @@ def removal_losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
         rises[:, row] = measure_loss(logits)
     rises -= measure_loss(walk.logits)[:, None]
     heads, layers = rises.split([sum(counts), len(counts)], dim=1)
-    return {"head_loss": heads.unflatten(1, (len(counts), -1)), "layer_loss": layers, "logits": walk.logits}
+    return {
+        "head_loss": heads.unflatten(1, (len(counts), -1)),
+        "layer_loss": layers,
+        "logits": walk.logits,
+    }
 
 
 def lower_copy(study: Study, model: nn.Module) -> nn.Module:
@@ -131,7 +137,9 @@ def order_heads(importance: np.ndarray) -> list[tuple[int, int]]:
     return [cell for cell in cells if cell not in kept]
 
 
-def random_orders(n_layers: int, n_heads: int, draws: int, seed: int) -> list[list[tuple[int, int]]]:
+def random_orders(
+    n_layers: int, n_heads: int, draws: int, seed: int
+) -> list[list[tuple[int, int]]]:
     """So many orders of removal by chance alone."""
     generator = np.random.default_rng(seed)
     return [order_heads(generator.random((n_layers, n_heads))) for _ in range(draws)]
@@ -159,10 +167,14 @@ def average_lead(gaps: np.ndarray, clusters, draws: int = 1000, seed: int = 0) -
     of the two intervals, `average_draws` and a bootstrap over images (clusters), add up as squares (Zou and
     Donner 2008). NaN limits with a single random order. n: random orders; n_clusters: images.
     """
-    by_draw, by_image = average_draws(gaps.mean(1)), bootstrap_mean(gaps.mean(0), clusters, draws, seed)
+    by_draw, by_image = (
+        average_draws(gaps.mean(1)),
+        bootstrap_mean(gaps.mean(0), clusters, draws, seed),
+    )
     mean = by_draw.estimate
     low, high = (
-        np.hypot(getattr(by_draw, side) - mean, getattr(by_image, side) - mean) for side in ("low", "high")
+        np.hypot(getattr(by_draw, side) - mean, getattr(by_image, side) - mean)
+        for side in ("low", "high")
     )
     return Interval(mean, mean - low, mean + high, by_draw.n, by_image.n_clusters)
 
@@ -188,7 +200,10 @@ def answer_without(
     rows = np.arange(len(encoded)) if indices is None else np.asarray(indices)
     places = {row: place for place, row in enumerate(rows.tolist())}
     given = np.zeros((len(removals), len(rows)), dtype=int)
-    with fused_attention(model), tqdm(total=len(rows), desc="removals", unit="question") as progress:
+    with (
+        fused_attention(model),
+        tqdm(total=len(rows), desc="removals", unit="question") as progress,
+    ):
         for numbers, batch in encoded.batches(batch_size, rows):
             embeds, mask = embed_batch(model, batch)
             text = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -201,7 +216,9 @@ def answer_without(
     return given
 
 
-def score_answers(given: np.ndarray, answers: Iterable[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
+def score_answers(
+    given: np.ndarray, answers: Iterable[Sequence[str]], labels: Sequence[str]
+) -> np.ndarray:
     """VQA accuracy, in [0, 1], of answers' numbers (removal, question); answers: each question's ten."""
     scores = np.zeros(given.shape)
     for column, own in enumerate(answers):
@@ -272,5 +289,10 @@ def keep_light(study: Study, model: nn.Module, processor, name: str) -> Path:
             processor.save_pretrained(folder)
         write_atomic(folder / "chosen.json", json.dumps({"model": name, **shape}, indent=1))
 
-    depends = {"model": name, **shape, "weights": digest.hexdigest(), "code": source_digest("helpers/heads")}
+    depends = {
+        "model": name,
+        **shape,
+        "weights": digest.hexdigest(),
+        "code": source_digest("helpers/heads"),
+    }
     return make_once(study.folder() / "model_light", save, depends)

@@ -15,7 +15,9 @@ from helpers.attention.measures import prepare_batch
 from helpers.model.vilt import forward_raster
 from helpers.stats.tests import divide, rank_correlation
 
-IMPORTANCE = {"importance": ("float32", ("layer", "head"))}  # of `importance_measures`; name: type, axes
+IMPORTANCE = {
+    "importance": ("float32", ("layer", "head"))
+}  # of `importance_measures`; name: type, axes
 
 
 def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -26,7 +28,9 @@ def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str,
     (question, answer). ValueError without labels: give EncodedQuestions the model's answers.
     """
     if "labels" not in batch:
-        raise ValueError("the batch has no labels: encode the questions with answers=, the model's own.")
+        raise ValueError(
+            "the batch has no labels: encode the questions with answers=, the model's own."
+        )
     prepared, config = prepare_batch(model, batch), model.config
     shape = (config.num_hidden_layers, len(batch["labels"]), config.num_attention_heads)
     gates = torch.ones(shape, device=model.device, dtype=model.dtype, requires_grad=True)
@@ -47,7 +51,9 @@ def gate_heads(model: nn.Module, gates: Tensor) -> Iterator[None]:
 
     with ExitStack() as stack:
         for index, layer in enumerate(model.vilt.encoder.layer):
-            stack.enter_context(layer.attention.output.dense.register_forward_pre_hook(partial(scale, index)))
+            stack.enter_context(
+                layer.attention.output.dense.register_forward_pre_hook(partial(scale, index))
+            )
         yield
 
 
@@ -59,7 +65,9 @@ def normalise_by_layer(importance: np.ndarray) -> np.ndarray:
     return divide(importance, np.linalg.norm(importance, axis=1, keepdims=True))
 
 
-def rank_measures(measures: dict[str, np.ndarray], draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+def rank_measures(
+    measures: dict[str, np.ndarray], draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """Do measures of importance (layer, head) rank the heads alike? Every pair, over all heads and within layers.
 
     Columns: over ("all heads", or "within layers": each less its layer's mean), first, second, correlation (Spearman), low,
@@ -71,6 +79,10 @@ def rank_measures(measures: dict[str, np.ndarray], draws: int = 1000, seed: int 
             values = [np.asarray(measures[name], float) for name in (first, second)]
             if over == "within layers":
                 values = [each - each.mean(1, keepdims=True) for each in values]
-            found = rank_correlation(*(each.round(9) for each in values), draws, seed)  # ties are ties
+            found = rank_correlation(
+                *(each.round(9) for each in values), draws, seed
+            )  # ties are ties
             rows.append((over, first, second, *map(float, found[:3]), int(found.n)))
-    return pd.DataFrame(rows, columns=["over", "first", "second", "correlation", "low", "high", "n"])
+    return pd.DataFrame(
+        rows, columns=["over", "first", "second", "correlation", "low", "high", "n"]
+    )

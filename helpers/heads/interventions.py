@@ -31,7 +31,10 @@ def measure_removals(
     chosen = np.sort(np.random.default_rng(study.seed).permutation(len(data))[:count])
     answers = [model.config.id2label[number] for number in range(model.config.num_labels)]
     encoded = prepare.encode(study, data.select(chosen), processor, answers)
-    sizes, own = (study.extract_batch_size, study.shard_size), study.settings("seed", "ablation_questions")
+    sizes, own = (
+        (study.extract_batch_size, study.shard_size),
+        study.settings("seed", "ablation_questions"),
+    )
     lower = choose_dtype(study.precision, model.device.type)
 
     def remove(folder) -> None:
@@ -72,11 +75,20 @@ def measure_patching(
     def patch(folder) -> None:
         encoded = prepare.encode(study, data, processor)
         asked = table.questions
-        pairs = find_pairs(encoded, asked["prediction"].tolist(), (asked["accuracy"] >= 0.5).tolist())
-        drawn = np.random.default_rng(study.seed).permutation(len(pairs))[: study.ablation_questions]
+        pairs = find_pairs(
+            encoded, asked["prediction"].tolist(), (asked["accuracy"] >= 0.5).tolist()
+        )
+        drawn = np.random.default_rng(study.seed).permutation(len(pairs))[
+            : study.ablation_questions
+        ]
         pairs = [pairs[number] for number in np.sort(drawn)]
         moved, whole = patch_heads(model, encoded, pairs, study.extract_batch_size)
-        np.savez(folder / "pairs.npz", pairs=np.array(pairs, int).reshape(-1, 2), moved=moved, whole=whole)
+        np.savez(
+            folder / "pairs.npz",
+            pairs=np.array(pairs, int).reshape(-1, 2),
+            moved=moved,
+            whole=whole,
+        )
 
     own = study.settings("seed", "ablation_questions")
     depends = describe_inputs(study, **own, used=source_digest("helpers/heads"))

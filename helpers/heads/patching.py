@@ -45,7 +45,10 @@ def find_pairs(
 
 @torch.no_grad()
 def patch_heads(
-    model: nn.Module, encoded: EncodedQuestions, pairs: Sequence[tuple[int, int]], batch_size: int = 32
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    pairs: Sequence[tuple[int, int]],
+    batch_size: int = 32,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much of the change of answer does each head carry? Activation patching between questions in the same words.
 

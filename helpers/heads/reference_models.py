@@ -19,7 +19,9 @@ from helpers.run.cache import make_once, read_fingerprint
 from helpers.run.study import Study
 
 
-def measure_second_seed(study: Study, data: DatasetDict, encoded: EncodedQuestions) -> AttentionTable:
+def measure_second_seed(
+    study: Study, data: DatasetDict, encoded: EncodedQuestions
+) -> AttentionTable:
     """Fine-tune once more, from the next seed, and measure its attention; once.
 
     encoded: the validation questions. Kept in run_dir/model_second and run_dir/attention_second: same data, same

@@ -58,7 +58,9 @@ def count_heads(model: nn.Module) -> list[int]:
 
 
 @contextmanager
-def ablate_heads(model, heads: Sequence[tuple[int, int]], mode="zero", means=None) -> Iterator[None]:
+def ablate_heads(
+    model, heads: Sequence[tuple[int, int]], mode="zero", means=None
+) -> Iterator[None]:
     """Silence heads while the block runs, several at once; the hooks leave with it.
 
     with ablate_heads(model, [(3, 7), (5, 0)]):
@@ -68,16 +70,22 @@ def ablate_heads(model, heads: Sequence[tuple[int, int]], mode="zero", means=Non
     layer's output projection reads), "mean" puts means[layer, head], from `mean_contexts`.
     """
     if mode not in ("zero", "mean") or (mode == "mean") != (means is not None):
-        raise ValueError(f"mode {mode!r}: use 'zero' without means, or 'mean' with means=mean_contexts(...)")
+        raise ValueError(
+            f"mode {mode!r}: use 'zero' without means, or 'mean' with means=mean_contexts(...)"
+        )
     layers, counts, chosen = model.vilt.encoder.layer, count_heads(model), defaultdict(list)
     for layer, head in heads:
         if not (0 <= layer < len(layers) and 0 <= head < counts[layer]):
-            raise ValueError(f"L{layer}H{head} is not in this model: it has {counts} heads in its layers")
+            raise ValueError(
+                f"L{layer}H{head} is not in this model: it has {counts} heads in its layers"
+            )
         chosen[layer].append(head)
 
     def silence(layer, _, args):
         context = args[0].unflatten(-1, (counts[layer], -1)).clone()  # (batch, token, head, d_head)
-        context[..., chosen[layer], :] = 0 if means is None else means[layer, chosen[layer]].to(context)
+        context[..., chosen[layer], :] = (
+            0 if means is None else means[layer, chosen[layer]].to(context)
+        )
         return (context.flatten(-2),)
 
     with ExitStack() as stack:
@@ -153,7 +161,9 @@ def list_removals(model: nn.Module, means: Tensor) -> dict[tuple, Change]:
 
 
 @torch.no_grad()
-def removal_measures(model: nn.Module, batch: dict[str, Tensor], means: Tensor) -> dict[str, Tensor]:
+def removal_measures(
+    model: nn.Module, batch: dict[str, Tensor], means: Tensor
+) -> dict[str, Tensor]:
     """The answers to a batch without each head and each layer in turn; see REMOVALS for the layout.
 
     Ways: "zero" puts 0 in place of a head's context, "mean" its mean (means, of `mean_contexts`);
@@ -165,7 +175,10 @@ def removal_measures(model: nn.Module, batch: dict[str, Tensor], means: Tensor) 
     found = list(vary_forward(walk, list(changes.values())))
     best, size = walk.logits.argmax(1, keepdim=True), len(walk.logits)
     shape = (len(means), means.shape[1])
-    kept = {"logits": walk.logits, "probability": walk.logits.float().gather(1, best)[:, 0].sigmoid()}
+    kept = {
+        "logits": walk.logits,
+        "probability": walk.logits.float().gather(1, best)[:, 0].sigmoid(),
+    }
     for way, axes in WAYS.items():
         kept[f"{way}_answer"] = best.new_zeros(size, *shape[: len(axes)])
         kept[f"{way}_probability"] = torch.zeros_like(kept[f"{way}_answer"], dtype=torch.float32)
@@ -177,7 +190,9 @@ def removal_measures(model: nn.Module, batch: dict[str, Tensor], means: Tensor) 
     return kept
 
 
-def score_removals(table, way: str, answers: Iterable[Sequence[str]], labels: dict[int, str]) -> np.ndarray:
+def score_removals(
+    table, way: str, answers: Iterable[Sequence[str]], labels: dict[int, str]
+) -> np.ndarray:
     """Points of VQA accuracy that each question loses by each removal: (n, layer[, head]), -100 to 100.
 
     table: of `extract_attention` with REMOVALS. way: one of WAYS. answers: each question's ten; labels: of the answers'
@@ -201,13 +216,22 @@ def removal_effects(lost: np.ndarray, families, clusters, draws=1000, seed=0) ->
     neither loss nor gain, errors clustered), p_corrected (Benjamini-Hochberg over all rows), told (questions enough to
     tell), significant, n, n_clusters.
     """
-    families, clusters, axes = np.asarray(families), np.asarray(clusters), HEAD_AXES[: lost.ndim - 1]
+    families, clusters, axes = (
+        np.asarray(families),
+        np.asarray(clusters),
+        HEAD_AXES[: lost.ndim - 1],
+    )
     tables = []
     for groups in (np.repeat("all", len(lost)), families):
         table = bootstrap_by_group(lost, groups, clusters, draws, seed, axes=axes)
-        tests = [test_mean(lost[groups == own], clusters[groups == own], axes) for own in pd.unique(groups)]
+        tests = [
+            test_mean(lost[groups == own], clusters[groups == own], axes)
+            for own in pd.unique(groups)
+        ]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
-    table = pd.concat(tables, ignore_index=True).rename(columns={"group": "family", "estimate": "drop"})
+    table = pd.concat(tables, ignore_index=True).rename(
+        columns={"group": "family", "estimate": "drop"}
+    )
     table["told"] = enough(table["n"], table["n_clusters"])
     table["p_corrected"] = correct_p(table["p"].where(table["told"]))
     table["significant"] = table["p_corrected"] < 0.05

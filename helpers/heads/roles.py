@@ -22,12 +22,32 @@ ROLES = {  # role: (queries it is read from, what a score of 0 means, what 1 mea
     "image->text reader": (("patches",), ALIKE, "patches attend to the text only"),
     "[CLS] reader of words": (("cls",), ALIKE, "[CLS] attends to words only"),
     "[CLS] reader of patches": (("cls",), ALIKE, "[CLS] attends to patches only"),
-    "text local": (("words",), "they look as far as by chance, or not at words", "at the word itself"),
-    "text global": (("words",), "words as by chance, or near ones only", "words only, far as chance"),
-    "patch local": (("patches",), "they look as far as by chance, or not at patches", "at the patch itself"),
-    "patch global": (("patches",), "patches as by chance, or near ones only", "patches only, far as chance"),
+    "text local": (
+        ("words",),
+        "they look as far as by chance, or not at words",
+        "at the word itself",
+    ),
+    "text global": (
+        ("words",),
+        "words as by chance, or near ones only",
+        "words only, far as chance",
+    ),
+    "patch local": (
+        ("patches",),
+        "they look as far as by chance, or not at patches",
+        "at the patch itself",
+    ),
+    "patch global": (
+        ("patches",),
+        "patches as by chance, or near ones only",
+        "patches only, far as chance",
+    ),
     "sink": (("words", "patches"), ALIKE, "attends to [CLS], [SEP] and the image's CLS only"),
-    "grounding": (("cls", "words"), "top patch in the box as often as by chance", "always in the box"),
+    "grounding": (
+        ("cls", "words"),
+        "top patch in the box as often as by chance",
+        "always in the box",
+    ),
 }
 
 
@@ -51,7 +71,9 @@ def score_questions(table, hits=None) -> dict[str, np.ndarray]:
     image, baseline = image_share(split), uniform_baseline(words, patches)
     word_mass, patch_mass = split[..., WORDS, WORD_KEYS], split[..., PATCHES, PATCH_KEYS]
     grids = table.questions[["grid_rows", "grid_cols"]].to_numpy(int)
-    word_ratio = divide(table.text_distance * 3 * words, words**2 - 1)  # over the mean |i - j| of all pairs
+    word_ratio = divide(
+        table.text_distance * 3 * words, words**2 - 1
+    )  # over the mean |i - j| of all pairs
     patch_ratio = divide(table.patch_distance, uniform_patch_distance(grids)[:, None, None])
     scores = {
         "text->image reader": _rescale(image[..., WORDS], baseline),
@@ -72,8 +94,12 @@ def score_questions(table, hits=None) -> dict[str, np.ndarray]:
 def uniform_patch_distance(grids) -> np.ndarray:
     """Mean distance in grid steps over all pairs of patches, itself included; grids: (n, 2) rows, columns."""
     shapes, which = np.unique(grids, axis=0, return_inverse=True)
-    steps = [[np.subtract.outer(np.arange(side), np.arange(side)) for side in shape] for shape in shapes]
-    return np.array([np.hypot.outer(down, across).mean() for down, across in steps])[which.reshape(-1)]
+    steps = [
+        [np.subtract.outer(np.arange(side), np.arange(side)) for side in shape] for shape in shapes
+    ]
+    return np.array([np.hypot.outer(down, across).mean() for down, across in steps])[
+        which.reshape(-1)
+    ]
 
 
 def _rescale(value, null):
@@ -108,31 +134,44 @@ def score_roles(
     in the last layer only the [CLS] query is read.
     """
     if not np.array_equal(table.questions["question_id"], null.questions["question_id"]):
-        raise ValueError("table and null hold different questions: extract both on the same data set")
+        raise ValueError(
+            "table and null hold different questions: extract both on the same data set"
+        )
     clusters = np.asarray(table.questions["image_id"] if clusters is None else clusters)[rows]
     trained, untrained = score_questions(table, hits), score_questions(null, null_hits)
     axes = ("layer",) if layers else ("layer", "head")
     tables = []
     for role, (queries, *_) in ROLES.items():
         own, other = (
-            scored[role][rows].mean(2) if layers else scored[role][rows] for scored in (trained, untrained)
+            scored[role][rows].mean(2) if layers else scored[role][rows]
+            for scored in (trained, untrained)
         )
-        score, gain = (bootstrap_mean(values, clusters, draws, seed) for values in (own, own - other))
+        score, gain = (
+            bootstrap_mean(values, clusters, draws, seed) for values in (own, own - other)
+        )
         part = interval_table(score, axes).rename(columns={"estimate": "score"})
-        part.insert(len(axes), "name", "L" + part["layer"].astype(str) if layers else name_heads(part))
+        part.insert(
+            len(axes), "name", "L" + part["layer"].astype(str) if layers else name_heads(part)
+        )
         part.insert(len(axes) + 1, "role", role)
         part["null"] = bootstrap_mean(other, clusters, draws=1).estimate.ravel()
         part["highest_null"] = part["null"].max()
-        part["difference"], part["diff_low"], part["diff_high"] = (bound.ravel() for bound in gain[:3])
+        part["difference"], part["diff_low"], part["diff_high"] = (
+            bound.ravel() for bound in gain[:3]
+        )
         part["p"] = test_mean(own - other, clusters, axes)["p"]
         part["reaches_answer"] = (part["layer"] < part["layer"].max()) | ("cls" in queries)
         tables.append(part)
     scores = pd.concat(tables, ignore_index=True)
     scores.insert(scores.columns.get_loc("p") + 1, "p_corrected", correct_p(scores["p"]))
     above = (
-        (scores["difference"] > 0) & (scores["p_corrected"] < 0.05) & (scores["low"] > scores["highest_null"])
+        (scores["difference"] > 0)
+        & (scores["p_corrected"] < 0.05)
+        & (scores["low"] > scores["highest_null"])
     )
-    scores["passes"] = enough(scores["n"], scores["n_clusters"]) & (scores["score"] >= minimum) & above
+    scores["passes"] = (
+        enough(scores["n"], scores["n_clusters"]) & (scores["score"] >= minimum) & above
+    )
     return scores
 
 
@@ -144,7 +183,9 @@ def compare_scores(first, second, hits=None, second_hits=None) -> pd.DataFrame:
     p_corrected (Benjamini-Hochberg over roles and heads), n, n_clusters.
     """
     if not np.array_equal(first.questions["question_id"], second.questions["question_id"]):
-        raise ValueError("first and second hold different questions: extract both on the same data set")
+        raise ValueError(
+            "first and second hold different questions: extract both on the same data set"
+        )
     before, after = score_questions(first, hits), score_questions(second, second_hits)
     clusters, tables = first.questions["image_id"].to_numpy(), []
     for role in ROLES:
@@ -181,7 +222,17 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
         families = sure if len(sure) else families
         most = families.loc[families["drop"].idxmax()] if len(families) else whole
         kept = best[
-            ["name", "layer", "head", "score", "low", "high", "highest_null", "passes", "reaches_answer"]
+            [
+                "name",
+                "layer",
+                "head",
+                "score",
+                "low",
+                "high",
+                "highest_null",
+                "passes",
+                "reaches_answer",
+            ]
         ]
         rows.append(
             {"role": role, "definition": f"0: {ROLES[role][1]}; 1: {ROLES[role][2]}"}
@@ -205,7 +256,9 @@ def assign_roles(scores: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (layer, head, name), own in scores.groupby(["layer", "head", "name"], sort=True):
         passed = own[own["passes"]].sort_values("score", ascending=False, kind="stable")
-        best = (passed["role"].iloc[0], passed["score"].iloc[0]) if len(passed) else ("none", np.nan)
+        best = (
+            (passed["role"].iloc[0], passed["score"].iloc[0]) if len(passed) else ("none", np.nan)
+        )
         rows.append((layer, head, name, list(passed["role"]), *best))
     return pd.DataFrame(rows, columns=["layer", "head", "name", "roles", "strongest", "score"])
 
@@ -222,12 +275,26 @@ def compare_roles(first: pd.DataFrame, second: pd.DataFrame, draws=1000, seed=0)
         rank = rank_correlation(heads["score_a"], heads["score_b"], draws, seed)
         a, b = heads["passes_a"].to_numpy(float), heads["passes_b"].to_numpy(float)
         phi = divide(np.mean((a - a.mean()) * (b - b.mean())), a.std() * b.std())
-        rows.append((role, *rank[:3], int(a.sum()), int(b.sum()), (a == b).mean(), float(phi), len(heads)))
-    columns = ["role", "correlation", "low", "high", "passes_a", "passes_b", "agreement", "phi", "n_heads"]
+        rows.append(
+            (role, *rank[:3], int(a.sum()), int(b.sum()), (a == b).mean(), float(phi), len(heads))
+        )
+    columns = [
+        "role",
+        "correlation",
+        "low",
+        "high",
+        "passes_a",
+        "passes_b",
+        "agreement",
+        "phi",
+        "n_heads",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
-def stability(table, null, hits=None, null_hits=None, clusters=None, draws=1000, seed=0, minimum=0.1):
+def stability(
+    table, null, hits=None, null_hits=None, clusters=None, draws=1000, seed=0, minimum=0.1
+):
     """Would the roles be the same on other images? `compare_roles` of two random halves of the images."""
     clusters = np.asarray(table.questions["image_id"] if clusters is None else clusters)
     images = np.random.default_rng(seed).permutation(np.unique(clusters))
@@ -250,7 +317,9 @@ def box_hits(top_patch, grids, boxes, sizes) -> tuple[np.ndarray, np.ndarray]:
     top_patch = np.asarray(top_patch)
     if not len(top_patch) == len(grids) == len(boxes) == len(sizes):
         rows = [len(part) for part in (top_patch, grids, boxes, sizes)]
-        raise ValueError(f"top_patch, grids, boxes and sizes have {rows} rows: one each for every question")
+        raise ValueError(
+            f"top_patch, grids, boxes and sizes have {rows} rows: one each for every question"
+        )
     hits, chance = np.full(top_patch.shape, np.nan), np.full(len(top_patch), np.nan)
     for question, (grid, own, size) in enumerate(zip(grids, boxes, sizes, strict=True)):
         if own is None or len(own) == 0:

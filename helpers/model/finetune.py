@@ -20,7 +20,14 @@ from helpers.data.prepare import load_pictures
 from helpers.data.vqa import build_vocabulary, vqa_accuracy
 from helpers.model.trainer import BucketSampler, EpochSetter, Patience, RasterTrainer, StepsBar
 from helpers.model.vilt import fused_attention, load_vilt, quiet_transformers
-from helpers.run.cache import hash_file, make_once, read_fingerprint, require, source_digest, write_atomic
+from helpers.run.cache import (
+    hash_file,
+    make_once,
+    read_fingerprint,
+    require,
+    source_digest,
+    write_atomic,
+)
 from helpers.run.study import Study
 
 logger = logging.getLogger(__name__)
@@ -28,7 +35,9 @@ logger = logging.getLogger(__name__)
 EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
-def finetune(study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model") -> Path:
+def finetune(
+    study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model"
+) -> Path:
     """Fine-tune the study's checkpoint with a new answer head; returns run_dir/<name> (model, processor, curves).
 
     Starts from `study.checkpoint`, answers from the training questions only. Keeps the weights with the best
@@ -66,7 +75,11 @@ def load_finetuned(study: Study):
 def _checkpoint_stamp(study: Study) -> dict[str, str]:
     """Digest of each file of a local checkpoint; empty for a hub name or a fresh model."""
     folder = Path(study.path(study.checkpoint))
-    return {f.name: hash_file(f) for f in sorted(folder.glob("*")) if f.is_file()} if folder.is_dir() else {}
+    return (
+        {f.name: hash_file(f) for f in sorted(folder.glob("*")) if f.is_file()}
+        if folder.is_dir()
+        else {}
+    )
 
 
 def _train(study: Study, data: DatasetDict, folder: Path) -> None:
@@ -77,7 +90,8 @@ def _train(study: Study, data: DatasetDict, folder: Path) -> None:
         model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
         pictures = load_pictures(study, processor)
         train, validation = (
-            EncodedQuestions(data[part], processor, answers, pictures) for part in ("train", "validation")
+            EncodedQuestions(data[part], processor, answers, pictures)
+            for part in ("train", "validation")
         )
         start_bias(model, train)
         return model, train, validation
@@ -99,7 +113,9 @@ def train_model(study: Study, load: Callable, folder: Path) -> None:
             if size == 1 or count_processes() > 1:
                 raise  # several devices would wait for this one for ever: device_batch_size is the remedy there
             parts = count_parts(study, size // 2)
-            logger.warning("the GPU's memory is too small for a step: dividing it into %d parts", parts)
+            logger.warning(
+                "the GPU's memory is too small for a step: dividing it into %d parts", parts
+            )
         torch.cuda.empty_cache()
 
 
@@ -112,10 +128,14 @@ def count_parts(study: Study, device_batch_size: int) -> int:
     """Passes that a step takes, each with at most so many questions on a device and all equally many."""
     processes = count_processes()
     if study.batch_size % processes:
-        raise ValueError(f"setting batch_size={study.batch_size}: {processes} devices cannot share it evenly")
+        raise ValueError(
+            f"setting batch_size={study.batch_size}: {processes} devices cannot share it evenly"
+        )
     share = study.batch_size // processes
     return next(
-        parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= device_batch_size
+        parts
+        for parts in range(1, share + 1)
+        if share % parts == 0 and share // parts <= device_batch_size
     )
 
 
@@ -147,7 +167,9 @@ def _train_in_parts(
     trainer.accelerator.wait_for_everyone()
     with fused_attention(model), quiet_transformers():
         trainer.train(
-            resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+            resume_from_checkpoint=get_last_checkpoint(checkpoints)
+            if checkpoints.is_dir()
+            else None
         )
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
@@ -162,7 +184,9 @@ def _train_in_parts(
 def mend_checkpoints(folder: Path) -> None:
     """Remove checkpoints that a kill left half written or half removed; find the best one where the run has moved."""
     for checkpoint in folder.glob("checkpoint-*"):
-        files = [checkpoint / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")]
+        files = [
+            checkpoint / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")
+        ]
         state = checkpoint / "trainer_state.json"
         try:
             seen = json.loads(state.read_text(encoding="utf-8"))
@@ -186,7 +210,9 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
     steps = max(1, n_questions // study.batch_size) * study.epochs
     logging_steps = -(-steps // (4 * EVALUATIONS))
     evaluation_steps = -(-steps // EVALUATIONS) if logging_steps == 1 else 4 * logging_steps
-    size = study.batch_size // (parts * count_processes())  # count_parts sees to it that nothing remains
+    size = study.batch_size // (
+        parts * count_processes()
+    )  # count_parts sees to it that nothing remains
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -225,7 +251,9 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
 def choose_precision(setting: str, device: str) -> str:
     """fp32, fp16 or bf16: the setting, or for "auto" what the device has hardware for (a T4 has none for bf16)."""
     if setting == "fp16" and device == "cpu":
-        raise ValueError("setting precision='fp16': it wants a GPU; use bf16, fp32 or auto on a CPU")
+        raise ValueError(
+            "setting precision='fp16': it wants a GPU; use bf16, fp32 or auto on a CPU"
+        )
     if setting != "auto":
         return setting
     if device == "cpu":
@@ -247,7 +275,8 @@ def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
             }
             for (is_head, is_matrix), parameters in groups.items()
         ],
-        fused=choose_precision(study.precision, study.device_name()) != "fp16",  # else overflows go unnoticed
+        fused=choose_precision(study.precision, study.device_name())
+        != "fp16",  # else overflows go unnoticed
     )
 
 
@@ -263,7 +292,15 @@ def start_bias(model: nn.Module, train: EncodedQuestions) -> None:
 
 def score_predictions(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     """Official accuracy of each prediction, beside what splits it: one row a question, in dataset order."""
-    columns = ["question_id", "image_id", "question", "question_type", "family", "needs_image", "answers"]
+    columns = [
+        "question_id",
+        "image_id",
+        "question",
+        "question_type",
+        "family",
+        "needs_image",
+        "answers",
+    ]
     table = dataset.select_columns([*columns, "multiple_choice_answer"]).to_pandas()
     table = table.merge(predictions, on="question_id", validate="one_to_one")
     table["accuracy"] = [

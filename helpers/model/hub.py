@@ -22,7 +22,13 @@ FILES = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"], "ignore_pattern
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # what from_pretrained looks for
 PICKLED = re.compile(r"pytorch_model.*\.bin|.+\.(ckpt|pth?|pkl)")
 JSON_FILES = {
-    *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", WEIGHTS[1]),
+    *(
+        "config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        WEIGHTS[1],
+    ),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 }
 CONVERTER = "SFconvertbot"  # the hub's account that offers safetensors to old repositories
@@ -68,7 +74,9 @@ def check_folder(folder: Path) -> None:
         read_json(folder / name)
     lost = sorted(list_parts(folder) - files)
     if lost:
-        raise FileNotFoundError(f"{folder} lacks {lost[0]}, a part of the weights that {WEIGHTS[1]} names.")
+        raise FileNotFoundError(
+            f"{folder} lacks {lost[0]}, a part of the weights that {WEIGHTS[1]} names."
+        )
     kind = read_json(folder / "config.json").get("model_type", "vilt")
     if kind != "vilt":
         raise OSError(f"{folder / 'config.json'} describes a model of type {kind!r}, not a ViLT.")
@@ -112,7 +120,9 @@ def is_hub_name(name: str) -> bool:
 def split_name(name: str) -> tuple[str, str]:
     """Repository and revision ("main" where none is given) of a hub name; FileNotFoundError if it is none."""
     if not is_hub_name(name):
-        raise FileNotFoundError(f"{name!r} is no hub name: expected owner/repo or owner/repo@revision.")
+        raise FileNotFoundError(
+            f"{name!r} is no hub name: expected owner/repo or owner/repo@revision."
+        )
     match = NAME.fullmatch(name)
     return match["repo"], match["revision"] or "main"
 
@@ -170,13 +180,22 @@ def find_revision(repo: str, revision: str) -> tuple[str | None, str]:
     try:
         refs = HfApi().list_repo_refs(repo, include_pull_requests=True)
         converted = list_conversions(repo)
-        pulls = sorted((ref.ref for ref in refs.pull_requests or []), key=lambda ref: int(ref.split("/")[-1]))
-        pulls.sort(key=lambda ref: ref not in (converted or ()))  # stable: still by number within each
-        names = [name for name in [*(ref.name for ref in refs.branches), *pulls] if name != revision]
+        pulls = sorted(
+            (ref.ref for ref in refs.pull_requests or []), key=lambda ref: int(ref.split("/")[-1])
+        )
+        pulls.sort(
+            key=lambda ref: ref not in (converted or ())
+        )  # stable: still by number within each
+        names = [
+            name for name in [*(ref.name for ref in refs.branches), *pulls] if name != revision
+        ]
         for name in names[:REVISIONS_TRIED]:
             if holds_weights(list_files(repo, name)):
                 strange = name in pulls and converted is not None and name not in converted
-                return name, " (not made by the hub's own converter: see whose it is)" if strange else ""
+                return (
+                    name,
+                    " (not made by the hub's own converter: see whose it is)" if strange else "",
+                )
     except Exception as error:  # it is a hint: what matters was said before it
         logger.info("no other revision of %s is known: %s", repo, shorten(error))
     return None, ""
@@ -203,11 +222,17 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
         return FileNotFoundError(f"{repo} has no revision {revision!r} on the hub.")
     if isinstance(error, GatedRepoError) or status == 403:
         page = f"{constants.ENDPOINT}/{repo}"
-        return PermissionError(f"{hub} gives no access to {repo}: ask for it at {page}, then {login}.")
+        return PermissionError(
+            f"{hub} gives no access to {repo}: ask for it at {page}, then {login}."
+        )
     if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return FileNotFoundError(f"{hub} knows no model {repo}: check the name; if it is private, {login}.")
+        return FileNotFoundError(
+            f"{hub} knows no model {repo}: check the name; if it is private, {login}."
+        )
     if status == 401:
-        return PermissionError(f"{hub} refuses the login with which {repo} was asked for: {login}, anew.")
+        return PermissionError(
+            f"{hub} refuses the login with which {repo} was asked for: {login}, anew."
+        )
     if isinstance(error, OfflineModeIsEnabled):
         return OSError(
             f"{lack}, and HF_HUB_OFFLINE=1 keeps it from being fetched: unset that for the first time."
@@ -218,7 +243,9 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
         return ConnectionError(
             f"the connection to {constants.ENDPOINT} failed ({shorten(error)}), and {lack}."
         )
-    return OSError(f"{repo} cannot be fetched from {constants.ENDPOINT} ({shorten(error)}), and {lack}.")
+    return OSError(
+        f"{repo} cannot be fetched from {constants.ENDPOINT} ({shorten(error)}), and {lack}."
+    )
 
 
 def shorten(error: Exception) -> str:

@@ -81,10 +81,16 @@ class PackedForward:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: dict[str, Tensor], groups: Tensor, tile_size: int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        groups: Tensor,
+        tile_size: int | None = None,
     ):
         if model.training:
-            raise ValueError("in train mode attention is seen after dropout: call model.eval() first.")
+            raise ValueError(
+                "in train mode attention is seen after dropout: call model.eval() first."
+            )
         self.model, self.core = model, getattr(model, "vilt", model)
         names = ("input_ids", "attention_mask", "token_type_ids")
         text = {name: inputs.get(name) for name in names}
@@ -169,7 +175,9 @@ class PackedLayer:
         scale = self.query.shape[-1] ** -0.5
         for tile in self.tiles:
             query, key, values = (tile.take(part) for part in (self.query, self.key, self.values))
-            scores = (query.float() * scale) @ key.float().mT  # half precision would blur the softmax
+            scores = (
+                query.float() * scale
+            ) @ key.float().mT  # half precision would blur the softmax
             if tile.valid is not None:
                 scores.masked_fill_(~tile.valid[:, None, None], float("-inf"))
             attention = scores.softmax(-1)

@@ -45,7 +45,9 @@ def resize_attention(attention: nn.Module, n_heads: int, config: ViltConfig) -> 
 
 
 def prune_model(
-    model: ViltForQuestionAnswering, heads: Sequence[tuple[int, int]] = (), layers: Sequence[int] = ()
+    model: ViltForQuestionAnswering,
+    heads: Sequence[tuple[int, int]] = (),
+    layers: Sequence[int] = (),
 ) -> LighterViltForQuestionAnswering:
     """A copy of a model without these heads (layer, head) and without these whole layers.
 
@@ -83,12 +85,18 @@ def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
         head = rest[0] if rest else 0
         if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
             what = f"L{layer}H{head}" if rest else f"L{layer}"
-            raise ValueError(f"{what} cannot be removed: this model has {counts} heads in its layers.")
-    named = Counter([*(f"L{layer}H{head}" for layer, head in heads), *(f"L{layer}" for layer in layers)])
+            raise ValueError(
+                f"{what} cannot be removed: this model has {counts} heads in its layers."
+            )
+    named = Counter(
+        [*(f"L{layer}H{head}" for layer, head in heads), *(f"L{layer}" for layer in layers)]
+    )
     twice = [name for name, times in named.items() if times > 1]
     twice += [f"L{layer}H{head}" for layer, head in heads if layer in set(layers)]
     if twice:
-        raise ValueError(f"{twice[0]} is removed twice (a layer takes its heads along): name it once.")
+        raise ValueError(
+            f"{twice[0]} is removed twice (a layer takes its heads along): name it once."
+        )
     gone = set(heads)
     kept = {
         layer: [head for head in range(count) if (layer, head) not in gone]
@@ -99,7 +107,9 @@ def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
         raise ValueError(f"all {len(counts)} layers are removed: keep one at least.")
     empty = [layer for layer, own in kept.items() if not own]
     if empty:
-        raise ValueError(f"nothing is left of L{empty[0]}'s heads: keep one, or remove the whole layer.")
+        raise ValueError(
+            f"nothing is left of L{empty[0]}'s heads: keep one, or remove the whole layer."
+        )
     return kept
 
 

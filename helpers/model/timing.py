@@ -91,7 +91,9 @@ def compare_turns(turns: pd.DataFrame, reference: str) -> pd.DataFrame:
         low, high = np.nan, np.nan
         if len(ratios) >= 6:  # with fewer no two of them enclose the median with 95 % confidence
             low, high = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
-        rows.append((model, questions, own["seconds"].median(), np.median(ratios), low, high, len(ratios)))
+        rows.append(
+            (model, questions, own["seconds"].median(), np.median(ratios), low, high, len(ratios))
+        )
     columns = ["model", "questions", "seconds", "faster", "low", "high", "rounds"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -123,7 +125,9 @@ def measure_weights(model: nn.Module) -> int:
     """Bytes that a model's weights take, packed int8 ones included."""
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     weights = [getattr(module, "weight", None) for module in model.modules()]
-    packed = [weight() for weight in weights if callable(weight)]  # a method where the weight is packed
+    packed = [
+        weight() for weight in weights if callable(weight)
+    ]  # a method where the weight is packed
     return sum(tensor.nbytes for tensor in (*held.values(), *packed))
 
 

@@ -35,7 +35,9 @@ class BucketSampler(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.encoded))[: len(self)].tolist()
-        pools = (sorted(pool, key=self.encoded.weigh) for pool in cut(order, POOL * self.batch_size))
+        pools = (
+            sorted(pool, key=self.encoded.weigh) for pool in cut(order, POOL * self.batch_size)
+        )
         batches = [batch for pool in pools for batch in cut(pool, self.batch_size)]
         generator.shuffle(batches)
         costs = [max(map(self.encoded.weigh, batch)) for batch in batches]
@@ -70,7 +72,9 @@ class RasterTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, and each question's accuracy in place of its logits, which take 2.7 GB for all of VQAv2."""
         with torch.no_grad():
-            loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+            loss, outputs = self.compute_loss(
+                model, self._prepare_inputs(inputs), return_outputs=True
+            )
         accuracy = soft_accuracy(outputs.logits, inputs["labels"].to(outputs.logits.device))
         return loss, accuracy, accuracy
 
@@ -90,7 +94,9 @@ class Patience(EarlyStoppingCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+        control.should_training_stop = (
+            self.early_stopping_patience_counter >= self.early_stopping_patience
+        )
 
 
 class StepsBar(ProgressCallback):

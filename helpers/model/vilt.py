@@ -11,7 +11,13 @@ import pandas as pd
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    ViltConfig,
+    ViltForQuestionAnswering,
+    ViltProcessor,
+)
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 from transformers.utils import logging as hf_logging
@@ -47,7 +53,9 @@ def load_vilt(
     """
     head = {} if answers is None else name_answers(answers)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would seed CUDA as well
+        torch.default_generator.manual_seed(
+            seed
+        )  # not torch.manual_seed: that would seed CUDA as well
         if str(checkpoint) in FRESH:
             model, processor = build_fresh(str(checkpoint), head)
         else:
@@ -70,7 +78,11 @@ def load_vilt(
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Inside, transformers and the hub print neither warnings nor progress bars (for notebooks)."""
-    levels = hf_logging.get_verbosity(), hub_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    levels = (
+        hf_logging.get_verbosity(),
+        hub_logging.get_verbosity(),
+        hf_logging.is_progress_bar_enabled(),
+    )
     hf_logging.set_verbosity(hf_logging.CRITICAL)
     hub_logging.set_verbosity(hub_logging.CRITICAL)
     hf_logging.disable_progress_bar()
@@ -93,7 +105,10 @@ def name_answers(answers: Sequence[str]) -> dict:
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"answers names {twice!r} more than once.")
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
 
 
 def draw_head(model: ViltForQuestionAnswering, seed: int) -> None:
@@ -111,18 +126,24 @@ def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltPr
     """An untrained ViLT from the global generator; patch positions are drawn, as in the original ViLT."""
     tokenizer = load_stand_in_tokenizer()
     config = ViltConfig(**FRESH[name], **head)
-    config.vocab_size = len(tokenizer) if name == "fresh-small" else max(config.vocab_size, len(tokenizer))
+    config.vocab_size = (
+        len(tokenizer) if name == "fresh-small" else max(config.vocab_size, len(tokenizer))
+    )
     config._attn_implementation = "eager"
     model = ViltForQuestionAnswering(config)
     for parameter in (model.vilt.embeddings.cls_token, model.vilt.embeddings.position_embeddings):
-        nn.init.normal_(parameter, std=config.initializer_range)  # transformers leaves these two at zero
+        nn.init.normal_(
+            parameter, std=config.initializer_range
+        )  # transformers leaves these two at zero
     return model, ViltProcessor(build_image_processor(config), tokenizer)
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
     """The checkpoint's folder, fetched first where it is a hub name; OSError in one sentence if it is not whole."""
     folder = Path(checkpoint).expanduser()
-    if not folder.is_dir():  # "data/model" has the form of a hub name: its typo is no request to the hub
+    if (
+        not folder.is_dir()
+    ):  # "data/model" has the form of a hub name: its typo is no request to the hub
         if not is_hub_name(str(checkpoint)) or Path(folder.parts[0]).is_dir():
             raise FileNotFoundError(f"there is no folder {checkpoint} to load ViLT from.")
         folder = fetch_checkpoint(str(checkpoint))
@@ -141,7 +162,9 @@ def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
     drawn = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     broken = sorted(key for key in drawn if not key.startswith("classifier."))
     if broken:
-        raise ValueError(f"{source} is no whole ViLT: {len(broken)} weights lack or misfit, as {broken[0]}.")
+        raise ValueError(
+            f"{source} is no whole ViLT: {len(broken)} weights lack or misfit, as {broken[0]}."
+        )
     if drawn and not head:
         raise ValueError(f"{source} has no answer head: pass answers=[...] to give it a new one.")
     return model
@@ -158,17 +181,23 @@ def read_processor(source: Path, config: ViltConfig) -> ViltProcessor:
     if held & {"tokenizer.json", "vocab.txt"}:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     else:
-        logger.warning("%s has no tokenizer.json or vocab.txt: a stand-in reads the questions.", source)
+        logger.warning(
+            "%s has no tokenizer.json or vocab.txt: a stand-in reads the questions.", source
+        )
         tokenizer = load_stand_in_tokenizer()
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"{source}: tokenizer of {len(tokenizer)} words, model of {config.vocab_size}.")
+        raise ValueError(
+            f"{source}: tokenizer of {len(tokenizer)} words, model of {config.vocab_size}."
+        )
     return ViltProcessor(image_processor, tokenizer)
 
 
 def build_image_processor(config: ViltConfig) -> vilt_images.ViltImageProcessorPil:
     """ViLT's own picture rule at the model's size: shorter side first, then both to whole patches."""
     size, divisor, half = {"shortest_edge": config.image_size}, config.patch_size, [0.5] * 3
-    return vilt_images.ViltImageProcessorPil(size=size, size_divisor=divisor, image_mean=half, image_std=half)
+    return vilt_images.ViltImageProcessorPil(
+        size=size, size_divisor=divisor, image_mean=half, image_std=half
+    )
 
 
 def load_stand_in_tokenizer() -> BertTokenizer:
@@ -176,7 +205,16 @@ def load_stand_in_tokenizer() -> BertTokenizer:
     if (PHANTOM_FOLDER / "tokenizer.json").is_file():
         return AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *"?!.,'-"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{c}" for c in letters),
+        *"?!.,'-",
+    ]
     return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
 
 
@@ -185,9 +223,13 @@ def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
 
     A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
     """
-    edges = (pixel_mask[:, :, 0], pixel_mask[:, 0])  # first column, first row: a picture is a rectangle
+    edges = (
+        pixel_mask[:, :, 0],
+        pixel_mask[:, 0],
+    )  # first column, first row: a picture is a rectangle
     kept = (
-        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size) for edge in edges
+        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size)
+        for edge in edges
     )
     return torch.stack([patches.sum((1, 2)) for patches in kept], dim=1).long()
 
@@ -218,7 +260,9 @@ def embed_images(
     embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
     for rows, columns in grids.unique(dim=0).tolist():
         alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
-        place = nn.functional.interpolate(trained, size=(rows, columns), mode="bilinear", align_corners=True)
+        place = nn.functional.interpolate(
+            trained, size=(rows, columns), mode="bilinear", align_corners=True
+        )
         embeds[alike, : rows * columns] = (patches[alike, :, :rows, :columns] + place).flatten(2).mT
     image_cls = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
     image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
@@ -231,7 +275,9 @@ def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
     pixel_values may hold a picture once for several questions, with picture_of (batch,) saying which is whose.
     """
     some = next(model.parameters())
-    given = {name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch}
+    given = {
+        name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch
+    }
     if "image_embeds" in batch:
         if "pixel_mask" not in given:
             raise ValueError(
@@ -281,10 +327,13 @@ def _attend_fused(
 ):
     """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
     if output_attentions:
-        raise ValueError("fused attention holds no attention matrix: leave fused_attention to look at one.")
+        raise ValueError(
+            "fused attention holds no attention matrix: leave fused_attention to look at one."
+        )
     shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
     query, key, value = (
-        part(hidden_states).view(shape).transpose(1, 2) for part in (module.query, module.key, module.value)
+        part(hidden_states).view(shape).transpose(1, 2)
+        for part in (module.query, module.key, module.value)
     )
     mask = None if attention_mask is None else attention_mask.to(query.dtype)
     dropout = module.dropout.p if module.training else 0.0
@@ -292,7 +341,9 @@ def _attend_fused(
     return (context.transpose(1, 2).flatten(2),)
 
 
-def predict(model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64) -> pd.DataFrame:
+def predict(
+    model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64
+) -> pd.DataFrame:
     """Answer every question: question_id, prediction, confidence (sigmoid of the top logit), in order."""
     best = torch.zeros(len(encoded), dtype=torch.long)
     confidence = torch.zeros(len(encoded))

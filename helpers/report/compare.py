@@ -19,7 +19,10 @@ from helpers.report.sentences import count_of, say_number
 from helpers.run.cache import read_depends
 from helpers.run.study import Study
 
-OWN = ("run_name", "runs_root")  # differ between any two runs, and say nothing about what was measured
+OWN = (
+    "run_name",
+    "runs_root",
+)  # differ between any two runs, and say nothing about what was measured
 
 
 def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
@@ -102,7 +105,9 @@ def say_spread(summary: pd.DataFrame, n_runs: int) -> str:
     parts = []
     for row in told.itertuples():
         digits = {"times": 2}.get(row.unit, 1)
-        mean, sd, low, high = (say_number(value, digits) for value in (row.mean, row.sd, row.min, row.max))
+        mean, sd, low, high = (
+            say_number(value, digits) for value in (row.mean, row.sd, row.min, row.max)
+        )
         some = "" if row.runs == n_runs else f"; {row.runs} runs"
         parts.append(f"{row.label} {mean} {row.unit} (SD {sd}, {low} to {high}{some})")
     return f"Mean over {n_runs} runs: {'; '.join(parts)}."

@@ -39,7 +39,9 @@ METHODS = {
 }
 
 
-def make_card(explanation, picture, question: str, boxes=(), methods: Sequence[str] = tuple(METHODS)) -> dict:
+def make_card(
+    explanation, picture, question: str, boxes=(), methods: Sequence[str] = tuple(METHODS)
+) -> dict:
     """What the explorer needs of one question, a small part of its Explanation: text queries, patch keys.
 
     explanation: has maps (QuestionMaps), answer, and weights(method), as `relevance.explain` returns them; picture: PIL
@@ -101,7 +103,11 @@ def select_map(card: dict, method: str, layer: int, head: int, token: int) -> np
 def patch_share(card: dict, method: str, layer: int, head: int, token: int) -> float:
     """Part of all that a text token gives which goes to the patches, in [0, 1]; NaN where it gives nothing."""
     total = float(_select(card, card["totals"][method], method, layer, head, token))
-    return float(select_map(card, method, layer, head, token).sum()) / total if total > 0 else float("nan")
+    return (
+        float(select_map(card, method, layer, head, token).sum()) / total
+        if total > 0
+        else float("nan")
+    )
 
 
 def _select(card, values, method, layer, head, token):
@@ -123,7 +129,9 @@ class AttentionExplorer:
     def __init__(self, cards: Sequence[dict]):
         n_layers, n_heads = check_cards(cards)
         self.cards = list(cards)
-        names = [(f"{place + 1}: {card['question']}", place) for place, card in enumerate(self.cards)]
+        names = [
+            (f"{place + 1}: {card['question']}", place) for place, card in enumerate(self.cards)
+        ]
         heads = [("mean of heads", MEAN), *((f"H{head}", head) for head in range(n_heads))]
         wide = widgets.Layout(width="32em")
         self.question = widgets.Dropdown(options=names, description="question", layout=wide)
@@ -170,7 +178,9 @@ class AttentionExplorer:
                 self.axis, card["picture"], np.zeros(card["grid"]), boxes=card["boxes"]
             )
             self.bar = self.figure.colorbar(self.artist, ax=self.axis)
-            self.bar.formatter.set_powerlimits((-2, 4))  # long numbers would push the label out of the figure
+            self.bar.formatter.set_powerlimits(
+                (-2, 4)
+            )  # long numbers would push the label out of the figure
             self.axis.set_anchor("W")
             self.axis.set_xlabel(f"the model answers {card['answer']!r}", loc="left")
         self.shown = self.question.value
@@ -186,7 +196,9 @@ class AttentionExplorer:
         self.artist.set_clim(0, max(method.scale * float(weights.max()), 1e-12))
         self.bar.set_label(f"{method.unit}, a patch\n(text query → image key)")
         self.axis.set_title(self._write_title(), loc="left", fontsize=10)
-        png = io.BytesIO()  # hardly compressed: a third of the time went into making the file smaller
+        png = (
+            io.BytesIO()
+        )  # hardly compressed: a third of the time went into making the file smaller
         self.figure.savefig(png, format="png", dpi=90, pil_kwargs={"compress_level": 1})
         self.image.value = png.getvalue()
 

@@ -24,7 +24,11 @@ from helpers.run.study import Study
 
 CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
 SCRIPT = re.compile(r"<script>(.*?)</script>", flags=re.DOTALL)
-KINDS = ("image/png", "text/html", "text/markdown")  # of an output, the best first; others are not shown
+KINDS = (
+    "image/png",
+    "text/html",
+    "text/markdown",
+)  # of an output, the best first; others are not shown
 LOOKS = ("headline", "findings")
 FORBIDDEN = ("script", "style", "iframe", "object", "embed", "link", "meta", "form", "base")
 
@@ -51,7 +55,12 @@ def write_pages(study: Study, path: Path) -> list[Path]:
     slides = fill("slides.html", title=html.escape(title), body=join_slides(blocks))
     contents, body = join_sections(blocks[1:])
     report = fill(
-        "report.html", title=html.escape(title), opening=opening, about=about, contents=contents, body=body
+        "report.html",
+        title=html.escape(title),
+        opening=opening,
+        about=about,
+        contents=contents,
+        body=body,
     )
     pages = {"report.html": report, "slides.html": slides}
     return [write_atomic(study.run_dir / name, page) for name, page in pages.items()]
@@ -69,7 +78,9 @@ def list_blocks(cells: list[NotebookNode]) -> list[Block]:
             shown = render_markdown(CAPTION.sub("", cell.source, count=1))
         else:
             caption = after and after.cell_type == "markdown" and CAPTION.match(after.source)
-            shown = "\n".join(filter(None, (show_output(each, caption) for each in cell.get("outputs", []))))
+            shown = "\n".join(
+                filter(None, (show_output(each, caption) for each in cell.get("outputs", [])))
+            )
         if shown.strip():
             look = " ".join(tag for tag in tags if tag in LOOKS)
             blocks.append(Block(f'<div class="{look}">\n{shown}\n</div>' if look else shown, tags))
@@ -182,6 +193,8 @@ def fill(template: str, **parts: str) -> str:
     """A template beside this module with its {{names}} filled in; {{hash}} is that of its script, for its policy."""
     page = Path(__file__).with_name(template).read_text(encoding="utf-8")
     if script := SCRIPT.search(page):
-        parts["hash"] = f"sha256-{base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()}"
+        parts["hash"] = (
+            f"sha256-{base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()}"
+        )
     # one pass, by a function: what a text holds is neither a placeholder nor a group's number
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts.get(match[1], match[0]), page)

@@ -36,7 +36,9 @@ class Part(NamedTuple):
 
 PARTS = {
     "layers": Part("03", ("excess",), "03_layers", ("layers", "heads", "boxes", "trust")),
-    "types": Part("04", ("telling", "text_share"), "04_needs", ("heads", "adjusted", "lost", "ranks")),
+    "types": Part(
+        "04", ("telling", "text_share"), "04_needs", ("heads", "adjusted", "lost", "ranks")
+    ),
     "heads": Part(
         "05", ("roles", "costliest"), "05_role_map", ("roles", "ablation", "importance", "patching")
     ),
@@ -70,7 +72,9 @@ def state_finding(study: Study, notebook: str, name: str, text: str) -> Markdown
     path = study.folder("tables") / "findings.json"
     findings = read_findings(study)
     findings[f"{notebook}.{name}"] = text
-    write_atomic(path, json.dumps(dict(sorted(findings.items())), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(
+        path, json.dumps(dict(sorted(findings.items())), indent=1, ensure_ascii=False) + "\n"
+    )
     return Markdown(f"**Finding.** {text}")
 
 
@@ -88,7 +92,9 @@ def list_missing(study: Study) -> list[str]:
 
 def say_missing(study: Study, number: str, what: str) -> str:
     """Why a run lacks `what` ("number") of a notebook: it has not been run, or it gave none from these questions."""
-    reason = "has not been run" if number in list_missing(study) else "gave none from these questions"
+    reason = (
+        "has not been run" if number in list_missing(study) else "gave none from these questions"
+    )
     return f"No {what}: {number} {reason}."
 
 

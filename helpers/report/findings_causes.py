@@ -11,7 +11,10 @@ import pandas as pd
 from helpers.report.findings_roles import summarise_roles
 from helpers.report.sentences import Row, agree, count_of, say_interval, say_number
 
-LOOKING = ("excess image share of [CLS]", "excess image share of words")  # measures of looking at the image
+LOOKING = (
+    "excess image share of [CLS]",
+    "excess image share of words",
+)  # measures of looking at the image
 
 
 class Asked(NamedTuple):
@@ -44,15 +47,24 @@ def describe_ablation(overall: pd.DataFrame, asked: Asked, alike: Row) -> str:
     overall: effects of zero-ablation on all questions, the costliest head first. alike: rank correlation of
     zero- and mean-ablation.
     """
-    cheap, better = overall[overall["drop"] < 1], overall[overall["significant"] & (overall["drop"] < 0)]
-    by_interval = cheap["high"].clip(lower=300 / asked.n) < 1  # if no answer changes, up to 3 / n may have
+    cheap, better = (
+        overall[overall["drop"] < 1],
+        overall[overall["significant"] & (overall["drop"] < 0)],
+    )
+    by_interval = (
+        cheap["high"].clip(lower=300 / asked.n) < 1
+    )  # if no answer changes, up to 3 / n may have
     few = "Removing any of them costs at least 1 point in the estimate"
     if len(cheap):
         few = f"Removing {len(cheap)} of them costs less than 1 point in the estimate, "
         few += f"{by_interval.sum()} by the whole interval"
     top, most = overall.iloc[0], "none costs anything"
     if top["drop"] > 0.05:
-        doubt = " (not significant after correction)" if top["told"] else " (not enough questions to tell)"
+        doubt = (
+            " (not significant after correction)"
+            if top["told"]
+            else " (not enough questions to tell)"
+        )
         doubt = "" if top["significant"] else doubt
         most = f"{top['name']} costs most, {top['drop']:.1f} points {say_interval(top)}{doubt}"
     helps = f"without {' or '.join(better['name'])} the model is better" if len(better) else ""
@@ -112,9 +124,12 @@ def describe_layers(whole: pd.DataFrame, joint: pd.DataFrame, asked: Asked) -> s
         return f"{few} not enough to tell what a layer's removal costs."
     high, low = whole["drop"].idxmax(), whole["drop"].idxmin()
     said = [
-        f"L{at}: {say_number(whole['drop'][at])} points {say_interval(whole.loc[at])}" for at in (high, low)
+        f"L{at}: {say_number(whole['drop'][at])} points {say_interval(whole.loc[at])}"
+        for at in (high, low)
     ]
-    free = [f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)]
+    free = [
+        f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)
+    ]
     shown = "Every layer's removal costs accuracy beyond chance."
     if len(free) == len(whole):
         shown = "That any layer's removal costs accuracy is not shown."
@@ -157,7 +172,9 @@ def describe_importance(foretold: dict[str, Row] | None, n_heads: int, n: int) -
             f"No head's removal has an effect that can be told from nothing with {count_of(n, 'question')}, "
             "so there is no importance to predict."
         )
-    quoted = [_say_correlation(foretold[name]) for name in (*LOOKING, "number of the layer", "gradient")]
+    quoted = [
+        _say_correlation(foretold[name]) for name in (*LOOKING, "number of the layer", "gradient")
+    ]
     more = any(foretold[name]["low"] > 0 for name in LOOKING)
     less = any(foretold[name]["high"] < 0 for name in LOOKING)
     verdict = "that attention to the image predicts what a head's removal costs is not shown"
@@ -179,7 +196,9 @@ def _say_correlation(row: Row) -> str:
     return f"{say_number(row['correlation'], 2)} {say_interval(row, 2)}"
 
 
-def describe_patching(carriers: pd.DataFrame | None, agreement: pd.DataFrame | None, n_pairs: int) -> str:
+def describe_patching(
+    carriers: pd.DataFrame | None, agreement: pd.DataFrame | None, n_pairs: int
+) -> str:
     """Which heads carry what differs between two images, and whether those are the needed ones.
 
     carriers: a row a family and head with share (percent of the change), the interval and significant; None:
@@ -190,7 +209,10 @@ def describe_patching(carriers: pd.DataFrame | None, agreement: pd.DataFrame | N
         return f"{few} not enough to tell which heads carry an answer."
     moving = carriers[carriers["family"] == "all"]
     beyond = carriers[carriers["significant"] & (carriers["share"] > 0)]
-    sure, own = beyond[beyond["family"] == "all"], beyond[beyond["family"] != "all"].nlargest(1, "share")
+    sure, own = (
+        beyond[beyond["family"] == "all"],
+        beyond[beyond["family"] != "all"].nlargest(1, "share"),
+    )
     strong = (sure if len(sure) else moving).nlargest(1, "share").iloc[0]
     mostly = "".join(
         f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_share(row)}"
@@ -216,7 +238,9 @@ def _say_share(row: Row) -> str:
 
 def _say_needed(agreement: pd.DataFrame) -> str:
     first, second = agreement["first"], agreement["second"]
-    costly = agreement[first.eq("accuracy lost, head zeroed") & second.eq("change carried (5.9)")].iloc[0]
+    costly = agreement[
+        first.eq("accuracy lost, head zeroed") & second.eq("change carried (5.9)")
+    ].iloc[0]
     if np.isnan(costly["correlation"]):
         return ""
     same = "go together" if costly["low"] > 0 else "are not shown to go together"
@@ -242,7 +266,10 @@ def describe_answer(
 
 
 def _answer_costs(overall: pd.DataFrame, asked: Asked) -> str:
-    sure, n_cheap = overall[overall["significant"] & (overall["drop"] > 0)], (overall["drop"] < 1).sum()
+    sure, n_cheap = (
+        overall[overall["significant"] & (overall["drop"] > 0)],
+        (overall["drop"] < 1).sum(),
+    )
     if not overall["told"].any():
         return "there are not enough questions to tell what removing a head costs"
     if sure.empty:

@@ -36,7 +36,9 @@ class Lightest(NamedTuple):
     change: dict  # points of accuracy, by the judges: estimate, low, high
     tolerance: float  # points that it may lose
     speeds: dict[int, Row]  # by questions at once: faster, low, high
-    control: dict | None = None  # change of the whole model, trained on as long, where it was trained on
+    control: dict | None = (
+        None  # change of the whole model, trained on as long, where it was trained on
+    )
 
     def say_fewer(self) -> str:
         """A single head of many is less than 1 %, and not "0 %"."""
@@ -44,7 +46,9 @@ class Lightest(NamedTuple):
 
     def say_speeds(self) -> str:
         said = [f"{say_speed(speed)} on {say_batch(size)}" for size, speed in self.speeds.items()]
-        return " and ".join([said[0], *(text.replace(" times as fast", " times") for text in said[1:])])
+        return " and ".join(
+            [said[0], *(text.replace(" times as fast", " times") for text in said[1:])]
+        )
 
     def verdict(self) -> str:
         """What the judges say of "within the tolerance": confirmed, contradicted or open."""
@@ -55,7 +59,11 @@ class Lightest(NamedTuple):
     def sure(self) -> str:
         """How the answer to "can a lighter model answer as well?" begins, by what the judges say."""
         if self.verdict() == "open":
-            return "Yes, in the estimate" if self.change["estimate"] >= -self.tolerance else "Not for certain"
+            return (
+                "Yes, in the estimate"
+                if self.change["estimate"] >= -self.tolerance
+                else "Not for certain"
+            )
         return "Yes" if self.verdict() == "confirmed" else "Not the one that was chosen"
 
 
@@ -87,7 +95,10 @@ def describe_helps(single: pd.DataFrame) -> str:
     behind = f"{size}; p corrected over {len(single)} heads and layers"
     helps = single[(single["estimate"] < 0) & (single["p_corrected"] < 0.05)].to_dict("records")
     if helps:
-        named = [f"{row['part']} ({say_number(row['estimate'], 3)} {say_interval(row, 3)})" for row in helps]
+        named = [
+            f"{row['part']} ({say_number(row['estimate'], 3)} {say_interval(row, 3)})"
+            for row in helps
+        ]
         lowers = f"the removal of {', '.join(named)} lowers the loss on training questions"
         return f"One at a time, {lowers} ({behind}): it helps."
     return (
@@ -108,7 +119,9 @@ def describe_orders(
     if not enough(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
         return f"{few} {agree(base['n'], 'is', 'are')} not enough to tell the orders apart."
-    said = {name: f"{row['estimate']:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()}
+    said = {
+        name: f"{row['estimate']:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()
+    }
     removed, total = _count_removed(halfway)
     draws, over = "a single order", ""
     if ahead["n"] > 1:
@@ -149,10 +162,15 @@ def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, la
     if len(alone):
         lost = _say_lost(alone.iloc[0])
         text += f" Without the cheapest layer, {layer}, all questions together lose {lost}."
-    better = costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop").to_dict("records")
+    better = (
+        costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop").to_dict("records")
+    )
     if not better:
         return f"{text} That any removal makes a family better is not shown."
-    said = [f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points" for row in better[:3]]
+    said = [
+        f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points"
+        for row in better[:3]
+    ]
     cells = f"In {len(better)} of {len(costs)} cells a removal makes the model better beyond chance"
     return f"{text} {cells}: {'; '.join(said)}."
 
@@ -160,7 +178,9 @@ def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, la
 def _say_losers(own: pd.DataFrame, share: str) -> str:
     """The families that lose most and least, if any loses; own: effects on families with enough questions."""
     if own.empty:
-        return "No family has 10 questions on 5 images: not enough questions to tell who loses most."
+        return (
+            "No family has 10 questions on 5 images: not enough questions to tell who loses most."
+        )
     rows = own.sort_values("drop", ascending=False).to_dict("records")
     begin, most = f"With {share} removed (order by ablation)", rows[0]
     if most["drop"] <= 0:
@@ -190,7 +210,9 @@ def describe_recovery(recovery: pd.DataFrame, gains: Mapping[str, Row], judges: 
     """
     if not judges.can_tell():
         return f"Not enough questions to tell what a training brings back ({judges})."
-    most = max((name for name in gains if name != "whole"), key=lambda name: gains[name]["estimate"])
+    most = max(
+        (name for name in gains if name != "whole"), key=lambda name: gains[name]["estimate"]
+    )
     row, gain, control = recovery.set_index("model").loc[most], gains[most], gains["whole"]
     before, after = (say_number(row[when], sign=True) for when in ("before", "after"))
     begin = f"The most is brought back to “{most}”"
@@ -217,13 +239,17 @@ def describe_precision(
         for bits, row in tried.items()
     ]
     absent = "" if "int8" in tried else " Dynamic int8 is not available on this device."
-    begin = f"For the whole model with {'one question' if batch == 1 else f'{batch} questions'} at once"
+    begin = (
+        f"For the whole model with {'one question' if batch == 1 else f'{batch} questions'} at once"
+    )
     if not said:
         return f"No lower precision is available on this device ({device})."
     return f"{begin}, {'; '.join(said)} ({judges}; {rounds} rounds, {device}).{absent}"
 
 
-def describe_lightest(found: Lightest, judges: Judges, faster: tuple[str, Row] | None, quickest: Row) -> str:
+def describe_lightest(
+    found: Lightest, judges: Judges, faster: tuple[str, Row] | None, quickest: Row
+) -> str:
     """The lightest model within the tolerance, whether the judges confirm it, its speed; the fastest of all.
 
     faster: the lower precision of it that is fastest within the tolerance; None: none is faster. quickest:
@@ -269,7 +295,9 @@ def _say_none(found: Lightest) -> str:
     )
 
 
-def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.DataFrame, base: Row) -> str:
+def describe_answer(
+    found: Lightest, judges: Judges, whole: float, halfway: pd.DataFrame, base: Row
+) -> str:
     """The notebook's answer: is there a lighter model, and what is left without training?
 
     whole: accuracy of the whole model on the judges; halfway, base: as in `describe_orders`.
@@ -286,7 +314,9 @@ def describe_answer(found: Lightest, judges: Judges, whole: float, halfway: pd.D
         )
     if not enough(base["n"], base["n_clusters"]):
         return text
-    left = {name: f"{halfway['estimate'][name]:.1f} %" for name in ("ablation", "attention", "random")}
+    left = {
+        name: f"{halfway['estimate'][name]:.1f} %" for name in ("ablation", "attention", "random")
+    }
     removed, total = _count_removed(halfway)
     return (
         f"{text} Without further training, removing {removed} of {total} heads turns "

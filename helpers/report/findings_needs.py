@@ -24,9 +24,15 @@ def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: floa
     above, below = beyond[beyond["estimate"] > 0], beyond[beyond["estimate"] < 0]
     firm = above[(above["placed"] > 0) & (above["p_corrected_placed"] < 0.05)]
     first = strongest.iloc[0]
-    best = tested[tested["word_class"] != first["word_class"]].sort_values("estimate", ascending=False)
+    best = tested[tested["word_class"] != first["word_class"]].sort_values(
+        "estimate", ascending=False
+    )
     best = best.drop_duplicates("word_class").to_dict("records")
-    rest = f" The other classes, where they are highest: {'; '.join(map(_say_class, best))}." if best else ""
+    rest = (
+        f" The other classes, where they are highest: {'; '.join(map(_say_class, best))}."
+        if best
+        else ""
+    )
     return (
         f"{_lead(len(above), len(firm))} {_say_class(first)} (uniform attention: {100 * uniform:.0f} % visual; the last "
         f"layer's words, which no answer reads, left out).{rest} Of {len(tested)} layers and classes {len(above)} "
@@ -61,7 +67,9 @@ def _say_class(row: Row) -> str:
     style, at_place = {"sign": True, "scale": 100}, ""
     if pd.notna(row["placed"]):
         ends = {"low": row["low_placed"], "high": row["high_placed"]}
-        at_place = f"; at equal place {say_number(row['placed'], **style)} {say_interval(ends, **style)}"
+        at_place = (
+            f"; at equal place {say_number(row['placed'], **style)} {say_interval(ends, **style)}"
+        )
     found = f"{say_number(row['estimate'], **style)} points {say_interval(row, **style)}"
     return f"{row['word_class']}: {found} in L{row['layer']} (n = {count_of(row['n'], 'question')}{at_place})"
 
@@ -117,7 +125,9 @@ def _say_loss(rows: pd.DataFrame, measure: str) -> str:
     return f"{measure}: a loss beyond chance in {less} of {len(rows)} families, {' down to '.join(spans)}"
 
 
-def describe_ranks(ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFrame, n_families: int) -> str:
+def describe_ranks(
+    ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFrame, n_families: int
+) -> str:
     """Whether shares of attention, and other measures, rank the families as the loss of the image does.
 
     ranks: a row a measure with Spearman's estimate, low, high and n (families). shares: those that are shares of
@@ -136,7 +146,9 @@ def describe_ranks(ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFra
         )
     agreeing = (ranked["measure"].isin(shares) & (ranked["low"] > 0)).sum()
     sizes = asked[["image exchanged", "MM-SHAP"]].notna().sum()
-    untold = "".join(f"; {name} cannot be told" for name in ranks.loc[ranks["estimate"].isna(), "measure"])
+    untold = "".join(
+        f"; {name} cannot be told" for name in ranks.loc[ranks["estimate"].isna(), "measure"]
+    )
     return (
         f"Of {len(shares)} shares of attention, {agreeing} can be shown to rank the families as the loss of the image "
         f"does. Over {told} families (n = {sizes['image exchanged']:,} questions, controls left out; MM-SHAP "
@@ -184,7 +196,9 @@ def _say_check(row: Row, of_accuracy: bool) -> str:
         verdict = "right"
     elif row["high"] < 0 or row["auc_high"] < 0.5:
         verdict = "not right"
-    found = f"{say_number(row['difference'], 0, True)} points{' of accuracy' if of_accuracy else ''}"
+    found = (
+        f"{say_number(row['difference'], 0, True)} points{' of accuracy' if of_accuracy else ''}"
+    )
     ends = {"low": row["auc_low"], "high": row["auc_high"]}
     return (
         f"{row['measure']} {found} {say_interval(row, 0, True)}, AUC {row['auc']:.2f} {say_interval(ends, 2)} "

@@ -26,9 +26,7 @@ def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> 
         return f"None of {count_of(n_heads, 'head')} has any of {roles} (n = {asked}). {weak}"
     clear, counts = passed.loc[passed["score"].idxmax()], passed["role"].value_counts()
     n_with, dead = passed["name"].nunique(), (~passed["reaches_answer"]).sum()
-    habits = (
-        f"{dead} {agree(dead, 'is a habit', 'are habits')} of the last layer that cannot reach the answer. "
-    )
+    habits = f"{dead} {agree(dead, 'is a habit', 'are habits')} of the last layer that cannot reach the answer. "
     return (
         f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role; "
         f"{len(passed)} of {len(scores)} pairs of head and role {agree(len(passed), 'passes', 'pass')} "
@@ -61,7 +59,9 @@ def _say_chance(scores: pd.DataFrame) -> str:
     return f"chance alone: about {count_lucky(scores):.0f}"
 
 
-def describe_stability(again: pd.DataFrame, changes: pd.DataFrame, gained: int, given_up: int) -> str:
+def describe_stability(
+    again: pd.DataFrame, changes: pd.DataFrame, gained: int, given_up: int
+) -> str:
     """Whether roles are found again in other images and other models, and what fine-tuning changed.
 
     again: of `heads.compare_roles`, a row a comparison and role; changes: of `heads.compare_scores`. gained,
@@ -95,7 +95,9 @@ def _say_agreement(own: pd.DataFrame) -> str:
         only = say_number(ranks.iloc[0], 2)
         spread = f"rank correlation over heads {only}, for the one role that sets them apart"
     elif len(ranks):
-        low, high, middle = (say_number(rank, 2) for rank in (ranks.min(), ranks.max(), ranks.median()))
+        low, high, middle = (
+            say_number(rank, 2) for rank in (ranks.min(), ranks.max(), ranks.median())
+        )
         spread = f"rank correlations over heads from {low} to {high} (median {middle})"
     if not own["told"].all():
         return f"{spread}; not enough questions for verdicts"
@@ -132,9 +134,12 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
             f"{strong['hit_drop']:.1f} points {ends}"
         )
     idle = [
-        f"“{row.role}” ({row.name})" for row in passing.drop(needed.index)[["role", "name"]].itertuples(False)
+        f"“{row.role}” ({row.name})"
+        for row in passing.drop(needed.index)[["role", "name"]].itertuples(False)
     ]
-    doubt = "the answer does not need it, other heads have it too, or it takes more questions to see"
+    doubt = (
+        "the answer does not need it, other heads have it too, or it takes more questions to see"
+    )
     return f"{text}." + (f" For {', '.join(idle)} no such cost is shown: {doubt}." if idle else "")
 
 

@@ -41,12 +41,13 @@ def describe_layers(by_layer: pd.DataFrame, told: Sequence[str], uniform: float)
     by_layer: a row a family, layer and query with estimate, low, high and n. told: families with enough
     questions. uniform: image share of uniform attention.
     """
-    said = [_describe_query(by_layer[by_layer["family"].isin(told)], query) for query in ("[CLS]", "words")]
+    said = [
+        _describe_query(by_layer[by_layer["family"].isin(told)], query)
+        for query in ("[CLS]", "words")
+    ]
     if len(told) < 2 or not any(said):
         return ""
-    baseline = (
-        f"Points count from uniform attention, which is {100 * uniform:.0f} % visual here; mean over heads."
-    )
+    baseline = f"Points count from uniform attention, which is {100 * uniform:.0f} % visual here; mean over heads."
     return " ".join([*filter(None, said), baseline])
 
 
@@ -124,9 +125,7 @@ def _say_lengths(n_varied: int, n_told: int) -> str:
         return "Length varies within every family."
     if not n_varied:
         return "Length varies within no family: the adjustment is for patch count alone."
-    return (
-        f"Length varies within {n_varied} of {n_told} families; for the rest the adjustment leans on these."
-    )
+    return f"Length varies within {n_varied} of {n_told} families; for the rest the adjustment leans on these."
 
 
 def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: float) -> str:
@@ -165,7 +164,9 @@ def describe_power(pairs: pd.DataFrame, level: float) -> str:
     nothing was tested.
     """
     visible = pairs.dropna(subset=["detectable"]).groupby(["group_a", "group_b"], sort=False)
-    visible = visible.agg(detectable=("detectable", "median"), n_a=("n_a", "first"), n_b=("n_b", "first"))
+    visible = visible.agg(
+        detectable=("detectable", "median"), n_a=("n_a", "first"), n_b=("n_b", "first")
+    )
     if visible.empty:
         return ""
     ends = [
@@ -194,10 +195,15 @@ def describe_controls(checked: pd.DataFrame, by_kind: pd.DataFrame) -> str:
     if checked.empty:
         return "Not enough questions to tell: too few image-needing questions or too few controls."
     beyond = checked[checked["p_corrected"] < 0.05]["difference"]
-    top, late = checked.loc[checked["difference"].idxmax()], checked[checked["query"] == "[CLS]"].iloc[-1]
+    top, late = (
+        checked.loc[checked["difference"].idxmax()],
+        checked[checked["query"] == "[CLS]"].iloc[-1],
+    )
     ends = by_kind[(by_kind["query"] == "[CLS]") & (by_kind["layer"] == by_kind["layer"].max())]
     means = ends.groupby("kind", observed=True)["estimate"].mean()
-    needing, control = (say_number(means[kind], **POINTS) for kind in ("needs the image", "words are enough"))
+    needing, control = (
+        say_number(means[kind], **POINTS) for kind in ("needs the image", "words are enough")
+    )
     verdict = "The measure shows what it should."
     if not late["low"] > 0:
         verdict = "In the last layer the measure does not show what was expected."
@@ -211,7 +217,9 @@ def describe_controls(checked: pd.DataFrame, by_kind: pd.DataFrame) -> str:
     )
 
 
-def describe_examples(here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: Sequence[str]) -> str:
+def describe_examples(
+    here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: Sequence[str]
+) -> str:
     """How the families of the example maps look at the image, and whether at what is asked about.
 
     here: estimate, low, high, n, enough by family; aim: the same of hits above chance, NaN without boxes.
@@ -220,12 +228,12 @@ def describe_examples(here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: S
     for family in [name for name in trio if here["enough"].get(name, False)]:
         sentence = f"{family}: {_say_points(here.loc[family])}"
         if aim["enough"].get(family, False):
-            sentence += (
-                f", favourite patch in a box asked about {_say_points(aim.loc[family])} against chance"
-            )
+            sentence += f", favourite patch in a box asked about {_say_points(aim.loc[family])} against chance"
         sentences.append(f"{sentence} (n = {here.loc[family, 'n']:,})")
     boxes = aim["estimate"].notna().any()
-    unknown = "" if boxes else " This data has no boxes to say whether it looks at what is asked about."
+    unknown = (
+        "" if boxes else " This data has no boxes to say whether it looks at what is asked about."
+    )
     if not sentences:
         return f"Not enough questions of {', '.join(trio)} to tell.{unknown}"
     looks = f"How much more than uniform [CLS] looks at the image in L{layer} (mean over heads)"
@@ -233,7 +241,11 @@ def describe_examples(here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: S
 
 
 def describe_answer(
-    found: pd.DataFrame, counts: Separation, both: pd.DataFrame, ranks: pd.DataFrame, checks: pd.DataFrame
+    found: pd.DataFrame,
+    counts: Separation,
+    both: pd.DataFrame,
+    ranks: pd.DataFrame,
+    checks: pd.DataFrame,
 ) -> str:
     """The notebook's answer: do families differ, does it stay when adjusted, do shares rank them as causes do?
 

@@ -52,10 +52,14 @@ def find_excess(study: Study) -> Headline | None:
     table = read_table(study, "03_layers")
     if table is None:
         return None
-    rows = table[(table["query"] == "cls") & (table["measure"] == "excess") & (table["model"] == "trained")]
+    rows = table[
+        (table["query"] == "cls") & (table["measure"] == "excess") & (table["model"] == "trained")
+    ]
     row = rows.loc[rows["layer"].idxmax()]
     detail = f"L{row['layer']}, mean over heads; uniform attention: 0"
-    return _take(row, "excess", "excess image share of [CLS], last layer", detail, "points", scale=100)
+    return _take(
+        row, "excess", "excess image share of [CLS], last layer", detail, "points", scale=100
+    )
 
 
 def find_telling(study: Study) -> Headline | None:
@@ -66,7 +70,10 @@ def find_telling(study: Study) -> Headline | None:
     tested = table.dropna(subset=["p_corrected"])
     value = 100 * (tested["p_corrected"] < 0.05).mean()  # NaN if nothing could be tested
     most = tested.iloc[0] if len(tested) else {"n": 0, "n_clusters": 0}
-    label, detail = "heads and queries that tell question families apart", f"of {len(tested)} tested"
+    label, detail = (
+        "heads and queries that tell question families apart",
+        f"of {len(tested)} tested",
+    )
     return _count("telling", label, detail, value, most["n"], most["n_clusters"], "%")
 
 
@@ -76,13 +83,17 @@ def find_text_share(study: Study) -> Headline | None:
     predictions = read_table(study, "02_predictions")
     if predictions is None or not path.is_file():
         return None
-    shares = pd.read_parquet(path, columns=["question", "text_share"])  # question: row of the validation part
+    shares = pd.read_parquet(
+        path, columns=["question", "text_share"]
+    )  # question: row of the validation part
     images = predictions["image_id"].to_numpy()[shares["question"]]
     interval = stats.bootstrap_mean(shares["text_share"], images, study.bootstrap_draws, study.seed)
     if not stats.enough(interval.n, interval.n_clusters):
         interval = interval._replace(estimate=np.nan, low=np.nan, high=np.nan)
     detail = "the image has the rest"
-    return _take(interval._asdict(), "text_share", "textual share (MM-SHAP)", detail, "%", scale=100)
+    return _take(
+        interval._asdict(), "text_share", "textual share (MM-SHAP)", detail, "%", scale=100
+    )
 
 
 def find_roles(study: Study) -> Headline | None:
@@ -134,7 +145,9 @@ def find_speed(study: Study) -> Headline | None:
     if chosen is None or table is None:
         return None
     many = table["questions"].max()
-    row = table[(table["model"] == chosen["model"]) & (table["questions"] == many)].iloc[0].to_dict()
+    row = (
+        table[(table["model"] == chosen["model"]) & (table["questions"] == many)].iloc[0].to_dict()
+    )
     if np.isnan(chosen["difference"]):
         row |= dict.fromkeys(("faster", "low", "high"), np.nan)
     row |= {"estimate": row["faster"], "n": np.nan, "n_clusters": np.nan}
@@ -156,7 +169,11 @@ def find_removable(study: Study) -> Headline | None:
     rows = table[(table["what"] == "heads removed") & (table["family"] == "all")]
     rows = rows.assign(removed=rows["removed"].astype(int)).sort_values("removed")
     within = (rows["drop"] <= study.prune_tolerance).cummin()
-    value = 100 * rows["removed"].where(within, 0).max() / total["head"] if rows["told"].all() else np.nan
+    value = (
+        100 * rows["removed"].where(within, 0).max() / total["head"]
+        if rows["told"].all()
+        else np.nan
+    )
     label = "heads removable without training"
     detail = f"within {study.prune_tolerance:g} point, in the order by ablation, of {total['head']} heads"
     return _count("removable", label, detail, value, rows["n"].max(), rows["n_clusters"].max(), "%")
@@ -220,4 +237,6 @@ def _take(row, name: str, label: str, detail: str, unit: str, scale: float = 1) 
 
 def _count(name: str, label: str, detail: str, value, n, n_clusters, unit: str) -> Headline:
     """A headline without an interval."""
-    return Headline(name, label, detail, float(value), np.nan, np.nan, float(n), float(n_clusters), unit)
+    return Headline(
+        name, label, detail, float(value), np.nan, np.nan, float(n), float(n_clusters), unit
+    )

@@ -52,9 +52,7 @@ def say_incomparable(study: Study) -> str:
     if study.data_root is None:
         return "phantom: its questions are generated from few templates"
     if Path(study.checkpoint).name in SMALL:
-        return (
-            "small model: the one that was studied is far smaller than ViLT-B/32 and has seen few photographs"
-        )
+        return "small model: the one that was studied is far smaller than ViLT-B/32 and has seen few photographs"
     return ""
 
 
@@ -68,7 +66,9 @@ def find_own(study: Study, name: str) -> Headline | None:
         "words": lambda study: find_accuracy(study, "words only"),
     }  # fmt: skip
     if name not in found:
-        raise ValueError(f"data/literature.csv, own={name!r}: expected {', '.join([*found, *ANSWER_TYPES])}")
+        raise ValueError(
+            f"data/literature.csv, own={name!r}: expected {', '.join([*found, *ANSWER_TYPES])}"
+        )
     return found[name](study)
 
 
@@ -80,12 +80,18 @@ def find_answer_type(study: Study, answer_type: str) -> Headline | None:
     scored, folder = read_table(study, "02_predictions"), study.run_dir / "dataset"
     if scored is None or not folder.is_dir():
         return None
-    known = load_from_disk(folder)["validation"].select_columns(["question_id", "answer_type"]).to_pandas()
+    known = (
+        load_from_disk(folder)["validation"]
+        .select_columns(["question_id", "answer_type"])
+        .to_pandas()
+    )
     scored = scored.merge(known, on="question_id", validate="one_to_one")
     scored = scored[scored["answer_type"] == answer_type]
     if scored.empty:
         return None
-    interval = stats.bootstrap_mean(scored["accuracy"], scored["image_id"], study.bootstrap_draws, study.seed)
+    interval = stats.bootstrap_mean(
+        scored["accuracy"], scored["image_id"], study.bootstrap_draws, study.seed
+    )
     told = 100 if stats.enough(interval.n, interval.n_clusters) else float("nan")
     values = (float(told * value) for value in interval[:3])
     size = (float(interval.n), float(interval.n_clusters))

@@ -21,7 +21,9 @@ from PIL import Image
 from helpers.report.explore import METHODS, check_cards, combines_heads
 from helpers.run.cache import write_atomic
 
-LONGEST_SIDE = 384  # pixels of an embedded picture, which is what ViLT itself sees of the shorter side
+LONGEST_SIDE = (
+    384  # pixels of an embedded picture, which is what ViLT itself sees of the shorter side
+)
 LEVELS = 255
 
 
@@ -54,7 +56,9 @@ def write_explorer(path: str | Path, cards: Sequence[dict], title: str) -> Path:
 def pack_card(card: dict) -> dict:
     """A card as plain JSON: texts, grid, boxes as parts of the picture's sides, picture as a data address, maps."""
     picture = (
-        card["picture"] if isinstance(card["picture"], Image.Image) else Image.fromarray(card["picture"])
+        card["picture"]
+        if isinstance(card["picture"], Image.Image)
+        else Image.fromarray(card["picture"])
     )
     sides = np.array([*picture.size, *picture.size], dtype=float)
     return {
@@ -62,7 +66,9 @@ def pack_card(card: dict) -> dict:
         "answer": card["answer"],
         "tokens": list(card["tokens"]),
         "grid": [int(side) for side in card["grid"]],
-        "boxes": [(np.asarray(box, dtype=float) / sides).round(4).tolist() for box in card["boxes"]],
+        "boxes": [
+            (np.asarray(box, dtype=float) / sides).round(4).tolist() for box in card["boxes"]
+        ],
         "picture": encode_picture(picture),
         "maps": {name: pack_maps(card, name) for name in card["maps"]},
     }
@@ -82,7 +88,10 @@ def pack_maps(card: dict, method: str) -> dict[str, str]:
     maxima = maps.max((-2, -1))
     steps = maps * (LEVELS / np.where(maxima > 0, maxima, 1))[..., None, None]
     exact = {"maxima": maxima, "sums": maps.sum((-2, -1)), "totals": card["totals"][method]}
-    packed = {name: encode_bytes(np.asarray(values, dtype="<f4").tobytes()) for name, values in exact.items()}
+    packed = {
+        name: encode_bytes(np.asarray(values, dtype="<f4").tobytes())
+        for name, values in exact.items()
+    }
     return {"bytes": encode_bytes(steps.round().astype(np.uint8).tobytes()), **packed}
 
 

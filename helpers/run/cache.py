@@ -102,7 +102,9 @@ def lock_path(path: Path) -> FileLock:
     user = os.getuid() if hasattr(os, "getuid") else "user"
     folder = Path(tempfile.gettempdir()) / f"vilt-attention-{user}"
     folder.mkdir(exist_ok=True)
-    return FileLock(folder / f"{hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]}.lock")
+    return FileLock(
+        folder / f"{hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]}.lock"
+    )
 
 
 def _read_made(folder: Path) -> dict | None:
@@ -124,7 +126,9 @@ def to_json(value, what: str):
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be plain JSON (dict, list, str, number, None): {error}") from None
+        raise ValueError(
+            f"{what} must be plain JSON (dict, list, str, number, None): {error}"
+        ) from None
 
 
 def fingerprint(depends) -> str:
@@ -143,7 +147,9 @@ def read_fingerprint(folder: Path) -> str:
     """Fingerprint of a folder that make_once made; FileNotFoundError if there is none."""
     made = _read_made(Path(folder))
     if made is None:
-        raise FileNotFoundError(f"{_short(folder)} is missing or unfinished (no readable made.json in it)")
+        raise FileNotFoundError(
+            f"{_short(folder)} is missing or unfinished (no readable made.json in it)"
+        )
     return made["fingerprint"]
 
 
@@ -178,7 +184,9 @@ def source_digest(*folders: str) -> str:
         if not sources:
             raise ValueError(f"source_digest: there is no code in {folder}")
         for source in sources:
-            digest.update(f"{folder}/{source.name}\n{source.read_text(encoding='utf-8')}\n".encode())
+            digest.update(
+                f"{folder}/{source.name}\n{source.read_text(encoding='utf-8')}\n".encode()
+            )
     return digest.hexdigest()
 
 

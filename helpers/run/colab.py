@@ -10,9 +10,28 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-TOOLS = ("nbval", "pytest", "hypothesis", "selenium", "ruff")  # of the tests: no notebook needs them
-NEVER = ("torch", "ipywidgets", "ipykernel", "notebook")  # Colab's own fit its drivers and its front end
-KEEP = (*NEVER, "torchvision", "torchaudio", "ipython", "tornado", "numpy", "pandas")  # no version may move
+TOOLS = (
+    "nbval",
+    "pytest",
+    "hypothesis",
+    "selenium",
+    "ruff",
+)  # of the tests: no notebook needs them
+NEVER = (
+    "torch",
+    "ipywidgets",
+    "ipykernel",
+    "notebook",
+)  # Colab's own fit its drivers and its front end
+KEEP = (
+    *NEVER,
+    "torchvision",
+    "torchaudio",
+    "ipython",
+    "tornado",
+    "numpy",
+    "pandas",
+)  # no version may move
 LEAST = {  # older ones count as missing; of anything else any version will do
     "transformers": (5, 5),  # the first whose ViltImageProcessorPil does without torchvision
     "datasets": (4,),  # the first with datasets.List
@@ -46,7 +65,11 @@ def missing_packages(root: str | Path) -> list[str]:
     lines = Path(root, "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [re.match(r"([\w.-]+)==([^\s;#]+)", line.lower()) for line in lines]
     wanted = [pin.groups() for pin in pins if pin and pin[1] not in (*TOOLS, *NEVER)]
-    return [f"{name}=={pin}" for name, pin in wanted if _numbers(_find_version(name)) < LEAST.get(name, (0,))]
+    return [
+        f"{name}=={pin}"
+        for name, pin in wanted
+        if _numbers(_find_version(name)) < LEAST.get(name, (0,))
+    ]
 
 
 def install_missing(root: str | Path) -> str:
@@ -56,7 +79,9 @@ def install_missing(root: str | Path) -> str:
     or pip cannot do it. Where nothing is missing pip is not called.
     """
     if _find_version("torch") is None:
-        raise SystemExit("PyTorch is not installed here, and this project does not install it on Colab.")
+        raise SystemExit(
+            "PyTorch is not installed here, and this project does not install it on Colab."
+        )
     missing = missing_packages(root)
     if not missing:
         return "Every package is there: nothing was installed."
@@ -65,7 +90,9 @@ def install_missing(root: str | Path) -> str:
     importlib.invalidate_caches()
     after = _list_versions()
     replaced = sorted(name for name in loaded if before.get(name) != after.get(name))
-    warning = f" Replaced after import: {', '.join(replaced)}. Restart the session, then run this again."
+    warning = (
+        f" Replaced after import: {', '.join(replaced)}. Restart the session, then run this again."
+    )
     return f"Installed {', '.join(missing)}.{warning if replaced else ''}"
 
 
@@ -88,7 +115,10 @@ def _read_reason(stdout: str, stderr: str) -> str:
     errors = re.findall(r"^error: (.*[^:])$", stderr, flags=re.MULTILINE | re.IGNORECASE)
     errors = errors or stderr.strip().splitlines()[-1:] or ["pip did not say why"]
     causes = re.search(r"The conflict is caused by:\n(.+?)\n\s*\n", stdout, flags=re.DOTALL)
-    lines = [re.sub(r" \(from versions:.+\)", "", errors[0]), *(causes[1].splitlines() if causes else [])]
+    lines = [
+        re.sub(r" \(from versions:.+\)", "", errors[0]),
+        *(causes[1].splitlines() if causes else []),
+    ]
     return "; ".join(line.strip().rstrip(".") for line in lines) + "."
 
 

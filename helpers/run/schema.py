@@ -32,7 +32,9 @@ FIELDS = ["table", "column", "meaning", "unit", "range", "empty", "absent"]
 NAME = "dictionary"  # of the table that write_dictionary writes; it does not describe itself
 NUMBER = r"-?\d+(?:\.\d+)?"
 BOUNDS = re.compile(rf"\[({NUMBER}), ({NUMBER})\]|(>=|<=|>)({NUMBER})|number|")
-ROUNDING = 1 / 256  # shares measured in half precision pass 0 and 1 by as much (bf16 keeps eight bits)
+ROUNDING = (
+    1 / 256
+)  # shares measured in half precision pass 0 and 1 by as much (bf16 keeps eight bits)
 
 
 def write_dictionary(study: Study) -> Path:
@@ -70,11 +72,17 @@ def check_tables(study: Study, entries: pd.DataFrame | None = None) -> list[str]
     """
     entries = read_entries(study.root / COLUMNS) if entries is None else entries
     described = describe_tables(study, entries)
-    problems = [] if len(described) else [f"{study.run_name}: this run has no tables yet: run its notebooks"]
+    problems = (
+        []
+        if len(described)
+        else [f"{study.run_name}: this run has no tables yet: run its notebooks"]
+    )
     for row in described.itertuples():
         place = f"{row.table}, column {row.column!r}"
         if pd.isna(row.meaning):
-            line = pd.DataFrame([[row.table, row.column, *FIELDS[2:]]]).to_csv(header=False, index=False)
+            line = pd.DataFrame([[row.table, row.column, *FIELDS[2:]]]).to_csv(
+                header=False, index=False
+            )
             problems.append(f"{place}: no entry; add one to {COLUMNS}: {line.strip()}")
             continue
         if row.n_outside:
@@ -85,7 +93,9 @@ def check_tables(study: Study, entries: pd.DataFrame | None = None) -> list[str]
                 f"{place}: {row.n_empty} empty cells, but {COLUMNS} says nothing of what they mean"
             )
     held = set(zip(described["table"], described["column"], strict=True))
-    for entry in entries[entries["table"].isin(described["table"]) & (entries["absent"] == "")].itertuples():
+    for entry in entries[
+        entries["table"].isin(described["table"]) & (entries["absent"] == "")
+    ].itertuples():
         if (entry.table, entry.column) not in held:
             problems.append(f"{entry.table}: no column {entry.column!r}, which {COLUMNS} describes")
     return problems
@@ -97,13 +107,17 @@ def read_entries(path: Path) -> pd.DataFrame:
     ValueError that names the entry where a cell is missing, a range cannot be read or an entry stands twice.
     """
     try:
-        entries = pd.read_csv(path, dtype=str, keep_default_na=False).fillna("")  # a short line has NaN
+        entries = pd.read_csv(path, dtype=str, keep_default_na=False).fillna(
+            ""
+        )  # a short line has NaN
     except pd.errors.ParserError as error:
         raise ValueError(
             f"{path.name}: {str(error).strip()}; a cell with a comma needs double quotes"
         ) from None
     if list(entries) != FIELDS:
-        raise ValueError(f"{path.name}: has columns {', '.join(entries)}; expected {', '.join(FIELDS)}")
+        raise ValueError(
+            f"{path.name}: has columns {', '.join(entries)}; expected {', '.join(FIELDS)}"
+        )
     for row in entries.itertuples():
         place = f"{path.name}, {row.table}, column {row.column!r}"
         missing = [name for name in FIELDS[:5] if not getattr(row, name)]
@@ -204,11 +218,15 @@ def find_outside(values: pd.Series, allowed: str) -> np.ndarray:
     if allowed == "text":
         return np.zeros(len(values), dtype=bool)
     if len(allowed) > 2 and allowed[0] == allowed[-1] == "/":
-        return np.array([not re.fullmatch(allowed[1:-1], str(value)) for value in values], dtype=bool)
+        return np.array(
+            [not re.fullmatch(allowed[1:-1], str(value)) for value in values], dtype=bool
+        )
     kind, _, limits = allowed.partition(" ") if allowed.startswith("whole") else ("", "", allowed)
     bounds = BOUNDS.fullmatch(limits)
     if bounds and allowed and kind in ("", "whole"):
-        return _find_beyond(pd.to_numeric(values, errors="coerce").to_numpy(float), bounds, kind == "whole")
+        return _find_beyond(
+            pd.to_numeric(values, errors="coerce").to_numpy(float), bounds, kind == "whole"
+        )
     if "|" in allowed:
         return ~values.astype(str).isin(allowed.split("|")).to_numpy()
     raise ValueError(

@@ -54,45 +54,61 @@ class Study:
         "data/phantom-vilt"  # to start from: folder, hub name[@revision], fresh-small, fresh-b32
     )
     data_root: str | None = None  # folder of VQAv2's official files; None: generate the phantom
-    download: bool = False  # fetch what data_root lacks: official files, and the images of the subset
+    download: bool = (
+        False  # fetch what data_root lacks: official files, and the images of the subset
+    )
     questions_url: str | None = None  # where the official zips lie; None: VQAv2's own address
-    images_url: str | None = None  # where val2014/COCO_val2014_*.jpg and train2014/ lie; None: COCO's own
+    images_url: str | None = (
+        None  # where val2014/COCO_val2014_*.jpg and train2014/ lie; None: COCO's own
+    )
     max_missing: float = 0.01  # share of the subset's images that may be missing there
     train_scenes: int = 1600  # generated images to train on (phantom only)
     validation_scenes: int = 500  # generated images to validate on (phantom only)
     train_per_family: int | None = None  # training questions a family at most; None or "all": all
-    validation_per_family: int | None = None  # validation questions a family at most; None or "all": all
+    validation_per_family: int | None = (
+        None  # validation questions a family at most; None or "all": all
+    )
     max_answers: int = 3129  # answers in the vocabulary at most; ViLT's VQA head has 3129
-    min_validation: int = 50  # validation questions, below which images of both official files are pooled
+    min_validation: int = (
+        50  # validation questions, below which images of both official files are pooled
+    )
     epochs: int = 3  # passes over the training questions
     batch_size: int = 64  # questions a training step, over all devices
-    device_batch_size: int | None = None  # of these at once on a device; None: all, or as many as fit
+    device_batch_size: int | None = (
+        None  # of these at once on a device; None: all, or as many as fit
+    )
     precision: str = (
         "auto"  # of training and measuring: auto (half on a GPU, fp32 elsewhere), fp32, fp16, bf16
     )
-    patience: int = 3  # evaluations (of about 8) without a better accuracy, after which training stops
-    second_seed: bool = True  # fine-tune once more from another seed, to see whether heads keep their roles
+    patience: int = (
+        3  # evaluations (of about 8) without a better accuracy, after which training stops
+    )
+    second_seed: bool = (
+        True  # fine-tune once more from another seed, to see whether heads keep their roles
+    )
     learning_rate: float = 1e-3  # peak, of the transformer
     head_learning_rate: float = 3e-3  # peak, of the answer head
     extract_batch_size: int = 128  # questions a forward pass when attention is read
     shard_size: int = 512  # questions a file of attention; what a kill can cost
-    faithfulness_questions: int = 200  # validation questions whose patches are taken away, map by map
+    faithfulness_questions: int = (
+        200  # validation questions whose patches are taken away, map by map
+    )
     shapley_questions: int = 250  # validation questions whose tokens are withheld one by one
-    shapley_permutations: int = 16  # random orders in which they are; each is gone through backwards as well
+    shapley_permutations: int = (
+        16  # random orders in which they are; each is gone through backwards as well
+    )
     ablation_questions: int = 1000  # validation questions that each ablated head is scored on
     prune_draws: int = 5  # random orders of removing heads, beside those that are measured
-    prune_heads: float = (
-        0.25  # share of the heads cut out before a lighter model is trained on; also tried: twice it
-    )
+    prune_heads: float = 0.25  # share of the heads cut out before a lighter model is trained on; also tried: twice it
     prune_layers: float = 0.25  # share of the layers that are
     prune_epochs: int = 1  # passes over the training questions after the cut
     prune_tolerance: float = 1.0  # points of accuracy that the lightest model may lose
     latency_rounds: int = 31  # times that each model is timed, in turn with the others
     bootstrap_draws: int = 1000  # resamples behind an interval
-    show_photographs: bool = False  # in figures (their licences differ); the phantom is always shown
-    device: str = (
-        "auto"  # auto (cuda where there is one), cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs
+    show_photographs: bool = (
+        False  # in figures (their licences differ); the phantom is always shown
     )
+    device: str = "auto"  # auto (cuda where there is one), cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs
     runs_root: str = "runs"  # folder of all runs
 
     def __post_init__(self):
@@ -104,10 +120,16 @@ class Study:
             object.__setattr__(self, "run_name", self.profile)
         _check_plain("run_name", self.run_name)
         if self.device not in ("auto", "cpu", "cuda"):
-            hint = "; CUDA_VISIBLE_DEVICES chooses among GPUs" if self.device.startswith("cuda") else ""
+            hint = (
+                "; CUDA_VISIBLE_DEVICES chooses among GPUs"
+                if self.device.startswith("cuda")
+                else ""
+            )
             raise ValueError(f"setting device={self.device!r}: expected auto, cpu or cuda{hint}")
         if self.precision not in PRECISIONS:
-            raise ValueError(f"setting precision={self.precision!r}: expected {', '.join(PRECISIONS)}")
+            raise ValueError(
+                f"setting precision={self.precision!r}: expected {', '.join(PRECISIONS)}"
+            )
         if self.seed >= 2**32:
             raise ValueError(f"setting seed={self.seed}: expected less than 2**32 (numpy's limit)")
 
@@ -143,8 +165,14 @@ class Study:
     def path(self, name: str) -> Path | str:
         """`name` counted from the repository root; a checkpoint that is no folder there stays as it is."""
         path = self.root / name
-        if name == self.checkpoint and not path.exists() and not (self.root / Path(name).parts[0]).is_dir():
-            return name  # a hub name, or fresh-small; "data/typo" stays a path, and its error is clear
+        if (
+            name == self.checkpoint
+            and not path.exists()
+            and not (self.root / Path(name).parts[0]).is_dir()
+        ):
+            return (
+                name  # a hub name, or fresh-small; "data/typo" stays a path, and its error is clear
+            )
         return path
 
     def device_name(self) -> str:
@@ -157,7 +185,9 @@ class Study:
             return "cuda"
         if self.device == "auto":
             return "cpu"
-        raise ValueError(f"setting device={self.device!r}: torch sees no GPU here; use 'auto' or 'cpu'")
+        raise ValueError(
+            f"setting device={self.device!r}: torch sees no GPU here; use 'auto' or 'cpu'"
+        )
 
     def settings(self, *names: str) -> dict:
         """The named settings, for the `depends` of a step."""
@@ -173,7 +203,9 @@ def _check_known(what: str, name: str, known) -> None:
 
 def _check_plain(what: str, name: str) -> None:
     if not PLAIN_NAME.fullmatch(name):
-        raise ValueError(f"{what}={name!r}: expected a plain name (letters, digits, _ - .), not a path")
+        raise ValueError(
+            f"{what}={name!r}: expected a plain name (letters, digits, _ - .), not a path"
+        )
 
 
 def _convert_setting(name: str, kind: str, value):
@@ -231,16 +263,30 @@ def record_run(study: Study, **entries) -> Path:
         facts = {"settings": asdict(study), "versions": versions, "device": study.device_name()}
         for name, entry in (facts | to_json(entries, "entries")).items():
             before = recorded.get(name)
-            recorded[name] = before | entry if isinstance(before, dict) and isinstance(entry, dict) else entry
+            recorded[name] = (
+                before | entry if isinstance(before, dict) and isinstance(entry, dict) else entry
+            )
         return write_atomic(path, json.dumps(recorded, indent=1) + "\n")
 
 
 def _read_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
 
 
 def _read_commit(root: Path) -> str:
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     # The ceiling keeps git from reporting the commit of a repository around an unpacked archive.
     ceiling = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.parent)}
     try:

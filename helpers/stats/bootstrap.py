@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from helpers.stats.cluster_robust import check_rows, code_groups, divide, fit_means, index_cells, sum_clusters
+from helpers.stats.cluster_robust import (
+    check_rows,
+    code_groups,
+    divide,
+    fit_means,
+    index_cells,
+    sum_clusters,
+)
 
 CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB as counts, 32 MB as floats
 
@@ -38,13 +45,17 @@ def bootstrap_mean(values, clusters, draws=1000, seed=0, level=0.95) -> Interval
     flat = values.reshape(len(values), math.prod(values.shape[1:]))
     sums, counts = sum_clusters(flat, clusters)
     n, n_clusters = counts.sum(0).astype(int), (counts > 0).sum(0)
-    low, high = _percentiles(_bootstrap_ratios(sums, counts, draws, seed), _expand_tails(counts, level))
+    low, high = _percentiles(
+        _bootstrap_ratios(sums, counts, draws, seed), _expand_tails(counts, level)
+    )
     found = Interval(divide(sums.sum(0), n), low, high, n, n_clusters)
     shape = values.shape[1:]
     return Interval(*(np.broadcast_to(field, flat.shape[1:]).reshape(shape)[()] for field in found))
 
 
-def bootstrap_by_group(values, groups, clusters, draws=1000, seed=0, level=0.95, axes=()) -> pd.DataFrame:
+def bootstrap_by_group(
+    values, groups, clusters, draws=1000, seed=0, level=0.95, axes=()
+) -> pd.DataFrame:
     """Mean and interval of each group of questions (question families), as a tidy table.
 
     values: (n, ...); groups, clusters: (n,). axes: a name for each axis of values after the first, such as
@@ -82,7 +93,9 @@ def rank_correlation(x, y, draws=1000, seed=0, level=0.95) -> Interval:
     if n < 3:
         return Interval(np.nan, np.nan, np.nan, n, n)
     rows = np.random.default_rng(seed).integers(n, size=(draws, n))
-    low, high = _percentiles(_spearman(x[rows], y[rows])[:, None], _expand_tails(np.ones((n, 1)), level))
+    low, high = _percentiles(
+        _spearman(x[rows], y[rows])[:, None], _expand_tails(np.ones((n, 1)), level)
+    )
     return Interval(_spearman(x[None], y[None])[0], low[0], high[0], n, n)
 
 
@@ -110,7 +123,9 @@ def _expand_tails(counts, level):
     """
     shortfall = 1 - (divide(counts, counts.sum(0)) ** 2).sum(0)
     df = fit_means(np.zeros_like(counts), counts)[2]
-    return stats.norm.cdf(stats.t.ppf((1 - level) / 2, df) / np.sqrt(np.where(df > 0, shortfall, np.nan)))
+    return stats.norm.cdf(
+        stats.t.ppf((1 - level) / 2, df) / np.sqrt(np.where(df > 0, shortfall, np.nan))
+    )
 
 
 def _percentiles(replicates, tail):
@@ -123,7 +138,8 @@ def _percentiles(replicates, tail):
         below = np.floor(place).astype(int)
         step = np.where(np.isnan(share), np.nan, place - below)
         bounds.append(
-            (1 - step) * ordered[below, columns] + step * ordered[np.minimum(below + 1, last), columns]
+            (1 - step) * ordered[below, columns]
+            + step * ordered[np.minimum(below + 1, last), columns]
         )
     return bounds
 

@@ -39,14 +39,18 @@ def fit_columns(values: np.ndarray, design: np.ndarray, clusters: np.ndarray) ->
     (n, p), k = design.shape, values.shape[1]
     members = count_members(clusters)
     c = members.shape[0]
-    products = (members @ (design[:, :, None] * design[:, None, :]).reshape(n, p * p)).reshape(c, p, p)
+    products = (members @ (design[:, :, None] * design[:, None, :]).reshape(n, p * p)).reshape(
+        c, p, p
+    )
     total = products.sum(0)
     bread, left_out = np.linalg.inv(total), np.linalg.pinv(total - products, hermitian=True)
     coefficients, covariance = np.empty((p, k)), np.empty((k, p, p))
     step = max(1, CHUNK_VALUES // max(n, c * p))
     for start in range(0, k, step):
         part = values[:, start : start + step].astype(float)
-        moments = np.stack([members @ (part * column[:, None]) for column in design.T], axis=1)  # (c, p, k)
+        moments = np.stack(
+            [members @ (part * column[:, None]) for column in design.T], axis=1
+        )  # (c, p, k)
         found = bread @ moments.sum(0)
         changes = (left_out @ (moments - products @ found)).transpose(2, 1, 0)
         coefficients[:, start : start + step] = found
@@ -115,7 +119,9 @@ def sum_clusters(flat: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np
     (n_clusters, n), k = members.shape, flat.shape[1]
     sums = np.empty((n_clusters, k))
     counts = np.empty_like(sums) if np.isnan(flat).any() else members.sum(1)[:, None]
-    step = max(1, CHUNK_VALUES // max(1, n))  # columns at once: a float32 table never stands whole in float64
+    step = max(
+        1, CHUNK_VALUES // max(1, n)
+    )  # columns at once: a float32 table never stands whole in float64
     for start in range(0, k, step):
         columns = slice(start, start + step)
         part = flat[:, columns].astype(float)
@@ -132,7 +138,9 @@ def check_rows(values, clusters) -> tuple[np.ndarray, np.ndarray]:
     values, labels = np.asarray(values), np.asarray(clusters)
     values = values if values.dtype == np.float32 else values.astype(float, copy=False)
     if values.ndim == 0 or labels.shape != values.shape[:1]:
-        raise ValueError(f"values {values.shape} and clusters {labels.shape} need one row for each question")
+        raise ValueError(
+            f"values {values.shape} and clusters {labels.shape} need one row for each question"
+        )
     return values, np.unique(labels, return_inverse=True)[1].reshape(-1)
 
 
@@ -140,7 +148,9 @@ def code_groups(groups, n: int) -> tuple[np.ndarray, list]:
     """Codes 0..k-1 (-1: no group) and names, in order of appearance or of the categories."""
     groups = pd.Series(groups).reset_index(drop=True)
     if len(groups) != n:
-        raise ValueError(f"{len(groups)} groups for {n} questions: give one group for each question")
+        raise ValueError(
+            f"{len(groups)} groups for {n} questions: give one group for each question"
+        )
     if not isinstance(groups.dtype, pd.CategoricalDtype):
         groups = pd.Series(pd.Categorical(groups, categories=groups.dropna().unique()))
     groups = groups.cat.remove_unused_categories()
@@ -150,7 +160,9 @@ def code_groups(groups, n: int) -> tuple[np.ndarray, list]:
 def index_cells(shape, axes) -> pd.DataFrame:
     """A row for each cell of an array of this shape, in its order, with a column for each name in `axes`."""
     if len(axes) != len(shape):
-        raise ValueError(f"values have {len(shape)} axes after the questions, but axes names {tuple(axes)}")
+        raise ValueError(
+            f"values have {len(shape)} axes after the questions, but axes names {tuple(axes)}"
+        )
     cells = np.indices(shape).reshape(len(shape), math.prod(shape))
     return pd.DataFrame(dict(zip(axes, cells, strict=True)), index=range(cells.shape[1]))
 

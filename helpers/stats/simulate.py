@@ -12,7 +12,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from helpers.stats import tests as stats
 
-SKEW = (1.5, -2.0)  # slope and offset in the logistic of "share" values: mean about 0.19, a long tail upwards
+SKEW = (
+    1.5,
+    -2.0,
+)  # slope and offset in the logistic of "share" values: mean about 0.19, a long tail upwards
 SINGLE, CORRECTED, INTERVAL = "single test", "after correction", "interval"  # kinds of rates
 CHANGED = 0.2  # of the questions, how many answers an ablation turns right or wrong
 
@@ -25,13 +28,19 @@ def draw_values(images, columns, correlation=0.3, shape="normal", seed=0) -> np.
     skewed, as shares of attention are); "paired" (-1, 0 or 1, as a change in accuracy is, mostly 0).
     """
     if shape not in ("normal", "heavy", "share", "paired"):
-        raise ValueError(f"draw_values: shape {shape!r} is not known: use normal, heavy, share or paired")
+        raise ValueError(
+            f"draw_values: shape {shape!r} is not known: use normal, heavy, share or paired"
+        )
     rng, codes = np.random.default_rng(seed), np.unique(images, return_inverse=True)[1]
     size = (codes.max(initial=-1) + 1, columns), (len(codes), columns)
-    of_image, own = (rng.standard_t(3, s) if shape == "heavy" else rng.standard_normal(s) for s in size)
+    of_image, own = (
+        rng.standard_t(3, s) if shape == "heavy" else rng.standard_normal(s) for s in size
+    )
     values = np.sqrt(correlation) * of_image[codes] + np.sqrt(1 - correlation) * own
     if shape == "share":
-        nodes, weights = np.polynomial.hermite_e.hermegauss(60)  # the mean, by Gauss-Hermite quadrature
+        nodes, weights = np.polynomial.hermite_e.hermegauss(
+            60
+        )  # the mean, by Gauss-Hermite quadrature
         mean = weights @ special.expit(SKEW[0] * nodes + SKEW[1]) / weights.sum()
         return special.expit(SKEW[0] * values + SKEW[1]) - mean
     if shape == "paired":
@@ -61,7 +70,15 @@ def find_correlation(values, images, groups=None) -> np.ndarray:
 
 
 def rejection_rates(
-    groups, images, covariates=None, studies=200, heads=4, effect=0.5, correlation=0.3, shape="normal", seed=0
+    groups,
+    images,
+    covariates=None,
+    studies=200,
+    heads=4,
+    effect=0.5,
+    correlation=0.3,
+    shape="normal",
+    seed=0,
 ) -> pd.DataFrame:
     """How often the comparison of families finds what is not there, on these questions and images.
 
@@ -76,14 +93,21 @@ def rejection_rates(
     omnibus, pairs = stats.compare_groups(values, groups, images, axes=("run",))
     rows = [("pair", SINGLE, _find_shares(pairs["p"], len(omnibus)))]
     if covariates is not None:
-        adjusted = stats.compare_groups(values, groups, images, covariates, axes=("run",)).pairs["p"]
+        adjusted = stats.compare_groups(values, groups, images, covariates, axes=("run",)).pairs[
+            "p"
+        ]
         rows.append(("pair, adjusted", SINGLE, _find_shares(adjusted, len(omnibus))))
     rows.append(("omnibus", SINGLE, _find_shares(omnibus["p"], len(omnibus))))
     p = pairs["p"].to_numpy().reshape(studies, -1)
     tested = ~np.isnan(p).all(1)
     rows.append(("any pair, Holm", CORRECTED, _finds_any(p[tested]).astype(float)))
     values, equal = _raise_family(values, groups, pairs, effect, heads)
-    p = stats.compare_groups(values, groups, images, axes=("run",)).pairs["p"].to_numpy().reshape(studies, -1)
+    p = (
+        stats.compare_groups(values, groups, images, axes=("run",))
+        .pairs["p"]
+        .to_numpy()
+        .reshape(studies, -1)
+    )
     found = np.array([stats.correct_p(row) < 0.05 for row in p])
     false = (found & equal).sum(1) / np.maximum(found.sum(1), 1)
     rows.append(("false among found, B-H", CORRECTED, false[tested]))
@@ -92,7 +116,9 @@ def rejection_rates(
 
 def paired_rates(images, runs=1000, correlation=0.1, seed=0) -> pd.DataFrame:
     """How often `stats.test_mean` finds an ablation that turns as many answers right as wrong: p < 0.05."""
-    p = stats.test_mean(draw_values(images, runs, correlation, "paired", seed), images, axes=("run",))["p"]
+    p = stats.test_mean(
+        draw_values(images, runs, correlation, "paired", seed), images, axes=("run",)
+    )["p"]
     return describe_rate("intact against ablated", SINGLE, _find_shares(p, runs))
 
 

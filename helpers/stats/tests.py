@@ -63,7 +63,9 @@ def test_mean(values, clusters, axes=()) -> pd.DataFrame:  # noqa: PT028 (not a 
     values, clusters = check_rows(values, clusters)
     index = index_cells(values.shape[1:], axes)
     sums, counts = sum_clusters(values.reshape(len(values), len(index)), clusters)
-    found = np.broadcast_arrays(*fit_means(sums, counts), counts.sum(0).astype(int), (counts > 0).sum(0))
+    found = np.broadcast_arrays(
+        *fit_means(sums, counts), counts.sum(0).astype(int), (counts > 0).sum(0)
+    )
     estimate, variance, df, n, n_clusters = found
     told = enough(n, n_clusters)
     variance = np.where(variance > (1e-9 * estimate) ** 2, variance, 0)
@@ -73,7 +75,9 @@ def test_mean(values, clusters, axes=()) -> pd.DataFrame:  # noqa: PT028 (not a 
     return index.assign(estimate=estimate, **parts, n=n, n_clusters=n_clusters)
 
 
-def compare_groups(values, groups, clusters, covariates=None, method="fdr_bh", axes=()) -> Comparison:
+def compare_groups(
+    values, groups, clusters, covariates=None, method="fdr_bh", axes=()
+) -> Comparison:
     """Do groups of questions differ in mean, and which pairs? Errors are clustered by image.
 
     values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"): every column is
@@ -95,7 +99,9 @@ def compare_groups(values, groups, clusters, covariates=None, method="fdr_bh", a
     """
     values, clusters = check_rows(values, clusters)
     codes, names = code_groups(groups, len(values))
-    extra = pd.DataFrame(np.empty((len(values), 0)) if covariates is None else covariates).to_numpy(float)
+    extra = pd.DataFrame(np.empty((len(values), 0)) if covariates is None else covariates).to_numpy(
+        float
+    )
     if len(extra) != len(values):
         raise ValueError(f"{len(extra)} rows of covariates for {len(values)} questions")
     index = index_cells(values.shape[1:], axes)
@@ -104,14 +110,20 @@ def compare_groups(values, groups, clusters, covariates=None, method="fdr_bh", a
     usable = (codes >= 0) & ~np.isnan(extra).any(1)
     omnibus, pairs = {}, {}
     for columns, valid in _split_by_missing(flat):
-        found = _compare_columns(flat[:, columns], codes, clusters, extra, usable & valid, first, second)
+        found = _compare_columns(
+            flat[:, columns], codes, clusters, extra, usable & valid, first, second
+        )
         for table, part, width in zip((omnibus, pairs), found, ((), first.shape), strict=True):
             for name, array in part.items():
-                whole = table.setdefault(name, np.empty((len(index), *width), np.asarray(array).dtype))
+                whole = table.setdefault(
+                    name, np.empty((len(index), *width), np.asarray(array).dtype)
+                )
                 whole[columns] = array
     labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
     omnibus = index.assign(**omnibus)
-    pairs = index.merge(labels, how="cross").assign(**{name: array.ravel() for name, array in pairs.items()})
+    pairs = index.merge(labels, how="cross").assign(
+        **{name: array.ravel() for name, array in pairs.items()}
+    )
     for table in (omnibus, pairs):
         table.insert(table.columns.get_loc("p") + 1, "p_corrected", correct_p(table["p"], method))
     return Comparison(omnibus, pairs)
@@ -133,7 +145,10 @@ def level_in_force(p, level=0.05, method="fdr_bh") -> float:
     p: uncorrected, any shape, NaN not tested; level, method: as for `correct_p`. With R of m tests found,
     Benjamini-Hochberg asks for (R + 1) level / m, Holm for level / (m - R). NaN where nothing was tested.
     """
-    found, tested = int((correct_p(p, method) <= level).sum()), int((~np.isnan(np.asarray(p, float))).sum())
+    found, tested = (
+        int((correct_p(p, method) <= level).sum()),
+        int((~np.isnan(np.asarray(p, float))).sum()),
+    )
     if not tested:
         return np.nan
     found = min(found, tested - 1)  # with all of them found, the last had to pass the whole level
@@ -168,7 +183,9 @@ def _compare_columns(y, codes, clusters, covariates, used, first, second):
     """Columns (n, k) with the same questions in use: omnibus as arrays (k,) and pairs as arrays (k, pairs)."""
     k = codes.max(initial=-1) + 1
     n = np.bincount(codes[used], minlength=k)
-    n_clusters = np.array([len(np.unique(clusters[used & (codes == code)])) for code in range(k)], dtype=int)
+    n_clusters = np.array(
+        [len(np.unique(clusters[used & (codes == code)])) for code in range(k)], dtype=int
+    )
     told = np.flatnonzero(enough(n, n_clusters))
     used = used & np.isin(codes, told)
     y, small, owners = y[used].astype(float), np.searchsorted(told, codes[used]), clusters[used]
@@ -181,7 +198,9 @@ def _compare_columns(y, codes, clusters, covariates, used, first, second):
         place = np.full(k, -1)
         place[told] = np.arange(len(told))
         for pair in np.flatnonzero((place[first] >= 0) & (place[second] >= 0)):
-            for name, column in _test_pair(fit, place[first[pair]], place[second[pair]], floor).items():
+            for name, column in _test_pair(
+                fit, place[first[pair]], place[second[pair]], floor
+            ).items():
                 pairs[name][:, pair] = column
         spread = np.full((y.shape[1], k), np.nan)
         spread[:, told] = np.stack([y[small == group].var(0) for group in range(len(told))], axis=1)
@@ -190,7 +209,10 @@ def _compare_columns(y, codes, clusters, covariates, used, first, second):
         )
     omnibus |= {"n": used.sum(), "n_clusters": len(np.unique(owners)), "n_groups": len(told)}
     sizes = {"n_a": n[first], "n_b": n[second]}
-    return omnibus, pairs | sizes | {"clusters_a": n_clusters[first], "clusters_b": n_clusters[second]}
+    return omnibus, pairs | sizes | {
+        "clusters_a": n_clusters[first],
+        "clusters_b": n_clusters[second],
+    }
 
 
 def _empty_tests(n_columns, n_pairs):
@@ -214,7 +236,10 @@ def _test_omnibus(fit, n_groups, floor):
     q, p = n_groups - 1, len(fit.coefficients)
     contrast = np.hstack([-np.ones((q, 1)), np.eye(q), np.zeros((q, p - q - 1))])
     scale, m = calibrate_contrast(fit, contrast)
-    differences, spread = (contrast @ fit.coefficients).T, contrast @ fit.covariance @ contrast.T / scale
+    differences, spread = (
+        (contrast @ fit.coefficients).T,
+        contrast @ fit.covariance @ contrast.T / scale,
+    )
     size = np.trace(spread, axis1=1, axis2=2)
     rank = np.linalg.matrix_rank(spread, tol=1e-12 * size, hermitian=True)
     told = (size > floor) & (rank == q) & (m > q - 1)

@@ -40,7 +40,9 @@ def make_dataset(n_questions=23):
     }
     numbers = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
     texts = {name: Value("string") for name in ("question", "question_type", "family")}
-    return Dataset.from_dict(rows, features=Features({**numbers, **texts, "answers": List(Value("string"))}))
+    return Dataset.from_dict(
+        rows, features=Features({**numbers, **texts, "answers": List(Value("string"))})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,9 @@ def encoded():
 
 @pytest.fixture(scope="module")
 def folder(model, encoded, tmp_path_factory):
-    return extract_attention(model, encoded, tmp_path_factory.mktemp("whole"), batch_size=4, shard_size=5)
+    return extract_attention(
+        model, encoded, tmp_path_factory.mktemp("whole"), batch_size=4, shard_size=5
+    )
 
 
 def read_bytes(folder):
@@ -85,13 +89,17 @@ class TestRows:
             for name in MEASURES:
                 values = getattr(table, name)[place]
                 assert values.dtype == MEASURES[name][0]
-                np.testing.assert_allclose(values, found[name][0], rtol=1e-5, atol=1e-5, err_msg=name)
+                np.testing.assert_allclose(
+                    values, found[name][0], rtol=1e-5, atol=1e-5, err_msg=name
+                )
 
     def test_questions_counts_and_accuracy(self, model, encoded, folder):
         questions = read_attention(folder).questions
         assert questions["n_words"].tolist() == [1 + i % 7 for i in range(23)]
         grids = [[4, 4], [4, 6], [6, 4]]
-        assert questions[["grid_rows", "grid_cols"]].to_numpy().tolist() == [grids[i % 3] for i in range(23)]
+        assert questions[["grid_rows", "grid_cols"]].to_numpy().tolist() == [
+            grids[i % 3] for i in range(23)
+        ]
         assert questions["n_patches"].tolist() == [(16, 24, 24)[i % 3] for i in range(23)]
         assert questions["family"].tolist() == [("is/are", "other")[i % 2] for i in range(23)]
         assert questions["prediction"].tolist() == predict(model, encoded)["prediction"].tolist()
@@ -105,15 +113,21 @@ class TestRows:
         for place, question in table.questions.iterrows():
             baseline = uniform_baseline(question["n_words"], question["n_patches"])
             assert table.baseline[place] == pytest.approx(baseline)
-            np.testing.assert_allclose(table.excess[place], table.image_share[place] - baseline, atol=1e-6)
+            np.testing.assert_allclose(
+                table.excess[place], table.image_share[place] - baseline, atol=1e-6
+            )
 
     def test_shard_and_batch_size_do_not_matter(self, model, encoded, folder, tmp_path):
         other, table = (
-            read_attention(extract_attention(model, encoded, tmp_path, batch_size=9, shard_size=100)),
+            read_attention(
+                extract_attention(model, encoded, tmp_path, batch_size=9, shard_size=100)
+            ),
             read_attention(folder),
         )
         for name in MEASURES:
-            np.testing.assert_allclose(getattr(other, name), getattr(table, name), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                getattr(other, name), getattr(table, name), rtol=1e-5, atol=1e-5
+            )
 
     def test_measures_are_read_when_asked_for(self, folder):
         table = read_attention(folder)
@@ -180,7 +194,9 @@ class TestLayouts:
         with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data set"):
             extract_attention(model, encoded, tmp_path, 4, 5)
         with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data set"):
-            self.extract(model, encoded, tmp_path, {**OWN_LAYOUT, "by_head": ("float64", ("layer", "head"))})
+            self.extract(
+                model, encoded, tmp_path, {**OWN_LAYOUT, "by_head": ("float64", ("layer", "head"))}
+            )
         (tmp_path / "part-00004.parquet").write_bytes((folder / "part-00004.parquet").read_bytes())
         with pytest.raises(ValueError, match=r"part-00004.parquet has .*'split'"):
             read_attention(tmp_path)
@@ -199,7 +215,9 @@ extract_many({folder!r})
 
 def extract_many(folder):
     model, processor = load_vilt("fresh-small", answers=ANSWERS)
-    return extract_attention(model, EncodedQuestions(make_dataset(400), processor), folder, 4, shard_size=20)
+    return extract_attention(
+        model, EncodedQuestions(make_dataset(400), processor), folder, 4, shard_size=20
+    )
 
 
 def assert_same_measures(first, second):
@@ -212,7 +230,9 @@ def assert_same_measures(first, second):
 
 
 class TestResuming:
-    def test_whole_shards_are_kept_and_a_missing_one_is_made_equal(self, model, encoded, folder, tmp_path):
+    def test_whole_shards_are_kept_and_a_missing_one_is_made_equal(
+        self, model, encoded, folder, tmp_path
+    ):
         for path in folder.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
         (tmp_path / "part-00002.parquet").unlink()
@@ -252,7 +272,9 @@ class TestErrors:
 
     def test_shards_of_another_run_are_refused(self, model, encoded, tmp_path):
         extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=10)
-        with pytest.raises(ValueError, match=r"part-00000.parquet holds other questions than rows 0 to 7"):
+        with pytest.raises(
+            ValueError, match=r"part-00000.parquet holds other questions than rows 0 to 7"
+        ):
             extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=8)
         with pytest.raises(ValueError, match=r"part-00002.parquet is none of these 2 shards"):
             extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=20)
@@ -270,7 +292,9 @@ class TestErrors:
     def test_an_unfinished_extraction_is_not_read(self, model, encoded, tmp_path):
         extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=8)
         (tmp_path / "part-00001.parquet").unlink()
-        with pytest.raises(ValueError, match=rf"holds {len(encoded) - 8} of {len(encoded)} questions"):
+        with pytest.raises(
+            ValueError, match=rf"holds {len(encoded) - 8} of {len(encoded)} questions"
+        ):
             read_attention(tmp_path)
 
     def test_reading(self, model, encoded, tmp_path):
@@ -295,6 +319,8 @@ class TestErrors:
         extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=50)
         shard = tmp_path / "part-00000.parquet"
         table = pq.read_table(shard)
-        pq.write_table(table.replace_schema_metadata({"source": '{"layers": 2, "heads": 8}'}), shard)
+        pq.write_table(
+            table.replace_schema_metadata({"source": '{"layers": 2, "heads": 8}'}), shard
+        )
         with pytest.raises(ValueError, match="does not say which measures it holds"):
             read_attention(tmp_path)

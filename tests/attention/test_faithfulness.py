@@ -47,7 +47,9 @@ def encoded():
 @pytest.fixture
 def needle(monkeypatch):
     """A model that says "yes" with probability 0.8 where it sees patch 3 of 4, and else "no": 0.2 for "yes"."""
-    embeds = torch.arange(5.0)[None, :, None].repeat(2, 1, 1)  # 0: the image's CLS; 1 to 4: the patches
+    embeds = torch.arange(5.0)[None, :, None].repeat(
+        2, 1, 1
+    )  # 0: the image's CLS; 1 to 4: the patches
     inputs = {"image_embeds": embeds, "pixel_mask": torch.ones(2, 5, dtype=torch.long)}
 
     def answer(_, given):
@@ -59,7 +61,9 @@ def needle(monkeypatch):
     monkeypatch.setattr(faithfulness, "forward_raster", answer)
     answers = pd.DataFrame({"answers": [["yes"] * 10, ["no"] * 10]})
     data = SimpleNamespace(questions=answers, batches=lambda *_: [([0, 1], None)])
-    return SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes", 1: "no"})), data
+    return SimpleNamespace(
+        training=False, config=SimpleNamespace(id2label={0: "yes", 1: "no"})
+    ), data
 
 
 def test_the_curve_of_one_patch_that_matters_by_hand(needle):
@@ -88,14 +92,19 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
 
 def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypatch):
     """Of 15 patches a half is 7.5, which rounds to 8 and so leaves 7; the answer here is how many are seen."""
-    inputs = {"image_embeds": torch.zeros(1, 16, 2), "pixel_mask": torch.ones(1, 16, dtype=torch.long)}
+    inputs = {
+        "image_embeds": torch.zeros(1, 16, 2),
+        "pixel_mask": torch.ones(1, 16, dtype=torch.long),
+    }
 
     def count(_, given):
         return SimpleNamespace(logits=given["pixel_mask"].sum(1, keepdim=True) / 10)
 
     monkeypatch.setattr(faithfulness, "prepare_batch", lambda *_: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(faithfulness, "forward_raster", count)
-    data = SimpleNamespace(questions=pd.DataFrame({"question_id": [5]}), batches=lambda *_: [([0], None)])
+    data = SimpleNamespace(
+        questions=pd.DataFrame({"question_id": [5]}), batches=lambda *_: [([0], None)]
+    )
     order = np.arange(15)
     curves = perturbation_curves(
         SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes"})),
@@ -117,13 +126,17 @@ def test_the_scoreboard_counts_from_the_random_order(needle):
     assert board["right", "insertion_gain"] == pytest.approx(0.15)
     assert board["random", "deletion_gain"] == 0
     table = tabulate_curves(curves, [7, 8], draws=50)
-    row = table[(table["order"] == "random") & (table["kind"] == "insertion") & (table["fraction"] == 0.25)]
+    row = table[
+        (table["order"] == "random") & (table["kind"] == "insertion") & (table["fraction"] == 0.25)
+    ]
     assert row["estimate"].tolist() == pytest.approx([0.2])
 
 
 def test_answers_are_those_of_the_questions_asked(needle):
     model, data = needle
-    data.questions = pd.DataFrame({"answers": [["red"] * 10] * 3 + [["yes"] * 10, ["red"] * 10, ["no"] * 10]})
+    data.questions = pd.DataFrame(
+        {"answers": [["red"] * 10] * 3 + [["yes"] * 10, ["red"] * 10, ["no"] * 10]}
+    )
     data.batches = lambda *_: [([3, 5], None)]
     orders = {"a": [np.array([3, 0, 1, 2]), np.array([0, 1, 2, 3])]}
     accuracy = perturbation_curves(model, data, [3, 5], orders, HALVES).accuracy
@@ -134,7 +147,9 @@ def test_answers_are_those_of_the_questions_asked(needle):
 
 
 def test_the_number_of_patches_is_rounded(needle):
-    curves = perturbation_curves(*needle, [0, 1], {"a": [np.array([3, 0, 1, 2])] * 2}, (0, 0.12, 0.2, 1))
+    curves = perturbation_curves(
+        *needle, [0, 1], {"a": [np.array([3, 0, 1, 2])] * 2}, (0, 0.12, 0.2, 1)
+    )
     np.testing.assert_allclose(
         curves.probability[0, 0, 0], [0.8, 0.8, 0.2, 0.2], atol=1e-6
     )  # 0.48 and 0.8 of a patch
@@ -142,8 +157,12 @@ def test_the_number_of_patches_is_rounded(needle):
 
 def test_the_scoreboard_resamples_images():
     rng = np.random.default_rng(0)
-    levels = np.repeat(rng.random(12), 5)  # five questions an image, all alike: the image is what varies
-    curves = Curves(["random"], (0, 1), np.tile(levels[:, None], (1, 2, 1, 2)), np.zeros((1, 2, 60, 2)))
+    levels = np.repeat(
+        rng.random(12), 5
+    )  # five questions an image, all alike: the image is what varies
+    curves = Curves(
+        ["random"], (0, 1), np.tile(levels[:, None], (1, 2, 1, 2)), np.zeros((1, 2, 60, 2))
+    )
     clusters = np.repeat(np.arange(12), 5)
     row = score_maps(curves, clusters, draws=200).iloc[0]
     expected = bootstrap_mean(levels, clusters, 200, 0)  # a constant curve: its area is its level
@@ -166,27 +185,39 @@ class TestRemoving:
             assert curves.probability[0, 0, place, 0] == pytest.approx(
                 float(logits.max().sigmoid()), abs=1e-5
             )
-        np.testing.assert_allclose(curves.probability[:, 0, :, 0], curves.probability[:, 1, :, -1], atol=1e-5)
-        np.testing.assert_allclose(curves.probability[0, 0], curves.probability[1, 1, :, ::-1], atol=1e-5)
+        np.testing.assert_allclose(
+            curves.probability[:, 0, :, 0], curves.probability[:, 1, :, -1], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            curves.probability[0, 0], curves.probability[1, 1, :, ::-1], atol=1e-5
+        )
         alone = [perturbation_curves(model, encoded, [index], {"order": [each]}, HALVES).probability[0, :, 0]
                  for index, each in zip(chosen, order, strict=True)]  # fmt: skip
         np.testing.assert_allclose(np.stack(alone, axis=1), curves.probability[0], atol=1e-5)
 
     @torch.no_grad()
     def test_leaving_a_token_out_is_masking_it(self, model, encoded):
-        inputs = prepare_batch(model, encoded.collate([encoded[1], encoded[3]])).inputs  # 24 and 16 patches
+        inputs = prepare_batch(
+            model, encoded.collate([encoded[1], encoded[3]])
+        ).inputs  # 24 and 16 patches
         kept = [np.array([23, 4, 7]), np.array([0, 15])]
         mask = torch.zeros_like(inputs["pixel_mask"])
         mask[:, 0] = mask[0, [24, 5, 8]] = mask[1, [1, 16]] = 1
         expected = forward_raster(model, {**inputs, "pixel_mask": mask}).logits
         found = keep_patches(inputs, kept)
         assert found["image_embeds"].shape[1] == 4  # what is gone costs nothing
-        torch.testing.assert_close(forward_raster(model, found).logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            forward_raster(model, found).logits, expected, rtol=1e-5, atol=1e-5
+        )
 
     def test_questions_without_answers(self, model):
         data = make_dataset(2).remove_columns("answers")
         curves = perturbation_curves(
-            model, EncodedQuestions(data, load_vilt("fresh-small")[1]), [0], {"a": [np.arange(16)]}, (0, 1)
+            model,
+            EncodedQuestions(data, load_vilt("fresh-small")[1]),
+            [0],
+            {"a": [np.arange(16)]},
+            (0, 1),
         )
         assert np.isnan(curves.accuracy).all()
         assert not np.isnan(curves.probability).any()
@@ -204,7 +235,9 @@ class TestRemoving:
         with pytest.raises(ValueError, match="names a question more than once"):
             perturbation_curves(model, encoded, [3, 3], {"mine": [whole, whole]})
         for some in ([], [whole, whole]):
-            with pytest.raises(ValueError, match=r"order 'mine' is for . questions, but indices names 1"):
+            with pytest.raises(
+                ValueError, match=r"order 'mine' is for . questions, but indices names 1"
+            ):
                 perturbation_curves(model, encoded, [3], {"mine": some})
         model.train()
         try:
@@ -216,8 +249,16 @@ class TestRemoving:
 
 class TestOrders:
     def test_ranks(self):
-        assert rank_patches([[0.1, 0.4], [0.4, 0.2]]).tolist() == [1, 2, 3, 0]  # of equals the first
-        assert rank_patches(np.tile([0.0, 1.0], 100)).tolist() == [*range(1, 200, 2), *range(0, 200, 2)]
+        assert rank_patches([[0.1, 0.4], [0.4, 0.2]]).tolist() == [
+            1,
+            2,
+            3,
+            0,
+        ]  # of equals the first
+        assert rank_patches(np.tile([0.0, 1.0], 100)).tolist() == [
+            *range(1, 200, 2),
+            *range(0, 200, 2),
+        ]
 
     def test_random_orders_differ_by_seed_and_question(self):
         first, second = random_orders([50, 50], 0)
@@ -247,7 +288,9 @@ class TestBoxes:
         assert self.inside.tolist() == [[True, False, False], [False, False, True]]
 
     def test_pointing_and_mass_by_hand(self):
-        maps = np.array([[0.1, 0, 0.2, 0, 0.3, 0.4], [0.5, 0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], np.zeros(6)])
+        maps = np.array(
+            [[0.1, 0, 0.2, 0, 0.3, 0.4], [0.5, 0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], np.zeros(6)]
+        )
         inside = self.inside.ravel()
         np.testing.assert_array_equal(point_in_box(maps, inside), [1, 1, 0, np.nan])
         np.testing.assert_allclose(mass_in_box(maps, inside), [0.5 / (2 / 6), 0.5 * 3, 0, np.nan])
@@ -268,21 +311,36 @@ class TestBoxes:
     def test_box_scores_resample_images(self):
         point = np.repeat([0.0, 1, 1, 0, 1, 0], 4)  # four questions an image, all alike
         boxes = pd.DataFrame(
-            {"map": "rollout", "layer": -1, "head": -1, "pointing": point, "mass": point, "chance": 0.1}
+            {
+                "map": "rollout",
+                "layer": -1,
+                "head": -1,
+                "pointing": point,
+                "mass": point,
+                "chance": 0.1,
+            }
         )
         both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
-        clusters = np.r_[np.arange(24), np.repeat(np.arange(6), 4)]  # a map's own rows: not the first 24
+        clusters = np.r_[
+            np.arange(24), np.repeat(np.arange(6), 4)
+        ]  # a map's own rows: not the first 24
         row = score_boxes(both, clusters, draws=200).set_index("map").loc["rollout"].iloc[0]
         expected = bootstrap_mean(point, clusters[24:], 200, 0)
-        assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx([expected.low, expected.high, 6])
+        assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx(
+            [expected.low, expected.high, 6]
+        )
 
     def test_scores_are_means_over_questions(self):
         rows = [(question, name, layer, layer, point, mass, 0.1 * question)
                 for question, point, mass in ((1, 1, 2.0), (2, 0, 1.0), (4, np.nan, np.nan))
                 for name, layer in (("rollout", -1), ("L0H0", 0))]  # fmt: skip
-        boxes = pd.DataFrame(rows, columns=["question", "map", "layer", "head", "pointing", "mass", "chance"])
+        boxes = pd.DataFrame(
+            rows, columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
+        )
         boxes.loc[boxes["map"] == "L0H0", "mass"] *= 3
-        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), draws=50).set_index(["map", "measure"])
+        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), draws=50).set_index(
+            ["map", "measure"]
+        )
         assert table["estimate"].to_dict() == {
             ("rollout", "pointing"): 0.5, ("rollout", "mass"): 1.5, ("L0H0", "pointing"): 0.5, ("L0H0", "mass"): 4.5,
         }  # fmt: skip

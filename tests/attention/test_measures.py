@@ -76,10 +76,14 @@ def stock_attentions(model, batch):
     for b in range(len(mask)):
         text = [i for i in range(n_text) if batch["attention_mask"][b, i]]
         raster = {
-            int(places[b, i, 0] * width + places[b, i, 1]): i for i in range(len(places[b])) if mask[b, 1 + i]
+            int(places[b, i, 0] * width + places[b, i, 1]): i
+            for i in range(len(places[b]))
+            if mask[b, 1 + i]
         }
         order = [*text, n_text, *(n_text + 1 + raster[cell] for cell in sorted(raster))]
-        found.append(np.stack([layer[b].numpy()[:, order][:, :, order] for layer in layers]).astype(float))
+        found.append(
+            np.stack([layer[b].numpy()[:, order][:, :, order] for layer in layers]).astype(float)
+        )
     return found
 
 
@@ -111,7 +115,9 @@ def reduce_by_hand(full, n_text, grid):
             if not members:
                 continue
             for k, group in enumerate(keys):
-                found["split"][layer, head, q, k] = np.mean([sum(rows[i, j] for j in group) for i in members])
+                found["split"][layer, head, q, k] = np.mean(
+                    [sum(rows[i, j] for j in group) for i in members]
+                )
             terms = [-sum(p * np.log(p) for p in rows[i] if p > 0) / np.log(n) for i in members]
             found["entropy"][layer, head, q] = np.mean(terms)
             found["top_patch"][layer, head, q] = np.argmax(rows[members].mean(0)[keys[4]])
@@ -119,7 +125,8 @@ def reduce_by_hand(full, n_text, grid):
             steps = []
             for i in group:
                 apart = [
-                    abs(i - j) if name[0] == "t" else np.hypot(*np.subtract(cell[i], cell[j])) for j in group
+                    abs(i - j) if name[0] == "t" else np.hypot(*np.subtract(cell[i], cell[j]))
+                    for j in group
                 ]
                 steps.append(np.dot(rows[i, group], apart) / rows[i, group].sum())
             found[name][layer, head] = np.mean(steps) if steps else np.nan
@@ -147,11 +154,17 @@ class TestShares:
         np.testing.assert_allclose(excess_image_share(split, kind([0.5, 0.95])), [0.1, -0.95])
         np.testing.assert_allclose(per_token_lift(split, 0.5), [1.2, 0])
         deep = split.reshape(2, 1, 1, 5)
-        np.testing.assert_allclose(excess_image_share(deep, kind([0.5, 0.95])), [[[0.1]], [[-0.95]]])
+        np.testing.assert_allclose(
+            excess_image_share(deep, kind([0.5, 0.95])), [[[0.1]], [[-0.95]]]
+        )
 
     def test_baseline_counts_keys(self):
-        assert uniform_baseline(10, 192) == 193 / 205  # the design's example: uniform is 94 % visual
-        np.testing.assert_allclose(uniform_baseline(np.array([0, 5]), np.array([1, 24])), [2 / 4, 25 / 32])
+        assert (
+            uniform_baseline(10, 192) == 193 / 205
+        )  # the design's example: uniform is 94 % visual
+        np.testing.assert_allclose(
+            uniform_baseline(np.array([0, 5]), np.array([1, 24])), [2 / 4, 25 / 32]
+        )
 
     @given(words=st.integers(0, 37), patches=st.integers(1, 240))
     def test_uniform_attention_has_no_preference(self, words, patches):
@@ -163,8 +176,12 @@ class TestShares:
 
 class TestRollout:
     def test_two_layers_by_hand(self):
-        first = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]])  # mean [[.5, .5], [1, 0]]
-        second = torch.tensor([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])  # mean [[0, 1], [0, 1]]
+        first = torch.tensor(
+            [[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]]
+        )  # mean [[.5, .5], [1, 0]]
+        second = torch.tensor(
+            [[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]
+        )  # mean [[0, 1], [0, 1]]
         # 0.5 A + 0.5 I: first [[.75, .25], [.5, .5]], second [[.5, .5], [0, 1]]; second @ first:
         expected = [[0.5 * 0.75 + 0.5 * 0.5, 0.5 * 0.25 + 0.5 * 0.5], [0.5, 0.5]]
         np.testing.assert_allclose(rollout(torch.stack([first, second])), expected)
@@ -177,7 +194,10 @@ class TestRollout:
 
 class TestGroups:
     def test_by_hand(self):
-        text, image = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+        text, image = (
+            torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+            torch.tensor([[1, 1, 0], [1, 1, 1]]),
+        )
         groups = token_groups(text, image)
         where = [[row.nonzero()[:, 0].tolist() for row in question] for question in groups]
         assert where == [[[0], [1, 2], [3], [4], [5]], [[0], [], [1], [4], [5, 6]]]
@@ -201,7 +221,11 @@ class TestAgainstStock:
             n_text, n = lengths[place], full.shape[-1]
             ends = [0, 1, n_text - 1, n_text, n_text + 1, n]
             mass = np.stack([full[..., a:b].sum(-1) for a, b in pairwise(ends)], axis=-1)
-            queries = (mass[:, :, 0], mass[:, :, 1 : n_text - 1].mean(2), mass[:, :, n_text + 1 :].mean(2))
+            queries = (
+                mass[:, :, 0],
+                mass[:, :, 1 : n_text - 1].mean(2),
+                mass[:, :, n_text + 1 :].mean(2),
+            )
             np.testing.assert_allclose(split[place], np.stack(queries, axis=2), rtol=0, atol=5e-6)
         assert split[..., 4].std() > 0.01  # not all the same
 
@@ -212,7 +236,9 @@ class TestAgainstStock:
         torch.testing.assert_close(found["split"], attention_split(model, batch), rtol=0, atol=1e-6)
         for place, (grid, length) in enumerate(zip(GRIDS, LENGTHS, strict=True)):
             for name, expected in reduce_by_hand(full[place], length, grid).items():
-                np.testing.assert_allclose(found[name][place], expected, rtol=1e-5, atol=5e-6, err_msg=name)
+                np.testing.assert_allclose(
+                    found[name][place], expected, rtol=1e-5, atol=5e-6, err_msg=name
+                )
         with torch.no_grad():
             torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=2e-6, atol=2e-6)
 
@@ -223,7 +249,9 @@ class TestAgainstStock:
             np.testing.assert_allclose(maps[place].attention, full, rtol=0, atol=5e-6)
 
     def test_bodies_of_other_classes(self, model, batch):
-        torch.testing.assert_close(attention_split(model.vilt, batch), attention_split(model, batch))
+        torch.testing.assert_close(
+            attention_split(model.vilt, batch), attention_split(model, batch)
+        )
         assert "logits" not in attention_measures(model.vilt, batch)
 
 
@@ -240,7 +268,9 @@ class TestInvariance:
                 model, make_batch([GRIDS[i] for i in part], [LENGTHS[i] for i in part])
             )
             for name, value in found.items():
-                torch.testing.assert_close(value, whole[name][list(part)], rtol=1e-5, atol=1e-5, msg=name)
+                torch.testing.assert_close(
+                    value, whole[name][list(part)], rtol=1e-5, atol=1e-5, msg=name
+                )
         assert torch.equal(state, torch.get_rng_state())
 
     def test_rows_sum_to_one(self, model, batch):
@@ -264,7 +294,9 @@ class TestInvariance:
         for name in ("split", "entropy", "flow", "rollout"):
             assert found[name].dtype == torch.float32
             torch.testing.assert_close(found[name], exact[name], rtol=0, atol=bound, msg=name)
-        torch.testing.assert_close(found["split"].sum(-1), torch.ones(6, 4, 4, 3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found["split"].sum(-1), torch.ones(6, 4, 4, 3), rtol=0, atol=1e-5
+        )
         torch.testing.assert_close(attention_split(half, batch), found["split"], rtol=0, atol=1e-6)
 
     def test_a_picture_that_questions_share_may_stand_once(self, model):
@@ -291,7 +323,9 @@ class TestValueNorms:
     def test_against_each_vector_as_the_head_hands_it_on(self, model, batch):
         normed, hooks = [], []
         for layer in model.vilt.encoder.layer:
-            hooks.append(layer.layernorm_before.register_forward_hook(lambda *args: normed.append(args[2])))
+            hooks.append(
+                layer.layernorm_before.register_forward_hook(lambda *args: normed.append(args[2]))
+            )
         with torch.no_grad():
             forward_raster(model, batch)
         for hook in hooks:
@@ -299,15 +333,26 @@ class TestValueNorms:
         found, maps = attention_measures(model, batch)["value_norm"], attention_maps(model, batch)
         valid = prepare_batch(model, batch).groups.any(1)
         for place, layer, head in product((0, 5), range(4), range(4)):
-            module, own = model.vilt.encoder.layer[layer].attention, slice(16 * head, 16 * (head + 1))
+            module, own = (
+                model.vilt.encoder.layer[layer].attention,
+                slice(16 * head, 16 * (head + 1)),
+            )
             tokens = normed[layer][place][valid[place]]
-            values = tokens @ module.attention.value.weight[own].T + module.attention.value.bias[own]
+            values = (
+                tokens @ module.attention.value.weight[own].T + module.attention.value.bias[own]
+            )
             vectors = values @ module.output.dense.weight[:, own].T  # (key, hidden)
-            weighed = (maps[place].attention[layer, head][..., None] * vectors).norm(dim=-1)  # (query, key)
+            weighed = (maps[place].attention[layer, head][..., None] * vectors).norm(
+                dim=-1
+            )  # (query, key)
             for query, key in product(range(3), range(5)):
-                asked, read = (maps[place].groups[name] for name in (QUERY_GROUPS[query], KEY_GROUPS[key]))
+                asked, read = (
+                    maps[place].groups[name] for name in (QUERY_GROUPS[query], KEY_GROUPS[key])
+                )
                 expected = weighed[asked, read].sum(1).mean().item()
-                assert found[place, layer, head, query, key].item() == pytest.approx(expected, rel=1e-4)
+                assert found[place, layer, head, query, key].item() == pytest.approx(
+                    expected, rel=1e-4
+                )
 
 
 class TestUniformAndEmpty:
@@ -324,16 +369,24 @@ class TestUniformAndEmpty:
     def test_measures_by_hand(self, flat):
         found = attention_measures(flat, make_batch([(4, 4), (4, 6)], [7, 3]))
         np.testing.assert_allclose(found["entropy"], 1, atol=1e-6)
-        np.testing.assert_allclose(image_share(found["split"])[0], uniform_baseline(5, 16), atol=1e-6)
-        np.testing.assert_allclose(found["text_distance"][0], (5**2 - 1) / (3 * 5), atol=1e-6)  # mean |i - j|
+        np.testing.assert_allclose(
+            image_share(found["split"])[0], uniform_baseline(5, 16), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            found["text_distance"][0], (5**2 - 1) / (3 * 5), atol=1e-6
+        )  # mean |i - j|
         np.testing.assert_array_equal(found["text_distance"][1], 0)  # one word
         steps = [np.hypot(a - c, b - d) for a, b, c, d in np.ndindex(4, 6, 4, 6)]
         np.testing.assert_allclose(found["patch_distance"][1], np.mean(steps), atol=1e-5)
 
     def test_a_query_that_misses_all_members_is_left_out(self):
-        attention = torch.tensor([[[[0.5, 0.5, 0], [0, 0, 1], [0, 0, 1]]]])  # query 1 looks outside only
+        attention = torch.tensor(
+            [[[[0.5, 0.5, 0], [0, 0, 1], [0, 0, 1]]]]
+        )  # query 1 looks outside only
         steps = torch.tensor([[[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]])
-        assert mean_distance(attention, steps, torch.tensor([[True, True, False]])).tolist() == [[0.5]]
+        assert mean_distance(attention, steps, torch.tensor([[True, True, False]])).tolist() == [
+            [0.5]
+        ]
 
     def test_question_without_words_is_nan(self, flat):
         found = attention_measures(flat, make_batch([(4, 4), (4, 6)], [2, 5]))
@@ -373,7 +426,8 @@ def join(batches):
     joined = {}
     for name in batches[0]:
         shape = [
-            max(batch[name].shape[axis] for batch in batches) for axis in range(1, batches[0][name].ndim)
+            max(batch[name].shape[axis] for batch in batches)
+            for axis in range(1, batches[0][name].ndim)
         ]
         joined[name] = torch.zeros(len(batches), *shape, dtype=batches[0][name].dtype)
         for place, batch in enumerate(batches):
@@ -429,7 +483,9 @@ class TestMaps:
         pictures = [Image.new("RGB", (96, 64), color) for color in ("red", "blue")]
         batch = processor(pictures, ["is it red?", "a"], padding=True, return_tensors="pt")
         maps = attention_maps(model, batch)
-        words = processor.tokenizer.convert_ids_to_tokens(processor.tokenizer("is it red?")["input_ids"])
+        words = processor.tokenizer.convert_ids_to_tokens(
+            processor.tokenizer("is it red?")["input_ids"]
+        )
         first, n_text = maps[0], len(words)
         assert first.grid == (4, 6)
         assert first.tokens[:n_text] == words
@@ -445,7 +501,9 @@ class TestMaps:
         assert len(maps[1].tokens) == 1 + 1 + 1 + 1 + 24
         split = attention_split(model, batch)[0]
         for place, part in enumerate(first.groups.values()):
-            torch.testing.assert_close(first.attention[:, :, 0, part].sum(-1), split[:, :, 0, place])
+            torch.testing.assert_close(
+                first.attention[:, :, 0, part].sum(-1), split[:, :, 0, place]
+            )
         del model.tokenizer
         assert attention_maps(model, batch)[0].tokens[0] == str(processor.tokenizer.cls_token_id)
         assert attention_maps(model, batch, processor.tokenizer)[0].tokens == first.tokens

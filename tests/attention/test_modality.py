@@ -73,16 +73,22 @@ def test_it_matters_not_what_withheld_words_hold(vilt, encoded):
     other = inputs["input_ids"].clone()
     other[:, [2, 4]] = other[:, [4, 2]] + 1
     pair = [
-        keep_words(inputs | {"input_ids": ids}, [np.array([0, 2])]) for ids in (inputs["input_ids"], other)
+        keep_words(inputs | {"input_ids": ids}, [np.array([0, 2])])
+        for ids in (inputs["input_ids"], other)
     ]
     first, second = (forward_raster(model, each).logits for each in pair)
     np.testing.assert_allclose(first, second, atol=1e-6)
     whole = forward_raster(model, inputs | {"input_ids": other}).logits
-    assert not np.allclose(forward_raster(model, inputs).logits, whole, atol=1e-4)  # in sight they matter
+    assert not np.allclose(
+        forward_raster(model, inputs).logits, whole, atol=1e-4
+    )  # in sight they matter
 
 
 def test_words_are_kept_by_number_and_specials_always():
-    inputs = {"attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), "other": torch.zeros(2)}
+    inputs = {
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+        "other": torch.zeros(2),
+    }
     kept = keep_words(inputs, [np.array([0, 2]), np.array([], dtype=int)])
     assert kept["attention_mask"].tolist() == [[1, 1, 0, 1, 1], [1, 0, 1, 0, 0]]
     assert inputs["attention_mask"].sum() == 8
@@ -97,7 +103,9 @@ def test_the_first_word_has_all_its_pieces():
         "[CLS] [SEP] [PAD]",
     ]
     names = sorted({piece for text in texts for piece in text.split()})
-    tokenizer = SimpleNamespace(sep_token="[SEP]", convert_ids_to_tokens=lambda row: [names[i] for i in row])
+    tokenizer = SimpleNamespace(
+        sep_token="[SEP]", convert_ids_to_tokens=lambda row: [names[i] for i in row]
+    )
     for text, n_pieces in zip(texts, (1, 3, 1, 0), strict=True):
         ids = torch.tensor([[names.index(piece) for piece in text.split()]])
         (found,) = find_first_words(ids, tokenizer)
@@ -120,7 +128,9 @@ def test_conditions_are_those_asked_one_question_at_a_time(vilt, encoded):
         own = table[table["question"] == index].set_index("condition")
         best = int(slow["intact"].argmax())
         for condition, logits in slow.items():
-            assert own["probability"][condition] == pytest.approx(float(logits[best].sigmoid()), abs=1e-5)
+            assert own["probability"][condition] == pytest.approx(
+                float(logits[best].sigmoid()), abs=1e-5
+            )
             said = model.config.id2label[int(logits.argmax())]
             given = list(encoded.questions["answers"].iloc[index])
             assert own["accuracy"][condition] == pytest.approx(vqa_accuracy(said, given))
@@ -151,7 +161,9 @@ def test_points_lost_by_hand():
         "image exchanged": [0.5, 0.9],
         "words removed": [1, 0],
     }
-    table = pd.DataFrame(values, index=pd.Index([8, 3], name="question")).rename_axis(columns="condition")
+    table = pd.DataFrame(values, index=pd.Index([8, 3], name="question")).rename_axis(
+        columns="condition"
+    )
     table = table.melt(ignore_index=False, value_name="accuracy").reset_index()
     lost = lose_points(table)
     np.testing.assert_allclose(lost.loc[8], [100, 50, 0])
@@ -203,12 +215,16 @@ def list_coalitions(n_players: int) -> np.ndarray:
 
 
 def play(values: dict[frozenset, float]):
-    return lambda coalitions: [values[frozenset(np.flatnonzero(row).tolist())] for row in coalitions]
+    return lambda coalitions: [
+        values[frozenset(np.flatnonzero(row).tolist())] for row in coalitions
+    ]
 
 
 def draw_game(n_players: int, seed: int) -> dict[frozenset, float]:
     rng = np.random.default_rng(seed)
-    return {frozenset(np.flatnonzero(row).tolist()): rng.normal() for row in list_coalitions(n_players)}
+    return {
+        frozenset(np.flatnonzero(row).tolist()): rng.normal() for row in list_coalitions(n_players)
+    }
 
 
 @given(st.integers(1, 4), st.integers(0, 99))
@@ -224,16 +240,27 @@ def test_all_orders_give_the_exact_values(n_players, seed):
 def test_the_values_add_up_for_any_orders(n_players, pairs, seed):
     values = draw_game(n_players, seed)
     phi = shapley_values(play(values), draw_orders(n_players, pairs, seed))
-    assert phi.sum() == pytest.approx(values[frozenset(range(n_players))] - values[frozenset()], abs=1e-12)
+    assert phi.sum() == pytest.approx(
+        values[frozenset(range(n_players))] - values[frozenset()], abs=1e-12
+    )
 
 
 def test_known_games():
     worth = np.array([3.0, -1, 0, 2])
     one_order = np.array([[2, 0, 3, 1]])
-    np.testing.assert_allclose(shapley_values(lambda members: 5 + members @ worth, one_order), worth)
+    np.testing.assert_allclose(
+        shapley_values(lambda members: 5 + members @ worth, one_order), worth
+    )
     orders = np.array(list(permutations(range(4))))
-    np.testing.assert_allclose(shapley_values(lambda members: members.sum(1) ** 3, orders), 16)  # all alike
-    assert shapley_values(lambda members: members[:, 1] & members[:, 2], orders).tolist() == [0, 0.5, 0.5, 0]
+    np.testing.assert_allclose(
+        shapley_values(lambda members: members.sum(1) ** 3, orders), 16
+    )  # all alike
+    assert shapley_values(lambda members: members[:, 1] & members[:, 2], orders).tolist() == [
+        0,
+        0.5,
+        0.5,
+        0,
+    ]
 
 
 def test_an_order_and_its_reverse_are_exact_for_pairs_of_players():
@@ -253,7 +280,9 @@ def test_more_orders_come_nearer_and_no_coalition_is_asked_twice():
         return play(values)(coalitions)
 
     exact = enumerate_shapley(values, 6)
-    few, many = (np.abs(shapley_values(game, draw_orders(6, n, 0)) - exact).max() for n in (2, 2000))
+    few, many = (
+        np.abs(shapley_values(game, draw_orders(6, n, 0)) - exact).max() for n in (2, 2000)
+    )
     assert many < 0.06 < few
     assert asked[1] == 64
 
@@ -261,12 +290,17 @@ def test_more_orders_come_nearer_and_no_coalition_is_asked_twice():
 @pytest.fixture
 def all_orders(monkeypatch):
     """Every order of the players in place of some."""
-    monkeypatch.setattr(modality, "draw_orders", lambda n, *_: np.array(list(permutations(range(n)))))
+    monkeypatch.setattr(
+        modality, "draw_orders", lambda n, *_: np.array(list(permutations(range(n))))
+    )
 
 
 @pytest.mark.usefixtures("all_orders")
 def test_a_question_of_two_words_against_enumeration(vilt, encoded):
-    model, index = vilt[0], 4  # "what?" about 64 x 96 pixels: 4 x 6 patches in 2 blocks, side by side
+    model, index = (
+        vilt[0],
+        4,
+    )  # "what?" about 64 x 96 pixels: 4 x 6 patches in 2 blocks, side by side
     inputs = prepare_one(model, encoded, index)
     assert inputs["input_ids"].shape[1] == 4
     halves = [np.flatnonzero(np.tile(np.arange(6) // 3 == half, 4)) for half in (0, 1)]
@@ -318,18 +352,29 @@ def test_an_answer_that_nothing_moves_has_no_share(vilt, encoded, monkeypatch):
 
 
 def test_the_step_is_done_once_on_questions_drawn_by_the_seed(vilt, encoded, tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "describe_inputs", lambda study, **own: own)  # there is no model/ here
-    settings = {"runs_root": str(tmp_path), "shapley_questions": 3, "shapley_permutations": 1, "seed": 5}
+    monkeypatch.setattr(
+        measure, "describe_inputs", lambda study, **own: own
+    )  # there is no model/ here
+    settings = {
+        "runs_root": str(tmp_path),
+        "shapley_questions": 3,
+        "shapley_permutations": 1,
+        "seed": 5,
+    }
     study = Study.load("phantom", **settings)
     withheld, shapley = measure.measure_modality(study, vilt[0], encoded)
-    pd.testing.assert_frame_equal(withheld, withheld_accuracy(vilt[0], encoded, range(12), 5), atol=1e-5)
+    pd.testing.assert_frame_equal(
+        withheld, withheld_accuracy(vilt[0], encoded, range(12), 5), atol=1e-5
+    )
     drawn = shapley["question"].tolist()
     assert sorted(set(drawn)) == drawn
     pd.testing.assert_frame_equal(shapley, mm_shap(vilt[0], encoded, drawn, 1, 5), atol=1e-5)
     again = measure.measure_modality(study, None, encoded)  # no model: nothing is measured anew
     pd.testing.assert_frame_equal(again[1], shapley)
     more = Study.load("phantom", **settings | {"shapley_questions": 99})
-    assert measure.measure_modality(more, vilt[0], encoded)[1]["question"].tolist() == list(range(12))
+    assert measure.measure_modality(more, vilt[0], encoded)[1]["question"].tolist() == list(
+        range(12)
+    )
 
 
 def make_families(means, n_images=8, each=2):
@@ -374,7 +419,9 @@ def test_ranks_against_a_slow_bootstrap():
     rows = {image: np.flatnonzero(images == image) for image in range(25)}
 
     def correlate(drawn):
-        found = table.iloc[np.concatenate([rows[image] for image in drawn])].groupby("family").mean()
+        found = (
+            table.iloc[np.concatenate([rows[image] for image in drawn])].groupby("family").mean()
+        )
         return scipy_stats.spearmanr(found["x"], found["y"]).statistic
 
     found = rank_agreement(x, y, families, images, draws=4000, seed=1)
@@ -400,7 +447,9 @@ def test_the_auc_of_one_family_is_mann_whitneys():
 def test_the_auc_compares_within_families_only():
     """Told apart in a (20 questions), the wrong way round in b (10); c holds one kind and does not count."""
     groups = np.repeat(["a", "b", "c"], [20, 10, 15])
-    positive = np.concatenate([np.arange(20) % 2 == 0, np.arange(10) % 2 == 0, np.ones(15, dtype=bool)])
+    positive = np.concatenate(
+        [np.arange(20) % 2 == 0, np.arange(10) % 2 == 0, np.ones(15, dtype=bool)]
+    )
     values = np.where(groups == "b", 1000.0 - positive, positive)
     clusters = np.arange(45) % 15
     found = tell_apart(values, positive, groups, clusters, draws=200)
@@ -415,7 +464,9 @@ def test_too_few_controls_tell_nothing():
     positive = np.arange(30) >= 9
     found = tell_apart(np.arange(30), positive, ["a"] * 30, np.arange(30))
     assert np.isnan(found[:3]).all()
-    assert np.isnan(tell_apart(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))[:3]).all()
+    assert np.isnan(
+        tell_apart(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))[:3]
+    ).all()
 
 
 def test_the_interval_of_the_auc_against_a_slow_bootstrap():
@@ -428,10 +479,16 @@ def test_the_interval_of_the_auc_against_a_slow_bootstrap():
     def slow_auc(rows):
         parts = [rows[groups[rows] == name] for name in ("a", "b")]
         kinds = [(values[part[positive[part]]], values[part[~positive[part]]]) for part in parts]
-        scores = [scipy_stats.mannwhitneyu(*pair).statistic / (len(pair[0]) * len(pair[1])) for pair in kinds]
+        scores = [
+            scipy_stats.mannwhitneyu(*pair).statistic / (len(pair[0]) * len(pair[1]))
+            for pair in kinds
+        ]
         return np.average(scores, weights=[len(part) for part in parts])
 
     own = [np.flatnonzero(images == image) for image in range(30)]
-    slow = [slow_auc(np.concatenate([own[image] for image in rng.integers(30, size=30)])) for _ in range(400)]
+    slow = [
+        slow_auc(np.concatenate([own[image] for image in rng.integers(30, size=30)]))
+        for _ in range(400)
+    ]
     assert found.estimate == pytest.approx(slow_auc(np.arange(120)))
     np.testing.assert_allclose([found.low, found.high], np.percentile(slow, [2.5, 97.5]), atol=0.03)

@@ -51,8 +51,12 @@ def test_relevance_of_two_layers_by_hand():
     # first layer: heads (gA)+ = [[1, 0], [0, 1]] and [[0, 0], [1, 0]], mean [[.5, 0], [.5, .5]]; R = I + mean
     # second layer: [[1, .4], [0, .4]] and [[0, .6], [.2, 0]], mean [[.5, .5], [.1, .2]]; R = R + mean R
     first = torch.tensor([[1.5, 0.0], [0.5, 1.5]])
-    second = first + torch.tensor([[0.5 * 1.5 + 0.5 * 0.5, 0.5 * 1.5], [0.1 * 1.5 + 0.2 * 0.5, 0.2 * 1.5]])
-    torch.testing.assert_close(propagate_relevance(attention, gradient), torch.stack([first, second]))
+    second = first + torch.tensor(
+        [[0.5 * 1.5 + 0.5 * 0.5, 0.5 * 1.5], [0.1 * 1.5 + 0.2 * 0.5, 0.2 * 1.5]]
+    )
+    torch.testing.assert_close(
+        propagate_relevance(attention, gradient), torch.stack([first, second])
+    )
 
 
 def test_rollout_ends_where_attention_rollout_does(model, batch):
@@ -67,7 +71,8 @@ class TestGradients:
         """Add a little to one attention weight, after the softmax, and see what the answer's logit does."""
         exact, step = load_vilt("fresh-small", answers=ANSWERS)[0].double(), 1e-4
         inputs = {
-            name: value.double() if value.is_floating_point() else value for name, value in batch.items()
+            name: value.double() if value.is_floating_point() else value
+            for name, value in batch.items()
         }
         worst = [int(row.argmin()) for row in forward_raster(exact, inputs).logits]
         explained = [
@@ -76,13 +81,25 @@ class TestGradients:
         ]  # own answers, and others
         slopes, rng = [], np.random.default_rng(0)
         for question in (0, 4):
-            n, answer = len(explained[question].maps.tokens), ANSWERS.index(explained[question].answer)
+            n, answer = (
+                len(explained[question].maps.tokens),
+                ANSWERS.index(explained[question].answer),
+            )
             n_text, longest = LENGTHS[question], batch["input_ids"].shape[1]
             for _ in range(12):
-                layer, head, query, key = rng.integers(4), rng.integers(4), rng.integers(n), rng.integers(n)
-                places = [place if place < n_text else place + longest - n_text for place in (query, key)]
+                layer, head, query, key = (
+                    rng.integers(4),
+                    rng.integers(4),
+                    rng.integers(n),
+                    rng.integers(n),
+                )
+                places = [
+                    place if place < n_text else place + longest - n_text for place in (query, key)
+                ]
                 logits = [
-                    nudge(exact, inputs, layer, question, head, *places, sign * step)[question, answer]
+                    nudge(exact, inputs, layer, question, head, *places, sign * step)[
+                        question, answer
+                    ]
                     for sign in (1, -1)
                 ]
                 slopes.append(float(logits[0] - logits[1]) / (2 * step))
@@ -134,7 +151,9 @@ class TestGradients:
             for hook in hooks:
                 hook.remove()
         row = explanation.weights("relevance")[-1, 0]
-        assert explanation.maps.attention[:, :, 0, blind].min() > 0  # looked at, yet it hands nothing on
+        assert (
+            explanation.maps.attention[:, :, 0, blind].min() > 0
+        )  # looked at, yet it hands nothing on
         assert row[blind] == 0
         assert (np.delete(row.numpy(), blind) > 0).all()
         assert (explanation.weights("value-weighted")[..., blind] == 0).all()
@@ -170,7 +189,9 @@ class TestExplanations:
         assert product.min() < 0
         expected = torch.where(product > 0, product, 0)
         torch.testing.assert_close(explained[1].weights("gradient-weighted"), expected)
-        with pytest.raises(ValueError, match="unknown method 'raw': known are attention, value-weighted"):
+        with pytest.raises(
+            ValueError, match="unknown method 'raw': known are attention, value-weighted"
+        ):
             explained[0].weights("raw")
 
     def test_value_norms_are_those_of_the_measures(self, explained, model, batch):
@@ -180,7 +201,9 @@ class TestExplanations:
             for query, name in enumerate(QUERY_GROUPS):
                 for key, part in enumerate(groups.values()):
                     mean = weights[:, :, groups[name]][..., part].sum(-1).mean(-1)
-                    torch.testing.assert_close(mean, measured[place, :, :, query, key], rtol=1e-4, atol=1e-6)
+                    torch.testing.assert_close(
+                        mean, measured[place, :, :, query, key], rtol=1e-4, atol=1e-6
+                    )
 
     def test_value_weights_by_the_definition(self, explained, model, batch):
         """|a (W_O^h (W_V^h LN(x) + b_V^h))|, a weight at a time, from the input that the layer norm gives."""
@@ -200,13 +223,18 @@ class TestExplanations:
         maps, weights = explained[question].maps, explained[question].weights("value-weighted")
         longest, rng = batch["input_ids"].shape[1], np.random.default_rng(1)
         for layer, head in np.ndindex(4, 4):
-            attend, own = model.vilt.encoder.layer[layer].attention, slice(16 * head, 16 * head + 16)
+            attend, own = (
+                model.vilt.encoder.layer[layer].attention,
+                slice(16 * head, 16 * head + 16),
+            )
             value, project = attend.attention.value, attend.output.dense.weight[:, own]
             for query, key in rng.integers(len(maps.tokens), size=(6, 2)):
                 token = key if key < LENGTHS[question] else key + longest - LENGTHS[question]
                 handed = project @ (value.weight[own] @ normed[layer][token] + value.bias[own])
                 expected = (maps.attention[layer, head, query, key] * handed).norm().item()
-                assert weights[layer, head, query, key].item() == pytest.approx(expected, rel=1e-4, abs=1e-8)
+                assert weights[layer, head, query, key].item() == pytest.approx(
+                    expected, rel=1e-4, abs=1e-8
+                )
 
     @pytest.mark.parametrize("seed", [0, 1])
     def test_company_and_seed_do_not_matter(self, explained, model, seed):
@@ -219,7 +247,9 @@ class TestExplanations:
                 )
                 torch.testing.assert_close(explanation.value_norms, explained[place].value_norms)
                 for name, expected in patch_maps(explained[place]).items():
-                    np.testing.assert_allclose(patch_maps(explanation)[name], expected, rtol=1e-3, atol=1e-6)
+                    np.testing.assert_allclose(
+                        patch_maps(explanation)[name], expected, rtol=1e-3, atol=1e-6
+                    )
 
     def test_words_are_named_by_the_tokenizer_given(self, model, batch):
         class Letters:
@@ -242,14 +272,22 @@ class TestExplanations:
             ]
             assert all(each.shape == grid for each in maps.values())
             attention = explanation.maps.attention[:, :, 0, patches].numpy()
-            np.testing.assert_allclose(maps["raw, last layer"].ravel(), attention[3].mean(0), rtol=1e-5)
-            np.testing.assert_allclose(maps["raw, all layers"].ravel(), attention.mean((0, 1)), rtol=1e-5)
-            full = propagate_relevance(explanation.maps.attention, explanation.gradients)[-1, 0, patches]
+            np.testing.assert_allclose(
+                maps["raw, last layer"].ravel(), attention[3].mean(0), rtol=1e-5
+            )
+            np.testing.assert_allclose(
+                maps["raw, all layers"].ravel(), attention.mean((0, 1)), rtol=1e-5
+            )
+            full = propagate_relevance(explanation.maps.attention, explanation.gradients)[
+                -1, 0, patches
+            ]
             np.testing.assert_allclose(maps["relevance"].ravel(), full, rtol=1e-5)
             mixed = rollout(explanation.maps.attention)[0, patches]
             np.testing.assert_allclose(maps["rollout"].ravel(), mixed, rtol=1e-5)
             handed = attention * explanation.value_norms[:, :, patches].numpy()
-            np.testing.assert_allclose(maps["value-weighted"].ravel(), handed.mean((0, 1)), rtol=1e-5)
+            np.testing.assert_allclose(
+                maps["value-weighted"].ravel(), handed.mean((0, 1)), rtol=1e-5
+            )
 
     def test_parameters_are_left_alone(self, model, batch):
         parameters = list(model.parameters())
@@ -285,7 +323,9 @@ class TestExplanations:
         other.eval().config._attn_implementation = "sdpa"
         with pytest.raises(ValueError, match="load it as 'eager'"):
             explain(other, batch)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in other.modules())
+        assert not any(
+            module._forward_hooks or module._forward_pre_hooks for module in other.modules()
+        )
 
     def test_errors(self, model, batch):
         with pytest.raises(
@@ -305,7 +345,10 @@ class TestMeasures:
         for place, explanation in enumerate(explained):
             row = explanation.weights("relevance")[-1, 0].clone()
             row[0] -= 1
-            shares = torch.stack([row[part].sum() for part in explanation.maps.groups.values()]) / row.sum()
+            shares = (
+                torch.stack([row[part].sum() for part in explanation.maps.groups.values()])
+                / row.sum()
+            )
             torch.testing.assert_close(found["relevance"][place], shares, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found["relevance"].sum(1), torch.ones(6))
 
@@ -320,7 +363,9 @@ class TestMeasures:
             for query, name in enumerate(QUERY_GROUPS):
                 for key, part in enumerate(groups.values()):
                     mean = weights[:, :, groups[name]][..., part].sum(-1).mean(-1)
-                    torch.testing.assert_close(found[place, :, :, query, key], mean, rtol=1e-4, atol=1e-7)
+                    torch.testing.assert_close(
+                        found[place, :, :, query, key], mean, rtol=1e-4, atol=1e-7
+                    )
 
     def test_company_does_not_matter(self, model, batch):
         found = relevance_measures(model, batch)

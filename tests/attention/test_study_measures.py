@@ -21,7 +21,12 @@ from helpers.run.study import Study
 @pytest.fixture(scope="module")
 def study(tmp_path_factory, phantom_root):
     runs = str(tmp_path_factory.mktemp("runs"))
-    settings = {"data_root": str(phantom_root), "runs_root": runs, "run_name": "test", "device": "cpu"}
+    settings = {
+        "data_root": str(phantom_root),
+        "runs_root": runs,
+        "run_name": "test",
+        "device": "cpu",
+    }
     study = Study.load("phantom", epochs=1, shard_size=50, extract_batch_size=32, **settings)
     prepare.prepare_dataset(study)
     finetune.finetune(study, prepare.load_dataset(study))
@@ -54,7 +59,9 @@ def test_relevance_is_measured_once_and_shared_out(study, measured):
     assert owed.questions["question_id"].tolist() == data["question_id"]
     np.testing.assert_allclose(owed.relevance.sum(1), 1, atol=1e-5)
     batch = encoded.collate([encoded[7]])
-    np.testing.assert_allclose(owed.relevance[7], relevance_measures(model, batch)["relevance"][0], atol=1e-4)
+    np.testing.assert_allclose(
+        owed.relevance[7], relevance_measures(model, batch)["relevance"][0], atol=1e-4
+    )
     before = (study.run_dir / "relevance" / "made.json").stat().st_mtime_ns
     measure.measure_relevance(study, model, encoded)
     assert (study.run_dir / "relevance" / "made.json").stat().st_mtime_ns == before
@@ -83,7 +90,8 @@ def test_numbers_that_overflow_are_named(measured, tmp_path):
     broken = copy.deepcopy(model).half()
     broken.classifier[-1].weight.data.fill_(60_000)
     with pytest.raises(
-        ValueError, match=r"question_id \d+: the logits in torch.float16 are not finite; use precision"
+        ValueError,
+        match=r"question_id \d+: the logits in torch.float16 are not finite; use precision",
     ):
         extract_attention(broken, encoded, tmp_path, 32, 50)
 
@@ -123,7 +131,10 @@ def test_the_pretrained_checkpoint_looks_where_it_is_asked(measured):
     hits, chance = measure.find_hits(table, data)
     best = np.nanmean(hits, axis=0).max()
     assert best > 3 * np.nanmean(chance)
-    assert load_vilt(Study.load().path("data/phantom-vilt"), answers=["a"])[0].config.num_hidden_layers == 4
+    assert (
+        load_vilt(Study.load().path("data/phantom-vilt"), answers=["a"])[0].config.num_hidden_layers
+        == 4
+    )
 
 
 def test_faithfulness_is_measured_once_and_maps_are_held_against_boxes(study, measured):
@@ -142,7 +153,9 @@ def test_faithfulness_is_measured_once_and_maps_are_held_against_boxes(study, me
     assert set(curves.orders[5:]) == {"untrained relevance", "reversed relevance", "random"}
     assert curves.probability.shape == curves.accuracy.shape == (8, 2, 12, 11)
     forth, back = (curves.orders.index(name) for name in ("relevance", "reversed relevance"))
-    np.testing.assert_allclose(curves.probability[forth, 0], curves.probability[back, 1, :, ::-1], atol=1e-4)
+    np.testing.assert_allclose(
+        curves.probability[forth, 0], curves.probability[back, 1, :, ::-1], atol=1e-4
+    )
     boxed = [row for row in chosen.tolist() if data[row]["boxes"]]
     assert sorted(set(boxes["question"])) == boxed
     assert len(boxes) == len(boxed) * (5 + 16)  # combined maps, heads

@@ -59,7 +59,9 @@ def test_classes_of_questions_by_hand(question, expected):
 
 @given(
     st.lists(
-        st.sampled_from(["what", "is", "how", "many", "zorp", "a", "cats", "red", "?", "'", "7", "é", "##s"])
+        st.sampled_from(
+            ["what", "is", "how", "many", "zorp", "a", "cats", "red", "?", "'", "7", "é", "##s"]
+        )
     )
 )
 def test_every_word_has_one_class_and_one_word_asks(question):
@@ -98,8 +100,14 @@ def test_the_lexicon_holds_what_it_should():
         *sprites.ITEMS,
     ]
     for kind in kinds:
-        assert words.look_up(kind) == words.look_up(phantom_questions.PLURALS.get(kind, f"{kind}s")) == "noun"
-    assert {words.look_up(color) for color in [*sprites.COLORS, "color", "colors"]} == {"colour word"}
+        assert (
+            words.look_up(kind)
+            == words.look_up(phantom_questions.PLURALS.get(kind, f"{kind}s"))
+            == "noun"
+        )
+    assert {words.look_up(color) for color in [*sprites.COLORS, "color", "colors"]} == {
+        "colour word"
+    }
     coco = "person bicycle motorcycle hydrant umbrella skis knives sandwiches couch scissors teddy drier"
     assert {words.look_up(word) for word in coco.split()} == {"noun"}
     assert {words.look_up(word) for word in words.OPENERS | words.DETERMINERS} <= {
@@ -129,7 +137,9 @@ def average_by_hand(model, batch):
         for number, name in enumerate(CLASSES):
             own = [start + i for i, each in enumerate(classes) if each == name]
             if own:
-                looked[..., number] = np.mean([attention[:, :, i, image].sum(-1) for i in own], axis=0)
+                looked[..., number] = np.mean(
+                    [attention[:, :, i, image].sum(-1) for i in own], axis=0
+                )
                 read[..., 0, number] = np.mean([attention[:, :, 0, i] for i in own], axis=0)
                 patches = attention[:, :, maps.groups["patches"]]
                 read[..., 1, number] = np.mean([patches[..., i].mean(-1) for i in own], axis=0)
@@ -203,7 +213,9 @@ def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
 def test_classes_together_give_what_the_split_gives(model, encoded):
     """Weighted by how many pieces each class has, the classes' shares are the share of all words."""
     batch = encoded.collate([encoded[row] for row in range(4)])
-    counts = mark_classes(model.tokenizer, batch["input_ids"], batch["attention_mask"]).sum(2).float()
+    counts = (
+        mark_classes(model.tokenizer, batch["input_ids"], batch["attention_mask"]).sum(2).float()
+    )
     looked = word_measures(model, batch)["word_image"].nan_to_num()
     together = (looked * counts[:, None, None]).sum(-1) / counts.sum(1)[:, None, None]
     torch.testing.assert_close(

@@ -140,10 +140,15 @@ def test_a_disk_that_fills_up_and_is_cleared(tmp_path):
         assert answered.returncode == 0, answered.stderr
         zips, kept, done, images = answered.stdout.splitlines()
         assert 60_000 < int(kept) < 130_000
-        assert zips == f"no space left for {tmp_path.name}/disk: free about 0.4 MB, then run this again"
+        assert (
+            zips
+            == f"no space left for {tmp_path.name}/disk: free about 0.4 MB, then run this again"
+        )
         assert done == "done"
         assert server.asked(QUESTIONS_ZIP)[1]["Range"] == f"bytes={kept}-"
-        assert re.match(rf"no space left for {tmp_path.name}/disk: free about [678]\.\d MB, then", images)
+        assert re.match(
+            rf"no space left for {tmp_path.name}/disk: free about [678]\.\d MB, then", images
+        )
 
 
 def environment() -> dict:
@@ -155,7 +160,9 @@ def test_a_folder_that_may_not_be_written(server, tmp_path):
     folder = tmp_path / "vqav2"
     folder.mkdir()
     folder.chmod(0o500)
-    with pytest.raises(DownloadError, match=r"cannot write in .*/vqav2 \(Permission denied\)") as error:
+    with pytest.raises(
+        DownloadError, match=r"cannot write in .*/vqav2 \(Permission denied\)"
+    ) as error:
         download_images(["a.zip"], folder, server.url)
     assert_plain(error, tmp_path)
 
@@ -191,12 +198,16 @@ def official():
     """The four zips, small: two questions on one image in each split."""
     zips = {}
     for split, key in (("train", 7), ("val", 9)):
-        asked = [{"image_id": key, "question": "Is it?", "question_id": key * 1000 + i} for i in range(2)]
+        asked = [
+            {"image_id": key, "question": "Is it?", "question_id": key * 1000 + i} for i in range(2)
+        ]
         told = [
             {
                 "question_type": "is it",
                 "multiple_choice_answer": "yes",
-                "answers": [{"answer": "yes", "answer_confidence": "yes", "answer_id": i} for i in range(10)],
+                "answers": [
+                    {"answer": "yes", "answer_confidence": "yes", "answer_id": i} for i in range(10)
+                ],
                 "image_id": key,
                 "answer_type": "yes/no",
                 "question_id": question["question_id"],
@@ -214,7 +225,9 @@ def official():
 
 
 def test_the_table_is_the_designs():
-    assert sum(size for size, _ in OFFICIAL_FILES.values()) == 7239401 + 3494929 + 21708861 + 10518930
+    assert (
+        sum(size for size, _ in OFFICIAL_FILES.values()) == 7239401 + 3494929 + 21708861 + 10518930
+    )
     assert all(re.fullmatch("[0-9a-f]{64}", sha256) for _, sha256 in OFFICIAL_FILES.values())
 
 
@@ -238,7 +251,9 @@ def test_questions_and_images_are_read_as_vqav2(tmp_path, official):
 
 def test_only_what_the_folder_lacks_is_fetched(tmp_path, official):
     names = list(official)
-    json_of = {name: zipfile.ZipFile(io.BytesIO(data)).namelist()[0] for name, data in official.items()}
+    json_of = {
+        name: zipfile.ZipFile(io.BytesIO(data)).namelist()[0] for name, data in official.items()
+    }
     (tmp_path / json_of[names[0]]).write_text("a JSON file without its zip stands")
     (tmp_path / names[1]).write_bytes(official[names[1]])  # a zip that is right
     (tmp_path / names[2]).write_bytes(official[names[2]][:-1])  # one that is not
@@ -283,7 +298,10 @@ GOOD = {QUESTIONS: "{}"}
 def test_bad_zips_leave_nothing_behind(tmp_path, monkeypatch, data, problem):
     monkeypatch.setattr(download, "MAX_UNPACKED", 100_000 + len(DATA) * (len(data) > 1000))
     folder = tmp_path / "data" / "vqav2"
-    with Loopback({QUESTIONS_ZIP: data}) as server, pytest.raises(DownloadError, match=problem) as error:
+    with (
+        Loopback({QUESTIONS_ZIP: data}) as server,
+        pytest.raises(DownloadError, match=problem) as error,
+    ):
         download_questions(folder, server.url, state_files({QUESTIONS_ZIP: data}))
     assert_plain(error, tmp_path)
     assert f"{QUESTIONS_ZIP} cannot be unpacked" in str(error.value)
@@ -338,7 +356,9 @@ def test_a_folder_that_has_all_is_not_touched(gallery, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.jpg"]
 
 
-@pytest.mark.parametrize(("max_missing", "passes"), [(0.1, True), (0.099, False), (0, False), (1, True)])
+@pytest.mark.parametrize(
+    ("max_missing", "passes"), [(0.1, True), (0.099, False), (0, False), (1, True)]
+)
 def test_missing_images_are_counted_against_all(gallery, tmp_path, max_missing, passes):
     names = list(gallery.files)
     (tmp_path / "val2014").mkdir()
@@ -366,11 +386,14 @@ def test_a_share_is_not_missed_by_rounding(gallery, tmp_path):
     names = [f"{i}.jpg" for i in range(100)]
     for name in names[29:]:
         (tmp_path / name).write_bytes(b"x")
-    assert len(download_images(names, tmp_path, gallery.url, max_missing=0.29)) == 29  # 0.29 * 100 < 29
+    assert (
+        len(download_images(names, tmp_path, gallery.url, max_missing=0.29)) == 29
+    )  # 0.29 * 100 < 29
 
 
 @pytest.mark.parametrize(
-    "wrong", [b"<html>sign in</html>", b"", make_image(0, (300, 300))[:-5000], b"GIF89a", bytes(5000)]
+    "wrong",
+    [b"<html>sign in</html>", b"", make_image(0, (300, 300))[:-5000], b"GIF89a", bytes(5000)],
 )
 def test_bytes_that_stay_no_image_are_missing(gallery, tmp_path, wrong):
     names = list(gallery.files)
@@ -407,7 +430,9 @@ def test_lasting_trouble_is_an_error_and_not_missing(gallery, tmp_path, monkeypa
     gallery.script(names[5])
     assert download_images(names, tmp_path, gallery.url) == []
     fetched = [name for name, *_ in gallery.seen if name != names[5]]
-    assert len(fetched) == len(set(fetched)) or len(fetched) <= 41  # at most the one under way comes twice
+    assert (
+        len(fetched) == len(set(fetched)) or len(fetched) <= 41
+    )  # at most the one under way comes twice
 
 
 def test_an_address_that_has_no_image_at_all_is_given_up_early(gallery, tmp_path, monkeypatch):
@@ -485,7 +510,10 @@ def test_questions_killed_in_the_middle_are_continued(tmp_path):
         assert list_files(tmp_path) == [f".{QUESTIONS_ZIP}.part"]
         kept = measure(tmp_path / f".{QUESTIONS_ZIP}.part")
         assert start_download(tmp_path, server.url, state_files(zips), "questions").wait() == 0
-        assert [headers.get("Range") for headers in server.asked(QUESTIONS_ZIP)] == [None, f"bytes={kept}-"]
+        assert [headers.get("Range") for headers in server.asked(QUESTIONS_ZIP)] == [
+            None,
+            f"bytes={kept}-",
+        ]
     assert list_files(tmp_path) == sorted([QUESTIONS_ZIP, QUESTIONS])
     assert (tmp_path / QUESTIONS_ZIP).read_bytes() == zips[QUESTIONS_ZIP]
     assert json.loads((tmp_path / QUESTIONS).read_text()) == {"questions": [DATA.hex()]}

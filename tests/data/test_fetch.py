@@ -84,13 +84,18 @@ def test_a_broken_transfer_is_continued_where_it_broke(server, tmp_path, known, 
     assert list_files(tmp_path) == ["a.zip"]
     first, second, third = server.asked("a.zip")
     assert "Range" not in first
-    starts = [int(headers["Range"].removeprefix("bytes=").removesuffix("-")) for headers in (second, third)]
+    starts = [
+        int(headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        for headers in (second, third)
+    ]
     assert 70_000 - fetch.CHUNK < starts[0] <= 70_000
     assert starts[0] + 50_000 - fetch.CHUNK < starts[1] <= starts[0] + 50_000
     assert second["If-Range"] == third["If-Range"] == '"one"'
 
 
-@pytest.mark.parametrize("failure", [answer(code) for code in (408, 429, 500, 502, 503, 504)] + [hang_up])
+@pytest.mark.parametrize(
+    "failure", [answer(code) for code in (408, 429, 500, 502, 503, 504)] + [hang_up]
+)
 def test_passing_failures_are_tried_again(server, tmp_path, failure):
     server.script("a.zip", failure, failure)
     assert fetch_file(server.url + "a.zip", tmp_path / "a.zip").read_bytes() == DATA
@@ -128,14 +133,18 @@ def test_waits_grow_and_are_bounded(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("status", "asks"), [(429, "1"), (503, "date")])
 def test_the_server_says_how_long_to_wait(server, tmp_path, status, asks):
-    wish = formatdate(time.time() + 2, usegmt=True) if asks == "date" else asks  # a date has whole seconds
+    wish = (
+        formatdate(time.time() + 2, usegmt=True) if asks == "date" else asks
+    )  # a date has whole seconds
     server.script("a.zip", answer(status, Retry_After=wish))
     assert fetch_file(server.url + "a.zip", tmp_path / "a.zip").read_bytes() == DATA
     (wait,) = np.diff(server.times("a.zip"))
     assert 0.9 < wait < 2.3
 
 
-@pytest.mark.parametrize("wish", ["99999", "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "9" * 5000, "-1"])
+@pytest.mark.parametrize(
+    "wish", ["99999", "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "9" * 5000, "-1"]
+)
 def test_odd_wishes_are_bounded(server, tmp_path, monkeypatch, wish):
     monkeypatch.setattr(fetch, "LONGEST_WAIT", 0.2)
     server.script("a.zip", answer(429, Retry_After=wish))
@@ -157,7 +166,9 @@ def test_lasting_answers_are_not_tried_again(server, tmp_path, status):
 
 def test_redirects_are_followed_and_loops_are_not(server, tmp_path):
     server.script("old.zip", always=answer(302, Location="/a.zip"))
-    assert fetch_file(server.url + "old.zip", tmp_path / "b.zip", sha256=SHA256).read_bytes() == DATA
+    assert (
+        fetch_file(server.url + "old.zip", tmp_path / "b.zip", sha256=SHA256).read_bytes() == DATA
+    )
     server.script("a.zip", always=answer(301, Location="/old.zip"))
     with pytest.raises(DownloadError, match="address leads nowhere") as error:
         fetch_file(server.url + "old.zip", tmp_path / "c.zip")
@@ -291,7 +302,9 @@ def test_a_file_of_unsaid_length(server, tmp_path, send):
 # No network
 
 
-@pytest.mark.parametrize("url", ["no address", "ftp://host/", "http://[bad/", "http://a..b/", "/tmp/x"])
+@pytest.mark.parametrize(
+    "url", ["no address", "ftp://host/", "http://[bad/", "http://a..b/", "/tmp/x"]
+)
 def test_no_address(tmp_path, url):
     with pytest.raises(DownloadError, match="address") as error:
         fetch_file(url + "a.zip", tmp_path / "a.zip")
@@ -321,7 +334,9 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path, monkeypatch):
     ]
     try:
         subprocess.run(
-            [*command, "-out", certificate, "-keyout", tmp_path / "key"], check=True, capture_output=True
+            [*command, "-out", certificate, "-keyout", tmp_path / "key"],
+            check=True,
+            capture_output=True,
         )
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("no openssl here")

@@ -28,7 +28,11 @@ from phantom.scenes import read_truth
 @pytest.fixture
 def make_study(tmp_path, phantom_root):
     def make(**settings):
-        given = {"runs_root": str(tmp_path / "runs"), "data_root": str(phantom_root), "run_name": "test"}
+        given = {
+            "runs_root": str(tmp_path / "runs"),
+            "data_root": str(phantom_root),
+            "run_name": "test",
+        }
         return Study.load("phantom", **{**given, **settings})
 
     return make
@@ -38,7 +42,10 @@ def test_questions_keep_their_truth_and_sizes(make_study, phantom_root):
     study = make_study()
     prepare.prepare_dataset(study)
     data = prepare.load_dataset(study)
-    assert (len(set(data["train"]["image_id"])), len(set(data["validation"]["image_id"]))) == (40, 20)
+    assert (len(set(data["train"]["image_id"])), len(set(data["validation"]["image_id"]))) == (
+        40,
+        20,
+    )
     truth = read_truth(phantom_root, "val")
     for row in data["validation"].select(range(0, 60, 7)):
         assert row["boxes"] == truth[row["question_id"]]["boxes"]
@@ -139,7 +146,10 @@ def test_the_phantom_is_generated_once_for_a_seed(tmp_path, monkeypatch):
     made = json.loads((folder / "made.json").read_text())
     assert made["depends"]["seed"] == 5
     assert prepare.find_data(study) == folder
-    assert prepare.find_data(Study.load("phantom", train_scenes=3, validation_scenes=2, seed=6)) != folder
+    assert (
+        prepare.find_data(Study.load("phantom", train_scenes=3, validation_scenes=2, seed=6))
+        != folder
+    )
 
 
 @pytest.fixture
@@ -155,7 +165,8 @@ def served(phantom_root, monkeypatch):
     sizes = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
     monkeypatch.setattr(prepare, "download_questions", partial(download_questions, files=sizes))
     images = {
-        path.relative_to(phantom_root).as_posix(): path.read_bytes() for path in phantom_root.glob("*/*.jpg")
+        path.relative_to(phantom_root).as_posix(): path.read_bytes()
+        for path in phantom_root.glob("*/*.jpg")
     }
     with Loopback(files | images) as server:
         yield server
@@ -243,7 +254,9 @@ def test_an_image_that_is_gone_when_pictures_are_made_again_is_one_sentence(
     shutil.rmtree(tmp_path / "far")
     gone = prepare.load_dataset(study)["train"]["picture"][0]
     served.script(gone, always=answer(404))
-    with pytest.raises(FileNotFoundError, match=f"1 of the study's images are no longer served, like {gone}"):
+    with pytest.raises(
+        FileNotFoundError, match=f"1 of the study's images are no longer served, like {gone}"
+    ):
         prepare.load_pictures(study, load_vilt("fresh-small")[1])
 
 
@@ -268,7 +281,9 @@ def test_a_folder_of_ones_own_is_not_downloaded_into():
     assert Study.load("colab", data_root="somewhere", download=True).download
 
 
-def test_studies_about_the_same_images_share_their_pictures(far_study, served, tmp_path, monkeypatch):
+def test_studies_about_the_same_images_share_their_pictures(
+    far_study, served, tmp_path, monkeypatch
+):
     """Another seed of a study of all questions resizes nothing again; another subset does."""
     monkeypatch.setattr(Study, "root", tmp_path / "machine")
     processor = load_vilt("fresh-small")[1]

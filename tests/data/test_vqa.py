@@ -33,7 +33,9 @@ from helpers.data.vqa import (
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 OFFICIAL, SAMPLE = SHARED / "official", SHARED / "vqav2_sample"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the official samples are not on this machine")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the official samples are not on this machine"
+)
 
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
@@ -47,14 +49,21 @@ def records():
         (7001, 7, "Is it sad?"),
         (8000, 8, "How many cats are there?"),
     ]
-    told = [("what color is the", "other", "red"), ("is it", "yes/no", "yes"), ("how many", "number", "2")]
-    questions = [{"image_id": image, "question": text, "question_id": key} for key, image, text in asked]
+    told = [
+        ("what color is the", "other", "red"),
+        ("is it", "yes/no", "yes"),
+        ("how many", "number", "2"),
+    ]
+    questions = [
+        {"image_id": image, "question": text, "question_id": key} for key, image, text in asked
+    ]
     annotations = [
         {
             "question_type": kind,
             "multiple_choice_answer": answer,
             "answers": [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(10)
+                {"answer": answer, "answer_confidence": "yes", "answer_id": i + 1}
+                for i in range(10)
             ],
             "image_id": image,
             "answer_type": answer_type,
@@ -67,8 +76,12 @@ def records():
 
 def write_files(root: Path, questions, annotations, split="train") -> Path:
     root.mkdir(exist_ok=True)
-    (root / QUESTIONS).write_text(json.dumps({"data_subtype": f"{split}2014", "questions": questions}))
-    (root / ANNOTATIONS).write_text(json.dumps({"data_subtype": f"{split}2014", "annotations": annotations}))
+    (root / QUESTIONS).write_text(
+        json.dumps({"data_subtype": f"{split}2014", "questions": questions})
+    )
+    (root / ANNOTATIONS).write_text(
+        json.dumps({"data_subtype": f"{split}2014", "annotations": annotations})
+    )
     return root
 
 
@@ -109,7 +122,10 @@ def test_question_type(question, expected):
 
 
 @given(
-    st.lists(st.sampled_from(sorted({word for name in QUESTION_TYPES for word in name.split()})), max_size=8)
+    st.lists(
+        st.sampled_from(sorted({word for name in QUESTION_TYPES for word in name.split()})),
+        max_size=8,
+    )
 )
 def test_question_type_is_the_longest_listed_beginning(words):
     found = question_type(" ".join(words) + "?")
@@ -194,7 +210,9 @@ def test_accuracy_of_the_official_scores(rule):
         "first_answer": lambda row: row.answers[0],
         "mca": lambda row: row.multiple_choice_answer,
     }[rule]
-    table["score"] = [100 * vqa_accuracy(answer(row), list(row.answers)) for row in table.itertuples()]
+    table["score"] = [
+        100 * vqa_accuracy(answer(row), list(row.answers)) for row in table.itertuples()
+    ]
     official = json.loads((OFFICIAL / "vqav2_sample_train_scores.json").read_text())[rule]
     assert round(table["score"].mean(), 6) == official["overall"]
     for column, name in (("question_type", "perQuestionType"), ("answer_type", "perAnswerType")):
@@ -231,11 +249,17 @@ def test_soft_targets_by_hand():
     targets = soft_targets(answers, ["up", "absent", "maybe", "no", "yes"])
     assert targets.dtype == np.float32
     assert targets == pytest.approx([0.3, 0, 0.6, 0.9, 1])
-    assert soft_targets(["t-shirt"] * 9 + ["x"], ["t shirt", "shirt", "T-shirt"]) == pytest.approx([1, 0, 1])
-    assert soft_targets(["t-shirt"] * 10, ["t shirt", "shirt", "t-shirt"]) == pytest.approx([0, 0, 1])
+    assert soft_targets(["t-shirt"] * 9 + ["x"], ["t shirt", "shirt", "T-shirt"]) == pytest.approx(
+        [1, 0, 1]
+    )
+    assert soft_targets(["t-shirt"] * 10, ["t shirt", "shirt", "t-shirt"]) == pytest.approx(
+        [0, 0, 1]
+    )
 
 
-WORDS = st.sampled_from(["yes", "Yes", "yes.", "no", "a dog", "dog", "dog ", "2", "two", "1,000", "1000", ""])
+WORDS = st.sampled_from(
+    ["yes", "Yes", "yes.", "no", "a dog", "dog", "dog ", "2", "two", "1,000", "1000", ""]
+)
 
 
 @given(st.lists(WORDS, min_size=10, max_size=10), st.lists(WORDS, max_size=8))
@@ -290,8 +314,12 @@ def test_read_vqa(tmp_path, records):
 
 def test_rows_follow_the_questions_whatever_the_order_of_annotations(tmp_path, records):
     questions, annotations = records
-    expected = read_vqa(write_files(tmp_path / "a", questions, annotations), "train").remove_columns("image")
-    got = read_vqa(write_files(tmp_path / "b", questions, annotations[::-1]), "train").remove_columns("image")
+    expected = read_vqa(
+        write_files(tmp_path / "a", questions, annotations), "train"
+    ).remove_columns("image")
+    got = read_vqa(
+        write_files(tmp_path / "b", questions, annotations[::-1]), "train"
+    ).remove_columns("image")
     assert got.to_list() == expected.to_list()
 
 
@@ -299,11 +327,16 @@ def test_rows_follow_the_questions_whatever_the_order_of_annotations(tmp_path, r
 def test_read_vqa_from_the_official_zips(tmp_path, records, inner):
     plain, zipped = write_files(tmp_path / "plain", *records), tmp_path / "zipped"
     zipped.mkdir()
-    names = {"v2_Questions_Train_mscoco.zip": QUESTIONS, "v2_Annotations_Train_mscoco.zip": ANNOTATIONS}
+    names = {
+        "v2_Questions_Train_mscoco.zip": QUESTIONS,
+        "v2_Annotations_Train_mscoco.zip": ANNOTATIONS,
+    }
     for zip_name, name in names.items():
         with zipfile.ZipFile(zipped / zip_name, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.write(plain / name, inner + name)
-    expected, got = (read_vqa(root, "train").remove_columns("image").to_list() for root in (plain, zipped))
+    expected, got = (
+        read_vqa(root, "train").remove_columns("image").to_list() for root in (plain, zipped)
+    )
     assert got == expected
     whole = (zipped / "v2_Questions_Train_mscoco.zip").read_bytes()
     (zipped / "v2_Questions_Train_mscoco.zip").write_bytes(whole[: len(whole) // 2])
@@ -329,10 +362,14 @@ def test_read_the_real_sample(split, n_questions, n_images):
 def test_missing_files_and_splits(tmp_path, records):
     with pytest.raises(ValueError, match=r"split='test'.*train, val"):
         read_vqa(tmp_path, "test")
-    with pytest.raises(FileNotFoundError, match=f"neither {QUESTIONS} nor v2_Questions_Train_mscoco.zip"):
+    with pytest.raises(
+        FileNotFoundError, match=f"neither {QUESTIONS} nor v2_Questions_Train_mscoco.zip"
+    ):
         read_vqa(tmp_path, "train")
     (write_files(tmp_path, *records) / ANNOTATIONS).unlink()
-    with pytest.raises(FileNotFoundError, match=f"neither {ANNOTATIONS} nor v2_Annotations_Train_mscoco.zip"):
+    with pytest.raises(
+        FileNotFoundError, match=f"neither {ANNOTATIONS} nor v2_Annotations_Train_mscoco.zip"
+    ):
         read_vqa(tmp_path, "train")
 
 
@@ -347,7 +384,10 @@ def test_missing_files_and_splits(tmp_path, records):
         (b'{"images": []}', "not a VQAv2 file"),
         (b'{"questions": 3, "annotations": null}', "not a VQAv2 file"),
         (b'{"data_subtype": "val2014", "questions": [], "annotations": []}', "holds the val split"),
-        (b'{"questions": [3], "annotations": ["x"]}', r"\[0\] \(question_id None\): no usable 'question_id'"),
+        (
+            b'{"questions": [3], "annotations": ["x"]}',
+            r"\[0\] \(question_id None\): no usable 'question_id'",
+        ),
     ],
 )
 def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, message):
@@ -383,7 +423,9 @@ def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, 
 @pytest.mark.parametrize("answer", [None, {}, {"answer": None}, "yes", 3])
 def test_an_answer_without_text_is_an_error(tmp_path, records, answer):
     records[1][2]["answers"][4] = answer
-    with pytest.raises(ValueError, match=rf"{ANNOTATIONS}: question_id 8000 has an answer without text"):
+    with pytest.raises(
+        ValueError, match=rf"{ANNOTATIONS}: question_id 8000 has an answer without text"
+    ):
         read_vqa(write_files(tmp_path, *records), "train")
 
 
@@ -426,7 +468,12 @@ def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
     for key in range(1, 31):
         questions.append({"question_id": key, "image_id": key, "question": "Is it?"})
         answers = [{"answer": "yes", "answer_id": i} for i in range(10)]
-        annotation = {"question_id": key, "image_id": key, "question_type": "is it", "answers": answers}
+        annotation = {
+            "question_id": key,
+            "image_id": key,
+            "question_type": "is it",
+            "answers": answers,
+        }
         annotations.append({**annotation, "answer_type": "yes/no", "multiple_choice_answer": "yes"})
     for annotation in annotations[:7]:  # questions 1-7
         annotation["answers"].pop()
@@ -463,7 +510,11 @@ def test_check_images_keeps_a_sound_dataset(tmp_path, records):
 def test_check_images_leaves_out_broken_ones(tmp_path, records, damage):
     root = write_files(tmp_path, *records)
     broken, whole = write_image(root, 7), write_image(root, 8).read_bytes()
-    content = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html>404</html>"}.get(damage)
+    content = {
+        "truncated": whole[: len(whole) // 2],
+        "empty": b"",
+        "text": b"<html>404</html>",
+    }.get(damage)
     broken.unlink()
     if content is not None:
         broken.write_bytes(content)
@@ -481,13 +532,16 @@ def test_check_images_leaves_out_broken_ones(tmp_path, records, damage):
 
 def test_check_images_without_any_image(tmp_path, records):
     dataset = read_vqa(write_files(tmp_path, *records), "train")
-    with pytest.raises(ValueError, match=r"COCO_train2014_000000000007\.jpg: neither this nor any other"):
+    with pytest.raises(
+        ValueError, match=r"COCO_train2014_000000000007\.jpg: neither this nor any other"
+    ):
         check_images(dataset)
 
 
 def test_check_images_warns_once_a_kind(tmp_path, records):
     questions, annotations = (
-        [{**record, "image_id": 10 + i} for i, record in enumerate(records[side])] for side in (0, 1)
+        [{**record, "image_id": 10 + i} for i, record in enumerate(records[side])]
+        for side in (0, 1)
     )
     for i, (question, annotation) in enumerate(zip(questions[:], annotations[:], strict=True)):
         questions.append({**question, "question_id": i, "image_id": 20 + i})
@@ -532,12 +586,16 @@ def test_load_rgb():
 
 # Subsets
 
-ROWS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(FAMILIES[:4])), min_size=1, max_size=60)
+ROWS = st.lists(
+    st.tuples(st.integers(1, 12), st.sampled_from(FAMILIES[:4])), min_size=1, max_size=60
+)
 
 
 def make_dataset(rows) -> Dataset:
     images, families = zip(*rows, strict=True)
-    return Dataset.from_dict({"image_id": images, "family": families, "question_id": range(len(rows))})
+    return Dataset.from_dict(
+        {"image_id": images, "family": families, "question_id": range(len(rows))}
+    )
 
 
 @given(ROWS, st.integers(1, 8), st.integers(0, 99))
@@ -552,7 +610,9 @@ def test_stratified_subset(rows, per_family, seed):
     # No image is passed over for a family: those that give some but not all are the last drawn of it.
     for family in have:
         all_of = Counter(image for image, name in rows if name == family)
-        kept_of = Counter(subset["image_id"][i] for i in range(len(subset)) if subset["family"][i] == family)
+        kept_of = Counter(
+            subset["image_id"][i] for i in range(len(subset)) if subset["family"][i] == family
+        )
         assert sum(kept_of[image] < all_of[image] for image in kept_of) <= 1
 
 

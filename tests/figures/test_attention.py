@@ -46,7 +46,9 @@ def make_layers(n_layers: int, has_interval: bool = True) -> pd.DataFrame:
 BASELINES = {"image share": 0.7, "special": 0.1, "entropy": 1.0}
 
 
-@pytest.mark.parametrize(("n_layers", "has_interval"), [(4, True), (12, True), (2, False), (1, False)])
+@pytest.mark.parametrize(
+    ("n_layers", "has_interval"), [(4, True), (12, True), (2, False), (1, False)]
+)
 def test_layers_name_direction_and_unit_of_every_panel(n_layers, has_interval):
     figure = plot_layers(make_layers(n_layers, has_interval), BASELINES)
     figure.draw_without_rendering()
@@ -74,7 +76,9 @@ def test_layers_draw_per_cent_baselines_and_hollow_markers_where_the_answer_is_o
             assert flat[0].get_color() == GREY
     for axis, hollow in zip(axes[0], (0, 2, 2), strict=True):  # trained and untrained, last layer
         open_markers = [
-            each for each in axis.lines if each.get_markerfacecolor() == "white" and len(each.get_xdata())
+            each
+            for each in axis.lines
+            if each.get_markerfacecolor() == "white" and len(each.get_xdata())
         ]
         assert len(open_markers) == hollow
         assert all(each.get_ydata()[0] == pytest.approx(100 * 4 / 6) for each in open_markers)
@@ -97,7 +101,8 @@ def test_layers_tell_query_groups_apart_by_colour_and_marker():
 def test_heads_run_across_and_layers_downwards_around_zero(shape):
     grid = np.random.default_rng(0).uniform(-0.9, 0.9, shape)
     figure = plot_heads(
-        {"Trained": grid, "Untrained twin": grid / 3}, dict.fromkeys(("Trained", "Untrained twin"), grid > 2)
+        {"Trained": grid, "Untrained twin": grid / 3},
+        dict.fromkeys(("Trained", "Untrained twin"), grid > 2),
     )
     first, second, bar = figure.axes
     figure.draw_without_rendering()
@@ -126,7 +131,9 @@ def test_heads_without_any_excess_are_drawn():
 
 def test_maps_put_each_heatmap_in_its_row_and_column():
     weights = np.random.default_rng(0).dirichlet(np.ones(240), (3, 2)).reshape(3, 2, 12, 20)
-    figure = plot_maps(PICTURE, weights, ["L0", "L1", "L2"], ["H0", "H1"], "Every head", [[10, 20, 30, 40]])
+    figure = plot_maps(
+        PICTURE, weights, ["L0", "L1", "L2"], ["H0", "H1"], "Every head", [[10, 20, 30, 40]]
+    )
     axes = np.array(figure.axes[:6]).reshape(3, 2)
     for (row, column), axis in np.ndenumerate(axes):
         heatmap = axis.images[1]
@@ -155,7 +162,9 @@ def test_maps_may_have_a_scale_for_each_column():
     ("shape", "shared"), [((12, 12, 12, 20), True), ((1, 1, 1, 1), True), ((12, 5, 18, 12), False)]
 )
 def test_maps_of_many_layers_and_of_nothing_are_drawn(shape, shared):
-    names = [[f"{mark}{i}" for i in range(count)] for mark, count in zip("LH", shape[:2], strict=True)]
+    names = [
+        [f"{mark}{i}" for i in range(count)] for mark, count in zip("LH", shape[:2], strict=True)
+    ]
     figure = plot_maps(PICTURE, np.zeros(shape), *names, "Nothing", shared=shared)
     assert max(figure.get_size_inches()) < 13
 
@@ -179,7 +188,9 @@ def test_flow_masses_by_hand():
     np.testing.assert_allclose(masses[2], [1, 0, 0, 0, 0])
     np.testing.assert_allclose(bands[1, 0], [0.5 + 0.1, 0.3, 0, 0, 0.1])
     np.testing.assert_allclose(masses[1], [0.6, 0.3, 0, 0, 0.1])
-    np.testing.assert_allclose(bands[0, 1], [0, 0.15, 0, 0, 0.15])  # words: half their own, half from patches
+    np.testing.assert_allclose(
+        bands[0, 1], [0, 0.15, 0, 0, 0.15]
+    )  # words: half their own, half from patches
     np.testing.assert_allclose(bands[0, 4], [0, 0.05, 0, 0, 0.05])
     np.testing.assert_allclose(masses[0], [0.6, 0.2, 0, 0, 0.2])
 
@@ -230,7 +241,9 @@ def make_hits(n_layers: int, bounds) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["against", "layer", "estimate", "low", "high", "label"])
 
 
-@pytest.mark.parametrize(("n_layers", "bounds"), [(12, (0.1, 0.6)), (4, (np.nan, np.nan)), (1, (0.5, 0.5))])
+@pytest.mark.parametrize(
+    ("n_layers", "bounds"), [(12, (0.1, 0.6)), (4, (np.nan, np.nan)), (1, (0.5, 0.5))]
+)
 def test_hits_name_heads_chance_and_controls(n_layers, bounds):
     figure = plot_hits(make_hits(n_layers, bounds), 0.09)
     axis = figure.axes[0]
@@ -250,5 +263,7 @@ def test_hits_name_heads_chance_and_controls(n_layers, bounds):
 
 def test_hits_without_a_second_question_on_any_picture_are_drawn():
     table = make_hits(3, (0.2, 0.6))
-    table.loc[table["against"] == "same head, another question", ["estimate", "low", "high"]] = np.nan
+    table.loc[table["against"] == "same head, another question", ["estimate", "low", "high"]] = (
+        np.nan
+    )
     assert plot_hits(table, 0.1).axes

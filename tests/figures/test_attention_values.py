@@ -28,7 +28,9 @@ def make_layers(models=("trained", "untrained")) -> pd.DataFrame:
         for m, measure in enumerate(MEASURES) for o, model in enumerate(models) for q, query in enumerate(QUERIES)
         for layer, share in enumerate(place_share(m, q, o))
     ]  # fmt: skip
-    return pd.DataFrame(rows).sample(frac=1, random_state=0, ignore_index=True)  # the order must not matter
+    return pd.DataFrame(rows).sample(
+        frac=1, random_state=0, ignore_index=True
+    )  # the order must not matter
 
 
 def test_layers_draw_every_estimate_and_its_bounds():
@@ -40,7 +42,9 @@ def test_layers_draw_every_estimate_and_its_bounds():
             points = container.lines[0].get_xydata()
             np.testing.assert_allclose(points[:, 1], expected)
             np.testing.assert_allclose(points[:, 0], [0, 1, 2], atol=0.2)
-            np.testing.assert_allclose(read_bars(container), np.stack([expected - 1, expected + 2], axis=1))
+            np.testing.assert_allclose(
+                read_bars(container), np.stack([expected - 1, expected + 2], axis=1)
+            )
         assert trained.lines[0].get_linestyle() != untrained.lines[0].get_linestyle()
         assert panel.get_ylim()[0] == 0
 
@@ -73,7 +77,9 @@ def test_heads_draw_the_given_numbers_readably():
 
 def test_numbers_of_twelve_by_twelve_heads_fit_their_cells():
     grid = np.linspace(-0.9, 0.9, 144).reshape(12, 12)
-    figure = plots.plot_heads({"a": grid, "b": grid}, {"a": grid < 5, "b": grid < 5})  # brackets everywhere
+    figure = plots.plot_heads(
+        {"a": grid, "b": grid}, {"a": grid < 5, "b": grid < 5}
+    )  # brackets everywhere
     render(figure)
     axis = figure.axes[0]
     assert len(axis.texts) == 144
@@ -93,7 +99,10 @@ def test_runs_on_a_grey_picture_without_any_attention():
 
 
 def test_runs_draw_their_own_weights_in_per_cent():
-    runs = {"first": np.array([[0.1, 0.2], [0.0, 0.3]]), "second": np.array([[0.0, 0.05], [0.5, 0.1]])}
+    runs = {
+        "first": np.array([[0.1, 0.2], [0.0, 0.3]]),
+        "second": np.array([[0.0, 0.05], [0.5, 0.1]]),
+    }
     first, second, _ = plots.plot_runs(GREY_PICTURE, runs, "two runs", [(2, 3, 4, 5)]).axes
     np.testing.assert_allclose(first.images[1].get_array(), [[10, 20], [0, 30]])
     np.testing.assert_allclose(second.images[1].get_array(), [[0, 5], [50, 10]])
@@ -118,12 +127,16 @@ def make_hits() -> pd.DataFrame:
 
 def test_hits_draw_each_control_and_leave_the_difference_to_the_text():
     axis = plots.plot_hits(make_hits(), 0.07).axes[0]
-    drawn = {round(container.lines[0].get_xydata()[0, 1]): container for container in axis.containers}
+    drawn = {
+        round(container.lines[0].get_xydata()[0, 1]): container for container in axis.containers
+    }
     assert set(drawn) == {50, 10, 30}
     for first, container in drawn.items():
         expected = first + 10 * np.arange(3)
         np.testing.assert_allclose(container.lines[0].get_xydata()[:, 1], expected)
-        np.testing.assert_allclose(read_bars(container), np.stack([expected - 5, expected + 4], axis=1))
+        np.testing.assert_allclose(
+            read_bars(container), np.stack([expected - 5, expected + 4], axis=1)
+        )
     assert len({container.lines[0].get_color() for container in axis.containers}) == 3
     assert len({container.lines[0].get_linestyle() for container in axis.containers}) == 3
 

@@ -123,7 +123,9 @@ def test_largest_effects_keep_their_order_and_intervals():
     assert (np.array(zero.lines[0].get_xdata()) < np.array(mean.lines[0].get_xdata())).all()
     assert zero.lines[0].get_marker() != mean.lines[0].get_marker()
     assert read_legend(axis.get_legend()) == ["replaced by zero", "replaced by its mean"]
-    assert any(list(line.get_ydata()) == [0, 0] and line.get_linestyle() == "--" for line in axis.lines)
+    assert any(
+        list(line.get_ydata()) == [0, 0] and line.get_linestyle() == "--" for line in axis.lines
+    )
     assert "points" in axis.get_ylabel()
     assert "2 largest" in read_title(axis)
 
@@ -152,12 +154,17 @@ def test_importance_against_attention():
     assert "points" in left.get_ylabel()
     for axis, x in ((left, [[0, 0.01], [0.02, 0.03]]), (right, [[0.5, 0.48], [0.46, 0.44]])):
         first, second = axis.containers  # a layer each
-        for container, across, drop in ((first, x[0], np.array([0, 5])), (second, x[1], np.array([10, 15]))):
+        for container, across, drop in (
+            (first, x[0], np.array([0, 5])),
+            (second, x[1], np.array([10, 15])),
+        ):
             np.testing.assert_allclose(container.lines[0].get_xydata()[:, 0], across)
             np.testing.assert_allclose(container.lines[0].get_xydata()[:, 1], drop)
             np.testing.assert_allclose(read_bars(container), np.stack([drop - 2, drop + 3], axis=1))
         assert first.lines[0].get_marker() != second.lines[0].get_marker()
-        assert [(note.get_text(), *note.xy) for note in axis.texts] == [("L1H1", x[1][1], 15)]  # matters most
+        assert [(note.get_text(), *note.xy) for note in axis.texts] == [
+            ("L1H1", x[1][1], 15)
+        ]  # matters most
     assert read_legend(figure.legends[0]) == ["L0", "L1"]
 
 
@@ -188,7 +195,9 @@ def make_agreement() -> pd.DataFrame:
 
 
 def test_agreement_of_predictors_and_outcomes():
-    figure = plots.plot_agreement(make_agreement(), ["gradient", "number of the layer"], ["lost", "carried"])
+    figure = plots.plot_agreement(
+        make_agreement(), ["gradient", "number of the layer"], ["lost", "carried"]
+    )
     render(figure)
     every, within = figure.axes
     assert (read_title(every), read_title(within)) == ("all heads", "within layers")

@@ -11,7 +11,19 @@ from reading import read_bars, read_legend, read_texts, read_ticks, read_title, 
 from helpers.figures import compression as plots
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
-FAMILIES = ("all", "what", "what color", "where", "why", "how many", "how", "who", "which", "is/are", "other")
+FAMILIES = (
+    "all",
+    "what",
+    "what color",
+    "where",
+    "why",
+    "how many",
+    "how",
+    "who",
+    "which",
+    "is/are",
+    "other",
+)
 
 
 # ----------------------------------------------------------------------------------------------- removal curves
@@ -19,7 +31,13 @@ FAMILIES = ("all", "what", "what color", "where", "why", "how many", "how", "who
 
 def make_curves(steps=(1, 2, 4), total=8, draws=2) -> pd.DataFrame:
     """Accuracy 90, 80, ... less tens by order; intervals of 2 below and 3 above."""
-    orders = ["ablation", "gradient", "attention", *(f"random {draw + 1}" for draw in range(draws)), "random"]
+    orders = [
+        "ablation",
+        "gradient",
+        "attention",
+        *(f"random {draw + 1}" for draw in range(draws)),
+        "random",
+    ]
     rows = [
         (order, removed, removed / total, value, value - 2, value + 3, 40)
         for number, order in enumerate(orders)
@@ -46,15 +64,21 @@ def test_curves_of_each_order():
         by_label["by gradient"].lines[0].get_xdata(), [12.5, 25, 50], atol=1
     )  # set apart
     assert read_ticks(axis, "x") == ["12 %\n1", "25 %\n2", "50 %\n4"]
-    thin = [line for line in axis.lines if line.get_linewidth() == 0.8 and line.get_color() == "#BBBBBB"]
+    thin = [
+        line for line in axis.lines if line.get_linewidth() == 0.8 and line.get_color() == "#BBBBBB"
+    ]
     assert [line.get_ydata()[0] for line in thin] == [75, 70]
     assert "each of 2 random orders" in read_legend(axis.get_legend())
-    assert any(line.get_linestyle() == "--" and set(line.get_ydata()) == {95} for line in axis.lines)
+    assert any(
+        line.get_linestyle() == "--" and set(line.get_ydata()) == {95} for line in axis.lines
+    )
     assert read_title(axis).startswith("Accuracy as heads are removed")
 
 
 def test_curves_without_intervals():
-    figure = plots.plot_removal_curves(make_curves().assign(low=np.nan, high=np.nan), intact=95, tolerance=1)
+    figure = plots.plot_removal_curves(
+        make_curves().assign(low=np.nan, high=np.nan), intact=95, tolerance=1
+    )
     render(figure)
     bars = read_bars(figure.axes[0].containers[0])
     np.testing.assert_allclose(bars[:, 0], bars[:, 1])  # no length
@@ -70,7 +94,9 @@ def make_costs(families=("all", "what", "why"), heads=("1", "4"), layers=("+L2",
         for what, columns in (("heads removed", heads), ("layers removed", layers))
         for step, removed in enumerate(columns) for number, family in enumerate(families)
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["what", "removed", "family", "drop", "n", "told", "significant"])
+    return pd.DataFrame(
+        rows, columns=["what", "removed", "family", "drop", "n", "told", "significant"]
+    )
 
 
 def test_costs_by_family_and_step():
@@ -85,7 +111,10 @@ def test_costs_by_family_and_step():
     assert read_ticks(heads, "x") == ["1", "4"]
     assert read_ticks(layers, "x") == ["+L2"]
     assert read_texts(heads) == ["−1", "9", "0", "10"]
-    assert {text.get_text() for text in heads.texts if text.get_fontweight() == "bold"} == {"0", "10"}
+    assert {text.get_text() for text in heads.texts if text.get_fontweight() == "bold"} == {
+        "0",
+        "10",
+    }
     assert (read_title(heads), read_title(layers)) == ("heads removed", "layers removed")
     assert "points" in bar.get_ylabel()
 
@@ -120,7 +149,9 @@ def test_recovery_before_and_after():
     before, after = axis.containers
     np.testing.assert_allclose(before.lines[0].get_xdata(orig=False), [0, -20])
     np.testing.assert_allclose(read_bars(before, axis=0), [[0, 0], [-23, -18]])
-    np.testing.assert_allclose(read_bars(after, axis=0), [[-1, 2], [-4, -3]])  # no upper end: no bar there
+    np.testing.assert_allclose(
+        read_bars(after, axis=0), [[-1, 2], [-4, -3]]
+    )  # no upper end: no bar there
     assert before.lines[0].get_markerfacecolor() == "white"
     assert after.lines[0].get_markerfacecolor() == "black"
     assert read_ticks(axis, "y") == ["whole", "8 heads cut"]
@@ -136,7 +167,9 @@ def make_points(n=3, sizes=(1, 32)) -> pd.DataFrame:
         (f"model {number}", ("fp32", "bf16", "int8")[number % 3], size, 1e-3 * size * (number + 1), 60.0 + 10 * (number % 4), number == 1)
         for size in sizes for number in range(n)
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["model", "precision", "questions", "seconds", "accuracy", "chosen"])
+    table = pd.DataFrame(
+        rows, columns=["model", "precision", "questions", "seconds", "accuracy", "chosen"]
+    )
     return table.assign(low=table["accuracy"] - 2, high=table["accuracy"] + 1)
 
 
@@ -148,7 +181,9 @@ def test_pareto_of_each_batch_size():
     names = [text.split(":")[0] for text in read_texts(many)]
     assert sorted(names) == ["model 0", "model 1", "model 2"]
     assert "model 2: 96 ms, 80.0 %" in read_texts(many)
-    assert [t.get_text() for t in many.texts if t.get_fontweight() == "bold"] == ["model 1: 64 ms, 70.0 %"]
+    assert [t.get_text() for t in many.texts if t.get_fontweight() == "bold"] == [
+        "model 1: 64 ms, 70.0 %"
+    ]
     by_label = {container.get_label(): container for container in one.containers}
     assert set(by_label) == {"fp32", "bf16", "int8"}
     np.testing.assert_allclose(by_label["bf16"].lines[0].get_xdata(orig=False), [2])
@@ -169,7 +204,9 @@ def test_many_models_keep_their_names_apart():
     figure = plots.plot_pareto(make_points(14).assign(low=np.nan, high=np.nan))
     render(figure)
     for axis in figure.axes:
-        boxes = sorted((Text.get_window_extent(text) for text in axis.texts), key=lambda box: box.y0)
+        boxes = sorted(
+            (Text.get_window_extent(text) for text in axis.texts), key=lambda box: box.y0
+        )
         assert len(boxes) == 14
         assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes))
 
@@ -192,7 +229,9 @@ def test_sizes_of_each_model():
 @pytest.mark.parametrize("n_layers", [4, 12])
 def test_ten_families_and_twelve_layers_fit(n_layers):
     layers = [f"+L{layer}" for layer in range(min(n_layers - 1, 10))]
-    figure = plots.plot_family_costs(make_costs(FAMILIES, [str(step) for step in range(13, 133, 13)], layers))
+    figure = plots.plot_family_costs(
+        make_costs(FAMILIES, [str(step) for step in range(13, 133, 13)], layers)
+    )
     render(figure)
     for axis in figure.axes[:2]:
         boxes = [label.get_window_extent() for label in axis.get_xticklabels()]

@@ -31,7 +31,9 @@ def test_curves_draw_every_point_and_bound():
             expected = 5 * place + np.array([0, 5, 10]) + 30 * (kind == "insertion")
             np.testing.assert_allclose(line.get_xydata()[:, 1], expected)
             np.testing.assert_allclose(line.get_xydata()[:, 0], [0, 50, 100], atol=1.5)
-            np.testing.assert_allclose(read_bars(container), np.stack([expected - 1, expected + 2], axis=1))
+            np.testing.assert_allclose(
+                read_bars(container), np.stack([expected - 1, expected + 2], axis=1)
+            )
             assert (to_hex(line.get_color()) == to_hex(GREY)) == (order in plots.CONTROLS)
     assert "removed" in figure.axes[0].get_xlabel()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == MAPS
@@ -49,13 +51,18 @@ def test_the_scoreboard_is_sorted_and_shows_chance():
     table = make_scores(["deletion", "deletion_gain", "insertion_gain", "pointing", "mass"])
     figure = plots.plot_scoreboard(table.sample(frac=1, random_state=0))
     render(figure)
-    assert [read_title(axis) for axis in figure.axes] == [title for title, _, _ in plots.PANELS.values()]
+    assert [read_title(axis) for axis in figure.axes] == [
+        title for title, _, _ in plots.PANELS.values()
+    ]
     assert read_ticks(figure.axes[0], "y") == list(plots.STYLES)  # the best at the top
     for axis, scale, chance in zip(figure.axes, (100, 100, 100, 1), (0, 0, 10, 1), strict=True):
         points = sorted(
-            (container.lines[0].get_xydata()[0] for container in axis.containers), key=lambda xy: xy[1]
+            (container.lines[0].get_xydata()[0] for container in axis.containers),
+            key=lambda xy: xy[1],
         )
-        np.testing.assert_allclose(points, [(0.1 * (place + 1) * scale, place) for place in range(5)])
+        np.testing.assert_allclose(
+            points, [(0.1 * (place + 1) * scale, place) for place in range(5)]
+        )
         (dashed,) = (line for line in axis.lines if line.get_linestyle() == "--")
         assert dashed.get_xdata()[0] == pytest.approx(chance)
 
@@ -77,7 +84,9 @@ def test_heads_stand_in_their_cells_and_undecided_ones_in_brackets(n_layers, n_h
         share = 0.1 + 0.01 * (layer + head)
         rows.append((layer, head, "pointing", share, share - 0.015, share + 0.02, 0.1))
         rows.append((layer, head, "mass", 1.0 + layer, 0.9 + layer, 1.1 + layer, 1.0))
-    table = pd.DataFrame(rows, columns=["layer", "head", "measure", "estimate", "low", "high", "chance"])
+    table = pd.DataFrame(
+        rows, columns=["layer", "head", "measure", "estimate", "low", "high", "chance"]
+    )
     figure = plots.plot_pointing(table.sample(frac=1, random_state=0))
     render(figure)
     pointing, mass = figure.axes

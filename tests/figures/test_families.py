@@ -14,7 +14,9 @@ pytestmark = pytest.mark.usefixtures("tidy_figures")
 TOO_FEW = "not enough questions to tell"
 
 
-def make_layers(families=("what", "why"), n_layers=3, queries=("[CLS]", "words"), kinds=None) -> pd.DataFrame:
+def make_layers(
+    families=("what", "why"), n_layers=3, queries=("[CLS]", "words"), kinds=None
+) -> pd.DataFrame:
     """Shares that tell their place: tenths by family, hundredths by layer, thousandths by query and kind."""
     rows = [
         {"family": family, "query": query, "kind": kind, "layer": layer, "estimate": estimate, "low": estimate - 0.01,
@@ -27,7 +29,9 @@ def make_layers(families=("what", "why"), n_layers=3, queries=("[CLS]", "words")
 
 def find_shade(axis) -> list[tuple[float, float]]:
     """Ends of the shaded layers."""
-    return [(p.get_x(), p.get_x() + p.get_width()) for p in axis.patches if isinstance(p, Rectangle)]
+    return [
+        (p.get_x(), p.get_x() + p.get_width()) for p in axis.patches if isinstance(p, Rectangle)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- families
@@ -59,17 +63,26 @@ def test_families_by_layer():
         for f, family in enumerate(("what", "why")):
             color, marker = plots.style_family(family)
             container = next(c for c in axis.containers if c.lines[0].get_color() == color)
-            expected = 100 * np.array([0.1 * f + 0.01 * layer + 0.001 * q - 0.1 for layer in range(3)])
+            expected = 100 * np.array(
+                [0.1 * f + 0.01 * layer + 0.001 * q - 0.1 for layer in range(3)]
+            )
             np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
             np.testing.assert_allclose(container.lines[0].get_xydata()[:, 0], [0, 1, 2], atol=0.3)
-            np.testing.assert_allclose(read_bars(container), np.stack([expected - 1, expected + 2], axis=1))
+            np.testing.assert_allclose(
+                read_bars(container), np.stack([expected - 1, expected + 2], axis=1)
+            )
             assert container.lines[0].get_marker() == marker
-            assert is_hollow(container.lines[0]) == (family == "why")  # too few questions: open marker
+            assert is_hollow(container.lines[0]) == (
+                family == "why"
+            )  # too few questions: open marker
         assert "uniform" in read_texts(axis)
         assert any(
-            np.all(np.asarray(line.get_ydata()) == 0) and line.get_linestyle() == "--" for line in axis.lines
+            np.all(np.asarray(line.get_ydata()) == 0) and line.get_linestyle() == "--"
+            for line in axis.lines
         )
-        assert find_shade(axis) == ([(1.5, 2.5)] if q else [])  # no answer reads the last layer's words
+        assert find_shade(axis) == (
+            [(1.5, 2.5)] if q else []
+        )  # no answer reads the last layer's words
         assert read_ticks(axis, "x") == ["L0", "L1", "L2"]
     assert set(read_legend(figure.legends[0])) == {"what\nn = 1,000", "why\nn = 2,000\ntoo few"}
     assert "text query, image key" in figure.axes[0].get_ylabel()
@@ -84,7 +97,9 @@ def test_legend_of_families_points_at_their_marks():
         assert to_hex(handle.get_color()[0]) == plots.style_family(family)[0].lower()
 
 
-@pytest.mark.parametrize(("families", "n_layers"), [(("other",), 1), (FAMILIES, 12)], ids=["one", "all"])
+@pytest.mark.parametrize(
+    ("families", "n_layers"), [(("other",), 1), (FAMILIES, 12)], ids=["one", "all"]
+)
 def test_families_of_other_numbers_and_without_intervals(families, n_layers):
     table = make_layers(families, n_layers).assign(low=np.nan, high=np.nan)
     table["family"] = pd.Categorical(
@@ -137,13 +152,20 @@ def test_separation_shows_size_and_pair():
 def test_cells_that_were_not_tested_are_hatched():
     cls, words, _ = plots.plot_separation(make_cells(3, 2)).axes
     assert not cls.patches
-    assert {(p.get_x() + 0.5, p.get_y() + 0.5) for p in words.patches if p.get_hatch()} == {(0, 2), (1, 2)}
+    assert {(p.get_x() + 0.5, p.get_y() + 0.5) for p in words.patches if p.get_hatch()} == {
+        (0, 2),
+        (1, 2),
+    }
 
 
 def test_text_is_light_on_dark_and_dark_on_light():
     table = make_cells(1, 3, queries=["[CLS]"]).assign(difference=[0.05, 0.2, 1.0], label="a > b")
     texts = plots.plot_separation(table).axes[0].texts
-    assert [text.get_color() for text in texts] == ["white", "white", "black"]  # cividis: yellow is large
+    assert [text.get_color() for text in texts] == [
+        "white",
+        "white",
+        "black",
+    ]  # cividis: yellow is large
 
 
 @pytest.mark.parametrize(
@@ -156,7 +178,9 @@ def test_labels_stay_in_their_cells(n_layers, n_heads, label):
     render(figure)
     for axis in figure.axes[:2]:
         assert axis.texts
-        assert min(text.get_fontsize() for text in axis.texts) >= (6.5 if n_heads <= 6 else 3)  # to be read
+        assert min(text.get_fontsize() for text in axis.texts) >= (
+            6.5 if n_heads <= 6 else 3
+        )  # to be read
         for text in axis.texts:
             x, y = text.get_position()
             ends = axis.transData.transform([(x - 0.5, y + 0.5), (x + 0.5, y - 0.5)])
@@ -188,7 +212,9 @@ def test_separation_where_nothing_was_found_or_tested(empty):
 
 
 def make_sizes(*families) -> pd.DataFrame:
-    return pd.DataFrame({"questions": 1500, "enough": [f != "why" for f in families]}, index=list(families))
+    return pd.DataFrame(
+        {"questions": 1500, "enough": [f != "why" for f in families]}, index=list(families)
+    )
 
 
 def test_pairs_count_heads_below_the_diagonal():
@@ -204,12 +230,18 @@ def test_pairs_count_heads_below_the_diagonal():
     np.testing.assert_allclose(
         words.images[0].get_array().filled(-1)[1], [100, -1, -1]
     )  # in either order of names
-    assert {text.get_position(): text.get_text() for text in cls.texts} == {(0, 1): "4 of 16\ng 0.5"}
+    assert {text.get_position(): text.get_text() for text in cls.texts} == {
+        (0, 1): "4 of 16\ng 0.5"
+    }
     assert read_texts(words) == ["12 of 12\ng 2.0"]
     hatched = {(p.get_x() + 0.5, p.get_y() + 0.5) for p in cls.patches if p.get_hatch()}
     assert hatched == {(0, 2), (1, 2)}  # what-why and where-why: too few questions
     assert cls.images[0].get_clim() == (0, 100)
-    assert read_ticks(cls, "y") == ["what\nn = 1,500", "where\nn = 1,500", "why\nn = 1,500\ntoo few"]
+    assert read_ticks(cls, "y") == [
+        "what\nn = 1,500",
+        "where\nn = 1,500",
+        "why\nn = 1,500\ntoo few",
+    ]
     assert read_ticks(cls, "x") == ["what", "where", "why"]
     assert cls.get_ylim() == (2.5, 0.5)  # the first row and the last column would be empty
     assert cls.get_xlim() == (-0.5, 1.5)
@@ -236,11 +268,17 @@ def test_adjustment_draws_a_point_a_pair():
     render(figure)
     cls, words = figure.axes
     drawn = {
-        dots.get_label(): dots.get_offsets().tolist() for dots in cls.collections if len(dots.get_offsets())
+        dots.get_label(): dots.get_offsets().tolist()
+        for dots in cls.collections
+        if len(dots.get_offsets())
     }
     assert drawn == {"survives": [[30, 20], [40, 40]], "does not survive": [[-10, 0]]}
-    assert np.concatenate([dots.get_offsets() for dots in words.collections]).tolist() == [[-50, -20]]
-    colors = [to_hex(dots.get_facecolor()[0]) for dots in cls.collections if len(dots.get_offsets())]
+    assert np.concatenate([dots.get_offsets() for dots in words.collections]).tolist() == [
+        [-50, -20]
+    ]
+    colors = [
+        to_hex(dots.get_facecolor()[0]) for dots in cls.collections if len(dots.get_offsets())
+    ]
     assert len(set(colors)) == 2
     assert read_legend(figure.legends[0]) == ["survives", "does not survive", "never beyond chance"]
     alone = plots.plot_adjustment(
@@ -294,11 +332,15 @@ def test_controls_beside_the_questions_they_control():
                 [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1 for layer in range(3)]
             )
             np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
-            np.testing.assert_allclose(read_bars(container), np.stack([expected - 1, expected + 2], axis=1))
+            np.testing.assert_allclose(
+                read_bars(container), np.stack([expected - 1, expected + 2], axis=1)
+            )
         needs, enough = (container.lines[0] for container in axis.containers)
         assert needs.get_marker() != enough.get_marker()
         assert needs.get_color() != enough.get_color()
-        assert (np.less(needs.get_xdata(), enough.get_xdata())).all()  # side by side: no bar hides the other
+        assert (
+            np.less(needs.get_xdata(), enough.get_xdata())
+        ).all()  # side by side: no bar hides the other
         assert find_shade(axis) == ([(1.5, 2.5)] if q else [])
         assert axis.get_xlabel() == ("layer" if q else "")
     assert panels[0, 0].get_ylabel().startswith("[CLS] query")
@@ -312,7 +354,10 @@ def test_controls_of_one_family_with_too_few_questions():
     table["kind"] = pd.Categorical(table["kind"], ["a", "b"])
     figure = plots.plot_controls(table)
     render(figure)
-    assert [is_hollow(container.lines[0]) for container in figure.axes[0].containers] == [False, True]
+    assert [is_hollow(container.lines[0]) for container in figure.axes[0].containers] == [
+        False,
+        True,
+    ]
     assert len(figure.axes) == 1
 
 
@@ -326,7 +371,10 @@ def make_example(name: str, weights, grey=False) -> dict:
 
 
 def test_examples_share_one_scale():
-    examples = [make_example("what", [[0.1, 0.2, 0.0]]), make_example("where", [[0.0], [0.4]], grey=True)]
+    examples = [
+        make_example("what", [[0.1, 0.2, 0.0]]),
+        make_example("where", [[0.0], [0.4]], grey=True),
+    ]
     figure = plots.plot_maps(examples, "[CLS], L2")
     render(figure)
     above, below, bar = figure.axes[:2], figure.axes[2:4], figure.axes[4]

@@ -13,7 +13,9 @@ from helpers.heads.roles import ROLES
 pytestmark = pytest.mark.usefixtures("tidy_figures")
 
 
-def make_scores(n_layers=2, n_heads=2, roles=("sink", "text local", "[CLS] reader of words")) -> pd.DataFrame:
+def make_scores(
+    n_layers=2, n_heads=2, roles=("sink", "text local", "[CLS] reader of words")
+) -> pd.DataFrame:
     """Scores that tell their place: tenths by role, hundredths by head; even heads pass."""
     rows = [
         {"layer": layer, "head": head, "name": f"L{layer}H{head}", "role": role, "score": score, "low": score - 0.02,
@@ -50,7 +52,9 @@ def test_role_scores_against_the_untrained_self():
         np.testing.assert_array_equal(passes.lines[0].get_xdata(), [0, 2])
         np.testing.assert_allclose(fails.lines[0].get_ydata(), score[[1, 3]])
         np.testing.assert_allclose(passes.lines[0].get_ydata(), score[[0, 2]])
-        np.testing.assert_allclose(read_bars(passes), np.stack([score - 0.02, score + 0.03], axis=1)[[0, 2]])
+        np.testing.assert_allclose(
+            read_bars(passes), np.stack([score - 0.02, score + 0.03], axis=1)[[0, 2]]
+        )
         assert is_hollow(fails.lines[0])
         assert not is_hollow(passes.lines[0])
         lines = {line.get_label(): line for line in axis.lines}
@@ -106,7 +110,12 @@ def find_bands(axis) -> dict:
         x, y = text.get_position()
         assert band.get_x() <= x <= band.get_x() + band.get_width()
         assert band.get_y() <= y <= band.get_y() + band.get_height()
-        look = (band.get_y(), text.get_text(), to_hex(band.get_facecolor()).upper(), band.get_alpha())
+        look = (
+            band.get_y(),
+            text.get_text(),
+            to_hex(band.get_facecolor()).upper(),
+            band.get_alpha(),
+        )
         bands.setdefault((round(y), round(x)), []).append(look)
     return {place: [look[1:] for look in sorted(looks)] for place, looks in bands.items()}
 
@@ -114,7 +123,9 @@ def find_bands(axis) -> dict:
 def test_role_map_puts_the_clearest_role_on_top():
     rows = [(0, 0, "sink", 0.3, True, True), (0, 0, "text local", 0.7, True, True), (0, 1, "sink", 0.9, False, True),
             (1, 1, "grounding", 0.2, True, False), (1, 0, "sink", 0.1, False, True)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["layer", "head", "role", "score", "passes", "reaches_answer"])
+    table = pd.DataFrame(
+        rows, columns=["layer", "head", "role", "score", "passes", "reaches_answer"]
+    )
     table["name"] = "x"
     figure = plots.plot_role_map(table)
     render(figure)
@@ -123,7 +134,9 @@ def test_role_map_puts_the_clearest_role_on_top():
     looks = plots.ROLE_LOOKS
     assert find_bands(axis) == {
         (0, 0): [(*looks["text local"], 1), (*looks["sink"], 1)],
-        (1, 1): [(f"({looks['grounding'][0]})", looks["grounding"][1], 0.35)],  # cannot reach the answer
+        (1, 1): [
+            (f"({looks['grounding'][0]})", looks["grounding"][1], 0.35)
+        ],  # cannot reach the answer
     }
     frames = [p for p in axis.patches if isinstance(p, Rectangle) and not p.get_fill()]
     assert len(frames) == 4  # every head, also one without a role

@@ -40,7 +40,9 @@ def test_every_number_is_drawn_in_its_panel_and_row():
     assert [read_title(axis) for axis in figure.axes] == list(plots.PANELS)
     assert read_ticks(figure.axes[0], "y") == [f"{family}\nn = 400 + 400" for family in families]
     assert figure.axes[0].yaxis_inverted()  # the first at the top
-    for axis, (unit, baseline, color, names) in zip(figure.axes, plots.PANELS.values(), strict=True):
+    for axis, (unit, baseline, color, names) in zip(
+        figure.axes, plots.PANELS.values(), strict=True
+    ):
         own = table[table["measure"].isin(names)]
         assert len(axis.containers) == len(own)
         for row, container in zip(own.itertuples(), axis.containers, strict=True):
@@ -52,7 +54,9 @@ def test_every_number_is_drawn_in_its_panel_and_row():
             expected = color if row.kind == KINDS[0] else plots.CONTROL_COLOR
             assert to_hex(container.lines[0].get_color()) == to_hex(expected)
         assert unit in axis.get_xlabel()
-        assert any(line.get_linestyle() == "--" and line.get_xdata()[0] == baseline for line in axis.lines)
+        assert any(
+            line.get_linestyle() == "--" and line.get_xdata()[0] == baseline for line in axis.lines
+        )
     assert "words-only controls" in figure.get_suptitle()
     assert plots.PANELS["answer without the words"][2] == TEXT_COLOR != IMAGE_COLOR
 
@@ -99,7 +103,9 @@ def test_scores_stand_against_what_says_nothing():
     figure = plots.plot_scores(table)
     render(figure)
     assert read_ticks(figure.axes[0], "y") == ["image share, last layer", "MM-SHAP"]
-    for axis, (score, nothing) in zip(figure.axes, {"ranks": 0, "controls": 0.5}.items(), strict=True):
+    for axis, (score, nothing) in zip(
+        figure.axes, {"ranks": 0, "controls": 0.5}.items(), strict=True
+    ):
         own = table[table["score"] == score]
         points = [container.lines[0].get_xydata()[0] for container in axis.containers]
         np.testing.assert_allclose(points, np.stack([own["estimate"], [0, 1]], axis=1))

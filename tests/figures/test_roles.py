@@ -40,7 +40,9 @@ def test_comparisons_of_scores_and_verdicts():
 
 
 def make_card(role: str, **more) -> dict:
-    drops = pd.DataFrame({"family": ["all", "why"], "drop": [3.0, -1.0], "significant": [True, False]})
+    drops = pd.DataFrame(
+        {"family": ["all", "why"], "drop": [3.0, -1.0], "significant": [True, False]}
+    )
     return {"role": role, "name": "L1H2", "passes": role != "sink", "score": -0.25, "low": -0.5, "high": 0.5,
             "highest_null": 0.75, "question": "What costs $2 or $3?", "drops": drops, **more}  # fmt: skip
 
@@ -52,14 +54,25 @@ def test_cards_show_tokens_or_pictures_and_costs():
         "weights": rng.random((2, 3)),
         "boxes": [[10, 10, 20, 20]],
     }
-    words = {"tokens": ["[CLS]", "what", "$2", "patches"], "weights": np.array([0.1, 0.2, 0.3, 0.4])}
+    words = {
+        "tokens": ["[CLS]", "what", "$2", "patches"],
+        "weights": np.array([0.1, 0.2, 0.3, 0.4]),
+    }
     figure = plots.plot_role_cards(
-        [make_card("grounding", **picture), make_card("sink", **words), make_card("text local", **words)]
+        [
+            make_card("grounding", **picture),
+            make_card("sink", **words),
+            make_card("text local", **words),
+        ]
     )
     render(figure)
     parts = figure.subfigs
     titles = [part.get_suptitle().split("\n") for part in parts[:3]]
-    assert [title[0] for title in titles] == ["grounding: L1H2", "sink: L1H2 (no role)", "text local: L1H2"]
+    assert [title[0] for title in titles] == [
+        "grounding: L1H2",
+        "sink: L1H2 (no role)",
+        "text local: L1H2",
+    ]
     assert titles[0][1] == "score −0.25 [−0.50, 0.50], untrained at most 0.75"
     assert not parts[3].axes  # an odd number of cards leaves a place free
     shown, cost = parts[0].axes

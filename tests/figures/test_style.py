@@ -97,9 +97,13 @@ def test_heatmap_draws_the_weights_over_the_whole_picture(axis):
     assert artist.get_clim() == (0, 5)
     assert artist.get_cmap().name == "cividis"
     assert artist is axis.images[-1]
-    assert axis.images[0].get_array().ndim == 2  # the picture below is grey, so that colour means attention
+    assert (
+        axis.images[0].get_array().ndim == 2
+    )  # the picture below is grey, so that colour means attention
     assert read_title(axis) == "map"
-    assert [(*box.get_xy(), box.get_width(), box.get_height()) for box in axis.patches] == [(1, 2, 3, 4)]
+    assert [(*box.get_xy(), box.get_width(), box.get_height()) for box in axis.patches] == [
+        (1, 2, 3, 4)
+    ]
 
 
 def test_heatmap_lights_the_patch_that_is_attended_to():
@@ -116,7 +120,9 @@ def test_heatmap_lights_the_patch_that_is_attended_to():
 
 
 def test_heatmap_scale_can_be_shared_and_survives_no_attention(axis):
-    assert plots.show_heatmap(axis, make_picture(8, 8), np.ones((2, 2)), largest=7.0).get_clim() == (0, 7)
+    assert plots.show_heatmap(
+        axis, make_picture(8, 8), np.ones((2, 2)), largest=7.0
+    ).get_clim() == (0, 7)
     low, high = plots.show_heatmap(axis, make_picture(8, 8), np.zeros((2, 2))).get_clim()
     assert low == 0 < high
 
@@ -232,7 +238,9 @@ def test_examples_fill_rows_and_leave_the_rest_empty():
         np.testing.assert_array_equal(panel.images[0].get_array(), example["picture"])
 
 
-@pytest.mark.parametrize("question", ["is it $5 or $6?", r"what is $\foo$?", r"100 % of $x^2$ & <b>?", ""])
+@pytest.mark.parametrize(
+    "question", ["is it $5 or $6?", r"what is $\foo$?", r"100 % of $x^2$ & <b>?", ""]
+)
 def test_questions_are_shown_as_written(question):
     """Two dollar signs are money and not mathematics."""
     example = {"picture": make_picture(10, 12), "title": question, "caption": f"says {question}"}
@@ -269,7 +277,11 @@ def test_numbers_of_many_patches_are_left_out():
 
 def test_training_draws_what_was_measured():
     curves = pd.DataFrame(
-        {"step": [1, 2, 3, 4], "loss": [9.0, np.nan, 3.0, 2.0], "eval_accuracy": [np.nan, 0.4, np.nan, 0.9]}
+        {
+            "step": [1, 2, 3, 4],
+            "loss": [9.0, np.nan, 3.0, 2.0],
+            "eval_accuracy": [np.nan, 0.4, np.nan, 0.9],
+        }
     )
     figure = plots.plot_training(curves, prior=0.25)
     left, right = figure.axes

@@ -41,7 +41,9 @@ def test_layers_draw_every_class_in_points():
         np.testing.assert_allclose(np.round(line.get_xdata().astype(float)), rows["layer"])
         np.testing.assert_allclose(read_bars(container), 100 * rows[["low", "high"]])
         assert (to_hex(line.get_color()).upper(), line.get_marker()) == plots.CLASS_STYLE[name]
-    assert read_legend(figure.legends[0]) == [f"{name}\nn = {100 + i}" for i, name in enumerate(CLASSES)]
+    assert read_legend(figure.legends[0]) == [
+        f"{name}\nn = {100 + i}" for i, name in enumerate(CLASSES)
+    ]
     assert read_ticks(axis, "x") == ["L0", "L1", "L2"]
     assert plots.UNREAD in read_texts(axis)
     assert "points" in axis.get_ylabel()
@@ -75,7 +77,9 @@ def test_families_against_classes():
     assert read_ticks(axis, "x") == ["noun", "question word"]
     assert read_ticks(axis, "y") == ["what", "why"]
     assert read_texts(axis) == ["+25   n = 1,200", "(-10)   n = 30", "+50   n = 40"]
-    assert [patch.get_xy() for patch in axis.patches] == [(-0.5, 0.5)]  # hatched where there is nothing
+    assert [patch.get_xy() for patch in axis.patches] == [
+        (-0.5, 0.5)
+    ]  # hatched where there is nothing
     assert "L2" in read_title(axis)
 
 

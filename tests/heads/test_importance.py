@@ -16,9 +16,13 @@ from helpers.model.vilt import forward_raster
 def loss_with(model, batch, targets, layer, head, gate):
     """Loss of one question with a head's columns of the output projection scaled."""
     edited = copy.deepcopy(model)
-    edited.vilt.encoder.layer[layer].attention.output.dense.weight[:, 16 * head : 16 * (head + 1)] *= gate
+    edited.vilt.encoder.layer[layer].attention.output.dense.weight[
+        :, 16 * head : 16 * (head + 1)
+    ] *= gate
     logits = forward_raster(edited, batch).logits[0]
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum").item()
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, targets, reduction="sum"
+    ).item()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,9 @@ def test_nothing_is_left_behind(vilt, labelled):
     batch = labelled.collate([labelled[0], labelled[5]])
     before = forward_raster(model, batch).logits
     assert (importance.importance_measures(model, batch)["importance"] > 0).all()
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
     torch.testing.assert_close(forward_raster(model, batch).logits, before)
 
 
@@ -69,7 +75,9 @@ def test_layers_are_normalised_by_hand():
 
 def test_measures_are_ranked_by_hand():
     up = np.array([[1.0, 2, 3], [4, 5, 6]])
-    mixed = np.array([[3.0, 2, 1], [6, 5, 4]])  # falls within each layer, rises from one to the next
+    mixed = np.array(
+        [[3.0, 2, 1], [6, 5, 4]]
+    )  # falls within each layer, rises from one to the next
     table = importance.rank_measures({"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, draws=50)
     found = table.set_index(["over", "first", "second"])["correlation"]
     # Spearman by hand: ranks 1..6 against 3 2 1 6 5 4: 1 - 6 * 16 / (6 * 35)

@@ -38,11 +38,17 @@ def test_removals_of_the_questions_drawn(study, given):
     assert gradients.questions["question_id"].equals(removals.questions["question_id"])
     row = data["question_id"].index(removals.questions["question_id"][3])
     batch = prepare.encode(study, data.select([row]), processor).batches(1)
-    drawn = data.select([data["question_id"].index(number) for number in removals.questions["question_id"]])
+    drawn = data.select(
+        [data["question_id"].index(number) for number in removals.questions["question_id"]]
+    )
     means = ablate.mean_contexts(model, prepare.encode(study, drawn, processor))
     alone = ablate.removal_measures(model, next(batch)[1], means)
-    np.testing.assert_allclose(removals.mean_probability[3], alone["mean_probability"][0], atol=1e-4)
-    np.testing.assert_allclose(removals.layer_probability[3], alone["layer_probability"][0], atol=1e-4)
+    np.testing.assert_allclose(
+        removals.mean_probability[3], alone["mean_probability"][0], atol=1e-4
+    )
+    np.testing.assert_allclose(
+        removals.layer_probability[3], alone["layer_probability"][0], atol=1e-4
+    )
 
 
 def test_removals_are_measured_once_and_go_on_after_a_kill(study, given, monkeypatch):
@@ -60,7 +66,9 @@ def test_removals_are_measured_once_and_go_on_after_a_kill(study, given, monkeyp
     with pytest.raises(KeyboardInterrupt):
         interventions.measure_removals(other, model, processor, data)
     monkeypatch.setattr(
-        interventions, "removal_measures", lambda *args, **more: calls.append(2) or measure_now(*args, **more)
+        interventions,
+        "removal_measures",
+        lambda *args, **more: calls.append(2) or measure_now(*args, **more),
     )
     interventions.measure_removals(other, model, processor, data)
     assert calls == [1, 1, 1, 2, 2, 2]  # of three shards (two batches, two, one) the first stood

@@ -50,7 +50,9 @@ def test_patching_equals_hooks(vilt, alike):
             batches = (alike.collate([alike[index]]) for index in pair)
             first, second, patched = patch_slowly(model, *batches, layer, head)
             a, b = first.argmax(), second.argmax()
-            before, after, other = (float(logits[a] - logits[b]) for logits in (second, patched, first))
+            before, after, other = (
+                float(logits[a] - logits[b]) for logits in (second, patched, first)
+            )
             assert moved[row, layer, head] == pytest.approx(after - before, abs=1e-4)
             assert whole[row] == pytest.approx(other - before, abs=1e-4)
 

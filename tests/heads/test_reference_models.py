@@ -45,7 +45,9 @@ def test_both_variants_answer_the_same_questions_by_other_weights(study):
     assert len(own.questions) == len(data["validation"])
 
 
-def test_variants_are_measured_in_the_same_precision_as_the_model_they_are_compared_with(study, monkeypatch):
+def test_variants_are_measured_in_the_same_precision_as_the_model_they_are_compared_with(
+    study, monkeypatch
+):
     model, processor = finetune.load_finetuned(study)
     encoded = prepare.encode(study, prepare.load_dataset(study)["validation"], processor)
 

@@ -41,7 +41,11 @@ def logits_of(model, encoded):
 @pytest.mark.parametrize("mode", ["zero", "mean"])
 def test_ablation_equals_an_edited_model(vilt, encoded, chosen, mode):
     model = vilt[0]
-    means = torch.randn(4, 4, 16, generator=torch.Generator().manual_seed(0)) if mode == "mean" else None
+    means = (
+        torch.randn(4, 4, 16, generator=torch.Generator().manual_seed(0))
+        if mode == "mean"
+        else None
+    )
     intact = logits_of(model, encoded)
     with ablate.ablate_heads(model, chosen, mode, means):
         ablated = logits_of(model, encoded)
@@ -73,14 +77,18 @@ def test_mean_contexts_equal_a_walk_over_single_questions(vilt, encoded):
         ablate.mean_contexts(model, encoded, batch_size=5), expected, atol=1e-5, rtol=1e-4
     )
     some = ablate.mean_contexts(model, encoded, indices=[0])
-    torch.testing.assert_close(some, torch.stack([kept[0].mean(0).reshape(4, 16) for kept in contexts]))
+    torch.testing.assert_close(
+        some, torch.stack([kept[0].mean(0).reshape(4, 16) for kept in contexts])
+    )
 
 
 def test_hooks_leave_after_an_error(vilt):
     model = vilt[0]
     with pytest.raises(KeyError), ablate.ablate_heads(model, [(0, 1)]):
         raise KeyError
-    assert not any(layer.attention.output.dense._forward_pre_hooks for layer in model.vilt.encoder.layer)
+    assert not any(
+        layer.attention.output.dense._forward_pre_hooks for layer in model.vilt.encoder.layer
+    )
 
 
 @pytest.mark.parametrize(("chosen", "mode", "means", "says"), [

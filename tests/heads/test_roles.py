@@ -27,14 +27,17 @@ def uniform_table(shapes, n_layers=1, n_heads=1):
                               "n_words": words, "n_patches": rows * columns,
                               "grid_rows": rows, "grid_cols": columns})  # fmt: skip
     sizes = np.stack(
-        [np.ones_like(words), words, np.ones_like(words), np.ones_like(words), rows * columns], axis=-1
+        [np.ones_like(words), words, np.ones_like(words), np.ones_like(words), rows * columns],
+        axis=-1,
     )
     share = sizes / sizes.sum(1, keepdims=True)
     text = [np.mean([abs(i - j) for i in range(n) for j in range(n)]) for n in words]
     patch = [mean_patch_distance(r, c) for _, r, c in shapes]
 
     def spread(values, *tail):
-        values = np.asarray(values, dtype=np.float32).reshape(len(shapes), 1, 1, *[1] * (len(tail) - 1), -1)
+        values = np.asarray(values, dtype=np.float32).reshape(
+            len(shapes), 1, 1, *[1] * (len(tail) - 1), -1
+        )
         return np.broadcast_to(values, (len(shapes), n_layers, n_heads, *tail)).copy()
 
     return SimpleNamespace(questions=questions, split=spread(share, 3, 5), text_distance=spread(text, 1)[..., 0],
@@ -54,7 +57,11 @@ def test_uniform_patch_distance_by_hand():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 6)), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 6)), min_size=1, max_size=5
+    )
+)
 def test_uniform_attention_scores_zero_in_every_role(shapes):
     table = uniform_table(shapes, 2, 3)
     for role, scores in heads.score_questions(table).items():
@@ -71,12 +78,19 @@ def test_uniform_attention_of_a_real_model_scores_zero(vilt, encoded):
             torch.nn.init.zeros_(part.bias)
     for indices, batch in encoded.batches(5):
         found = attention_measures(model, batch)
-        sizes = np.array([encoded.sizes[encoded.image_of[i]] for i in indices]) // model.config.patch_size
+        sizes = (
+            np.array([encoded.sizes[encoded.image_of[i]] for i in indices])
+            // model.config.patch_size
+        )
         words = (batch["attention_mask"].sum(1) - 2).numpy()
         frame = pd.DataFrame({"n_words": words, "n_patches": sizes.prod(1)})
         frame[["grid_rows", "grid_cols"]] = sizes
-        measures = {name: found[name].numpy() for name in ("split", "text_distance", "patch_distance")}
-        for role, scores in heads.score_questions(SimpleNamespace(questions=frame, **measures)).items():
+        measures = {
+            name: found[name].numpy() for name in ("split", "text_distance", "patch_distance")
+        }
+        for role, scores in heads.score_questions(
+            SimpleNamespace(questions=frame, **measures)
+        ).items():
             if role != "grounding":
                 single = words == 1 if role.startswith("text ") else np.zeros(len(words), bool)
                 np.testing.assert_allclose(scores[~single], 0, atol=1e-4)
@@ -139,11 +153,17 @@ def test_planted_heads_score_one_and_get_their_role():
 def test_scores_by_hand():
     # 5 words, 3 x 4 patches: 20 keys; uniform mass: words 0.25, patches 0.6, image 0.65, special 0.15
     table = uniform_table([(5, 3, 4)])
-    table.split[0, 0, 0] = [[0.1, 0.5, 0.1, 0.1, 0.2], [0.1, 0.4, 0.1, 0.1, 0.3], [0.2, 0.0, 0.1, 0.0, 0.7]]
+    table.split[0, 0, 0] = [
+        [0.1, 0.5, 0.1, 0.1, 0.2],
+        [0.1, 0.4, 0.1, 0.1, 0.3],
+        [0.2, 0.0, 0.1, 0.0, 0.7],
+    ]
     table.text_distance[:] *= 0.7
     table.patch_distance[:] *= 1.2
     hits = (np.array([[[[1.0, 0.0, 1.0]]]]), np.array([0.25]))
-    found = {role: float(score[0, 0, 0]) for role, score in heads.score_questions(table, hits).items()}
+    found = {
+        role: float(score[0, 0, 0]) for role, score in heads.score_questions(table, hits).items()
+    }
     assert found == pytest.approx({
         "text->image reader": (0.4 - 0.65) / 0.35,
         "image->text reader": (0.3 - 0.35) / 0.65,
@@ -258,7 +278,9 @@ def test_small_effects_and_few_questions_do_not_pass():
     table, null = planted_tables()
     table.split = 0.95 * null.split + 0.05 * table.split
     weak = (
-        heads.score_roles(table, null, draws=50).query("role == 'image->text reader' and head == 1").iloc[0]
+        heads.score_roles(table, null, draws=50)
+        .query("role == 'image->text reader' and head == 1")
+        .iloc[0]
     )
     assert (weak["score"], bool(weak["passes"])) == (pytest.approx(0.05, abs=1e-4), False)
     assert (
@@ -272,10 +294,16 @@ def test_small_effects_and_few_questions_do_not_pass():
 
 def test_the_last_layer_reaches_the_answer_through_cls_only():
     table = uniform_table([(4, 2, 2)] * 4, n_layers=2)
-    scores = heads.score_roles(table, table, draws=10).set_index(["layer", "role"])["reaches_answer"]
+    scores = heads.score_roles(table, table, draws=10).set_index(["layer", "role"])[
+        "reaches_answer"
+    ]
     assert scores.loc[0].all()
     reached = scores.loc[1]
-    assert set(reached[reached].index) == {"[CLS] reader of words", "[CLS] reader of patches", "grounding"}
+    assert set(reached[reached].index) == {
+        "[CLS] reader of words",
+        "[CLS] reader of patches",
+        "grounding",
+    }
 
 
 def test_tables_of_different_questions_are_refused():
@@ -325,7 +353,9 @@ def test_boxes_by_hand():
     ]
     top = np.array([[0, 1], [5, 2], [7, 6], [7, 3], [0, 0], [0, 0]])
     hits, chance = heads.box_hits(top, [[2, 4]] * 6, boxes, [[400, 200]] * 6)
-    np.testing.assert_array_equal(hits, [[1, 1], [1, 0], [1, 0], [1, 0], [np.nan] * 2, [np.nan] * 2])
+    np.testing.assert_array_equal(
+        hits, [[1, 1], [1, 0], [1, 0], [1, 0], [np.nan] * 2, [np.nan] * 2]
+    )
     np.testing.assert_array_equal(chance, [2 / 8, 4 / 8, 1 / 8, 2 / 8, np.nan, np.nan])
 
 

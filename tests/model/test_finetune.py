@@ -52,7 +52,9 @@ TRAIN = make_questions(
 
 
 def test_prior_is_the_most_common_answer_of_the_type():
-    asked = make_questions([("What is big?", "what is", "?"), ("Is it?", "is it", "?"), ("Why?", "why", "?")])
+    asked = make_questions(
+        [("What is big?", "what is", "?"), ("Is it?", "is it", "?"), ("Why?", "why", "?")]
+    )
     answers = baselines.predict_prior(TRAIN, asked)["prediction"].tolist()
     assert answers == [
         "sea",
@@ -80,9 +82,9 @@ def test_scores_join_predictions_with_the_official_accuracy():
 
 def test_soft_accuracy_reads_the_target_of_the_top_answer():
     targets = torch.tensor([[0.0, 0.9], [1.0, 0.3]])
-    assert trainer.soft_accuracy(torch.tensor([[-1.0, 2.0], [0.1, 0.5]]), targets).tolist() == pytest.approx(
-        [0.9, 0.3]
-    )
+    assert trainer.soft_accuracy(
+        torch.tensor([[-1.0, 2.0], [0.1, 0.5]]), targets
+    ).tolist() == pytest.approx([0.9, 0.3])
 
 
 @pytest.fixture
@@ -92,7 +94,9 @@ def study(tmp_path, phantom_root):
         "runs_root": str(tmp_path / "runs"),
         "checkpoint": "fresh-small",
     }
-    study = Study.load("phantom", run_name="test", epochs=2, batch_size=16, device="cpu", **settings)
+    study = Study.load(
+        "phantom", run_name="test", epochs=2, batch_size=16, device="cpu", **settings
+    )
     prepare.prepare_dataset(study)
     return study
 
@@ -112,7 +116,9 @@ def test_optimizer_gives_the_head_its_own_rate_and_spares_biases(study):
     groups = finetune.build_optimizer(model, study).param_groups
     rates = {(group["lr"], group["weight_decay"]) for group in groups}
     assert rates == {
-        (rate, decay) for rate in (study.learning_rate, study.head_learning_rate) for decay in (0.01, 0)
+        (rate, decay)
+        for rate in (study.learning_rate, study.head_learning_rate)
+        for decay in (0.01, 0)
     }
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
@@ -186,7 +192,9 @@ def checkpoints(phantom_root, tmp_path_factory):
         "checkpoint": "fresh-small",
         "patience": 9,
     }
-    study = Study.load("phantom", run_name="test", epochs=2, batch_size=16, device="cpu", **settings)
+    study = Study.load(
+        "phantom", run_name="test", epochs=2, batch_size=16, device="cpu", **settings
+    )
     prepare.prepare_dataset(study)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune, "shutil", SimpleNamespace(rmtree=lambda folder: None))
@@ -195,7 +203,8 @@ def checkpoints(phantom_root, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    "file",
+    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"],
 )
 def test_a_checkpoint_that_a_kill_left_half_is_not_continued(checkpoints, tmp_path, file):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
@@ -231,7 +240,10 @@ def test_a_run_killed_after_it_had_stopped_early_does_not_train_on(study, monkey
         with pytest.raises(KeyboardInterrupt):
             run_again(study, "killed", data, patience=1, epochs=4)
     killed = run_again(study, "killed", data, patience=1, epochs=4)
-    assert accuracies(killed.run_dir / "model").tolist() == accuracies(whole.run_dir / "model").tolist()
+    assert (
+        accuracies(killed.run_dir / "model").tolist()
+        == accuracies(whole.run_dir / "model").tolist()
+    )
     models = [finetune.load_finetuned(each)[0] for each in (killed, whole)]
     for mine, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
@@ -299,19 +311,29 @@ class TestBucketSampler:
     def test_batches_are_alike_in_size_and_the_costliest_comes_first(self, encoded_train):
         order = list(trainer.BucketSampler(encoded_train, 16, seed=3))
         batches = [order[start : start + 16] for start in range(0, len(order), 16)]
-        sizes = [{tuple(encoded_train.sizes[encoded_train.image_of[i]]) for i in batch} for batch in batches]
+        sizes = [
+            {tuple(encoded_train.sizes[encoded_train.image_of[i]]) for i in batch}
+            for batch in batches
+        ]
         shuffled = np.random.default_rng(0).permutation(len(encoded_train))
         mixed = [
-            {tuple(encoded_train.sizes[encoded_train.image_of[i]]) for i in shuffled[start : start + 16]}
+            {
+                tuple(encoded_train.sizes[encoded_train.image_of[i]])
+                for i in shuffled[start : start + 16]
+            }
             for start in range(0, len(order), 16)
         ]
-        assert np.mean([len(kinds) for kinds in sizes]) < 0.7 * np.mean([len(kinds) for kinds in mixed])
+        assert np.mean([len(kinds) for kinds in sizes]) < 0.7 * np.mean(
+            [len(kinds) for kinds in mixed]
+        )
         costs = [max(map(encoded_train.weigh, batch)) for batch in batches]
         assert costs[0] == max(costs)
         assert costs != sorted(costs, reverse=True), "batches come in order of size, not at random"
 
     def test_fewer_questions_than_a_batch(self, encoded_train):
-        assert sorted(trainer.BucketSampler(encoded_train, 10_000, seed=0)) == list(range(len(encoded_train)))
+        assert sorted(trainer.BucketSampler(encoded_train, 10_000, seed=0)) == list(
+            range(len(encoded_train))
+        )
 
 
 def accuracies(folder):
@@ -322,7 +344,9 @@ def test_a_step_in_parts_is_the_same_step(study):
     """Gradient accumulation: 16 questions at once, or 8 and 8, give the same training."""
     data = prepare.load_dataset(study)
     whole, parts = (
-        pd.read_csv(run_again(study, name, data, device_batch_size=size).run_dir / "model" / "training.csv")
+        pd.read_csv(
+            run_again(study, name, data, device_batch_size=size).run_dir / "model" / "training.csv"
+        )
         for name, size in (("whole", None), ("parts", 8))
     )
     assert whole["step"].tolist() == parts["step"].tolist()
@@ -431,7 +455,9 @@ class TestFusedAttention:
         model, _ = load_vilt("fresh-small", answers=answers)
         stock = model(**inputs).loss
         stock.backward()
-        expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        expected = {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
         model.zero_grad()
         with fused_attention(model):
             loss = forward_raster(model, inputs).loss
@@ -440,7 +466,10 @@ class TestFusedAttention:
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         assert found.keys() == expected.keys()
         total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-        for name, gradient in found.items():  # a key's bias has no gradient but rounding: softmax ignores it
+        for (
+            name,
+            gradient,
+        ) in found.items():  # a key's bias has no gradient but rounding: softmax ignores it
             allowed = 1e-4 * expected[name].norm() + 1e-7 * total
             assert (gradient - expected[name]).norm() < allowed, name
 

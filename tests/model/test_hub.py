@@ -73,9 +73,14 @@ class Repository:
 
     def __init__(self, revisions=None, info=(200, {}), file=(200, {}), authors=None, cut=0):
         self.revisions = revisions or {}  # name -> {file name: path}
-        self.info, self.file = info, file  # (status, headers) of answers about it, and for its files
+        self.info, self.file = (
+            info,
+            file,
+        )  # (status, headers) of answers about it, and for its files
         self.authors = authors or {}  # of the pull requests
-        self.cut = cut  # requests for the weights that break off: the first midway, the others at once
+        self.cut = (
+            cut  # requests for the weights that break off: the first midway, the others at once
+        )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,7 +95,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.seen.append((self.command, path))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
             return self.answer_about(match[1], match[2] or "/revision/main")
-        if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)", path):  # signed storage, elsewhere
+        if match := re.fullmatch(
+            r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)", path
+        ):  # signed storage, elsewhere
             return self.send_file(*match.groups())
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         return self.resolve(*match.groups()) if match else self.answer(404)
@@ -113,13 +120,23 @@ class Handler(BaseHTTPRequestHandler):
             commit = {ref: make_commit(name, ref) for ref in repository.revisions}
             pulls = [{"name": ref[5:], "ref": ref, "targetCommit": commit[ref]} for ref in names]
             heads = [ref for ref in repository.revisions if ref not in names]
-            heads = [{"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": commit[ref]} for ref in heads]
-            return self.answer(200, {"branches": heads, "converts": [], "tags": [], "pullRequests": pulls})
+            heads = [
+                {"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": commit[ref]}
+                for ref in heads
+            ]
+            return self.answer(
+                200, {"branches": heads, "converts": [], "tags": [], "pullRequests": pulls}
+            )
         if what.startswith("/discussions"):
             facts = {"repo": {"name": name, "type": "model"}, "title": "a change", "status": "open"}
             facts |= {"isPullRequest": True, "createdAt": "2023-03-21T09:05:27.000Z"}
-            made = [facts | {"num": num, "author": {"name": who}} for num, who in repository.authors.items()]
-            return self.answer(200, {"discussions": made, "count": len(made), "start": 0, "numClosed": 0})
+            made = [
+                facts | {"num": num, "author": {"name": who}}
+                for num, who in repository.authors.items()
+            ]
+            return self.answer(
+                200, {"discussions": made, "count": len(made), "start": 0, "numClosed": 0}
+            )
         _, kind, revision = what.split("/", 2)
         found = self.find(name, revision)
         if found is None:
@@ -127,9 +144,16 @@ class Handler(BaseHTTPRequestHandler):
         commit, files = found
         if kind == "revision":
             siblings = [{"rfilename": file} for file in files]
-            return self.answer(200, {"id": name, "modelId": name, "sha": commit, "siblings": siblings})
+            return self.answer(
+                200, {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
+            )
         tree = [
-            {"type": "file", "path": file, "oid": hash_bytes(str(path)), "size": path.stat().st_size}
+            {
+                "type": "file",
+                "path": file,
+                "oid": hash_bytes(str(path)),
+                "size": path.stat().st_size,
+            }
             for file, path in files.items()
         ]
         return self.answer(200, tree)
@@ -140,10 +164,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(repository.file[0], headers=repository.file[1])
         commit, files = self.find(name, revision)
         if file not in files:
-            return self.answer(404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return self.answer(
+                404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
+            )
         if not file.endswith(".safetensors"):
             return self.send_file(name, commit, file)
-        place = f"http://localhost:{self.server.server_port}/cdn/{name}/{commit}/{file}"  # another host
+        place = (
+            f"http://localhost:{self.server.server_port}/cdn/{name}/{commit}/{file}"  # another host
+        )
         size = {
             "X-Linked-Size": str(files[file].stat().st_size),
             "X-Linked-Etag": f'"{hash_bytes(str(files[file]))}"',
@@ -163,7 +191,11 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
         sent = None
-        if self.command == "GET" and file.endswith(".safetensors") and self.server.repositories[name].cut:
+        if (
+            self.command == "GET"
+            and file.endswith(".safetensors")
+            and self.server.repositories[name].cut
+        ):
             self.server.repositories[name].cut -= 1
             if first:
                 return self.close_connection
@@ -197,7 +229,9 @@ def serve_hub(repositories):
     """A hub on the loopback, with `seen`, the (method, path) of each request, in order."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repositories, server.seen, server.lock = repositories, [], threading.Lock()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield server
@@ -211,7 +245,12 @@ def start_driver(folder, steps, endpoint, home, **extra):
     """Start a process that loads (name, whether as a model) one after another; `end_driver` has its results."""
     foreign = re.compile(r"HF_.*|HUGGING.*|TRANSFORMERS_.*|.*_proxy|TQDM_DISABLE", re.IGNORECASE)
     env = {key: value for key, value in os.environ.items() if not foreign.fullmatch(key)}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    env |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "2",
+    }
     target = folder / f"results-{hash_bytes(json.dumps([steps, endpoint, extra]))}.json"
     command = [sys.executable, "-c", DRIVER, json.dumps(steps), str(target)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -246,17 +285,25 @@ def write_checkpoint(folder, config, shard_size=None, **changes):
         model.save_pretrained(folder, max_shard_size=shard_size)
     else:
         weights = {name: value.clone() for name, value in model.state_dict().items()}
-        weights["mlm_score.decoder.weight"].normal_()  # a word head of its own, as the configuration says
-        weights["vilt.embeddings.text_embeddings.position_ids"] = torch.arange(40)[None]  # of old versions
+        weights[
+            "mlm_score.decoder.weight"
+        ].normal_()  # a word head of its own, as the configuration says
+        weights["vilt.embeddings.text_embeddings.position_ids"] = torch.arange(40)[
+            None
+        ]  # of old versions
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config | changes)
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     vocabulary = WORDS + [f"[unused{i}]" for i in range(config["vocab_size"] - len(WORDS))]
-    BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
+    BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(
+        folder
+    )
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     facts = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 40}
     write_json(folder / "tokenizer_config.json", facts | {"name_or_path": "bert-base-uncased"})
-    special = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("cls", "mask", "pad", "sep", "unk")}
+    special = {
+        f"{kind}_token": f"[{kind.upper()}]" for kind in ("cls", "mask", "pad", "sep", "unk")
+    }
     write_json(folder / "special_tokens_map.json", special)
     (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody may open")
     return folder
@@ -268,7 +315,9 @@ def write_json(path, content):
 
 def list_revision(folder, *without):
     """{file name: path} of a folder and of the folders in it, as a revision of a repository."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+    }
     return {name: path for name, path in files.items() if not re.fullmatch("|".join(without), name)}
 
 
@@ -276,7 +325,10 @@ def list_revision(folder, *without):
 def folder(tmp_path_factory):
     """A checkpoint of the old layout, which also brings code and names it in its configuration."""
     root = tmp_path_factory.mktemp("old")
-    code = {"AutoConfig": "modeling_x.Config", "AutoModelForVisualQuestionAnswering": "modeling_x.Model"}
+    code = {
+        "AutoConfig": "modeling_x.Config",
+        "AutoModelForVisualQuestionAnswering": "modeling_x.Model",
+    }
     folder = write_checkpoint(root / "old", CONFIG, auto_map=code)
     facts = json.loads((folder / "tokenizer_config.json").read_text())
     auto_map = {"AutoTokenizer": ["modeling_x.Tokenizer", None]}
@@ -289,7 +341,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    folder = write_checkpoint(tmp_path_factory.mktemp("sharded") / "sharded", CONFIG, shard_size="50KB")
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("sharded") / "sharded", CONFIG, shard_size="50KB"
+    )
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 
@@ -358,7 +412,10 @@ def hub(folder, sharded, tmp_path_factory):
         online = end_driver(start_driver(root, steps, place, home))
     spoil_cache(home / "hub")
     cached = [(name, True) for name in models] + [("owner/nowhere", True)]
-    copies = [(f"owner/{name}", False) for name in ("partial", "unlisted", "strange", "dangling", "nowhere")]
+    copies = [
+        (f"owner/{name}", False)
+        for name in ("partial", "unlisted", "strange", "dangling", "nowhere")
+    ]
     started = (
         start_driver(root, cached, place, home),
         start_driver(root, [(MLM, False)], "http://nowhere.invalid", empty),
@@ -381,11 +438,20 @@ class TestHub:
         for name in ("owner/old", hub.commit, f"{MLM}@refs/pr/4", "owner/resumed"):
             np.testing.assert_allclose(hub.online[name]["logits"], expected, rtol=1e-5, atol=1e-6)
         of_parts = run_model(*load_vilt(sharded, answers=ANSWERS, seed=5)).tolist()
-        np.testing.assert_allclose(hub.online["owner/sharded"]["logits"], of_parts, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            hub.online["owner/sharded"]["logits"], of_parts, rtol=1e-5, atol=1e-6
+        )
 
     def test_only_what_is_needed_is_asked_for(self, hub, folder):
-        files = {path.split("/")[-1] for _, path in hub.seen if "/resolve/" in path or "/cdn/" in path}
-        assert {"config.json", "model.safetensors", "vocab.txt", "model.safetensors.index.json"} <= files
+        files = {
+            path.split("/")[-1] for _, path in hub.seen if "/resolve/" in path or "/cdn/" in path
+        }
+        assert {
+            "config.json",
+            "model.safetensors",
+            "vocab.txt",
+            "model.safetensors.index.json",
+        } <= files
         assert not {name for name in files if name.endswith((".bin", ".py", ".md"))}
         assert not [path for _, path in hub.seen if "/onnx/" in path or "bert-base" in path]
         weights = [path for way, path in hub.seen if way == "GET" and "/cdn/owner/old/" in path]
@@ -395,8 +461,12 @@ class TestHub:
     def test_cache_serves_when_the_hub_is_gone(self, hub, expected):
         for name in ("owner/old", hub.commit, f"{MLM}@refs/pr/4", "owner/resumed"):
             np.testing.assert_allclose(hub.closed[name]["logits"], expected, rtol=1e-5, atol=1e-6)
-        assert hub.closed["owner/sharded"]["logits"] == pytest.approx(hub.online["owner/sharded"]["logits"])
-        np.testing.assert_allclose(hub.offline["owner/old"]["logits"], expected, rtol=1e-5, atol=1e-6)
+        assert hub.closed["owner/sharded"]["logits"] == pytest.approx(
+            hub.online["owner/sharded"]["logits"]
+        )
+        np.testing.assert_allclose(
+            hub.offline["owner/old"]["logits"], expected, rtol=1e-5, atol=1e-6
+        )
 
     def test_partial_snapshot_does_not_pass_for_whole(self, hub):
         for name in ("partial", "strange", "dangling", "nowhere"):
@@ -415,7 +485,9 @@ class TestHub:
             (hub.unresolved[MLM], r"http://nowhere\.invalid failed \(.+\)"),
         ):
             assert "ConnectionError" in found["kinds"]
-            assert re.search(f"{reason}, and .* is not, or not wholly, in the cache .*", found["message"])
+            assert re.search(
+                f"{reason}, and .* is not, or not wholly, in the cache .*", found["message"]
+            )
             assert found["seconds"] < 8
 
     @pytest.mark.parametrize(("name", "kind"), ERRORS)
@@ -434,7 +506,10 @@ class TestHub:
             f"its pull request refs/pr/4 has them: use checkpoint='{MLM}@refs/pr/4'"
         )
         assert "its main branch has them: use checkpoint='owner/old'" in said["owner/old@bare"]
-        assert "convert them at https://huggingface.co/spaces/safetensors/convert" in said["owner/pickled"]
+        assert (
+            "convert them at https://huggingface.co/spaces/safetensors/convert"
+            in said["owner/pickled"]
+        )
         assert "refs/pr/3 has them (not made by the hub's own converter" in said["owner/stranger"]
         assert "has no revision 'refs/pr/9'" in said["owner/old@refs/pr/9"]
         for name in ("nowhere", "gone", "mirrored", "gated", "asking", "forbidden", "token"):
@@ -446,7 +521,9 @@ class TestHub:
     def test_broken_connection_is_named_and_a_next_call_succeeds(self, hub, expected):
         broken, mended = hub.online["owner/dropped"]
         assert "ConnectionError" in broken["kinds"]
-        assert re.search(r"^the connection to http://127\.0\.0\.1:\d+ failed \(.+\), and", broken["message"])
+        assert re.search(
+            r"^the connection to http://127\.0\.0\.1:\d+ failed \(.+\), and", broken["message"]
+        )
         np.testing.assert_allclose(mended["logits"], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -520,7 +597,9 @@ class TestFolder:
     def test_old_preprocessing_is_completed(self, folder):
         _, processor = load_vilt(folder, answers=ANSWERS)
         images = processor.image_processor
-        assert (images.do_resize, images.do_rescale, images.do_normalize, images.do_pad) == (True,) * 4
+        assert (images.do_resize, images.do_rescale, images.do_normalize, images.do_pad) == (
+            True,
+        ) * 4
         assert images.rescale_factor == 1 / 255
         assert images.size["shortest_edge"] == 384
         assert images.size_divisor == 32
@@ -531,10 +610,14 @@ class TestFolder:
         assert processor.tokenizer.model_max_length == 40
 
     @pytest.mark.parametrize("tied", [True, False, None])
-    def test_body_is_kept_whether_the_word_head_is_tied(self, tied, copy, expected, capfd, caplog, recwarn):
+    def test_body_is_kept_whether_the_word_head_is_tied(
+        self, tied, copy, expected, capfd, caplog, recwarn
+    ):
         config = json.loads((copy / "config.json").read_text())
         config = {key: value for key, value in config.items() if key != "tie_word_embeddings"}
-        write_json(copy / "config.json", config if tied is None else config | {"tie_word_embeddings": tied})
+        write_json(
+            copy / "config.json", config if tied is None else config | {"tie_word_embeddings": tied}
+        )
         recwarn.clear()
         model, processor = load_vilt(copy, answers=ANSWERS, seed=5)
         assert capfd.readouterr() == ("", "")
@@ -576,7 +659,9 @@ class TestFolder:
         copy = shutil.copytree(sharded, tmp_path / "copy")
         part = sorted(copy.glob("*.safetensors"))[1]
         part.unlink()
-        with pytest.raises(FileNotFoundError, match=f"{copy} lacks {part.name}, a part of the weights"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{copy} lacks {part.name}, a part of the weights"
+        ):
             load_vilt(copy, answers=ANSWERS)
         (copy / "model.safetensors.index.json").unlink()
         with pytest.raises(FileNotFoundError, match=r"but neither model\.safetensors nor"):
@@ -599,7 +684,9 @@ class TestFolder:
         assert str(copy) in str(error.value)
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+    @pytest.mark.parametrize(
+        "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"]
+    )
     def test_weights_that_are_none_are_named(self, content, copy):
         (copy / "model.safetensors").write_bytes(content)
         with pytest.raises(OSError, match=f"cannot be loaded from {copy}"):

@@ -33,7 +33,9 @@ def walk(model, batch, tile_size=None):
                 kept = tile.groups[place].any(0)
                 seen[question].append(attention[place][:, kept][:, :, kept])
                 outside = attention[place][:, :, ~kept]
-                assert outside.numel() == 0 or outside.abs().max() == 0  # padding gets exactly nothing
+                assert (
+                    outside.numel() == 0 or outside.abs().max() == 0
+                )  # padding gets exactly nothing
     return [torch.stack(layers) for layers in seen], forward.logits
 
 
@@ -47,7 +49,10 @@ def test_tiles_by_hand():
     assert second.groups[0].nonzero().tolist() == [[0, 0], [2, 1], [3, 2], [4, 3], [4, 4]]
     (both,) = cut_tiles(groups, 4, 2)
     assert both.rows.tolist() == [[0, 1, 2, 3, 4, 5, 0], [6, 7, 0, 0, 8, 9, 10]]
-    assert both.valid.tolist() == [[True] * 6 + [False], [True, True, False, False, True, True, True]]
+    assert both.valid.tolist() == [
+        [True] * 6 + [False],
+        [True, True, False, False, True, True, True],
+    ]
     packed = torch.arange(11.0)[:, None, None]
     part = both.take(packed)  # (question, head, token, d)
     assert part[1, 0, :, 0].tolist() == [6, 7, 0, 0, 8, 9, 10]

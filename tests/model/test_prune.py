@@ -138,7 +138,10 @@ def test_skipped_layers_come_back_after_an_error(vilt):
     with pytest.raises(KeyError), prune.skip_layers(model, [0, 2]):
         raise KeyError
     assert len(model.vilt.encoder.layer) == 4
-    with pytest.raises(ValueError, match="all 4 layers are left out"), prune.skip_layers(model, range(4)):
+    with (
+        pytest.raises(ValueError, match="all 4 layers are left out"),
+        prune.skip_layers(model, range(4)),
+    ):
         pass
 
 
@@ -188,11 +191,17 @@ def test_a_lighter_model_gives_the_same_logits_in_a_new_process(vilt, encoded, t
     processor.save_pretrained(tmp_path)
     code = LOAD.format(root=str(ROOT), tests=str(ROOT / "tests"), folder=str(tmp_path))
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits_of(lighter, encoded), **CLOSE)
+    torch.testing.assert_close(
+        torch.load(tmp_path / "logits.pt"), logits_of(lighter, encoded), **CLOSE
+    )
     again, _ = load_vilt(tmp_path)
     assert again.config.kept_heads == [[0, 2, 3], [0, 1, 2, 3], [1, 2]]
     assert again.config.kept_layers == [0, 1, 2]
-    assert [each.attention.attention.num_attention_heads for each in again.vilt.encoder.layer] == [3, 4, 2]
+    assert [each.attention.attention.num_attention_heads for each in again.vilt.encoder.layer] == [
+        3,
+        4,
+        2,
+    ]
     cut_again = prune.prune_model(again, [(2, 1)])
     assert prune.name_original(cut_again)[2] == (2, [1])
 
@@ -224,7 +233,9 @@ def test_every_order_leaves_one_head_a_layer(n_layers, n_heads, seed):
     orders = lighten.random_orders(n_layers, n_heads, 3, seed)
     for order in orders:
         assert len(set(order)) == len(order) == n_layers * (n_heads - 1)
-        assert max(sum(layer == own for own, _ in order) for layer in range(n_layers)) == n_heads - 1
+        assert (
+            max(sum(layer == own for own, _ in order) for layer in range(n_layers)) == n_heads - 1
+        )
     assert orders == lighten.random_orders(n_layers, n_heads, 3, seed)
 
 
@@ -311,7 +322,9 @@ def test_answers_without_heads_and_layers(vilt, encoded):
 
 def test_scores_by_hand():
     answers = [["red"] * 10, ["yes"] * 2 + ["no"] * 8]
-    scores = lighten.score_answers(np.array([[1, 0], [1, 2], [0, 2]]), answers, ["yes", "red", "no"])
+    scores = lighten.score_answers(
+        np.array([[1, 0], [1, 2], [0, 2]]), answers, ["yes", "red", "no"]
+    )
     two_of_ten = vqa_accuracy("yes", answers[1])
     np.testing.assert_allclose(scores, [[1, two_of_ten], [1, 1], [0, 1]])
     assert 0 < two_of_ten < 1
@@ -328,7 +341,9 @@ def test_losses_equal_those_of_cut_models(vilt, encoded):
 
     @torch.no_grad()
     def loss_of(each):
-        logits = forward_raster(each, {name: batch[name] for name in batch if name != "labels"}).logits
+        logits = forward_raster(
+            each, {name: batch[name] for name in batch if name != "labels"}
+        ).logits
         losses = torch.nn.functional.binary_cross_entropy_with_logits(
             logits, batch["labels"], reduction="none"
         )
@@ -366,12 +381,19 @@ def test_spare_heads_are_measured_on_training_questions(study):
         assert len(table.questions) == 30
         assert table.questions["question_id"].isin(data["train"]["question_id"][:]).all()
     assert not losses.questions["question_id"].isin(data["validation"]["question_id"][:]).any()
-    assert losses.head_loss.shape == gradients.importance.shape == attention.split.shape[:3] == (30, 4, 4)
+    assert (
+        losses.head_loss.shape
+        == gradients.importance.shape
+        == attention.split.shape[:3]
+        == (30, 4, 4)
+    )
     np.testing.assert_allclose(attention.split.sum(-1), 1, atol=1e-5)
     names = {"spare_losses", "spare_gradients", "spare_attention"}
     stamps = {name: (study.run_dir / name / "made.json").stat().st_mtime_ns for name in names}
     lighten.measure_spare(study, model, processor, data["train"])
-    assert stamps == {name: (study.run_dir / name / "made.json").stat().st_mtime_ns for name in names}
+    assert stamps == {
+        name: (study.run_dir / name / "made.json").stat().st_mtime_ns for name in names
+    }
 
 
 def test_training_after_a_cut_goes_on_after_a_kill(study, monkeypatch):
@@ -398,7 +420,10 @@ def test_training_after_a_cut_goes_on_after_a_kill(study, monkeypatch):
     tuned, _ = load_vilt(folder)
     assert prune.name_original(tuned) == [(0, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 2, 3])]
     cut = prune.prune_model(finetune.load_finetuned(study)[0], *removal)
-    apart = [(a - b).abs().max().item() for a, b in zip(tuned.parameters(), cut.parameters(), strict=True)]
+    apart = [
+        (a - b).abs().max().item()
+        for a, b in zip(tuned.parameters(), cut.parameters(), strict=True)
+    ]
     assert max(apart) > 1e-3
     n_calls = len(calls)
     lighten.tune_lighter(short, "heads", removal, data, range(10))

@@ -15,7 +15,9 @@ from helpers.model.vilt import forward_raster
 
 def make_turns(seconds: dict[str, list[float]], questions: int = 1) -> pd.DataFrame:
     rows = [
-        (name, questions, number, value) for name, own in seconds.items() for number, value in enumerate(own)
+        (name, questions, number, value)
+        for name, own in seconds.items()
+        for number, value in enumerate(own)
     ]
     return pd.DataFrame(rows, columns=["model", "questions", "round", "seconds"])
 
@@ -23,7 +25,9 @@ def make_turns(seconds: dict[str, list[float]], questions: int = 1) -> pd.DataFr
 def test_ratios_are_paired_within_a_round():
     """Every round is slower than the one before: only pairs tell that one model is twice as fast."""
     slow = [1.0, 2, 4, 8, 16, 32, 64]
-    table = latency.compare_turns(make_turns({"whole": slow, "light": [s / 2 for s in slow]}), "whole")
+    table = latency.compare_turns(
+        make_turns({"whole": slow, "light": [s / 2 for s in slow]}), "whole"
+    )
     assert table["model"].tolist() == ["whole", "light"]
     assert table["faster"].tolist() == [1, 2]
     assert table["low"].tolist() == table["high"].tolist() == [1, 2]
@@ -41,7 +45,9 @@ def test_interval_of_the_median_by_order_statistics():
 
 
 def test_few_rounds_have_no_interval():
-    row = latency.compare_turns(make_turns({"whole": [2.0] * 5, "light": [1.0] * 5}), "whole").iloc[1]
+    row = latency.compare_turns(make_turns({"whole": [2.0] * 5, "light": [1.0] * 5}), "whole").iloc[
+        1
+    ]
     assert row["faster"] == 2
     assert np.isnan(row["low"])
     assert np.isnan(row["high"])
@@ -50,7 +56,12 @@ def test_few_rounds_have_no_interval():
 def test_batch_sizes_are_kept_apart():
     turns = pd.concat([make_turns({"whole": [4.0] * 6, "light": [2.0] * 6}, 1), make_turns({"whole": [9.0] * 6, "light": [3.0] * 6}, 32)])  # fmt: skip
     table = latency.compare_turns(turns, "whole").set_index(["questions", "model"])
-    assert table["faster"].to_dict() == {(1, "whole"): 1, (1, "light"): 2, (32, "whole"): 1, (32, "light"): 3}
+    assert table["faster"].to_dict() == {
+        (1, "whole"): 1,
+        (1, "light"): 2,
+        (32, "whole"): 1,
+        (32, "light"): 3,
+    }
 
 
 def test_models_take_turns(vilt, encoded, monkeypatch):
@@ -72,8 +83,15 @@ def test_models_take_turns(vilt, encoded, monkeypatch):
     assert len(seen) == 2 * 2 * (5 + latency.WARM_UP)
     for start in range(0, len(seen), 2):
         assert {name for name, *_ in seen[start : start + 2]} == set(models)
-    assert len({tuple(seen[start : start + 2]) for start in range(0, len(seen) // 2, 2)}) == 2  # both orders
-    assert turns.groupby(["questions", "model"])["round"].apply(list).map(lambda r: r == [*range(5)]).all()
+    assert (
+        len({tuple(seen[start : start + 2]) for start in range(0, len(seen) // 2, 2)}) == 2
+    )  # both orders
+    assert (
+        turns.groupby(["questions", "model"])["round"]
+        .apply(list)
+        .map(lambda r: r == [*range(5)])
+        .all()
+    )
     assert turns["seconds"].min() > 2 * latency.WARM_UP  # what the warm-up took is not among them
     assert turns.groupby("questions")["seconds"].min().loc[3] > 2 * (5 + 2 * latency.WARM_UP)
 
@@ -133,7 +151,9 @@ def test_int8_weights_are_counted(vilt):
     quantized = latency.quantize_int8(torch.nn.Sequential(torch.nn.Linear(10, 6)))
     if quantized is None:
         pytest.skip("no int8 in this PyTorch")
-    assert latency.measure_weights(quantized) >= 60  # 60 bytes of weights; biases are packed with them
+    assert (
+        latency.measure_weights(quantized) >= 60
+    )  # 60 bytes of weights; biases are packed with them
 
 
 def test_the_ledger_by_hand():
@@ -159,9 +179,13 @@ def test_a_lighter_model_takes_less(vilt, encoded):
     model = vilt[0]
     lighter = prune.prune_model(model, [(layer, head) for layer in range(4) for head in (0, 1)])
     batches = [encoded.collate([encoded[row] for row in range(size)]) for size in (1, 12)]
-    whole, light = ([latency.measure_memory(each, batch) for batch in batches] for each in (model, lighter))
+    whole, light = (
+        [latency.measure_memory(each, batch) for batch in batches] for each in (model, lighter)
+    )
     assert light[0] < whole[0]
     assert light[1] < whole[1]
     assert whole[0] < whole[1]
     assert whole[0] > latency.measure_weights(model)
-    assert whole == [latency.measure_memory(model, batch) for batch in batches]  # counted, not sampled
+    assert whole == [
+        latency.measure_memory(model, batch) for batch in batches
+    ]  # counted, not sampled

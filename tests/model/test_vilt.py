@@ -85,7 +85,10 @@ class TestLoading:
         assert processor.tokenizer.model_max_length == 40
 
     def test_seed_decides_fresh_weights(self, loaded):
-        again, other = load_vilt("fresh-small", answers=ANSWERS)[0], load_vilt("fresh-small", seed=1)[0]
+        again, other = (
+            load_vilt("fresh-small", answers=ANSWERS)[0],
+            load_vilt("fresh-small", seed=1)[0],
+        )
         weights = again.state_dict()
         for name, value in loaded[0].state_dict().items():
             assert torch.equal(value, weights[name]), name
@@ -95,7 +98,9 @@ class TestLoading:
     @pytest.mark.parametrize("kind", [ViltForQuestionAnswering, ViltModel, ViltForMaskedLM])
     def test_folder_keeps_body_and_draws_head(self, kind, loaded, tmp_path):
         body = save_checkpoint(tmp_path, kind, *loaded)
-        model, _ = load_vilt(tmp_path, answers=["a", "b", "c", "d"])  # as many as the saved head has
+        model, _ = load_vilt(
+            tmp_path, answers=["a", "b", "c", "d"]
+        )  # as many as the saved head has
         for name, value in model.vilt.state_dict().items():
             assert torch.equal(value, body[name]), name
         torch.testing.assert_close(model.classifier[0].weight.std().item(), 0.15, rtol=0.1, atol=0)
@@ -133,15 +138,24 @@ class TestLoading:
         model = ViltForMaskedLM(type(loaded[0].config)(**config))
         model.save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "preprocessor_config.json").write_text((source / "preprocessor_config.json").read_text())
+        (tmp_path / "preprocessor_config.json").write_text(
+            (source / "preprocessor_config.json").read_text()
+        )
         model, processor = load_vilt(tmp_path, answers=ANSWERS)
         assert processor.image_processor.size["shortest_edge"] == 384
         assert processor.image_processor.do_rescale
         assert processor.image_processor.do_pad
         picture = make_picture((640, 480))
-        assert processor(picture, "what?", return_tensors="pt")["pixel_values"].shape == (1, 3, 384, 512)
+        assert processor(picture, "what?", return_tensors="pt")["pixel_values"].shape == (
+            1,
+            3,
+            384,
+            512,
+        )
 
-    def test_nothing_is_printed_and_no_random_state_moves(self, loaded, tmp_path, capfd, caplog, recwarn):
+    def test_nothing_is_printed_and_no_random_state_moves(
+        self, loaded, tmp_path, capfd, caplog, recwarn
+    ):
         save_checkpoint(tmp_path, ViltForMaskedLM, *loaded)
         capfd.readouterr(), caplog.clear(), recwarn.clear()
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
@@ -159,7 +173,9 @@ class TestLoading:
         _, processor = load_vilt(tmp_path, answers=ANSWERS)
         assert "stand-in reads the questions" in caplog.text
         assert processor.image_processor.size["shortest_edge"] == 64
-        assert processor.tokenizer("is it?")["input_ids"] == loaded[1].tokenizer("is it?")["input_ids"]
+        assert (
+            processor.tokenizer("is it?")["input_ids"] == loaded[1].tokenizer("is it?")["input_ids"]
+        )
 
     def test_clear_errors(self, loaded, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
@@ -186,7 +202,9 @@ class TestLoading:
             load_vilt(tmp_path / "cut", answers=ANSWERS)
         save_checkpoint(tmp_path / "other", ViltModel, *loaded)
         config = json.loads((tmp_path / "other" / "config.json").read_text())
-        (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 6}))
+        (tmp_path / "other" / "config.json").write_text(
+            json.dumps(config | {"num_hidden_layers": 6})
+        )
         with pytest.raises(ValueError, match="is no whole ViLT: 32 weights"):
             load_vilt(tmp_path / "other", answers=ANSWERS)
 
@@ -194,7 +212,10 @@ class TestLoading:
 class TestEncodedQuestions:
     def test_batch_equals_the_processor(self, dataset, encoded, loaded):
         indices = [0, 1, 2, 3, 4, 5, 10]
-        batch, expected = encoded.collate([encoded[i] for i in indices]), process(dataset, loaded[1], indices)
+        batch, expected = (
+            encoded.collate([encoded[i] for i in indices]),
+            process(dataset, loaded[1], indices),
+        )
         assert set(expected) == set(batch) - {"labels"}
         for name, value in expected.items():
             assert torch.equal(batch[name], value), name
@@ -202,7 +223,10 @@ class TestEncodedQuestions:
 
     @settings(max_examples=25, deadline=None)
     @given(
-        width=st.integers(20, 300), height=st.integers(20, 300), grey=st.booleans(), seed=st.integers(0, 9)
+        width=st.integers(20, 300),
+        height=st.integers(20, 300),
+        grey=st.booleans(),
+        seed=st.integers(0, 9),
     )
     def test_pixels_equal_the_processor_at_any_size(self, loaded, width, height, grey, seed):
         processor = loaded[1]
@@ -212,7 +236,9 @@ class TestEncodedQuestions:
         types = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
         data = Dataset.from_dict(rows, features=Features({**types, "question": Value("string")}))
         _, batch = next(EncodedQuestions(data, processor).batches(1))
-        expected = processor.image_processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        expected = processor.image_processor(picture.convert("RGB"), return_tensors="pt")[
+            "pixel_values"
+        ]
         assert torch.equal(batch["pixel_values"], expected)
 
     @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
@@ -248,7 +274,9 @@ class TestEncodedQuestions:
         assert "labels" not in encoded[0]
 
     def test_long_questions_are_cut_before_sep(self, dataset, loaded, caplog):
-        long = dataset.select([0, 1]).map(lambda row: {"question": "is it a cat? " * 9 + row["question"]})
+        long = dataset.select([0, 1]).map(
+            lambda row: {"question": "is it a cat? " * 9 + row["question"]}
+        )
         tokenizer = loaded[1].tokenizer
         encoded = EncodedQuestions(long, loaded[1])
         assert encoded.n_truncated == 2
@@ -285,7 +313,9 @@ class TestEncodedQuestions:
                 length = int(batch["attention_mask"][place].sum())
                 assert torch.equal(batch["input_ids"][place, :length], encoded[index]["input_ids"])
             whole = encoded.collate([encoded[index] for index in part])
-            assert len(batch["pixel_values"]) == len(set(encoded.image_of[part]))  # each picture once
+            assert len(batch["pixel_values"]) == len(
+                set(encoded.image_of[part])
+            )  # each picture once
             for name in ("pixel_values", "pixel_mask"):
                 assert torch.equal(batch[name][batch["picture_of"]], whole[name])
 
@@ -313,7 +343,9 @@ class TestEncodedQuestions:
 
 def stock_embeds(model, pixel_values, pixel_mask):
     """ViLT's own embedding with its random patch order undone: (embeds, mask), raster order."""
-    embeds, mask, (places, (_, columns)) = model.vilt.embeddings.visual_embed(pixel_values, pixel_mask, -1)
+    embeds, mask, (places, (_, columns)) = model.vilt.embeddings.visual_embed(
+        pixel_values, pixel_mask, -1
+    )
     raster = places[..., 0] * columns + places[..., 1]
     raster = torch.where(mask[:, 1:] == 1, raster, raster + 10**6)  # padding last
     order = torch.cat([torch.zeros_like(mask[:, :1]), 1 + raster.argsort(1)], dim=1)
@@ -327,7 +359,9 @@ class TestEmbedImages:
         batch = encoded.collate([encoded[i] for i in chosen])
         torch.manual_seed(seed)
         with torch.no_grad():
-            expected, expected_mask = stock_embeds(loaded[0], batch["pixel_values"], batch["pixel_mask"])
+            expected, expected_mask = stock_embeds(
+                loaded[0], batch["pixel_values"], batch["pixel_mask"]
+            )
             state = torch.get_rng_state()
             embeds, mask = embed_images(loaded[0], batch["pixel_values"], batch["pixel_mask"])
         assert torch.equal(state, torch.get_rng_state())
@@ -364,7 +398,9 @@ class TestEmbedImages:
         embeds, mask = embed_images(loaded[0], pixels)
         assert mask.shape == (2, 25)
         assert mask.all()
-        torch.testing.assert_close(embeds, embed_images(loaded[0], pixels, torch.ones(2, 64, 96))[0])
+        torch.testing.assert_close(
+            embeds, embed_images(loaded[0], pixels, torch.ones(2, 64, 96))[0]
+        )
 
     def test_dropout_acts_in_training(self, loaded, encoded):
         batch = encoded.collate([encoded[0]])
@@ -398,4 +434,6 @@ class TestPredict:
             with torch.no_grad():
                 logits = model(**encoded.collate([encoded[place]])).logits[0]
             assert table["prediction"][place] == ANSWERS[logits.argmax()]
-            assert table["confidence"][place] == pytest.approx(logits.max().sigmoid().item(), abs=1e-5)
+            assert table["confidence"][place] == pytest.approx(
+                logits.max().sigmoid().item(), abs=1e-5
+            )

@@ -55,14 +55,18 @@ def test_boxes_lie_in_the_picture_and_over_their_cell(split, seed, index, groups
         assert h > 5
         middle = (x + w / 2) // CELL, (y + h / 2) // CELL
         assert middle == (thing.column, thing.row)
-        assert min(x + w, width) - max(x, 0) >= 0.9 * w  # a sprite may lose a pixel or two at the border
+        assert (
+            min(x + w, width) - max(x, 0) >= 0.9 * w
+        )  # a sprite may lose a pixel or two at the border
         assert min(y + h, height) - max(y, 0) >= 0.9 * h
 
 
 def test_a_box_is_where_the_object_was_painted():
     scene = make_scene("train", 0, 3)
     picture = np.asarray(render_scene(scene)).astype(int)
-    bare = np.asarray(render_scene(scene.__class__(scene.rows, scene.columns, (), scene.key, ""))).astype(int)
+    bare = np.asarray(
+        render_scene(scene.__class__(scene.rows, scene.columns, (), scene.key, ""))
+    ).astype(int)
     painted = np.abs(picture - bare).max(axis=2) > 25
     inside = np.zeros_like(painted)
     for x, y, w, h in (thing.box for thing in scene.objects):
@@ -161,7 +165,9 @@ def test_ten_annotators_disagree_but_the_truth_scores_one():
 
 
 def test_splits_share_no_picture():
-    pictures = {name: {render_scene(make_scene(name, 0, i)).tobytes() for i in range(60)} for name in SPLITS}
+    pictures = {
+        name: {render_scene(make_scene(name, 0, i)).tobytes() for i in range(60)} for name in SPLITS
+    }
     assert not pictures["pretrain"] & (pictures["train"] | pictures["val"])
     assert not pictures["train"] & pictures["val"]
 
@@ -186,7 +192,9 @@ def test_written_boxes_lie_in_the_picture(tmp_path):
     sizes = {row["question_id"]: row["image"].size for row in data}
     boxes = [(box, sizes[number]) for number, row in truth.items() for box in row["boxes"]]
     assert len(boxes) > 500
-    assert all(x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1] for (x, y, w, h), size in boxes)
+    assert all(
+        x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1] for (x, y, w, h), size in boxes
+    )
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path, phantom_root):

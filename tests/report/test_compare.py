@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from reading import read_texts, read_ticks, read_title, render
 
 from helpers.figures.runs import plot_runs, wrap
-from helpers.report.compare import compare_runs, find_runs, list_differences, say_spread, summarise_runs
+from helpers.report.compare import (
+    compare_runs,
+    find_runs,
+    list_differences,
+    say_spread,
+    summarise_runs,
+)
 from helpers.run.cache import make_once
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
@@ -58,7 +64,8 @@ def test_the_spread_in_words(runs):
     said = say_spread(summarise_runs(compare_runs(runs)), 3)
     assert said.startswith("Mean over 3 runs: VQA accuracy 50.0 % (SD 10.0, 40.0 to 60.0); ")
     assert (
-        "speed of the lightest model against the whole one 1.50 times (SD 0.00, 1.50 to 1.50; 2 runs)" in said
+        "speed of the lightest model against the whole one 1.50 times (SD 0.00, 1.50 to 1.50; 2 runs)"
+        in said
     )
 
 
@@ -93,7 +100,9 @@ def test_a_run_made_without_the_chain_is_known_by_its_data(runs):
 
 
 def test_wrong_runs_are_errors(runs):
-    with pytest.raises(ValueError, match=r"'nope' holds no tables .*Runs that do: run0, run1, run2"):
+    with pytest.raises(
+        ValueError, match=r"'nope' holds no tables .*Runs that do: run0, run1, run2"
+    ):
         find_runs(runs[0], ["run0", "nope"])
     with pytest.raises(ValueError, match="named twice"):
         find_runs(runs[0], ["run1", "run1"])

@@ -10,7 +10,14 @@ from PIL import Image
 from reading import read_title
 
 from helpers.attention.measures import QuestionMaps
-from helpers.report.explore import MEAN, METHODS, AttentionExplorer, make_card, patch_share, select_map
+from helpers.report.explore import (
+    MEAN,
+    METHODS,
+    AttentionExplorer,
+    make_card,
+    patch_share,
+    select_map,
+)
 
 LAYERS, HEADS = 3, 2
 COMBINED = ("rollout", "relevance")
@@ -26,7 +33,13 @@ def make_maps(n_words: int, grid: tuple[int, int], seed: int) -> QuestionMaps:
     generator = torch.Generator().manual_seed(seed)
     attention = torch.rand(LAYERS, HEADS, ends[-1], ends[-1], generator=generator).softmax(-1)
     words = ["the"] * n_words  # a word that occurs twice must not make two options one
-    tokens = ["[CLS]", *words, "[SEP]", "[IMG]", *(f"{r},{c}" for r in range(rows) for c in range(columns))]
+    tokens = [
+        "[CLS]",
+        *words,
+        "[SEP]",
+        "[IMG]",
+        *(f"{r},{c}" for r in range(rows) for c in range(columns)),
+    ]
     return QuestionMaps(attention, tokens, grid, groups)
 
 
@@ -89,7 +102,9 @@ def test_it_starts_with_the_first_question_layer_0_mean_of_heads_and_cls(explore
     ]
 
 
-@pytest.mark.parametrize(("layer", "head", "token"), [(0, 1, 2), (2, 0, 4), (1, MEAN, 3), (2, MEAN, 0)])
+@pytest.mark.parametrize(
+    ("layer", "head", "token"), [(0, 1, 2), (2, 0, 4), (1, MEAN, 3), (2, MEAN, 0)]
+)
 def test_widgets_draw_what_they_name(explorer, explanations, layer, head, token):
     explorer.layer.value, explorer.head.value, explorer.token.value = layer, head, token
     np.testing.assert_allclose(
@@ -157,7 +172,11 @@ def test_a_combined_method_has_no_head_to_choose(explorer, method):
 def test_the_method_stays_when_the_question_changes(explorer, explanations):
     explorer.method.value, explorer.layer.value = "relevance", 1
     explorer.question.value = 1
-    assert (explorer.method.value, explorer.layer.value, explorer.head.disabled) == ("relevance", 1, True)
+    assert (explorer.method.value, explorer.layer.value, explorer.head.disabled) == (
+        "relevance",
+        1,
+        True,
+    )
     np.testing.assert_allclose(
         explorer.drawn, read_patches(explanations[1], "relevance", 1, MEAN, 0), rtol=1e-5
     )
@@ -206,13 +225,17 @@ def test_the_title_states_the_part_that_goes_to_the_patches(explorer, explanatio
     row = row.tolist()
     whole = sum(row) - (method == "relevance")
     share = sum(row[groups["patches"]]) / whole
-    noun = {"attention": "attention", "value-weighted": "norm", "rollout": "flow"}.get(method, "relevance")
+    noun = {"attention": "attention", "value-weighted": "norm", "rollout": "flow"}.get(
+        method, "relevance"
+    )
     assert f"gives {100 * share:.0f} % of its {noun} to the patches" in read_title(explorer.axis)
 
 
 def test_a_word_that_gives_nothing_is_said_to(explanations):
     """In the last layer the answer's gradient is 0 for every query but [CLS]."""
-    card = make_card(explanations[0], Image.new("RGB", (240, 192)), "What?", methods=["gradient-weighted"])
+    card = make_card(
+        explanations[0], Image.new("RGB", (240, 192)), "What?", methods=["gradient-weighted"]
+    )
     card["maps"]["gradient-weighted"][2, :, 1] = 0
     card["totals"]["gradient-weighted"][2, :, 1] = 0
     explorer = AttentionExplorer([card])
@@ -259,7 +282,8 @@ def test_cards_that_cannot_be_shown_together_are_an_error(explanations):
         AttentionExplorer([])
     picture = Image.new("RGB", (240, 192))
     cards = [
-        make_card(explanations[0], picture, "What?", methods=some) for some in (["attention"], ["rollout"])
+        make_card(explanations[0], picture, "What?", methods=some)
+        for some in (["attention"], ["rollout"])
     ]
     with pytest.raises(ValueError, match="question 2 has other methods"):
         AttentionExplorer(cards)

@@ -22,7 +22,12 @@ ODD = [
 
 
 def make_card(
-    question="What?", tokens=("[CLS]", "what", "[SEP]"), shape=(2, 2), picture=None, seed=0, answer="no"
+    question="What?",
+    tokens=("[CLS]", "what", "[SEP]"),
+    shape=(2, 2),
+    picture=None,
+    seed=0,
+    answer="no",
 ) -> dict:
     """A card by hand: random shares for (layer, head, query token, 3, 4)."""
     weights = np.random.default_rng(seed).random((*shape, len(tokens), 3, 4)) / 20
@@ -40,14 +45,19 @@ def make_card(
 
 def list_widgets(widget) -> list:
     """A widget and all that it holds."""
-    return [widget, *(each for child in getattr(widget, "children", ()) for each in list_widgets(child))]
+    return [
+        widget,
+        *(each for child in getattr(widget, "children", ()) for each in list_widgets(child)),
+    ]
 
 
 def test_no_widget_reads_html():
     """Drop-down lists show options as text; HTML widgets and HTML descriptions would run what a question holds."""
     explorer = AttentionExplorer([make_card(ODD[0], ["[CLS]", "<img src=x>", "[SEP]"])])
     held = list_widgets(explorer.box)
-    assert len(held) == 10  # a box of three rows: question; method, word; layer, head; and the image
+    assert (
+        len(held) == 10
+    )  # a box of three rows: question; method, word; layer, head; and the image
     for widget in held:
         assert not isinstance(widget, (widgets.HTML, widgets.HTMLMath))
         assert not getattr(widget, "description_allow_html", False)
@@ -74,7 +84,9 @@ def test_the_same_question_twice_is_two_options():
     explorer.question.value = 1
     token = explorer.token.value
     np.testing.assert_allclose(explorer.drawn, cards[1]["maps"]["attention"][1, 1, token])
-    assert f"{100 * cards[1]['maps']['attention'][1, 1, token].sum():.0f} %" in read_title(explorer.axis)
+    assert f"{100 * cards[1]['maps']['attention'][1, 1, token].sum():.0f} %" in read_title(
+        explorer.axis
+    )
     assert repr(cards[1]["tokens"][token]) in read_title(explorer.axis)
 
 

@@ -39,7 +39,9 @@ def markdown(text, *tags):
 
 
 def code(kind=None, value="", *tags, source="code_that_nobody_shall_see()"):
-    outputs = [new_output("display_data", data={kind: value, "text/plain": "plain"})] if kind else []
+    outputs = (
+        [new_output("display_data", data={kind: value, "text/plain": "plain"})] if kind else []
+    )
     return new_code_cell(source, metadata={"tags": list(tags)}, outputs=outputs)
 
 
@@ -47,7 +49,11 @@ def make_cells():
     table = "<table border='1' class='dataframe'><tr>" + f"<td>{LONG}</td>" * 6 + "</tr></table>"
     return [
         markdown(OPENING, "slide"),
-        markdown("## 7.1 First\n\nSome `code` and a [notebook](03_layer_attention.ipynb).", "slide", "page"),
+        markdown(
+            "## 7.1 First\n\nSome `code` and a [notebook](03_layer_attention.ipynb).",
+            "slide",
+            "page",
+        ),
         code("text/markdown", "**42 %**<br>headline", "on-slide", "headline"),
         code("image/png", make_png(), "slide"),
         markdown(
@@ -139,7 +145,9 @@ def test_slides_are_the_tagged_cells_in_order(pages):
 def test_the_pages_hold_nothing_that_runs_or_is_fetched(pages):
     for page in pages:
         soup = read(page)
-        assert not soup.select("iframe, object, embed, link, base, form, [onerror], [onload], body [style]")
+        assert not soup.select(
+            "iframe, object, embed, link, base, form, [onerror], [onload], body [style]"
+        )
         assert all(image["src"].startswith("data:") for image in soup.select("img"))
         assert "window.hurt" not in "".join(each.get_text() for each in soup.select("script"))
         assert not re.search(r"@import|url\(", page.read_text(encoding="utf-8"))
@@ -163,7 +171,10 @@ def test_the_same_notebook_gives_the_same_files(tmp_path):
         ("<a href='https://example.org'>a</a>", '<a href="https://example.org">a</a>'),
         ("<a href='02_finetune.ipynb'>a</a>", '<a href="notebooks/02_finetune.html">a</a>'),
         ("<a href='../README.md'>a</a>", "a"),
-        ("<table class='b' border='1'></table>", '<div class="table" tabindex="0"><table></table></div>'),
+        (
+            "<table class='b' border='1'></table>",
+            '<div class="table" tabindex="0"><table></table></div>',
+        ),
     ],
 )
 def test_cleaning(source, left):
@@ -253,7 +264,9 @@ def test_slides_go_by_touch_on_a_phone_and_fit_it(driver, pages):
         driver.execute_script(f"location.hash = '{number + 1}'")
         driver.execute_async_script("setTimeout(arguments[0], 50)")
         assert browser.page_width(driver) <= 390
-        assert driver.execute_script("return document.querySelector('section.on').scrollWidth") <= 390
+        assert (
+            driver.execute_script("return document.querySelector('section.on').scrollWidth") <= 390
+        )
     check_quiet(driver)
 
 

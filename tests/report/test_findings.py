@@ -52,7 +52,10 @@ def test_findings_are_kept_in_order_and_restated_in_place(tmp_path):
     state_finding(study, "03", "answer", "an “answer”")
     shown = state_finding(study, "05", "roles", "second")
     assert shown.data == "**Finding.** second"
-    assert list(read_findings(study).items()) == [("03.answer", "an “answer”"), ("05.roles", "second")]
+    assert list(read_findings(study).items()) == [
+        ("03.answer", "an “answer”"),
+        ("05.roles", "second"),
+    ]
 
 
 def test_missing_notebooks_are_those_without_an_answer(study):
@@ -120,10 +123,14 @@ def test_the_summary_where_no_lighter_model_will_do(tmp_path):
     study = make_run(tmp_path)
     text = summarise(study)
     assert (
-        "tolerance does without 75.0 % of the heads (“light”; -1.5 points [-2.0, 0.2] on the images" in text
+        "tolerance does without 75.0 % of the heads (“light”; -1.5 points [-2.0, 0.2] on the images"
+        in text
     )
     assert "that it was not chosen on; n = 20)." in text
-    assert "times as fast [1.40, 1.60] as the whole one (32 questions at once, median of 31 rounds)." in text
+    assert (
+        "times as fast [1.40, 1.60] as the whole one (32 questions at once, median of 31 rounds)."
+        in text
+    )
     candidates = read_table(study, "06_candidates").assign(chosen=[True, False])
     save_table(study, "06_candidates", candidates)
     text = summarise(study)

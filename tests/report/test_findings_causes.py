@@ -14,7 +14,9 @@ def make_overall(drops, significant, told=True) -> pd.DataFrame:
     drops = np.array(drops, dtype=float)
     bounds = {"low": drops - 0.5, "high": drops + 0.5}
     names = [f"L0H{head}" for head in range(len(drops))]
-    return pd.DataFrame({"name": names, "drop": drops, **bounds, "significant": significant, "told": told})
+    return pd.DataFrame(
+        {"name": names, "drop": drops, **bounds, "significant": significant, "told": told}
+    )
 
 
 ALIKE = {"estimate": 0.93, "low": 0.62, "high": 1.0}
@@ -22,12 +24,17 @@ ALIKE = {"estimate": 0.93, "low": 0.62, "high": 1.0}
 
 def test_removals_that_cost_and_that_do_not():
     text = check_prose(
-        findings.describe_ablation(make_overall([46.5, 2.0, 0.1], [True, True, False]), ASKED, ALIKE)
+        findings.describe_ablation(
+            make_overall([46.5, 2.0, 0.1], [True, True, False]), ASKED, ALIKE
+        )
     )
     assert text.startswith(
         "Intact, the model scores 98.4 % [97.6, 99.1] on 400 questions about 150 images. Of its 3 heads"
     )
-    assert "L0H0 costs most, 46.5 points [46.0, 47.0]. Removing 1 of them costs less than 1 point" in text
+    assert (
+        "L0H0 costs most, 46.5 points [46.0, 47.0]. Removing 1 of them costs less than 1 point"
+        in text
+    )
     assert "estimate, 1 by the whole interval; that any removal helps is not shown." in text
     assert text.endswith("heads rank by cost with correlation 0.93 [0.62, 1.00] to zero.")
 
@@ -42,24 +49,38 @@ def test_no_answer_changed_leaves_a_doubt_of_three_in_n():
 def test_removals_that_help_are_uncertain_or_free():
     better = make_overall([1.0, -2.0, -3.0], [False, True, True])
     text = check_prose(
-        findings.describe_ablation(better, ASKED, {"estimate": np.nan, "low": np.nan, "high": np.nan})
+        findings.describe_ablation(
+            better, ASKED, {"estimate": np.nan, "low": np.nan, "high": np.nan}
+        )
     )
     assert "1.0 points [0.5, 1.5] (not significant after correction)" in text
     assert text.endswith("without L0H1 or L0H2 the model is better.")
     few = make_overall([1.0, 0.0], [False, False], told=False)
-    assert "(not enough questions to tell)" in check_prose(findings.describe_ablation(few, ASKED, ALIKE))
+    assert "(not enough questions to tell)" in check_prose(
+        findings.describe_ablation(few, ASKED, ALIKE)
+    )
     all_cost = make_overall([46.5, 20.0], [True, True])
     text = check_prose(findings.describe_ablation(all_cost, ASKED, ALIKE))
-    assert ". Removing any of them costs at least 1 point in the estimate; that any removal helps" in text
+    assert (
+        ". Removing any of them costs at least 1 point in the estimate; that any removal helps"
+        in text
+    )
     text = answer(make_scores([True] * 4), all_cost)
     assert text.endswith("while none is estimated to cost less than 1 (n = 400 questions).")
     assert "none costs anything" in check_prose(findings.describe_ablation(few[1:], ASKED, ALIKE))
 
 
 def make_families(significant: bool = True) -> pd.DataFrame:
-    rows = [("L0H0", "why", 30.0), ("L0H0", "who", 28.0), ("L0H1", "why", -1.0), ("L0H1", "who", 12.0)]
+    rows = [
+        ("L0H0", "why", 30.0),
+        ("L0H0", "who", 28.0),
+        ("L0H1", "why", -1.0),
+        ("L0H1", "who", 12.0),
+    ]
     table = pd.DataFrame(rows, columns=["name", "family", "drop"])
-    return table.assign(low=table["drop"] - 2, high=table["drop"] + 2, n=100, significant=significant)
+    return table.assign(
+        low=table["drop"] - 2, high=table["drop"] + 2, n=100, significant=significant
+    )
 
 
 def test_the_special_head_leads_by_most():
@@ -93,7 +114,13 @@ def test_a_head_without_which_no_family_loses_is_not_called_special():
 def make_layers(second: float, told: bool = True) -> pd.DataFrame:
     drops = pd.Series([90.0, second])
     return pd.DataFrame(
-        {"drop": drops, "low": drops - 5, "high": drops + 5, "significant": [True, second > 5], "told": told}
+        {
+            "drop": drops,
+            "low": drops - 5,
+            "high": drops + 5,
+            "significant": [True, second > 5],
+            "told": told,
+        }
     )
 
 
@@ -137,7 +164,9 @@ def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
 
 def test_heads_that_stand_in_beyond_chance_go_before_a_larger_estimate_that_is_not():
     bounds = {"low": [-1.0, 4.0], "high": [17.0, 8.0]}
-    joint = pd.DataFrame({"layer": [0, 1], "estimate": [8.0, 6.0], **bounds, "p_corrected": [0.2, 0.01]})
+    joint = pd.DataFrame(
+        {"layer": [0, 1], "estimate": [8.0, 6.0], **bounds, "p_corrected": [0.2, 0.01]}
+    )
     text = check_prose(findings.describe_layers(make_layers(12.0), joint, ASKED))
     assert "All heads of L1 together cost 6.0 points [4.0, 8.0] more" in text
 
@@ -149,7 +178,9 @@ def test_layers_that_change_nothing_or_help_or_were_not_tested_together():
     for untested in (joint, joint[:0]):
         text = check_prose(findings.describe_layers(make_layers(-0.02), untested, ASKED))
         assert "the cheapest L1: 0.0 points [-5.0, 5.0]" in text
-        assert text.endswith("No layer's heads cost more together than one by one in sum, beyond chance.")
+        assert text.endswith(
+            "No layer's heads cost more together than one by one in sum, beyond chance."
+        )
     helped = make_layers(-12.0).assign(significant=True)
     text = check_prose(findings.describe_layers(helped, joint, ASKED))
     assert "the cheapest L1: -12.0 points" in text
@@ -216,18 +247,26 @@ def test_patching_says_who_carries_and_whether_they_are_needed():
     )
     assert "0.10 [-0.20, 0.40] to what their removal costs" in text
     assert text.endswith("are not shown to go together.")
-    assert check_prose(findings.describe_patching(make_carriers(), make_agreement(moved=0.6), 9)).endswith(
-        "go together."
-    )
+    assert check_prose(
+        findings.describe_patching(make_carriers(), make_agreement(moved=0.6), 9)
+    ).endswith("go together.")
     text = check_prose(
-        findings.describe_patching(make_carriers(significant=False), make_agreement(moved=np.nan), 246)
+        findings.describe_patching(
+            make_carriers(significant=False), make_agreement(moved=np.nan), 246
+        )
     )
-    assert text.startswith("That any of 2 heads carries")  # the other is significant, but the other way
+    assert text.startswith(
+        "That any of 2 heads carries"
+    )  # the other is significant, but the other way
     assert "correlation" not in text
-    sure = make_carriers(23.0, False).assign(share=[23.0, 8.0, -115.0], significant=[False, True, True])
+    sure = make_carriers(23.0, False).assign(
+        share=[23.0, 8.0, -115.0], significant=[False, True, True]
+    )
     text = check_prose(findings.describe_patching(sure, None, 246))
     assert text.startswith("1 of 2 heads carries")
-    assert "most of all L0H0: 8 % [" in text  # the largest beyond chance, and a family only if it has one
+    assert (
+        "most of all L0H0: 8 % [" in text
+    )  # the largest beyond chance, and a family only if it has one
     assert "pairs (n = 18)" not in text
     none = make_carriers(significant=False).assign(significant=False)
     text = check_prose(findings.describe_patching(none, None, 246))
@@ -237,15 +276,23 @@ def test_patching_says_who_carries_and_whether_they_are_needed():
     )
     small = none.assign(share=[-0.3, -4.0, -2.0])
     assert "L0H1's: 0 % [" in check_prose(findings.describe_patching(small, None, 246))
-    opposed = check_prose(findings.describe_patching(make_carriers(), make_agreement(moved=-0.8), 246))
+    opposed = check_prose(
+        findings.describe_patching(make_carriers(), make_agreement(moved=-0.8), 246)
+    )
     assert opposed.endswith("to carry what differs between images go against each other.")
-    assert "their removal costs" not in check_prose(findings.describe_patching(make_carriers(), None, 246))
+    assert "their removal costs" not in check_prose(
+        findings.describe_patching(make_carriers(), None, 246)
+    )
     assert "3 pairs" in check_prose(findings.describe_patching(None, make_agreement(), 3))
-    assert "1 pair of questions in the same words is not" in findings.describe_patching(None, None, 1)
+    assert "1 pair of questions in the same words is not" in findings.describe_patching(
+        None, None, 1
+    )
 
 
 def answer(scores, overall, special=None, foretold=None, carriers=None) -> str:
-    return check_prose(findings.describe_answer(scores, overall, ASKED, special, foretold, carriers))
+    return check_prose(
+        findings.describe_answer(scores, overall, ASKED, special, foretold, carriers)
+    )
 
 
 def test_the_answer_names_the_costliest_head_beyond_chance():
@@ -288,7 +335,8 @@ def test_the_answer_in_every_outcome():
         less = findings.find_correlations(make_agreement(cls=-0.5, gradient=gradient))
         text = answer(make_scores([True] * 4), overall, None, less)
         assert (
-            f"), {said} heads whose [CLS] attends more to the image cost less (-0.50 [-0.80, -0.20])." in text
+            f"), {said} heads whose [CLS] attends more to the image cost less (-0.50 [-0.80, -0.20])."
+            in text
         )
     neither = findings.find_correlations(make_agreement(gradient=0.1))
     assert "nor is [CLS]'s attention to the image (0.00 [" in answer(

@@ -33,7 +33,9 @@ def test_removals_that_help_or_do_not():
         findings.describe_helps(make_single(-0.015, 0.2))
     )
     text = check_prose(findings.describe_helps(make_single(-0.015, 0.01)))
-    assert text.startswith("One at a time, the removal of L1 (-0.015 [-0.025, -0.005]) lowers the loss")
+    assert text.startswith(
+        "One at a time, the removal of L1 (-0.015 [-0.025, -0.005]) lowers the loss"
+    )
     text = check_prose(findings.describe_helps(make_single(-0.0004, 0.01)))
     assert "L1 (0.000 [-0.010, 0.010])" in text  # not "-0.000"
     both = make_single(-0.015, 0.01).assign(estimate=-0.015, low=-0.02, high=-0.01)
@@ -59,7 +61,9 @@ FREE = {"ablation": 1, "gradient": 0, "attention": 0, "random": 0}
 
 
 def describe_orders(ahead: dict, base=BASE, tolerance: float = 1.0) -> str:
-    return check_prose(findings.describe_orders(make_halfway(), {"n": 5, **ahead}, base, FREE, tolerance))
+    return check_prose(
+        findings.describe_orders(make_halfway(), {"n": 5, **ahead}, base, FREE, tolerance)
+    )
 
 
 def test_orders_against_chance():
@@ -67,7 +71,10 @@ def test_orders_against_chance():
     assert text.startswith(
         "With 8 of 16 heads removed, 98.4 % [97.4, 99.4] becomes 79.4 % [78.4, 80.4] by ablation"
     )
-    assert "34.1 % [19.1, 49.1] by chance (mean and interval of 5 orders) (n = 1,000 questions)" in text
+    assert (
+        "34.1 % [19.1, 49.1] by chance (mean and interval of 5 orders) (n = 1,000 questions)"
+        in text
+    )
     assert "is better than chance: +45.4 points [30.4, 60.4]" in text
     assert "1 point (in the estimate) pays for 1 head by ablation, 0 by gradient" in text
     assert "is worse than chance: -45.4 points" in describe_orders(span(-45.4, 15.0))
@@ -104,14 +111,19 @@ def test_families_that_lose_most_and_least():
         "loses most is “why”: 9.8 points [7.8, 11.8] (n = 147), the one that loses least “who”: 0.0 points"
         in text
     )
-    assert "Without the cheapest layer, L2, all questions together lose 12.8 points [10.8, 14.8]." in text
+    assert (
+        "Without the cheapest layer, L2, all questions together lose 12.8 points [10.8, 14.8]."
+        in text
+    )
     assert text.endswith("That any removal makes a family better is not shown.")
     assert "rare" not in text
 
 
 def test_families_that_gain_and_runs_of_one_layer_or_too_few():
     text = describe_families(
-        make_costs((HEADS, "4", "why", -9.8, True, True), (LAYERS, "+L2\nL1", "who", -3.0, True, True))
+        make_costs(
+            (HEADS, "4", "why", -9.8, True, True), (LAYERS, "+L2\nL1", "who", -3.0, True, True)
+        )
     )
     assert (
         "In 2 of 2 cells a removal makes the model better beyond chance: “why” with 4 heads removed, 9.8 points; "
@@ -168,8 +180,13 @@ def test_training_brings_back():
         in text
     )
     text = check_prose(findings.describe_recovery(recovery, gains, FEW))
-    assert text == "Not enough questions to tell what a training brings back (n = 6 questions about 1 image)."
-    one = check_prose(findings.describe_recovery(recovery.iloc[:2], dict(list(gains.items())[:2]), MANY))
+    assert (
+        text
+        == "Not enough questions to tell what a training brings back (n = 6 questions about 1 image)."
+    )
+    one = check_prose(
+        findings.describe_recovery(recovery.iloc[:2], dict(list(gains.items())[:2]), MANY)
+    )
     assert "to “4 heads cut”: -4.6 points" in one
     worse = {**gains, "4 heads cut": span(-3.8), "L2 left out": span(-11.0)}
     text = check_prose(findings.describe_recovery(recovery, worse, MANY))
@@ -242,7 +259,9 @@ def test_the_lightest_model_by_what_the_judges_say(change, said, sure):
 
 def test_precisions_of_the_lightest_and_the_fastest_that_is_the_lightest():
     text = check_prose(
-        findings.describe_lightest(make_found(-0.3), MANY, ("bf16", FAST), {**QUICK, "model": "4 heads cut"})
+        findings.describe_lightest(
+            make_found(-0.3), MANY, ("bf16", FAST), {**QUICK, "model": "4 heads cut"}
+        )
     )
     assert text.endswith(
         "of its precisions, bf16 is the fastest within the tolerance (1.03 times [1.01, 1.05])."
@@ -253,8 +272,12 @@ def test_precisions_of_the_lightest_and_the_fastest_that_is_the_lightest():
         "about 250 images). The whole model, trained on just as long: +4.2 points [3.2, 5.2]. It measured"
         in text
     )
-    one_size = make_found(-0.3)._replace(fewer=0.17, speeds={1: FAST}, tolerance=2.5)  # 1 head of 144
-    text = check_prose(findings.describe_lightest(one_size, FEW._replace(n=10, n_images=5), None, QUICK))
+    one_size = make_found(-0.3)._replace(
+        fewer=0.17, speeds={1: FAST}, tolerance=2.5
+    )  # 1 head of 144
+    text = check_prose(
+        findings.describe_lightest(one_size, FEW._replace(n=10, n_images=5), None, QUICK)
+    )
     assert "within 2.5 points of the whole one" in text
     assert "with 0.2 % fewer parameters. The other half confirms that" in text
     assert "measured 1.03 times as fast [1.01, 1.05] on one question; no lower" in text
@@ -280,7 +303,9 @@ def test_no_lighter_model_and_too_few_questions():
         "removing 8 of 16 heads turns 98.4 % [97.4, 99.4] into 79.4 % in the order by ablation, "
         "12.9 % in that by attention and 34.1 % by chance."
     )
-    assert "the whole model stays." in check_prose(findings.describe_lightest(none, FEW, None, QUICK))
+    assert "the whole model stays." in check_prose(
+        findings.describe_lightest(none, FEW, None, QUICK)
+    )
     few = {**BASE, "n": 6, "n_clusters": 1}
     text = check_prose(findings.describe_answer(none, FEW, 98.8, make_halfway(), few))
     assert (

@@ -7,10 +7,13 @@ from prose import check_prose
 from helpers.report import findings_needs as findings
 
 
-def make_words(noun: float, p: float, placed: float = np.nan, p_placed: float = np.nan) -> pd.DataFrame:
+def make_words(
+    noun: float, p: float, placed: float = np.nan, p_placed: float = np.nan
+) -> pd.DataFrame:
     rows = [("noun", 2, noun, p, placed, p_placed), ("noun", 0, noun - 0.01, 0.9, placed, p_placed), ("colour word", 1, -0.02, 0.5, np.nan, np.nan)]  # fmt: skip
     table = pd.DataFrame(
-        rows, columns=["word_class", "layer", "estimate", "p_corrected", "placed", "p_corrected_placed"]
+        rows,
+        columns=["word_class", "layer", "estimate", "p_corrected", "placed", "p_corrected_placed"],
     )
     bounds = {
         "low": table["estimate"] - 0.01,
@@ -34,7 +37,10 @@ def test_words_that_look_also_at_equal_place():
         in text
     )
     assert "(n = 1,200 questions; at equal place +12.0 [+10.0, +14.0])" in text
-    assert "The other classes, where they are highest: colour word: -2.0 points [-3.0, -1.0] in L1" in text
+    assert (
+        "The other classes, where they are highest: colour word: -2.0 points [-3.0, -1.0] in L1"
+        in text
+    )
     assert text.endswith("1 lies above the function words and 0 below beyond chance (corrected); at equal place in the "
                          "question 1 of 1 of these stays above.")  # fmt: skip
 
@@ -55,7 +61,9 @@ def test_no_word_that_looks_and_too_few_questions():
     text = check_prose(findings.describe_words(against, against[:1], 0.71))
     assert text.startswith("No class of words can be shown")
     assert "equal place in the question" not in text
-    single = check_prose(findings.describe_words(against.assign(n=1), against.assign(n=1)[:1], 0.71))
+    single = check_prose(
+        findings.describe_words(against.assign(n=1), against.assign(n=1)[:1], 0.71)
+    )
     assert "(n = 1 question)" in single
     untold = against.assign(p=np.nan, p_corrected=np.nan)
     assert "Not enough" in check_prose(findings.describe_words(untold, untold[:0], 0.71))
@@ -85,7 +93,18 @@ def make_needs() -> pd.DataFrame:
         ("what", "questions", "words removed", -4.0, -6.0, -2.0, 0.001, 300, True),
     ]
     return pd.DataFrame(
-        rows, columns=["family", "kind", "measure", "estimate", "low", "high", "p_corrected", "n", "enough"]
+        rows,
+        columns=[
+            "family",
+            "kind",
+            "measure",
+            "estimate",
+            "low",
+            "high",
+            "p_corrected",
+            "n",
+            "enough",
+        ],
     )
 
 
@@ -99,7 +118,10 @@ def test_losses_name_the_most_and_the_least_and_who_gains():
         in text
     )
     assert "image exchanged: not enough questions to tell" in text
-    assert "words removed: a loss beyond chance in 0 of 1 families, what -4 [-6, -2] (n = 300)." in text
+    assert (
+        "words removed: a loss beyond chance in 0 of 1 families, what -4 [-6, -2] (n = 300)."
+        in text
+    )
     few = make_needs().assign(enough=False)
     assert "Not enough questions" in check_prose(findings.describe_losses(few, losses, intact))
 
@@ -126,7 +148,9 @@ def test_ranks_agree_disagree_or_cannot_be_told():
     assert "in all of the 7 families" in alike
     assert "Not enough" not in alike
     few = untold.assign(n=2)
-    assert "of the 3 here 2 have so many" in check_prose(findings.describe_ranks(few, ["last"], asked, 3))
+    assert "of the 3 here 2 have so many" in check_prose(
+        findings.describe_ranks(few, ["last"], asked, 3)
+    )
     assert "of the 3 here none has so many" in check_prose(
         findings.describe_ranks(untold, ["last"], asked, 3)
     )
@@ -142,7 +166,10 @@ def test_measures_get_the_truth_right_wrong_or_cannot_tell():
         {"estimate": 0.0, "low": 0.0, "high": 0.0, "n": 30},
     ]
     text = check_prose(findings.describe_needs(checks, costs, ["image removed"]))
-    assert "costs the questions that need it 61.1 points [59.0, 63.0] (n = 2,000) of VQA accuracy" in text
+    assert (
+        "costs the questions that need it 61.1 points [59.0, 63.0] (n = 2,000) of VQA accuracy"
+        in text
+    )
     assert "last +31 points [+29, +33], AUC 0.87 [0.85, 0.90] (n = 2,000 and 30): right; " in text
     assert (
         "image removed -3 points of accuracy [-5, -1], AUC 0.40 [0.35, 0.45] (n = 2,000 and 30): not right; "

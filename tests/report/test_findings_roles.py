@@ -35,21 +35,26 @@ def test_roles_are_counted_against_chance():
 def test_roles_that_chance_would_give_are_called_so():
     text = check_prose(findings.describe_roles(make_scores([False, True, False, False]), 5, 3))
     assert (
-        "1 of 4 pairs of head and role passes (no more than chance alone would give: about 1), most" in text
+        "1 of 4 pairs of head and role passes (no more than chance alone would give: about 1), most"
+        in text
     )
     said = findings.summarise_roles(make_scores([False, True, False, False]))
     assert said.endswith("“grounding”; no more than chance alone would give: about 1)")
 
 
 def test_one_head_one_role_and_habits_that_reach_no_answer():
-    text = check_prose(findings.describe_roles(make_scores([True, False, False, False], reaches=False), 5, 3))
+    text = check_prose(
+        findings.describe_roles(make_scores([True, False, False, False], reaches=False), 5, 3)
+    )
     assert text.startswith("1 of 2 heads has a role; 1 of 4 pairs of head and role passes")
     assert "1 is a habit of the last layer that cannot reach the answer." in text
 
 
 def test_no_roles_and_too_few_questions():
     text = check_prose(findings.describe_roles(make_scores([False] * 4), 5, 3))
-    assert text.startswith("None of 2 heads has any of 2 roles (n = 900 questions about 300 images).")
+    assert text.startswith(
+        "None of 2 heads has any of 2 roles (n = 900 questions about 300 images)."
+    )
     text = check_prose(findings.describe_roles(make_scores([False] * 4, n=6), 0, 0))
     assert text == "6 questions about 2 images are not enough to tell the role of any head."
     text = check_prose(findings.describe_roles(make_scores([False] * 4, n=1), 0, 0))
@@ -118,13 +123,19 @@ def test_roles_are_found_again():
     assert "75 % of verdicts are the same (75 % were it chance); another fine-tuning seed: " in text
     assert "; those before fine-tuning: " in text
     assert "gained 2 and lost 1 of 2 possible roles; it changed 1 of 2 scores beyond chance" in text
-    assert "L0H0 as “sink”, from 0.50 to -0.20 (change -0.70 [-0.80, -0.60], n = 900 questions)." in text
+    assert (
+        "L0H0 as “sink”, from 0.50 to -0.20 (change -0.70 [-0.80, -0.60], n = 900 questions)."
+        in text
+    )
 
 
 def test_one_role_has_one_correlation_and_no_number_is_minus_zero():
     again = make_again().query("role == 'sink'")
     text = check_prose(findings.describe_stability(again, CHANGES.assign(first=-0.001), 0, 0))
-    assert "images: rank correlation over heads 0.90, for the one role that sets them apart; 100 % of" in text
+    assert (
+        "images: rank correlation over heads 0.90, for the one role that sets them apart; 100 % of"
+        in text
+    )
     assert "from 0.00 to -0.20" in text
     assert "rank correlations over heads from 0.00 to 0.10" in findings.describe_stability(
         make_again(correlation=0.099), CHANGES, 0, 0
@@ -132,7 +143,11 @@ def test_one_role_has_one_correlation_and_no_number_is_minus_zero():
 
 
 def test_enough_questions_but_no_change_beyond_chance():
-    for changes in (CHANGES.assign(p_corrected=0.3), CHANGES.assign(p_corrected=np.nan), CHANGES[:0]):
+    for changes in (
+        CHANGES.assign(p_corrected=0.3),
+        CHANGES.assign(p_corrected=np.nan),
+        CHANGES[:0],
+    ):
         text = check_prose(findings.describe_stability(make_again(), changes, 2, 1))
         assert text.endswith(
             "that fine-tuning changed any head's score cannot be shown with these questions."
@@ -147,13 +162,26 @@ def test_scores_that_rise_are_said_with_their_sign():
 
 
 def test_too_few_questions_to_find_roles_again():
-    text = check_prose(findings.describe_stability(make_again(False, np.nan), CHANGES.assign(n=5), 0, 0))
+    text = check_prose(
+        findings.describe_stability(make_again(False, np.nan), CHANGES.assign(n=5), 0, 0)
+    )
     assert "no role sets the heads apart; not enough questions for verdicts; another" in text
-    assert text.endswith("that fine-tuning changed any head's score cannot be shown with these questions.")
+    assert text.endswith(
+        "that fine-tuning changed any head's score cannot be shown with these questions."
+    )
 
 
 def make_cards(*rows) -> pd.DataFrame:
-    columns = ["role", "name", "passes", "hit_significant", "hit_drop", "hit_low", "hit_high", "hit_family"]
+    columns = [
+        "role",
+        "name",
+        "passes",
+        "hit_significant",
+        "hit_drop",
+        "hit_low",
+        "hit_high",
+        "hit_family",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -164,14 +192,21 @@ def test_cards_say_who_is_needed_and_who_is_not():
         ("grounding", "L1H1", False, True, 90.0, 80.0, 99.0, "who"),
     )
     text = check_prose(findings.describe_cards(cards, 900, 400))
-    assert text.startswith("Of 2 roles that some head has, 1 belongs to a head whose removal costs a family")
-    assert "(n = 400 questions), most of all “sink” (L0H0): “why” loses 40.0 points [30.0, 50.0]." in text
+    assert text.startswith(
+        "Of 2 roles that some head has, 1 belongs to a head whose removal costs a family"
+    )
+    assert (
+        "(n = 400 questions), most of all “sink” (L0H0): “why” loses 40.0 points [30.0, 50.0]."
+        in text
+    )
     assert (
         "For “local” (L0H1) no such cost is shown: the answer does not need it, other heads have it too"
         in text
     )
     text = check_prose(findings.describe_cards(cards[1:2], 900, 400))
-    assert text.startswith("Of 1 role that some head has, none belongs to a head whose removal costs")
+    assert text.startswith(
+        "Of 1 role that some head has, none belongs to a head whose removal costs"
+    )
     whole = make_cards(("sink", "L0H0", True, True, 40.0, 30.0, 50.0, "all"))
     text = findings.describe_cards(whole, 90, 40)
     assert "1 belongs to a head whose removal costs accuracy beyond chance" in text
@@ -183,7 +218,10 @@ def test_cards_say_who_is_needed_and_who_is_not():
 def test_cards_of_one_question_without_interval_or_with_a_gain():
     card = ("sink", "L0H0", True, True, 40.0, np.nan, np.nan, "why")
     text = check_prose(findings.describe_cards(make_cards(card), 1, 1))
-    assert "(n = 1 question), most of all “sink” (L0H0): “why” loses 40.0 points [no interval]." in text
+    assert (
+        "(n = 1 question), most of all “sink” (L0H0): “why” loses 40.0 points [no interval]."
+        in text
+    )
     for none in (make_cards(card)[:0], make_cards(card).assign(passes=False)):
         assert check_prose(findings.describe_cards(none, 1, 1)) == (
             "No head has a role here (n = 1 question), so there is no role to check by removal."

@@ -12,7 +12,9 @@ PAIR = {
     "label": "what > why", "size": 0.2512, "low": -0.3, "high": -0.2, "hedges_g": -1.25, "n_a": 500, "n_b": 600,
     "layer": 2, "head": 1, "query": "words",
 }  # fmt: skip
-SAID_PAIR = "what above why by 25 points [20, 30] in L2H1, words query (Hedges g 1.2, n = 1,100 questions)"
+SAID_PAIR = (
+    "what above why by 25 points [20, 30] in L2H1, words query (Hedges g 1.2, n = 1,100 questions)"
+)
 NONE_FOUND = pd.DataFrame(columns=list(PAIR))
 RANKS = pd.DataFrame({"measure": ["last", "all"], "estimate": [0.6, 0.1], "low": [0.2, -0.3], "high": [0.9, 0.4], "n": [7, 7]})  # fmt: skip
 
@@ -35,14 +37,18 @@ def test_layers_name_the_widest_and_leave_out_words_of_the_last():
         "in L1: from -10 points [-12, -8] (what, n = 500) down to -45 points [-50, -40] (why, n = 400). "
         in text
     )
-    assert "in L0: from +10 points [+5, +15] (what, n = 500) down to +8 points [+3, +12] (why" in text
+    assert (
+        "in L0: from +10 points [+5, +15] (what, n = 500) down to +8 points [+3, +12] (why" in text
+    )
     assert text.count("their intervals overlap") == 1
     assert "71 % visual" in text
     assert "where" not in text
 
 
 def test_layers_say_nothing_of_one_family_and_only_what_a_single_layer_holds():
-    rows = make_layers(("what", 0, "[CLS]", 0.1, 0.0, 0.2, 9), ("why", 0, "[CLS]", 0.0, -0.1, 0.05, 9))
+    rows = make_layers(
+        ("what", 0, "[CLS]", 0.1, 0.0, 0.2, 9), ("why", 0, "[CLS]", 0.0, -0.1, 0.05, 9)
+    )
     assert findings.describe_layers(rows, ["what"], 0.7) == ""
     assert findings.describe_layers(rows[:0], [], 0.7) == ""
     text = check_prose(findings.describe_layers(rows, ["what", "why"], 0.7))
@@ -66,7 +72,9 @@ def test_heads_are_counted_with_what_chance_would_give():
 
 def make_adjusted(verdicts: list[str]) -> pd.DataFrame:
     apart = [verdict in ("survives", "does not survive") for verdict in verdicts]
-    adjusted_p = [0.01 if verdict in ("survives", "only when adjusted") else 0.5 for verdict in verdicts]
+    adjusted_p = [
+        0.01 if verdict in ("survives", "only when adjusted") else 0.5 for verdict in verdicts
+    ]
     n = len(verdicts)
     return pd.DataFrame(
         {"difference": [-0.2] * n, "adjusted": [-0.25] * n, "apart": apart, "adjusted_p": adjusted_p, "verdict": verdicts}
@@ -77,7 +85,10 @@ def make_adjusted(verdicts: list[str]) -> pd.DataFrame:
     ("verdicts", "said"),
     [
         (["survives", "survives", "does not survive"], "2 of 3 differences keep their sign"),
-        (["only when adjusted", "never beyond chance"], "1 difference is beyond chance that is not without"),
+        (
+            ["only when adjusted", "never beyond chance"],
+            "1 difference is beyond chance that is not without",
+        ),
         (["only when adjusted"] * 2, "2 differences are beyond chance that are not without"),
         (["never beyond chance"], "no more than before can be shown"),
     ],
@@ -94,7 +105,9 @@ def test_adjusted_differences_stay_or_not(verdicts, said):
 
 
 def test_lengths_that_go_with_the_family_cannot_be_adjusted_for():
-    assert "Cannot be told here" in check_prose(findings.describe_adjusted(make_adjusted([]), 900, 0, 7))
+    assert "Cannot be told here" in check_prose(
+        findings.describe_adjusted(make_adjusted([]), 900, 0, 7)
+    )
 
 
 def make_rates(**changed) -> pd.DataFrame:
@@ -130,7 +143,10 @@ def test_power_tells_the_best_and_the_worst_pair():
     )  # fmt: skip
     text = check_prose(findings.describe_power(pairs, 0.0123))
     assert "to be found among these 3 tests, p has to lie below 0.012;" in text
-    assert "is 3.0 points between what and why (n = 50 and 60), and 10.0 points between what and who" in text
+    assert (
+        "is 3.0 points between what and why (n = 50 and 60), and 10.0 points between what and who"
+        in text
+    )
     assert "1 of the 3 measured differences is not beyond chance" in text
     found = check_prose(findings.describe_power(pairs[1:], 0.05))
     assert found.endswith("All measured differences are beyond chance.")
@@ -145,7 +161,12 @@ def make_controls(late: tuple) -> tuple[pd.DataFrame, pd.DataFrame]:
     )  # fmt: skip
     kinds = ["needs the image", "words are enough"]
     by_kind = pd.DataFrame(
-        {"kind": kinds * 2, "query": "[CLS]", "layer": [0, 0, 1, 1], "estimate": [0.5, 0.5, -0.11, -0.42]}
+        {
+            "kind": kinds * 2,
+            "query": "[CLS]",
+            "layer": [0, 0, 1, 1],
+            "estimate": [0.5, 0.5, -0.11, -0.42],
+        }
     )
     return checked, by_kind
 
@@ -172,9 +193,14 @@ def test_examples_say_what_is_known_of_each_family():
         },
         index=["what", "where"],
     )
-    aim = pd.DataFrame({"estimate": [0.24], "low": [0.2], "high": [0.3], "enough": [True]}, index=["what"])
+    aim = pd.DataFrame(
+        {"estimate": [0.24], "low": [0.2], "high": [0.3], "enough": [True]}, index=["what"]
+    )
     text = check_prose(findings.describe_examples(here, aim, 1, ["what", "where", "why"]))
-    assert "what: -20 points [-30, -10], favourite patch in a box asked about +24 points [+20, +30]" in text
+    assert (
+        "what: -20 points [-30, -10], favourite patch in a box asked about +24 points [+20, +30]"
+        in text
+    )
     assert "where" not in text
     unknown = aim.assign(estimate=np.nan, enough=False)
     text = check_prose(findings.describe_examples(here, unknown, 1, ["what"]))

@@ -39,12 +39,19 @@ def test_every_headline_is_the_number_in_the_tables(study):
         "roles": (2, np.nan, np.nan, 40),
         "costliest": (4, 3, 5, 40),
         "removed": (75, np.nan, np.nan, 20),  # a layer of two heads and one more, of four
-        "removable": (50, np.nan, np.nan, 40),  # 3 lose too much, so 4 do not count although they lose less
+        "removable": (
+            50,
+            np.nan,
+            np.nan,
+            40,
+        ),  # 3 lose too much, so 4 do not count although they lose less
         "speed": (1.5, 1.4, 1.6, np.nan),
     }
     for name, values in expected.items():
         found = read(study, name)
-        np.testing.assert_allclose((found.value, found.low, found.high, found.n), values, err_msg=name)
+        np.testing.assert_allclose(
+            (found.value, found.low, found.high, found.n), values, err_msg=name
+        )
     assert read(study, "text_share").value == pytest.approx(70)
     assert read(study, "text_share").n_clusters == 5  # ten questions, two about each image
     assert "L1H0" in read(study, "costliest").detail

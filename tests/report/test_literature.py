@@ -9,7 +9,12 @@ from datasets import Dataset, DatasetDict
 from handmade import make_run
 
 from helpers.report.headlines import read_table
-from helpers.report.literature import compare_with_literature, find_answer_type, find_own, say_incomparable
+from helpers.report.literature import (
+    compare_with_literature,
+    find_answer_type,
+    find_own,
+    say_incomparable,
+)
 from helpers.run.study import save_table
 
 
@@ -21,7 +26,9 @@ def make_answered(tmp_path):
         {"question_id": ids, "image_id": ids // 2, "accuracy": (ids % 4 == 0).astype(float)}
     )
     save_table(study, "02_predictions", scored)
-    shuffled = Dataset.from_dict({"question_id": ids[::-1], "answer_type": ["other", "yes/no"] * 12})
+    shuffled = Dataset.from_dict(
+        {"question_id": ids[::-1], "answer_type": ["other", "yes/no"] * 12}
+    )
     DatasetDict({"validation": shuffled}).save_to_disk(study.run_dir / "dataset")
     return study
 

@@ -28,5 +28,9 @@ def test_intervals_are_said_from_any_row_or_are_missing():
 
 
 def test_counts_agree_with_their_noun():
-    assert [count_of(number, "head") for number in (0, 1, 1200)] == ["0 heads", "1 head", "1,200 heads"]
+    assert [count_of(number, "head") for number in (0, 1, 1200)] == [
+        "0 heads",
+        "1 head",
+        "1,200 heads",
+    ]
     assert [agree(number, "stays", "stay") for number in (0, 1, 2)] == ["stay", "stays", "stay"]

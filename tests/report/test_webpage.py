@@ -35,7 +35,9 @@ def make_card(
     maps, totals = {}, {}
     for method in methods:
         axes = (LAYERS,) if method in COMBINED else (LAYERS, heads)
-        maps[method] = draw.random((*axes, len(tokens), *grid)).astype(np.float32) / (grid[0] * grid[1])
+        maps[method] = draw.random((*axes, len(tokens), *grid)).astype(np.float32) / (
+            grid[0] * grid[1]
+        )
         totals[method] = maps[method].sum((-2, -1)) * (1 + draw.random((*axes, len(tokens))))
     return {
         "picture": Image.new("RGB", (40 * grid[1], 40 * grid[0]), (200, 150, 100)),
@@ -100,7 +102,9 @@ def test_the_file_holds_the_cards_numbers(tmp_path):
             values, shape = packed["maps"][method], maps.shape[:-2]
             maxima = unpack(values["maxima"], "<f4", shape)
             np.testing.assert_array_equal(maxima, maps.max((-2, -1)))
-            np.testing.assert_allclose(unpack(values["sums"], "<f4", shape), maps.sum((-2, -1)), rtol=1e-6)
+            np.testing.assert_allclose(
+                unpack(values["sums"], "<f4", shape), maps.sum((-2, -1)), rtol=1e-6
+            )
             np.testing.assert_allclose(
                 unpack(values["totals"], "<f4", shape), card["totals"][method], rtol=1e-6
             )
@@ -120,7 +124,9 @@ def test_a_map_of_nothing_is_zeros(tmp_path):
 def test_texts_are_never_read_as_html(tmp_path):
     card = make_card(HOSTILE, ["[CLS]", HOSTILE, "[SEP]"]) | {"answer": HOSTILE}
     page = write_explorer(tmp_path / "page.html", [card], HOSTILE).read_text(encoding="utf-8")
-    plain = write_explorer(tmp_path / "plain.html", [make_card()], "Title").read_text(encoding="utf-8")
+    plain = write_explorer(tmp_path / "plain.html", [make_card()], "Title").read_text(
+        encoding="utf-8"
+    )
     elements = Elements(page)
     assert [tag for tag, _ in elements.found] == [tag for tag, _ in Elements(plain).found]
     data = json.loads(elements.texts["data"])
@@ -147,14 +153,18 @@ def test_the_page_loads_nothing(tmp_path):
     assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in elements}
     assert not re.search(r"https?://|@import|url\(", page)
     policy = next(
-        each["content"] for _, each in elements if each.get("http-equiv") == "Content-Security-Policy"
+        each["content"]
+        for _, each in elements
+        if each.get("http-equiv") == "Content-Security-Policy"
     )
     assert "default-src 'none'" in policy
     assert "img-src data:;" in policy
 
 
 def test_the_same_cards_give_the_same_file(tmp_path):
-    first, second = (write_explorer(tmp_path / name, [make_card()], "T").read_bytes() for name in "ab")
+    first, second = (
+        write_explorer(tmp_path / name, [make_card()], "T").read_bytes() for name in "ab"
+    )
     assert first == second
 
 
@@ -196,16 +206,23 @@ def test_pictures_are_small_and_boxes_are_parts_of_their_sides(tmp_path):
     assert kinds == ["JPEG", "PNG", "PNG"]
     assert sizes == [(384, 288), (288, 384), (30, 20)]
     np.testing.assert_allclose(found[2]["boxes"], [[0.1, 0.25, 0.2, 0.5]])
-    np.testing.assert_allclose(found[1]["boxes"], [[3 / 600, 5 / 800, 6 / 600, 10 / 800]], atol=1e-4)
+    np.testing.assert_allclose(
+        found[1]["boxes"], [[3 / 600, 5 / 800, 6 / 600, 10 / 800]], atol=1e-4
+    )
 
 
 def test_the_page_has_the_houses_colours(tmp_path):
     page = write_explorer(tmp_path / "page.html", [make_card()], "Title")
-    assert {TEXT_COLOR, IMAGE_COLOR} <= set(re.findall("#[0-9A-F]{6}", page.read_text(encoding="utf-8")))
+    assert {TEXT_COLOR, IMAGE_COLOR} <= set(
+        re.findall("#[0-9A-F]{6}", page.read_text(encoding="utf-8"))
+    )
     colors = bytes.fromhex(read_data(page)["colors"])
     assert len(colors) == 3 * 256
     for level in (0, 51, 255):
-        assert tuple(colors[3 * level : 3 * level + 3]) == mpl.colormaps["cividis"](level, bytes=True)[:3]
+        assert (
+            tuple(colors[3 * level : 3 * level + 3])
+            == mpl.colormaps["cividis"](level, bytes=True)[:3]
+        )
 
 
 # In a browser
@@ -235,7 +252,9 @@ def find(driver, selector: str):
 
 
 def list_texts(driver, selector: str) -> list[str]:
-    return [each.get_attribute("textContent") for each in driver.find_elements("css selector", selector)]
+    return [
+        each.get_attribute("textContent") for each in driver.find_elements("css selector", selector)
+    ]
 
 
 def click_word(driver, token: int) -> None:
@@ -287,8 +306,13 @@ def test_a_planted_patch_is_lit_alone(page):
     status = find(page, "#status").text
     assert status.startswith("L1H1: “is” gives 75 % of its attention to the patches")  # 0.6 of 0.8
     assert "spread evenly: 67 %" in status  # 12 patches among them, 5 words and the image's own CLS
-    assert find(page, "#largest").text == "50 % of the query's attention, a patch (text query → image key)"
-    assert "the most, 50 %, in row 3 of 3, column 2 of 4" in find(page, "#map").get_attribute("aria-label")
+    assert (
+        find(page, "#largest").text
+        == "50 % of the query's attention, a patch (text query → image key)"
+    )
+    assert "the most, 50 %, in row 3 of 3, column 2 of 4" in find(page, "#map").get_attribute(
+        "aria-label"
+    )
 
 
 @pytest.mark.parametrize("place", range(len(METHODS)))
@@ -314,7 +338,10 @@ def test_pointing_at_a_word_shows_it_and_leaving_brings_the_pinned_one_back(page
     from selenium.webdriver import ActionChains
 
     click_word(page, 1)
-    mouse, words = ActionChains(page, duration=0), page.find_elements("css selector", "#words button")
+    mouse, words = (
+        ActionChains(page, duration=0),
+        page.find_elements("css selector", "#words button"),
+    )
     mouse.move_to_element(words[3]).perform()
     check_drawn(page, cards[0], "attention", 2, MEAN, 3)
     assert list_texts(page, "#words [aria-pressed=true]") == ["what"]
@@ -358,7 +385,9 @@ def test_the_grid_states_masses_and_chooses_layer_and_head(page, cards):
     )  # to the edges
     check_drawn(page, cards[0], "attention", 0, MEAN, 2)
     assert len(page.find_elements("css selector", "#grid [aria-pressed=true]")) == 1
-    assert len(page.find_elements("css selector", "#grid [tabindex='0']")) == 1  # one stop of the tab key
+    assert (
+        len(page.find_elements("css selector", "#grid [tabindex='0']")) == 1
+    )  # one stop of the tab key
 
 
 def test_a_combined_method_has_no_heads(page, cards):
@@ -378,7 +407,9 @@ def test_a_combined_method_has_no_heads(page, cards):
 def test_another_question_brings_its_picture_words_and_grid(page, cards):
     before = find(page, "#picture").get_attribute("src")
     slide(page, 1)
-    page.execute_script("document.querySelectorAll('#words button')[4].click()")  # no pointer is left there
+    page.execute_script(
+        "document.querySelectorAll('#words button')[4].click()"
+    )  # no pointer is left there
     choose(page, "question", 1)
     assert find(page, "#picture").get_attribute("src") != before
     assert find(page, "#under").get_attribute("src") == find(page, "#picture").get_attribute("src")
@@ -411,7 +442,10 @@ def test_pointing_at_a_patch_reads_its_number(page):
     click_word(page, 2)
     find(page, "#grid [data-layer='1'][data-head='1']").click()
     canvas = find(page, "#map")
-    across, down = canvas.size["width"] / 4, canvas.size["height"] / 3  # offsets count from the centre
+    across, down = (
+        canvas.size["width"] / 4,
+        canvas.size["height"] / 3,
+    )  # offsets count from the centre
     mouse = ActionChains(page, duration=0)
     mouse.move_to_element_with_offset(canvas, round(-0.5 * across), round(down)).perform()
     assert find(page, "#pointed").text == "Row 3, column 2: 50 % of the query's attention."
@@ -454,7 +488,9 @@ def test_the_policy_keeps_a_page_from_the_network(driver, cards, tmp_path):
     driver.execute_script(
         "new Image().src = 'http://127.0.0.1:9/a'; fetch('http://127.0.0.1:9/b').catch(() => {})"
     )
-    errors = [error for error in browser.console_errors(driver) if "Content Security Policy" in error]
+    errors = [
+        error for error in browser.console_errors(driver) if "Content Security Policy" in error
+    ]
     for name in "ab":
         assert any(f"http://127.0.0.1:9/{name}" in error for error in errors)
 

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.run import cache as steps_module
-from helpers.run.cache import fingerprint, make_once, read_fingerprint, require, source_digest, write_atomic
+from helpers.run.cache import (
+    fingerprint,
+    make_once,
+    read_fingerprint,
+    require,
+    source_digest,
+    write_atomic,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,11 +41,17 @@ def test_fingerprint_is_the_digest_of_the_json():
 
 
 @given(
-    st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text())
+    st.dictionaries(
+        st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    )
 )
 def test_fingerprint_survives_json_and_order(depends):
     backwards = dict(reversed(depends.items()))
-    assert fingerprint(depends) == fingerprint(backwards) == fingerprint(json.loads(json.dumps(depends)))
+    assert (
+        fingerprint(depends)
+        == fingerprint(backwards)
+        == fingerprint(json.loads(json.dumps(depends)))
+    )
 
 
 def test_fingerprint_tells_values_apart_and_refuses_what_is_not_json():
@@ -109,7 +122,9 @@ def test_a_failed_step_leaves_the_old_folder_and_is_continued(tmp_path):
     assert (folder / "first").read_text() == "old"
     part = tmp_path / f".model.{fingerprint({'v': 2})[:12]}.part"
     assert leftovers(folder) == [part.name]
-    make_once(folder, lambda part: (part / "second").write_text((part / "first").read_text()), {"v": 2})
+    make_once(
+        folder, lambda part: (part / "second").write_text((part / "first").read_text()), {"v": 2}
+    )
     assert (folder / "second").read_text() == "begun"
     assert leftovers(folder) == []
 

@@ -42,7 +42,11 @@ COLAB_HAS = {  # of June 2026 (github.com/googlecolab/backend-info), as far as i
     "tenacity": "9.1.4",
     "tqdm": "4.67.3",
 }
-PINS = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+PINS = dict(
+    line.split("==")
+    for line in (ROOT / "requirements.txt").read_text().splitlines()
+    if "==" in line
+)
 
 
 def write_standins(folder, versions):
@@ -67,7 +71,9 @@ def run_cells(code, folder, *paths, python=sys.executable, on_colab=True, **envi
     """Run cells as a kernel started in `folder` would; `paths` are searched for modules first."""
     code = "import google.colab\n" * on_colab + code
     given = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **environment}
-    return subprocess.run([python, "-c", code], cwd=folder, env=given, capture_output=True, text=True)
+    return subprocess.run(
+        [python, "-c", code], cwd=folder, env=given, capture_output=True, text=True
+    )
 
 
 def redirect_git(folder, target):
@@ -86,7 +92,9 @@ def fake_colab(tmp_path_factory):
 def published(tmp_path_factory):
     """Two commits of what the setup cell needs of the working tree: the address of a git repository."""
     source = tmp_path_factory.mktemp("published")
-    shutil.copytree(ROOT / "helpers", source / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "helpers", source / "helpers", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(ROOT / "requirements.txt", source)
     git = ["git", "-C", str(source), "-c", "user.name=test", "-c", "user.email=test@test"]
     for command in (
@@ -102,16 +110,31 @@ def published(tmp_path_factory):
 @pytest.fixture(scope="module")
 def python312(tmp_path_factory):
     """The Python 3.12 of a virtual environment with what cannot be a stand-in."""
-    named = [shutil.which("python3.12"), *sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12"))]
+    named = [
+        shutil.which("python3.12"),
+        *sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12")),
+    ]
     works = [
-        name for name in named if name and not subprocess.run([name, "-V"], capture_output=True).returncode
+        name
+        for name in named
+        if name and not subprocess.run([name, "-V"], capture_output=True).returncode
     ]
     if not works:
         pytest.skip("no Python 3.12 here")
     folder = tmp_path_factory.mktemp("python312")
     subprocess.run([works[-1], "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--retries=1", "--timeout=5", *OLD_SITE]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--retries=1",
+        "--timeout=5",
+        *OLD_SITE,
+    ]
     made = subprocess.run(pip, capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"pip could not make Colab's environment: {made.stderr.splitlines()[-1]}")
@@ -152,11 +175,15 @@ def test_a_bare_colab_gets_the_project_and_what_is_missing_while_the_rest_stays(
 ):
     result, installs = first_notebook
     asked = [
-        f"{item['metadata']['name']}=={item['metadata']['version']}" for item in installs if item["requested"]
+        f"{item['metadata']['name']}=={item['metadata']['version']}"
+        for item in installs
+        if item["requested"]
     ]
     # ipykernel, nbconvert and requests came with ipywidgets 7.7
     there = {"torch", "ipywidgets", "ipykernel", "numpy", "pandas", "nbconvert", "requests"}
-    expected = [f"{name}=={pin}" for name, pin in PINS.items() if name not in {*there, *colab.TOOLS}]
+    expected = [
+        f"{name}=={pin}" for name, pin in PINS.items() if name not in {*there, *colab.TOOLS}
+    ]
     assert result.stderr == ""
     assert asked == expected
     assert result.stdout == f"Installed {', '.join(expected)}.\n"
@@ -179,13 +206,17 @@ def test_the_colab_of_june_2026_gets_papermill_alone(first_notebook, virtual_mac
     assert list_names(installs) == {"papermill"}
 
 
-def test_a_second_notebook_on_the_machine_fetches_and_installs_nothing(first_notebook, virtual_machine):
+def test_a_second_notebook_on_the_machine_fetches_and_installs_nothing(
+    first_notebook, virtual_machine
+):
     clone = virtual_machine.content / "vilt-attention"
     before = (clone / ".git").stat()
     made = {item["metadata"]["name"]: item["metadata"]["version"] for item in first_notebook[1]}
     nowhere = redirect_git(clone.parent.parent, "file:///nowhere/at-all")
     result, installs = virtual_machine.run(f"{SETUP}\nprint(ROOT)", git=nowhere, **made)
-    assert result.stdout == f"Every package is there: nothing was installed.\n{clone}\n", result.stderr
+    assert result.stdout == f"Every package is there: nothing was installed.\n{clone}\n", (
+        result.stderr
+    )
     assert installs is None
     assert (clone / ".git").stat().st_mtime_ns == before.st_mtime_ns
 
@@ -228,7 +259,9 @@ def test_where_the_project_is_not_at_all_the_cell_says_so(tmp_path):
         ("DRIVE = True", False, "runs/phantom"),
     ],
 )
-def test_drive_keeps_the_run_on_colab_and_changes_nothing_elsewhere(fake_colab, given, on_colab, place):
+def test_drive_keeps_the_run_on_colab_and_changes_nothing_elsewhere(
+    fake_colab, given, on_colab, place
+):
     code = "\n".join([SETUP, PARAMETERS, given, STUDY, "print(study.run_dir)"])
     result = run_cells(code, ROOT, fake_colab, on_colab=on_colab)
     assert result.stdout.splitlines()[-1:] == [str(ROOT / place)], result.stderr
@@ -241,7 +274,9 @@ def machine(monkeypatch, tmp_path):
     (tmp_path / "requirements.txt").write_text(
         "# pins\ntorch==2.13.0\nTransformers==5.23.0  # ours\nscipy==1.17.1\nnumpy==2.4.6\nruff==0.17.6\n"
     )
-    world = SimpleNamespace(root=tmp_path, installed={"torch": "2.9.0+cu126", "numpy": "2.0.2"}, asked=[])
+    world = SimpleNamespace(
+        root=tmp_path, installed={"torch": "2.9.0+cu126", "numpy": "2.0.2"}, asked=[]
+    )
     world.answer = SimpleNamespace(returncode=0, stdout="", stderr="")
 
     def run(command, **_):
@@ -291,7 +326,9 @@ def test_a_package_replaced_after_its_import_asks_for_a_restart(machine, monkeyp
     machine.installed["transformers"] = "4.57.6"
     monkeypatch.setattr(colab, "_list_loaded", lambda: {"numpy", "transformers"})
     line = colab.install_missing(machine.root)
-    assert line.endswith("Replaced after import: transformers. Restart the session, then run this again.")
+    assert line.endswith(
+        "Replaced after import: transformers. Restart the session, then run this again."
+    )
     assert "\n" not in line
 
 

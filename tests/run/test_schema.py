@@ -35,7 +35,9 @@ def make_entries(*more):
 def write_shard(folder, number, rows):
     """A shard as extract writes it: each row of `rows` (n, 2) is one cell of a measure."""
     flat = pa.array(np.array(rows, np.float32).reshape(-1))
-    table = pa.table({"layer": list(range(len(rows))), "split": pa.FixedSizeListArray.from_arrays(flat, 2)})
+    table = pa.table(
+        {"layer": list(range(len(rows))), "split": pa.FixedSizeListArray.from_arrays(flat, 2)}
+    )
     pq.write_table(table, folder / f"part-{number:05d}.parquet")
 
 
@@ -47,7 +49,9 @@ def study(tmp_path):
     save_table(study, "09_small", pd.DataFrame(small))
     write_shard(study.folder("seen"), 0, [[0.25, 0.75], [np.nan, np.nan]])
     write_shard(study.folder("seen"), 1, [[0.0, 1.001]])  # as half precision rounds
-    pd.DataFrame({"hit": [0.0, 1.0]}).to_parquet(study.folder("seen") / "boxes.parquet", index=False)
+    pd.DataFrame({"hit": [0.0, 1.0]}).to_parquet(
+        study.folder("seen") / "boxes.parquet", index=False
+    )
     (study.folder("tables") / "findings.json").write_text("{}")
     write_shard(study.folder(".seen.0123456789ab.part"), 0, [[7.0, 7.0]])
     return study
@@ -98,7 +102,9 @@ def test_values_outside_are_counted_over_all_shards_and_one_is_shown(study):
 
 
 def test_an_empty_cell_without_a_meaning_is_a_problem(study):
-    save_table(study, "09_small", pd.DataFrame({"layer": [0, None], "p": [None, 1], "said": ["a", None]}))
+    save_table(
+        study, "09_small", pd.DataFrame({"layer": [0, None], "p": [None, 1], "said": ["a", None]})
+    )
     problems = dictionary.check_tables(study, make_entries())
     assert [problem.split(":")[0] for problem in problems] == [
         "09_small, column 'layer'",
@@ -129,7 +135,12 @@ def test_a_run_without_tables_is_said_to_have_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("table", "meaning"),
-    [("seen", "exact"), ("seen_seed", "long pattern"), ("seeds", "short pattern"), ("other", "anywhere")],
+    [
+        ("seen", "exact"),
+        ("seen_seed", "long pattern"),
+        ("seeds", "short pattern"),
+        ("other", "anywhere"),
+    ],
 )
 def test_the_closest_entry_counts(table, meaning):
     kinds = {"*": "anywhere", "see*": "short pattern", "seen*": "long pattern", "seen": "exact"}
@@ -168,7 +179,9 @@ def test_bounds_of_whole_numbers_are_exact(values, low, high):
     assert found.tolist() == [not low <= value <= high for value in values]
 
 
-@pytest.mark.parametrize("allowed", ["", "[0, 1", "[0,1]", "0 to 1", "whole>=0", "true", ">= 0", "whole x"])
+@pytest.mark.parametrize(
+    "allowed", ["", "[0, 1", "[0,1]", "0 to 1", "whole>=0", "true", ">= 0", "whole x"]
+)
 def test_a_range_that_cannot_be_read_is_an_error(allowed):
     with pytest.raises(ValueError, match="cannot read the range"):
         dictionary.find_outside(pd.Series([1.0]), allowed)

@@ -40,12 +40,21 @@ def test_overrides_win_and_none_means_as_in_the_profile():
 
 
 def test_texts_and_numpy_numbers_are_converted():
-    study = Study.load(epochs="3", learning_rate="1e-4", seed=np.int64(5), data_root=Path("data") / "x")
-    assert (study.epochs, study.learning_rate, study.seed, study.data_root) == (3, 1e-4, 5, "data/x")
+    study = Study.load(
+        epochs="3", learning_rate="1e-4", seed=np.int64(5), data_root=Path("data") / "x"
+    )
+    assert (study.epochs, study.learning_rate, study.seed, study.data_root) == (
+        3,
+        1e-4,
+        5,
+        "data/x",
+    )
     assert type(study.seed) is int
 
 
-@pytest.mark.parametrize(("given_as", "meant"), [(True, True), ("true", True), ("0", False), (0, False)])
+@pytest.mark.parametrize(
+    ("given_as", "meant"), [(True, True), ("true", True), ("0", False), (0, False)]
+)
 def test_switches_are_converted(given_as, meant):
     assert Study.load(show_photographs=given_as).show_photographs is meant
 
@@ -53,7 +62,11 @@ def test_switches_are_converted(given_as, meant):
 @pytest.mark.parametrize(
     ("profile", "overrides", "message"),
     [
-        ("phantm", {}, r"unknown profile 'phantm'. Did you mean 'phantom'\? Known: phantom, colab, full"),
+        (
+            "phantm",
+            {},
+            r"unknown profile 'phantm'. Did you mean 'phantom'\? Known: phantom, colab, full",
+        ),
         (
             "phantom",
             {"epoch": 3},
@@ -152,7 +165,14 @@ def test_record_run_merges(tmp_path):
     assert record["note"] == "second"
     assert record["settings"] == dataclasses.asdict(study)
     assert record["device"] == "cpu"
-    assert set(record["versions"]) == {"python", "torch", "transformers", "datasets", "numpy", "commit"}
+    assert set(record["versions"]) == {
+        "python",
+        "torch",
+        "transformers",
+        "datasets",
+        "numpy",
+        "commit",
+    }
     assert record["versions"]["numpy"] == np.__version__
 
 
@@ -169,6 +189,9 @@ def test_importing_study_is_quick():
     start = time.perf_counter()
     code = "import sys, helpers.run.study; print(*{'torch', 'pandas', 'transformers'} & set(sys.modules))"
     assert (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        == "\n"
     )
     assert time.perf_counter() - start < 10

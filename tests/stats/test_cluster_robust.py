@@ -13,7 +13,9 @@ def draw_design(seed=0, n_clusters=14, n_groups=3, covariates=1):
     rng = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(n_clusters), rng.integers(2, 9, n_clusters))
     groups = rng.integers(n_groups, size=len(clusters))
-    return np.hstack([np.eye(n_groups)[groups], rng.normal(size=(len(clusters), covariates))]), clusters
+    return np.hstack(
+        [np.eye(n_groups)[groups], rng.normal(size=(len(clusters), covariates))]
+    ), clusters
 
 
 def spell_out_changes(design, clusters, contrast):
@@ -34,7 +36,10 @@ def test_covariance_is_that_of_statsmodels_fits_without_each_cluster(monkeypatch
     fit = clustered.fit_columns(values, design, clusters)
     for k, column in enumerate(values.T):
         whole = OLS(column, design).fit().params
-        without = [OLS(column[clusters != c], design[clusters != c]).fit().params - whole for c in range(14)]
+        without = [
+            OLS(column[clusters != c], design[clusters != c]).fit().params - whole
+            for c in range(14)
+        ]
         np.testing.assert_allclose(fit.coefficients[:, k], whole, rtol=1e-9)
         np.testing.assert_allclose(
             fit.covariance[k], 13 / 14 * np.transpose(without) @ without, rtol=1e-7, atol=1e-12
@@ -113,6 +118,8 @@ def test_a_mean_with_a_question_an_image_by_hand():
 def test_a_coefficient_that_hangs_on_one_cluster_gets_no_error_message():
     design, clusters = draw_design(8)
     design[:, 3] = clusters == 3  # without this image nothing is known of it
-    fit = clustered.fit_columns(np.random.default_rng(9).normal(size=(len(design), 2)), design, clusters)
+    fit = clustered.fit_columns(
+        np.random.default_rng(9).normal(size=(len(design), 2)), design, clusters
+    )
     assert np.isfinite(fit.covariance).all()
     assert np.isfinite(clustered.calibrate_contrast(fit, np.array([[1.0, -1, 0, 0]]))).all()

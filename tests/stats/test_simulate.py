@@ -101,7 +101,9 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
         return stats.Comparison(pd.DataFrame({"run": range(8), "p": p[:, 0]}), pairs)
 
     monkeypatch.setattr(stats, "compare_groups", compare_by_hand)
-    rates = simulate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4, heads=2).set_index("procedure")
+    rates = simulate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4, heads=2).set_index(
+        "procedure"
+    )
     assert rates.loc["pair", ["rate", "n"]].tolist() == pytest.approx([(1 + 1 / 3) / 6, 6])
     assert rates.loc["omnibus", ["rate", "n"]].tolist() == pytest.approx([2 / 6, 6])
     assert rates.loc["any pair, Holm", ["rate", "n"]].tolist() == pytest.approx([1 / 3, 3])
@@ -169,7 +171,9 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
     for seed in range(4):
         drawn = draw_questions(80, [0.5, 0.5], seed=seed)
         rng = np.random.default_rng(seed)
-        few = drawn["image_id"].isin(rng.choice(80, 6, replace=False)) & (rng.random(len(drawn)) < 0.6)
+        few = drawn["image_id"].isin(rng.choice(80, 6, replace=False)) & (
+            rng.random(len(drawn)) < 0.6
+        )
         groups = drawn["family"].mask(few, 2)
         values = simulate.draw_values(drawn["image_id"], 2000, seed=seed)
         pairs = stats.compare_groups(values, groups, drawn["image_id"], axes=("run",)).pairs
@@ -180,7 +184,9 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
 def test_ignoring_the_images_is_noticed():
     drawn = draw_questions(60, [0.5, 0.5], whole_images=True)
     values = simulate.draw_values(drawn["image_id"], 500)
-    naive = stats.compare_groups(values, drawn["family"], np.arange(len(drawn)), axes=("run",)).omnibus
+    naive = stats.compare_groups(
+        values, drawn["family"], np.arange(len(drawn)), axes=("run",)
+    ).omnibus
     assert (naive["p"] < 0.05).mean() > 0.12
 
 

@@ -69,12 +69,17 @@ def test_interval_equals_the_enumeration_of_all_resamples():
     values = rng.normal(size=9)
     members = [values[clusters == c] for c in range(5)]
     means = [
-        np.concatenate([members[c] for c in drawn]).mean() for drawn in itertools.product(range(5), repeat=5)
+        np.concatenate([members[c] for c in drawn]).mean()
+        for drawn in itertools.product(range(5), repeat=5)
     ]
     interval = stats.bootstrap_mean(values, clusters, draws=200_000, level=0.8)
     tail = expanded_tail([2, 1, 3, 2, 1], 0.8)
-    assert [interval.low, interval.high] == pytest.approx(np.quantile(means, [tail, 1 - tail]), abs=0.01)
-    assert interval.low < np.quantile(means, 0.1) - 0.02  # so the plain percentile would have failed above
+    assert [interval.low, interval.high] == pytest.approx(
+        np.quantile(means, [tail, 1 - tail]), abs=0.01
+    )
+    assert (
+        interval.low < np.quantile(means, 0.1) - 0.02
+    )  # so the plain percentile would have failed above
 
 
 def test_interval_agrees_with_scipy_when_every_question_has_its_own_image():
@@ -127,7 +132,9 @@ def test_single_precision_and_few_columns_at_once_change_nothing(monkeypatch, mi
     values[clusters == 4, 1, 0] = np.nan if missing else 0
     double = stats.bootstrap_mean(values.astype(float), clusters, draws=50)
     monkeypatch.setattr(clustered, "CHUNK_VALUES", 4 * 60)
-    for single, expected in zip(stats.bootstrap_mean(values, clusters, draws=50), double, strict=True):
+    for single, expected in zip(
+        stats.bootstrap_mean(values, clusters, draws=50), double, strict=True
+    ):
         assert single.dtype == expected.dtype
         np.testing.assert_array_equal(single, expected)
     weights = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), 50)
@@ -158,14 +165,27 @@ def test_ignoring_the_images_would_not_cover():
 def test_groups_make_a_tidy_table():
     values = np.arange(24.0).reshape(6, 2, 2)
     groups = ["what", "how many", "what", None, "how many", "what"]
-    table = stats.bootstrap_by_group(values, groups, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head"))
-    assert list(table.columns) == ["group", "layer", "head", "estimate", "low", "high", "n", "n_clusters"]
+    table = stats.bootstrap_by_group(
+        values, groups, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head")
+    )
+    assert list(table.columns) == [
+        "group",
+        "layer",
+        "head",
+        "estimate",
+        "low",
+        "high",
+        "n",
+        "n_clusters",
+    ]
     assert table["group"].tolist() == ["what"] * 4 + ["how many"] * 4
     row = table.query("group == 'how many' and layer == 1 and head == 0").iloc[0]
     assert row["estimate"] == np.mean([6, 18])
     assert (row["n"], row["n_clusters"]) == (2, 2)
     ordered = pd.Categorical(groups, categories=["how many", "where", "what"])
-    table = stats.bootstrap_by_group(values, ordered, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head"))
+    table = stats.bootstrap_by_group(
+        values, ordered, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head")
+    )
     assert table["group"].unique().tolist() == ["how many", "what"]
 
 
@@ -237,12 +257,18 @@ def test_comparisons_carry_over_units_and_ignore_order_and_names(seed, scale, sh
     renamed = pd.Categorical.from_codes(groups[order], ["x", "y", "z"])
     moved = stats.compare_groups(values[order] * scale + shift, renamed, (7 * clusters + 3)[order])
     for column in ("difference", "se", "low", "high"):
-        np.testing.assert_allclose(moved.pairs[column], scale * plain.pairs[column], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(
+            moved.pairs[column], scale * plain.pairs[column], rtol=1e-6, atol=1e-8
+        )
     for column in ("df", "p", "p_corrected", "hedges_g", "n_a", "clusters_b"):
         np.testing.assert_allclose(moved.pairs[column], plain.pairs[column], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(moved.omnibus["p"], plain.omnibus["p"], rtol=1e-6)
-    turned = stats.compare_groups(-values, pd.Categorical(ordered, ["why", "where", "what"]), clusters)
-    np.testing.assert_allclose(turned.pairs["difference"][::-1], plain.pairs["difference"], rtol=1e-6)
+    turned = stats.compare_groups(
+        -values, pd.Categorical(ordered, ["why", "where", "what"]), clusters
+    )
+    np.testing.assert_allclose(
+        turned.pairs["difference"][::-1], plain.pairs["difference"], rtol=1e-6
+    )
 
 
 def test_hedges_g_by_hand():
@@ -263,7 +289,9 @@ def test_covariates_take_out_a_confounder():
     length = rng.poisson(5, size=400) + 3 * (groups == "how many")
     values = 0.1 * length + 0.1 * rng.normal(size=400)
     raw = stats.compare_groups(values, groups, clusters).pairs.iloc[0]
-    adjusted = stats.compare_groups(values, groups, clusters, pd.DataFrame({"n_words": length})).pairs.iloc[0]
+    adjusted = stats.compare_groups(
+        values, groups, clusters, pd.DataFrame({"n_words": length})
+    ).pairs.iloc[0]
     assert abs(raw["difference"]) == pytest.approx(0.3, abs=0.06)
     assert raw["p"] < 1e-6
     assert abs(adjusted["difference"]) < 0.05
@@ -360,7 +388,9 @@ def test_rank_correlation():
     y = x + rng.normal(scale=10, size=x.shape)
     x[0, 0] = np.nan
     found = stats.rank_correlation(x, y)
-    assert found.estimate == pytest.approx(scipy_stats.spearmanr(x.ravel()[1:], y.ravel()[1:]).statistic)
+    assert found.estimate == pytest.approx(
+        scipy_stats.spearmanr(x.ravel()[1:], y.ravel()[1:]).statistic
+    )
     assert found.low < found.estimate < found.high
     assert found.n == 143
     assert stats.rank_correlation(x, np.exp(x / 9)).low == pytest.approx(1)
@@ -383,7 +413,9 @@ def test_a_mean_equals_what_statsmodels_gives_image_by_image():
     for row in found.itertuples():
         own = values[:, row.layer, row.head]
         kept = ~np.isnan(own)
-        mean, variance, df = spell_out(own[kept], np.ones((kept.sum(), 1)), clusters[kept], np.ones(1))
+        mean, variance, df = spell_out(
+            own[kept], np.ones((kept.sum(), 1)), clusters[kept], np.ones(1)
+        )
         assert (row.n, row.n_clusters) == (kept.sum(), 12)
         np.testing.assert_allclose((row.estimate, row.se, row.df), (mean, np.sqrt(variance), df))
         assert row.p == pytest.approx(2 * scipy_stats.t.sf(abs(mean) / row.se, df))
@@ -393,7 +425,10 @@ def test_a_mean_equals_what_statsmodels_gives_image_by_image():
 
 def test_a_mean_of_single_questions_is_the_ordinary_t_test():
     values = np.random.default_rng(1).normal(0.2, size=(40, 3))
-    found, theirs = stats.test_mean(values, np.arange(40), ("place",)), scipy_stats.ttest_1samp(values, 0)
+    found, theirs = (
+        stats.test_mean(values, np.arange(40), ("place",)),
+        scipy_stats.ttest_1samp(values, 0),
+    )
     np.testing.assert_allclose(found["p"], theirs.pvalue)
     np.testing.assert_allclose(found["low"], theirs.confidence_interval().low)
 
@@ -414,7 +449,9 @@ def test_a_mean_carries_over_units_and_ignores_order(seed, scale):
 
 def test_mean_that_cannot_be_told_or_has_no_error():
     clusters = np.arange(20) // 2
-    values = np.column_stack([np.zeros(20), np.full(20, 100.0), np.r_[np.full(9, np.nan), np.ones(11)]])
+    values = np.column_stack(
+        [np.zeros(20), np.full(20, 100.0), np.r_[np.full(9, np.nan), np.ones(11)]]
+    )
     none, constant, few = stats.test_mean(values, clusters, ("place",)).itertuples()
     assert (none.estimate, none.se) == (0, 0)
     assert np.isnan(none.p)
@@ -448,5 +485,7 @@ def test_the_level_in_force_by_hand():
         for factor, found in ((0.99, 3), (1.01, 2)):
             changed = [0.001, 0.01, level * factor, 0.5]
             assert (stats.correct_p(changed, method) <= 0.05).sum() == found
-    assert stats.level_in_force([0.01, 0.02]) == pytest.approx(0.05)  # all are found: the last needed this
+    assert stats.level_in_force([0.01, 0.02]) == pytest.approx(
+        0.05
+    )  # all are found: the last needed this
     assert np.isnan(stats.level_in_force([np.nan]))

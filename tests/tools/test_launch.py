@@ -21,7 +21,15 @@ from helpers.run.study import Study
 from tools import launch
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("data_root", "runs_root", "device", "epochs", "batch_size", "shard_size", "extract_batch_size")
+NAMES = (
+    "data_root",
+    "runs_root",
+    "device",
+    "epochs",
+    "batch_size",
+    "shard_size",
+    "extract_batch_size",
+)
 LAUNCH = "--multi_gpu --num_processes=2 --main_process_port=0 --num_machines=1 --mixed_precision=no --dynamo_backend=no"
 
 
@@ -111,7 +119,9 @@ def test_two_processes_killed_inside_the_second_epoch_end_the_same(studies):
     process.communicate()
     assert not (found / "model").is_dir(), "it ended before it could be killed"
     run_two(settings)
-    whole, mended = (pd.read_csv(folder / "model" / "training.csv") for folder in (two.run_dir, found))
+    whole, mended = (
+        pd.read_csv(folder / "model" / "training.csv") for folder in (two.run_dir, found)
+    )
     for name in ("step", "loss", "eval_accuracy"):
         np.testing.assert_allclose(whole[name].dropna(), mended[name].dropna(), rtol=1e-4)
 

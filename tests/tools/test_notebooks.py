@@ -23,7 +23,9 @@ def run(profile, runs_root, **settings):
     study = Study.load(profile, run_name="test", **settings)
     named = {name: settings.pop(name) for name in ("data_root", "checkpoint") if name in settings}
     parameters = {"PROFILE": profile, "RUN_NAME": "test", "SETTINGS": settings}
-    return study, run_chain(study, {**parameters, **{name.upper(): value for name, value in named.items()}})
+    return study, run_chain(
+        study, {**parameters, **{name.upper(): value for name, value in named.items()}}
+    )
 
 
 def check_outputs(paths):
@@ -43,7 +45,9 @@ def check_run(study, paths):
     for path, answer in zip(paths, answers, strict=True):
         assert answer in nbformat.read(path, as_version=4).cells[0].source
         assert path.with_suffix(".html").stat().st_size > 10_000
-    assert not [text for text in read_findings(study).values() if re.search(r"\bnan\b|\binf\b", text)]
+    assert not [
+        text for text in read_findings(study).values() if re.search(r"\bnan\b|\binf\b", text)
+    ]
     assert (study.run_dir / "run.json").is_file()
     assert len(list((study.run_dir / "figures").glob("*.png"))) >= 10
     assert len(list((study.run_dir / "tables").glob("*.csv"))) >= 5
@@ -65,7 +69,12 @@ def test_the_chain_runs_small_on_the_phantom(tmp_path):
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="no real VQAv2 sample beside the project")
 def test_the_chain_runs_on_real_questions_and_photographs(tmp_path):
-    given = {"data_root": str(SAMPLE), "checkpoint": "data/phantom-vilt", "epochs": 1, "device": "cpu"}
+    given = {
+        "data_root": str(SAMPLE),
+        "checkpoint": "data/phantom-vilt",
+        "epochs": 1,
+        "device": "cpu",
+    }
     study, paths = run("colab", tmp_path, **given)
     check_run(study, paths)
     findings = read_findings(study)
@@ -75,11 +84,14 @@ def test_the_chain_runs_on_real_questions_and_photographs(tmp_path):
     assert "does not say where the answer lies" in findings["03.boxes"]
 
 
-@pytest.mark.parametrize(("notebook", "maker"), [("02_finetune", "01_setup"), ("05_head_roles", "01_setup")])
+@pytest.mark.parametrize(
+    ("notebook", "maker"), [("02_finetune", "01_setup"), ("05_head_roles", "01_setup")]
+)
 def test_a_notebook_opened_alone_says_which_one_to_run_first(tmp_path, notebook, maker):
     settings = {"runs_root": str(tmp_path)}
     with pytest.raises(
-        ChainError, match=rf"{notebook}, cell \d+ .*run notebooks/{maker}\.ipynb with RUN_NAME='alone'"
+        ChainError,
+        match=rf"{notebook}, cell \d+ .*run notebooks/{maker}\.ipynb with RUN_NAME='alone'",
     ):
         execute(
             ROOT / "notebooks" / f"{notebook}.ipynb",
@@ -100,7 +112,9 @@ def test_committed_notebooks_are_executed_clean_and_tagged(path):
     assert "nbval-check-output" in tags
     assert "widgets" not in notebook.metadata
     assert not re.search(r'"[^"]*/(root|home|tmp|work)/', text), "an absolute path"
-    assert not re.search(r"<!--answer--><!--/answer-->", notebook.cells[0].source), "the answer is missing"
+    assert not re.search(r"<!--answer--><!--/answer-->", notebook.cells[0].source), (
+        "the answer is missing"
+    )
     assert max(len(cell.source.splitlines()) for cell in code) <= 25
     check_outputs([path])
     for cell in code:
@@ -112,13 +126,19 @@ def test_committed_notebooks_are_executed_clean_and_tagged(path):
 
 
 def test_the_readme_quotes_the_committed_notebooks():
-    quoted = re.findall(r"<!--(\d\d)\.answer-->(.+?)<!--/", (ROOT / "README.md").read_text(encoding="utf-8"))
-    opened = [(path.name[:2], nbformat.read(path, as_version=4).cells[0].source) for path in COMMITTED]
+    quoted = re.findall(
+        r"<!--(\d\d)\.answer-->(.+?)<!--/", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    opened = [
+        (path.name[:2], nbformat.read(path, as_version=4).cells[0].source) for path in COMMITTED
+    ]
     assert [number for number, _ in quoted] == [number for number, _ in opened]
     assert all(answer in opening for (_, answer), (_, opening) in zip(quoted, opened, strict=True))
 
 
 def test_setup_and_parameters_are_the_same_in_all_notebooks():
-    heads = [[cell.source for cell in nbformat.read(path, as_version=4).cells[1:4]] for path in COMMITTED]
+    heads = [
+        [cell.source for cell in nbformat.read(path, as_version=4).cells[1:4]] for path in COMMITTED
+    ]
     heads[-1][1] = heads[-1][1].partition("\nRUNS = ")[0]  # 07 has one parameter more
     assert all(head == heads[0] for head in heads)

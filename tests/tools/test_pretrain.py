@@ -14,7 +14,9 @@ from tools import pretrain
 def test_a_tiny_recipe_runs_saves_and_loads(tmp_path):
     folder = tmp_path / "model"
     facts = pretrain.pretrain(folder, scenes=80, steps=12, batch_size=16, seed=1)
-    assert facts["weights"] == sum(p.numel() for p in ViltModel.from_pretrained(folder).parameters())
+    assert facts["weights"] == sum(
+        p.numel() for p in ViltModel.from_pretrained(folder).parameters()
+    )
     model, processor = load_vilt(folder, answers=["yes", "no"])
     batch = processor(render_scene(make_scene("val", 0, 0)), "Is it?", return_tensors="pt")
     assert model(**batch).logits.shape == (1, 2)

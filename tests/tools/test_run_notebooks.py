@@ -25,7 +25,9 @@ study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
 
 
 def write_notebook(folder, name, *cells):
-    parameters = new_code_cell("RUN_NAME = None\nSETTINGS = {}\nSEED = 0", metadata={"tags": ["parameters"]})
+    parameters = new_code_cell(
+        "RUN_NAME = None\nSETTINGS = {}\nSEED = 0", metadata={"tags": ["parameters"]}
+    )
     setup = new_code_cell(SETUP.format(root=str(Study.load().root)))
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     code = [parameters, setup, *map(new_code_cell, cells)]
@@ -85,7 +87,9 @@ def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(wor
     path = sources / "07_report.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].metadata["tags"] = ["slide"]
-    parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters = next(
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
     parameters.source += "\nRUNS = []"
     nbformat.write(notebook, path)
     other = study.run_dir.parent / "other" / "tables"
@@ -99,7 +103,9 @@ def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(wor
     assert ["stands" in line for line in lines] == [True, True, False]
 
 
-def test_a_run_to_compare_with_that_is_not_there_is_said_before_anything_is_run(world, monkeypatch, capsys):
+def test_a_run_to_compare_with_that_is_not_there_is_said_before_anything_is_run(
+    world, monkeypatch, capsys
+):
     _, study, _, _ = world
     monkeypatch.setattr(chain, "run_chain", lambda *arguments: pytest.fail("ran"))
     words = ["--set", f"runs_root={study.runs_root}", "--runs", "nope"]
@@ -143,7 +149,11 @@ def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
     _, study, run, _ = world
     done = run(SEED=7)
     assert read_findings(study) == {"01.answer": "seed 7"}
-    assert nbformat.read(done[0], as_version=4).cells[0].source.endswith("<!--answer-->seed 7<!--/answer-->")
+    assert (
+        nbformat.read(done[0], as_version=4)
+        .cells[0]
+        .source.endswith("<!--answer-->seed 7<!--/answer-->")
+    )
 
 
 def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
@@ -178,9 +188,13 @@ def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
 
 
 def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
-    widget = new_output("display_data", data={chain.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"})
+    widget = new_output(
+        "display_data", data={chain.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"}
+    )
     text = new_output("stream", name="stdout", text="kept")
-    cell = new_code_cell("x", outputs=[widget, text], metadata={"tags": ["a"], "papermill": {"duration": 1}})
+    cell = new_code_cell(
+        "x", outputs=[widget, text], metadata={"tags": ["a"], "papermill": {"duration": 1}}
+    )
     notebook = new_notebook(
         cells=[cell], metadata={"papermill": {"input_path": "/x"}, "widgets": {"state": {}}}
     )
@@ -235,12 +249,26 @@ def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
     _, study, _, _ = world
     seen = {}
     monkeypatch.setattr(
-        chain, "run_chain", lambda study, parameters, say: seen.update(study=study, given=parameters)
+        chain,
+        "run_chain",
+        lambda study, parameters, say: seen.update(study=study, given=parameters),
     )
-    words = ["--run-name", "", "--set", "seed=3", "run_name=test", f"runs_root={study.runs_root}", "epochs=2"]
+    words = [
+        "--run-name",
+        "",
+        "--set",
+        "seed=3",
+        "run_name=test",
+        f"runs_root={study.runs_root}",
+        "epochs=2",
+    ]
     assert chain.main(words) == 0
     assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
-    expected = {"SEED": 3, "RUN_NAME": "test", "SETTINGS": {"runs_root": study.runs_root, "epochs": "2"}}
+    expected = {
+        "SEED": 3,
+        "RUN_NAME": "test",
+        "SETTINGS": {"runs_root": study.runs_root, "epochs": "2"},
+    }
     assert seen["given"] == expected
 
 
