@@ -22,10 +22,10 @@ from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.vilt import forward_raster
+from helpers.stats.cluster_robust import MIN_GROUPS
 from helpers.stats.tests import Interval, divide, enough
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
-MIN_GROUPS = 4  # fewer have too few orders to tell agreement from chance
 
 
 def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[str, Tensor]:

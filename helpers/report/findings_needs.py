@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from helpers.attention.modality import MIN_GROUPS
 from helpers.report.sentences import Row, agree, count_of, say_interval, say_number
+from helpers.stats.cluster_robust import MIN_GROUPS
 
 
 def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: float) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+MIN_GROUPS = 4  # fewer have too few orders to tell agreement in rank from chance
 CHUNK_VALUES = 4_000_000  # numbers held at once beside the result: 32 MB
 
 
