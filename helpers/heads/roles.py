@@ -1,8 +1,15 @@
-"""What each head does: scores on roles, against what an untrained head shows. Heads are written L3H7."""
+"""What each head does: scores on roles, held against heads of a model with random weights.
+
+    scores = score_roles(table, random_table, hits, random_hits)    # a row a role and head
+    cards = make_role_cards(scores, removal_effects(lost, families, image_ids))
+
+Layers and heads are counted from 0; head 7 of layer 3 is written L3H7.
+"""
 
 import numpy as np
 import pandas as pd
 
+from helpers.attention.extract import AttentionTable
 from helpers.attention.measures import image_share, special_mass, uniform_baseline
 from helpers.stats.tests import (
     bootstrap_mean,
@@ -14,66 +21,49 @@ from helpers.stats.tests import (
     test_mean,
 )
 
+Hits = tuple[np.ndarray, np.ndarray]  # of `find_hits`: hit (question, ...), chance (question,)
+
 CLS, WORDS, PATCHES = range(3)  # in attention.QUERY_GROUPS
 WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
-ALIKE = "attends to all tokens alike"
-ROLES = {  # role: (queries it is read from, what a score of 0 means, what 1 means); below 0 is less than at 0
-    "text->image reader": (("words",), ALIKE, "words attend to the image only"),
-    "image->text reader": (("patches",), ALIKE, "patches attend to the text only"),
-    "[CLS] reader of words": (("cls",), ALIKE, "[CLS] attends to words only"),
-    "[CLS] reader of patches": (("cls",), ALIKE, "[CLS] attends to patches only"),
-    "text local": (
-        ("words",),
-        "they look as far as by chance, or not at words",
-        "at the word itself",
-    ),
-    "text global": (
-        ("words",),
-        "words as by chance, or near ones only",
-        "words only, far as chance",
-    ),
-    "patch local": (
-        ("patches",),
-        "they look as far as by chance, or not at patches",
-        "at the patch itself",
-    ),
-    "patch global": (
-        ("patches",),
-        "patches as by chance, or near ones only",
-        "patches only, far as chance",
-    ),
-    "sink": (("words", "patches"), ALIKE, "attends to [CLS], [SEP] and the image's CLS only"),
-    "grounding": (
-        ("cls", "words"),
-        "top patch in the box as often as by chance",
-        "always in the box",
-    ),
-}
+UNIFORM = "attends to all tokens alike"
+ROLES = {  # role: (its queries, what a score of 0 means, what 1 means); below 0: less than at 0
+    "text->image reader": (("words",), UNIFORM, "words attend to the image only"),
+    "image->text reader": (("patches",), UNIFORM, "patches attend to the text only"),
+    "[CLS] reader of words": (("cls",), UNIFORM, "[CLS] attends to words only"),
+    "[CLS] reader of patches": (("cls",), UNIFORM, "[CLS] attends to patches only"),
+    "text local": (("words",), "they look as far as by chance, or not at words", "at the word itself"),
+    "text global": (("words",), "words as by chance, or near ones only", "words only, far as chance"),
+    "patch local": (("patches",), "they look as far as by chance, or not at patches", "at the patch itself"),
+    "patch global": (("patches",), "patches as by chance, or near ones only", "patches only, far as chance"),
+    "sink": (("words", "patches"), UNIFORM, "attends to [CLS], [SEP] and the image's CLS only"),
+    "grounding": (("cls", "words"), "top patch in the box as often as by chance", "always in the box"),
+}  # fmt: skip
 
 
-def score_questions(table, hits=None) -> dict[str, np.ndarray]:
-    """Score every head on every role of ROLES, question by question: role -> (n, layers, heads).
+def score_by_question(table: AttentionTable, hits: Hits | None = None) -> dict[str, np.ndarray]:
+    """Score every head on every role of ROLES: role -> (question, layer, head).
 
-    table: an AttentionTable. hits: what `box_hits` returned, or None (grounding is then NaN). Scores are
-    signed; 0 is uniform attention or chance, 1 the most possible; NaN where a question cannot tell (no box,
-    a single word). With mass m on the role's keys and m0 that of uniform attention over all tokens:
+    hits: of `find_hits`, or None (grounding is then NaN). A score of 0 is uniform attention or
+    chance, 1 the most possible. NaN where a question cannot tell (no box, a single word). With
+    mass m on the role's keys and m0 that of uniform attention over all tokens:
 
-    readers, sink:  (m - m0) / (1 - m0). Below 0 it reaches -m0 / (1 - m0), far below -1 where m0 is near 1.
-    local:          m (1 - d / d0), d the mean distance to the keys of its own kind and d0 that of uniform
-                    attention over them. It counts the token itself, at distance 0.
+    readers, sink:  (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
+    local:          m (1 - d / d0), with d the mean distance to keys of the query's own kind and
+                    d0 that of uniform attention over them, the token itself included.
     global:         (m - m0) / (1 - m0), times 0 for d / d0 <= 1/2, rising to 1 for d / d0 >= 1.
-    grounding:      (hit - chance) / (1 - chance), mean of [CLS] and words query; chance: patches in the box.
-    Text includes [CLS] and [SEP], image its CLS: a sink can pass as a reader too, with a lower score.
+    grounding:      (hit - chance) / (1 - chance), the mean of the [CLS] and the words query;
+                    chance: share of patches in the box.
+
+    Text includes [CLS] and [SEP], image its CLS: a sink can be a reader too, with a lower score.
     """
     counts = table.questions[["n_words", "n_patches"]].to_numpy(float)
-    words, patches = counts.T[:, :, None, None]  # (n, 1, 1) each
+    words, patches = counts.T[:, :, None, None]  # (question, 1, 1) each
     keys, split, special = words + patches + 3, table.split, special_mass(table.split)
     image, baseline = image_share(split), uniform_baseline(words, patches)
     word_mass, patch_mass = split[..., WORDS, WORD_KEYS], split[..., PATCHES, PATCH_KEYS]
     grids = table.questions[["grid_rows", "grid_cols"]].to_numpy(int)
-    word_ratio = divide(
-        table.text_distance * 3 * words, words**2 - 1
-    )  # over the mean |i - j| of all pairs
+    # the mean |i - j| over all pairs of n words is (n^2 - 1) / 3n
+    word_ratio = divide(table.text_distance * 3 * words, words**2 - 1)
     patch_ratio = divide(table.patch_distance, uniform_patch_distance(grids)[:, None, None])
     scores = {
         "text->image reader": _rescale(image[..., WORDS], baseline),
@@ -91,216 +81,195 @@ def score_questions(table, hits=None) -> dict[str, np.ndarray]:
     return scores
 
 
-def uniform_patch_distance(grids) -> np.ndarray:
-    """Mean distance in grid steps over all pairs of patches, itself included; grids: (n, 2) rows, columns."""
-    shapes, which = np.unique(grids, axis=0, return_inverse=True)
-    steps = [
-        [np.subtract.outer(np.arange(side), np.arange(side)) for side in shape] for shape in shapes
-    ]
-    return np.array([np.hypot.outer(down, across).mean() for down, across in steps])[
-        which.reshape(-1)
-    ]
+def uniform_patch_distance(grids: np.ndarray) -> np.ndarray:
+    """Mean distance in grid steps over all pairs of patches, a patch with itself included.
+
+    grids: (question, 2), rows and columns. Returns (question,).
+    """
+    shapes, shape_of = np.unique(grids, axis=0, return_inverse=True)
+    means = []
+    for shape in shapes:
+        down, across = (np.subtract.outer(np.arange(side), np.arange(side)) for side in shape)
+        means.append(np.hypot.outer(down, across).mean())
+    return np.array(means)[shape_of.reshape(-1)]
 
 
-def _rescale(value, null):
+def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     """Signed score of a share in [0, 1]: 0 at its null value, 1 at its maximum of 1."""
     return divide(value - null, 1 - null)
 
 
 def score_roles(
-    table,
-    null,
-    hits=None,
-    null_hits=None,
-    clusters=None,
-    draws=1000,
-    seed=0,
-    minimum=0.1,
-    rows=slice(None),
-    layers=False,
+    table: AttentionTable,
+    null: AttentionTable,
+    hits: Hits | None = None,
+    null_hits: Hits | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    min_score: float = 0.1,
+    rows: slice | np.ndarray = slice(None),
+    by_layer: bool = False,
 ) -> pd.DataFrame:
-    """Which head has which role? A row per role and head, with intervals over images.
+    """Which head has which role? A row a role and head, with intervals over images.
 
-    table, null: AttentionTables of the trained and of an untrained model on the same questions, in the same
-    order. hits, null_hits: `box_hits` of each. clusters: (n,), by default table.questions.image_id. rows:
-    the questions to use. layers: score whole layers instead, each as the mean of its heads. Columns: layer, head, name,
-    role, score, low, high, n, n_clusters, null (the same head's score untrained), highest_null (of all untrained heads),
-    difference (score - null), diff_low, diff_high, p (that it is 0, errors clustered by image), p_corrected
-    (Benjamini-Hochberg over roles and heads), passes, reaches_answer; no head for layers.
+    table, null: attention of the trained model and of one with random weights, on the same
+    questions in the same order. hits, null_hits: `find_hits` of each. rows: which questions to
+    use. by_layer: score whole layers, each as the mean of its heads (no column head then).
+    Columns: layer, head, name, role, score, low, high, n, n_clusters, null (score of the random
+    head in this place), highest_null (of all random heads), difference (score - null), diff_low,
+    diff_high, p (of no difference, errors clustered by image), p_corrected (Benjamini-Hochberg
+    over roles and heads), reaches_answer, passes.
 
-    passes: the questions are enough to tell, the score is at least `minimum`, it is above the same head's untrained one
-    (p_corrected < 0.05), and its interval is above the highest of all untrained heads: random heads have habits too, and
-    which of them stands in the same place is an accident. reaches_answer is False for what the answer cannot depend on:
-    in the last layer only the [CLS] query is read.
+    passes: the questions are enough; score >= min_score; the difference is above 0 with
+    p_corrected < 0.05; and low > highest_null. Randomly initialised heads also show patterns, so a
+    trained head must beat the best of all random heads, not only the one in its place.
+    reaches_answer is False where no answer depends on the queries: in the last layer only [CLS]
+    is read. ValueError where the tables hold different questions.
     """
-    if not np.array_equal(table.questions["question_id"], null.questions["question_id"]):
-        raise ValueError(
-            "table and null hold different questions: extract both on the same data set"
-        )
-    clusters = np.asarray(table.questions["image_id"] if clusters is None else clusters)[rows]
-    trained, untrained = score_questions(table, hits), score_questions(null, null_hits)
-    axes = ("layer",) if layers else ("layer", "head")
-    tables = []
+    _require_same_questions(table, null)
+    image_ids = table.questions["image_id"].to_numpy()[rows]
+    trained, random = score_by_question(table, hits), score_by_question(null, null_hits)
+    axes = ("layer",) if by_layer else ("layer", "head")
+    names, tables = ("difference", "diff_low", "diff_high"), []
     for role, (queries, *_) in ROLES.items():
-        own, other = (
-            scored[role][rows].mean(2) if layers else scored[role][rows]
-            for scored in (trained, untrained)
+        values, null_values = trained[role][rows], random[role][rows]
+        if by_layer:
+            values, null_values = values.mean(2), null_values.mean(2)
+        part = interval_table(bootstrap_mean(values, image_ids, draws, seed), axes)
+        null_score = bootstrap_mean(null_values, image_ids, draws=1).estimate.ravel()
+        gain = bootstrap_mean(values - null_values, image_ids, draws, seed)
+        part = part.rename(columns={"estimate": "score"}).assign(
+            name=name_heads(part),
+            role=role,
+            null=null_score,
+            highest_null=pd.Series(null_score).max(),
+            **dict(zip(names, map(np.ravel, gain[:3]), strict=True)),
+            p=test_mean(values - null_values, image_ids, axes)["p"],
+            reaches_answer=(part["layer"] < part["layer"].max()) | ("cls" in queries),
         )
-        score, gain = (
-            bootstrap_mean(values, clusters, draws, seed) for values in (own, own - other)
-        )
-        part = interval_table(score, axes).rename(columns={"estimate": "score"})
-        part.insert(
-            len(axes), "name", "L" + part["layer"].astype(str) if layers else name_heads(part)
-        )
-        part.insert(len(axes) + 1, "role", role)
-        part["null"] = bootstrap_mean(other, clusters, draws=1).estimate.ravel()
-        part["highest_null"] = part["null"].max()
-        part["difference"], part["diff_low"], part["diff_high"] = (
-            bound.ravel() for bound in gain[:3]
-        )
-        part["p"] = test_mean(own - other, clusters, axes)["p"]
-        part["reaches_answer"] = (part["layer"] < part["layer"].max()) | ("cls" in queries)
         tables.append(part)
     scores = pd.concat(tables, ignore_index=True)
-    scores.insert(scores.columns.get_loc("p") + 1, "p_corrected", correct_p(scores["p"]))
-    above = (
-        (scores["difference"] > 0)
+    scores["p_corrected"] = correct_p(scores["p"])
+    scores["passes"] = (
+        enough(scores["n"], scores["n_clusters"])
+        & (scores["score"] >= min_score)
+        & (scores["difference"] > 0)
         & (scores["p_corrected"] < 0.05)
         & (scores["low"] > scores["highest_null"])
     )
-    scores["passes"] = (
-        enough(scores["n"], scores["n_clusters"]) & (scores["score"] >= minimum) & above
-    )
-    return scores
+    columns = ["name", "role", "score", "low", "high", "n", "n_clusters", "null", "highest_null"]
+    columns += [*names, "p", "p_corrected", "reaches_answer", "passes"]
+    return scores[[*axes, *columns]]
 
 
-def compare_scores(first, second, hits=None, second_hits=None) -> pd.DataFrame:
-    """What changes in each head's roles from one model to another, on the same questions (before and after fine-tuning)?
+def compare_scores(
+    first: AttentionTable,
+    second: AttentionTable,
+    first_hits: Hits | None = None,
+    second_hits: Hits | None = None,
+) -> pd.DataFrame:
+    """What changes in each head's roles from one model to another (before and after fine-tuning)?
 
-    first, second: AttentionTables; hits: `box_hits` of each. A row per role and head: layer, head, name, role, first,
-    second (mean scores), change (second - first, paired by question), low, high (95 %, errors clustered by image), p,
-    p_corrected (Benjamini-Hochberg over roles and heads), n, n_clusters.
+    first, second: attention of both on the same questions; hits: `find_hits` of each. A row a role
+    and head: layer, head, name, role, first, second (mean scores), change (second - first, paired
+    by question), low, high (95 %, errors clustered by image), p, p_corrected (Benjamini-Hochberg
+    over roles and heads), n, n_clusters.
     """
-    if not np.array_equal(first.questions["question_id"], second.questions["question_id"]):
-        raise ValueError(
-            "first and second hold different questions: extract both on the same data set"
-        )
-    before, after = score_questions(first, hits), score_questions(second, second_hits)
-    clusters, tables = first.questions["image_id"].to_numpy(), []
+    _require_same_questions(first, second)
+    before, after = score_by_question(first, first_hits), score_by_question(second, second_hits)
+    image_ids, tables = first.questions["image_id"].to_numpy(), []
     for role in ROLES:
-        part = test_mean(after[role] - before[role], clusters, ("layer", "head")).rename(
-            columns={"estimate": "change"}
-        )
-        part.insert(2, "name", name_heads(part))
-        part.insert(3, "role", role)
-        for place, (name, scored) in enumerate((("first", before), ("second", after))):
-            mean = bootstrap_mean(scored[role], clusters, draws=1).estimate
-            part.insert(4 + place, name, mean.ravel())
-        tables.append(part.drop(columns=["se", "df"]))
+        part = test_mean(after[role] - before[role], image_ids, ("layer", "head"))
+        means = [bootstrap_mean(each[role], image_ids, draws=1) for each in (before, after)]
+        first_mean, second_mean = (mean.estimate.ravel() for mean in means)
+        part = part.assign(name=name_heads(part), role=role, first=first_mean, second=second_mean)
+        tables.append(part.rename(columns={"estimate": "change"}))
     changes = pd.concat(tables, ignore_index=True)
-    changes.insert(changes.columns.get_loc("p") + 1, "p_corrected", correct_p(changes["p"]))
-    return changes
+    changes["p_corrected"] = correct_p(changes["p"])
+    columns = ["layer", "head", "name", "role", "first", "second", "change", "low", "high"]
+    return changes[[*columns, "p", "p_corrected", "n", "n_clusters"]]
+
+
+def _require_same_questions(first: AttentionTable, second: AttentionTable) -> None:
+    if not np.array_equal(first.questions["question_id"], second.questions["question_id"]):
+        raise ValueError("the tables hold different questions: extract both on the same data set")
+
+
+def name_heads(table: pd.DataFrame) -> pd.Series:
+    """L3H7 for each row of a table with columns layer and head; L3 where it has no heads."""
+    names = "L" + table["layer"].astype(str)
+    return names + "H" + table["head"].astype(str) if "head" in table else names
 
 
 def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
     """For each role the head that shows it most, and what its removal costs: a row a role.
 
-    scores: of `score_roles`; effects: of `ablate.removal_effects` for one way of removal. Columns: role, definition,
-    name, layer, head, score, low, high, highest_null, passes, reaches_answer, drop, drop_low, drop_high (points lost over
-    all questions), hit_family (that loses most, beyond chance if any does), hit_drop, hit_low, hit_high, hit_significant.
+    scores: of `score_roles`. effects: of `removal.removal_effects`, for one way of removal. A head
+    that passes goes before one that does not, then the higher score. Columns: role, definition,
+    name, layer, head, score, low, high, highest_null, passes, reaches_answer, drop, drop_low,
+    drop_high (points of accuracy lost over all questions), hit_family (the family that loses most,
+    among those with a significant loss if there are any), hit_drop, hit_low, hit_high,
+    hit_significant.
     """
-    rows = []
-    for role, own in scores.dropna(subset=["score"]).groupby("role", sort=False):
-        best = own.sort_values(["passes", "score"], ascending=False, kind="stable").iloc[0]
-        cost = effects[effects["name"] == best["name"]]
-        whole, families = (
-            cost[cost["family"] == "all"].iloc[0],
-            cost[cost["told"] & (cost["family"] != "all")],
-        )
-        sure = families[families["significant"] & (families["drop"] > 0)]
-        families = sure if len(sure) else families
-        most = families.loc[families["drop"].idxmax()] if len(families) else whole
-        kept = best[
-            [
-                "name",
-                "layer",
-                "head",
-                "score",
-                "low",
-                "high",
-                "highest_null",
-                "passes",
-                "reaches_answer",
-            ]
-        ]
-        rows.append(
-            {"role": role, "definition": f"0: {ROLES[role][1]}; 1: {ROLES[role][2]}"}
-            | kept.to_dict()
-            | {"drop": whole["drop"], "drop_low": whole["low"], "drop_high": whole["high"], "hit_family": most["family"],
-               "hit_drop": most["drop"], "hit_low": most["low"], "hit_high": most["high"], "hit_significant": most["significant"]}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+    kept = ["name", "layer", "head", "score", "low", "high", "highest_null", "passes"]
+    cards = []
+    for role, heads in scores.dropna(subset=["score"]).groupby("role", sort=False):
+        best = heads.sort_values(["passes", "score"], ascending=False, kind="stable").iloc[0]
+        effect = effects[effects["name"] == best["name"]]
+        overall = effect[effect["family"] == "all"].iloc[0]
+        families = effect[effect["told"] & (effect["family"] != "all")]
+        losses = families[families["significant"] & (families["drop"] > 0)]
+        families = losses if len(losses) else families
+        hit = families.loc[families["drop"].idxmax()] if len(families) else overall
+        card = {"role": role, "definition": f"0: {ROLES[role][1]}; 1: {ROLES[role][2]}"}
+        card |= best[[*kept, "reaches_answer"]].to_dict()
+        card |= {"drop": overall["drop"], "drop_low": overall["low"], "drop_high": overall["high"]}
+        hit_names = ("family", "drop", "low", "high", "significant")
+        cards.append(card | {f"hit_{name}": hit[name] for name in hit_names})
+    return pd.DataFrame(cards)
 
 
-def name_heads(table: pd.DataFrame) -> pd.Series:
-    """L3H7 for each row of a table with columns layer and head."""
-    return "L" + table["layer"].astype(str) + "H" + table["head"].astype(str)
-
-
-def assign_roles(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a head from `score_roles`: layer, head, name, roles (passed, best first), strongest, score.
-
-    A head may have several roles or none; `strongest` is then "none" and `score` NaN.
-    """
-    rows = []
-    for (layer, head, name), own in scores.groupby(["layer", "head", "name"], sort=True):
-        passed = own[own["passes"]].sort_values("score", ascending=False, kind="stable")
-        best = (
-            (passed["role"].iloc[0], passed["score"].iloc[0]) if len(passed) else ("none", np.nan)
-        )
-        rows.append((layer, head, name, list(passed["role"]), *best))
-    return pd.DataFrame(rows, columns=["layer", "head", "name", "roles", "strongest", "score"])
-
-
-def compare_roles(first: pd.DataFrame, second: pd.DataFrame, draws=1000, seed=0) -> pd.DataFrame:
+def compare_roles(
+    first: pd.DataFrame, second: pd.DataFrame, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """Do two tables of `score_roles` agree about the same heads? A row a role.
 
-    correlation, low, high: Spearman over heads; passes_a, passes_b: heads that pass; agreement: share of
-    heads with the same verdict; phi: correlation of the verdicts, NaN where all are alike.
+    Columns: role, correlation, low, high (Spearman over heads, 95 % bootstrap over heads),
+    passes_a, passes_b (heads that pass in each), agreement (share of heads with the same verdict),
+    phi (correlation of the verdicts, NaN where all are alike), n_heads.
     """
     both = first.merge(second, on=["role", "layer", "head"], suffixes=("_a", "_b"), sort=False)
     rows = []
     for role, heads in both.groupby("role", sort=False):
         rank = rank_correlation(heads["score_a"], heads["score_b"], draws, seed)
         a, b = heads["passes_a"].to_numpy(float), heads["passes_b"].to_numpy(float)
-        phi = divide(np.mean((a - a.mean()) * (b - b.mean())), a.std() * b.std())
-        rows.append(
-            (role, *rank[:3], int(a.sum()), int(b.sum()), (a == b).mean(), float(phi), len(heads))
-        )
-    columns = [
-        "role",
-        "correlation",
-        "low",
-        "high",
-        "passes_a",
-        "passes_b",
-        "agreement",
-        "phi",
-        "n_heads",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+        phi = float(divide(np.mean((a - a.mean()) * (b - b.mean())), a.std() * b.std()))
+        counts = int(a.sum()), int(b.sum())
+        rows.append((role, *rank[:3], *counts, (a == b).mean(), phi, len(heads)))
+    columns = ["role", "correlation", "low", "high", "passes_a", "passes_b"]
+    return pd.DataFrame(rows, columns=[*columns, "agreement", "phi", "n_heads"])
 
 
-def stability(
-    table, null, hits=None, null_hits=None, clusters=None, draws=1000, seed=0, minimum=0.1
-):
-    """Would the roles be the same on other images? `compare_roles` of two random halves of the images."""
-    clusters = np.asarray(table.questions["image_id"] if clusters is None else clusters)
-    images = np.random.default_rng(seed).permutation(np.unique(clusters))
-    inside = np.isin(clusters, images[::2])
-    given = (table, null, hits, null_hits, clusters, draws, seed, minimum)
-    return compare_roles(score_roles(*given, inside), score_roles(*given, ~inside), draws, seed)
+def compare_image_halves(
+    table: AttentionTable,
+    null: AttentionTable,
+    hits: Hits | None = None,
+    null_hits: Hits | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Would the roles be found on other images? `compare_roles` of two random halves of the images.
+
+    The arguments are those of `score_roles`.
+    """
+    image_ids = table.questions["image_id"].to_numpy()
+    images = np.random.default_rng(seed).permutation(np.unique(image_ids))
+    in_first = np.isin(image_ids, images[::2])
+    halves = (
+        score_roles(table, null, hits, null_hits, draws, seed, rows=rows)
+        for rows in (in_first, ~in_first)
+    )
+    return compare_roles(*halves, draws, seed)
 
 
 def box_hits(top_patch, grids, boxes, sizes) -> tuple[np.ndarray, np.ndarray]:

@@ -12,93 +12,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.attention.measures import attention_measures
-from helpers.heads import roles as heads
+from helpers.heads import roles
 
-# ------------------------------------------------------------------------------------- tables by hand
+# ------------------------------------------------------------------------------- tables by hand
 
 
 def uniform_table(shapes, n_layers=1, n_heads=1):
     """What extract_attention would say of heads that attend to all tokens alike.
 
-    shapes: for each question (words, rows, columns); an AttentionTable's attributes.
+    shapes: (words, rows, columns) of each question; two questions share an image.
     """
     words, rows, columns = np.array(shapes).T
-    questions = pd.DataFrame({"question_id": np.arange(len(shapes)), "image_id": np.arange(len(shapes)) // 2,
-                              "n_words": words, "n_patches": rows * columns,
-                              "grid_rows": rows, "grid_cols": columns})  # fmt: skip
-    sizes = np.stack(
-        [np.ones_like(words), words, np.ones_like(words), np.ones_like(words), rows * columns],
-        axis=-1,
-    )
-    share = sizes / sizes.sum(1, keepdims=True)
+    patches, number, one = rows * columns, np.arange(len(shapes)), np.ones_like(words)
+    questions = pd.DataFrame({"question_id": number, "image_id": number // 2, "n_words": words,
+                              "n_patches": patches, "grid_rows": rows, "grid_cols": columns})  # fmt: skip
+    sizes = np.stack([one, words, one, one, patches], axis=-1)
     text = [np.mean([abs(i - j) for i in range(n) for j in range(n)]) for n in words]
     patch = [mean_patch_distance(r, c) for _, r, c in shapes]
 
-    def spread(values, *tail):
-        values = np.asarray(values, dtype=np.float32).reshape(
-            len(shapes), 1, 1, *[1] * (len(tail) - 1), -1
-        )
+    def for_each_head(values, *tail):
+        values = np.asarray(values, np.float32)
+        values = values.reshape(len(shapes), 1, 1, *[1] * len(tail[:-1]), *values.shape[1:])
         return np.broadcast_to(values, (len(shapes), n_layers, n_heads, *tail)).copy()
 
-    return SimpleNamespace(questions=questions, split=spread(share, 3, 5), text_distance=spread(text, 1)[..., 0],
-                           patch_distance=spread(patch, 1)[..., 0])  # fmt: skip
+    return SimpleNamespace(
+        questions=questions,
+        split=for_each_head(sizes / sizes.sum(1, keepdims=True), 3, 5),
+        text_distance=for_each_head(text),
+        patch_distance=for_each_head(patch),
+    )
 
 
 def mean_patch_distance(rows, columns):
-    places = list(itertools.product(range(rows), range(columns)))
-    return np.mean([np.hypot(a - c, b - d) for a, b in places for c, d in places])
-
-
-def test_uniform_patch_distance_by_hand():
-    # 1 x 2: (0 + 1 + 1 + 0) / 4; 2 x 2: per patch 0, 1, 1, sqrt 2
-    found = heads.uniform_patch_distance([[1, 2], [2, 2], [1, 2], [3, 5]])
-    expected = [0.5, (2 + np.sqrt(2)) / 4, 0.5, mean_patch_distance(3, 5)]
-    np.testing.assert_allclose(found, expected)
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    st.lists(
-        st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 6)), min_size=1, max_size=5
-    )
-)
-def test_uniform_attention_scores_zero_in_every_role(shapes):
-    table = uniform_table(shapes, 2, 3)
-    for role, scores in heads.score_questions(table).items():
-        assert scores.shape == (len(shapes), 2, 3)
-        if role != "grounding":
-            np.testing.assert_allclose(scores, 0, atol=1e-4)
-
-
-def test_uniform_attention_of_a_real_model_scores_zero(vilt, encoded):
-    model = copy.deepcopy(vilt[0])
-    for layer in model.vilt.encoder.layer:
-        for part in (layer.attention.attention.query, layer.attention.attention.key):
-            torch.nn.init.zeros_(part.weight)
-            torch.nn.init.zeros_(part.bias)
-    for indices, batch in encoded.batches(5):
-        found = attention_measures(model, batch)
-        sizes = (
-            np.array([encoded.sizes[encoded.image_of[i]] for i in indices])
-            // model.config.patch_size
-        )
-        words = (batch["attention_mask"].sum(1) - 2).numpy()
-        frame = pd.DataFrame({"n_words": words, "n_patches": sizes.prod(1)})
-        frame[["grid_rows", "grid_cols"]] = sizes
-        measures = {
-            name: found[name].numpy() for name in ("split", "text_distance", "patch_distance")
-        }
-        for role, scores in heads.score_questions(
-            SimpleNamespace(questions=frame, **measures)
-        ).items():
-            if role != "grounding":
-                single = words == 1 if role.startswith("text ") else np.zeros(len(words), bool)
-                np.testing.assert_allclose(scores[~single], 0, atol=1e-4)
-                assert np.isnan(scores[single]).all()
+    cells = list(itertools.product(range(rows), range(columns)))
+    return np.mean([np.hypot(a - c, b - d) for a, b in cells for c, d in cells])
 
 
 def concentrate(table, head, queries, keys, text=None, patch=None):
-    """Rewrite one head: all mass of these query groups on these key groups, alike; distances given."""
+    """Put all mass of these query groups of a head on these key groups; scale its distances."""
     for query in queries:
         table.split[:, 0, head, query] = 0
         table.split[:, 0, head, query, keys] = 1 / len(keys)
@@ -122,6 +73,7 @@ PLANTED = {  # role: queries, keys, ratios of text and patch distance to those o
 
 
 def planted_tables(n=24):
+    """A head for each role of PLANTED, and two that attend uniformly; the null: all uniform."""
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(n)]
     table, null = uniform_table(shapes, 1, 11), uniform_table(shapes, 1, 11)
     for head, plan in enumerate(PLANTED.values()):
@@ -129,29 +81,58 @@ def planted_tables(n=24):
     return table, null
 
 
-def test_planted_heads_score_one_and_get_their_role():
-    table, null = planted_tables()
-    hits = np.zeros((24, 1, 11, 3))
-    hits[:, :, 9, :2] = 1  # head 9 always finds the box, head 10 does nothing at all
-    chance, never = np.full(24, 0.2), np.zeros((24, 1, 11, 3))
-    scores = heads.score_roles(table, null, (hits, chance), (never, chance), draws=100)
-    roles = heads.assign_roles(scores)
-    for head, role in enumerate([*PLANTED, "grounding"]):
-        row = scores.query("head == @head and role == @role").iloc[0]
-        assert row["score"] == pytest.approx(1, abs=1e-5)
-        assert row["passes"]
-        assert roles.loc[head, "score"] == pytest.approx(1, abs=1e-5)
-        # [CLS] and [SEP] are text, so patches that rest on them also read text: but less than they sink
-        also = ["image->text reader"] if role == "sink" else []
-        assert roles.loc[head, "roles"] == [role, *also]
-        assert roles.loc[head, "strongest"] == role
-    assert roles["name"].tolist() == [f"L0H{head}" for head in range(11)]
-    assert roles.loc[10, "roles"] == []
-    assert roles.loc[10, "strongest"] == "none"
+def score_one(table, null, role, head, **options):
+    """The row of score_roles about one role and head."""
+    scores = roles.score_roles(table, null, draws=50, **options)
+    return scores.set_index(["role", "head"]).loc[role, head]
+
+
+# --------------------------------------------------------------------------------------- scores
+
+
+def test_uniform_patch_distance_by_hand():
+    # 1 x 2: (0 + 1 + 1 + 0) / 4; 2 x 2: per patch 0, 1, 1, sqrt 2
+    found = roles.uniform_patch_distance([[1, 2], [2, 2], [1, 2], [3, 5]])
+    expected = [0.5, (2 + np.sqrt(2)) / 4, 0.5, mean_patch_distance(3, 5)]
+    np.testing.assert_allclose(found, expected)
+
+
+SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 6))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(SHAPES, min_size=1, max_size=5))
+def test_uniform_attention_scores_zero_in_every_role(shapes):
+    scores = roles.score_by_question(uniform_table(shapes, 2, 3))
+    assert set(scores) == set(roles.ROLES)
+    assert np.isnan(scores.pop("grounding")).all()
+    for values in scores.values():
+        assert values.shape == (len(shapes), 2, 3)
+        np.testing.assert_allclose(values, 0, atol=1e-4)
+
+
+def test_uniform_attention_of_a_real_model_scores_zero(vilt, encoded):
+    model = copy.deepcopy(vilt[0])
+    for layer in model.vilt.encoder.layer:
+        for part in (layer.attention.attention.query, layer.attention.attention.key):
+            torch.nn.init.zeros_(part.weight)
+            torch.nn.init.zeros_(part.bias)
+    for indices, batch in encoded.batches(5):
+        found = {name: values.numpy() for name, values in attention_measures(model, batch).items()}
+        pictures = np.array([encoded.sizes[encoded.image_of[index]] for index in indices])
+        grids, words = pictures // model.config.patch_size, batch["attention_mask"].sum(1) - 2
+        questions = pd.DataFrame({"n_words": words, "n_patches": grids.prod(1)})
+        questions[["grid_rows", "grid_cols"]] = grids
+        scores = roles.score_by_question(SimpleNamespace(questions=questions, **found))
+        del scores["grounding"]
+        for role, values in scores.items():
+            untold = (words == 1).numpy() & role.startswith("text ")  # a word has no other word
+            np.testing.assert_allclose(values[~untold], 0, atol=1e-4)
+            assert np.isnan(values[untold]).all()
 
 
 def test_scores_by_hand():
-    # 5 words, 3 x 4 patches: 20 keys; uniform mass: words 0.25, patches 0.6, image 0.65, special 0.15
+    # 5 words, 3 x 4 patches: 20 keys; uniform: words 0.25, patches 0.6, image 0.65, special 0.15
     table = uniform_table([(5, 3, 4)])
     table.split[0, 0, 0] = [
         [0.1, 0.5, 0.1, 0.1, 0.2],
@@ -161,10 +142,8 @@ def test_scores_by_hand():
     table.text_distance[:] *= 0.7
     table.patch_distance[:] *= 1.2
     hits = (np.array([[[[1.0, 0.0, 1.0]]]]), np.array([0.25]))
-    found = {
-        role: float(score[0, 0, 0]) for role, score in heads.score_questions(table, hits).items()
-    }
-    assert found == pytest.approx({
+    scores = roles.score_by_question(table, hits)
+    assert {role: float(score[0, 0, 0]) for role, score in scores.items()} == pytest.approx({
         "text->image reader": (0.4 - 0.65) / 0.35,
         "image->text reader": (0.3 - 0.35) / 0.65,
         "[CLS] reader of words": (0.5 - 0.25) / 0.75,
@@ -178,152 +157,149 @@ def test_scores_by_hand():
     }, abs=1e-5)  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------- roles
+
+
+def test_planted_heads_score_one_and_get_their_role():
+    table, null = planted_tables()
+    hits = np.zeros((24, 1, 11, 3))
+    hits[:, :, 9, :2] = 1  # head 9 always finds the box, head 10 does nothing at all
+    chance, never = np.full(24, 0.2), np.zeros((24, 1, 11, 3))
+    scores = roles.score_roles(table, null, (hits, chance), (never, chance), draws=100)
+    scores = scores.set_index(["name", "role"])
+    passed = scores.index[scores["passes"]]
+    for head, role in enumerate([*PLANTED, "grounding"]):
+        assert scores.loc[(f"L0H{head}", role), "score"] == pytest.approx(1, abs=1e-5)
+        # [CLS] and [SEP] are text, so patches that rest on them also read text
+        also = ["image->text reader"] if role == "sink" else []
+        assert set(passed[passed.get_level_values("name") == f"L0H{head}"]) == {
+            (f"L0H{head}", own) for own in [role, *also]
+        }
+    sink = scores.loc["L0H8"]["score"]
+    assert sink["image->text reader"] < sink["sink"]
+    assert "L0H10" not in passed.get_level_values("name")
+
+
 def test_what_the_untrained_model_does_too_is_no_role():
     table, _ = planted_tables()
-    scores = heads.score_roles(table, table, draws=50)
+    scores = roles.score_roles(table, table, draws=50)
     assert not scores["passes"].any()
     assert (scores["difference"].dropna() == 0).all()
     assert scores.query("role == 'grounding'")["score"].isna().all()
 
 
 def test_a_role_is_more_than_what_any_untrained_head_shows():
-    """A trained head beats itself untrained, but another untrained head does the same by accident."""
-    table, null = planted_tables()
-    half = (
-        0.5 * table.split[:, :, 0]
-        + 0.5 * uniform_table([(4 + i % 5, 3, 4 + i % 3) for i in range(24)]).split[:, :, 0]
-    )
-    table.split[:, :, 10] = half  # of head 0, which only reads the image from the words
-    rule = "role == 'text->image reader' and head == 10"
-    row = heads.score_roles(table, null, draws=50).query(rule).iloc[0]
+    """A trained head beats the random one in its place, but not another random one."""
+    (table, null), role = planted_tables(), "text->image reader"
+    table.split[:, :, 10] = (table.split[:, :, 0] + null.split[:, :, 0]) / 2  # half of head 0
+    row = score_one(table, null, role, 10)
     assert row["passes"]
-    assert row["score"] == pytest.approx(0.5, abs=1e-4)
-    assert row["highest_null"] == pytest.approx(0, abs=1e-4)
+    assert (row["score"], row["highest_null"]) == pytest.approx((0.5, 0), abs=1e-4)
     null.split[:, :, 5] = table.split[:, :, 0]
-    row = heads.score_roles(table, null, draws=50).query(rule).iloc[0]
+    row = score_one(table, null, role, 10)
     assert not row["passes"]
-    assert row["p_corrected"] < 0.05  # above itself untrained
-    assert row["highest_null"] == pytest.approx(1, abs=1e-4)  # but not above that one
+    assert row["p_corrected"] < 0.05
+    assert row["highest_null"] == pytest.approx(1, abs=1e-4)
 
 
 def test_a_layer_is_the_mean_of_its_heads():
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(24)]
     table, null = uniform_table(shapes, 2, 4), uniform_table(shapes, 2, 4)
     concentrate(table, 3, *PLANTED["[CLS] reader of words"])  # in layer 0
-    found = heads.score_roles(table, null, draws=50, layers=True).set_index(["role", "name"])
+    found = roles.score_roles(table, null, draws=50, by_layer=True).set_index(["role", "name"])
     assert "head" not in found
-    assert len(found) == 2 * len(heads.ROLES)
+    assert len(found) == 2 * len(roles.ROLES)
     readers = found.loc["[CLS] reader of words"]
-    assert readers["score"].tolist() == pytest.approx([0.25, 0], abs=1e-4)  # one of four heads
+    assert readers["score"].to_dict() == pytest.approx({"L0": 0.25, "L1": 0}, abs=1e-4)
     assert readers["passes"].tolist() == [True, False]
     assert not found.loc["sink"]["passes"].any()
 
 
+def test_small_effects_and_few_questions_do_not_pass():
+    (table, null), role = planted_tables(), "image->text reader"
+    table.split = 0.95 * null.split + 0.05 * table.split
+    weak = score_one(table, null, role, 1)
+    assert weak["score"] == pytest.approx(0.05, abs=1e-4)
+    assert not weak["passes"]
+    assert score_one(table, null, role, 1, min_score=0.04)["passes"]
+    assert not roles.score_roles(*planted_tables(6), draws=50)["passes"].any()
+
+
+def test_the_last_layer_reaches_the_answer_through_cls_only():
+    table = uniform_table([(4, 2, 2)] * 4, n_layers=2)
+    reached = roles.score_roles(table, table, draws=10).query("reaches_answer")
+    assert set(reached.query("layer == 0")["role"]) == set(roles.ROLES)
+    last = {"[CLS] reader of words", "[CLS] reader of patches", "grounding"}
+    assert set(reached.query("layer == 1")["role"]) == last
+
+
 def test_changes_of_scores_by_hand():
     table, null = planted_tables()
-    found = heads.compare_scores(null, table).set_index(["role", "head"])
+    found = roles.compare_scores(null, table).set_index(["role", "head"])
     row = found.loc["sink", 8]
     assert (row["first"], row["second"], row["change"]) == pytest.approx((0, 1, 1), abs=1e-4)
     assert row["p_corrected"] < 0.05
     assert (row["name"], row["n"], row["n_clusters"]) == ("L0H8", 24, 12)
     assert found.loc["sink", 10]["change"] == pytest.approx(0, abs=1e-6)
-    other = planted_tables()[0]
+
+
+@pytest.mark.parametrize("compare", [roles.score_roles, roles.compare_scores])
+def test_tables_of_different_questions_are_refused(compare):
+    table, other = planted_tables()
     other.questions["question_id"] += 1
     with pytest.raises(ValueError, match="different questions"):
-        heads.compare_scores(table, other)
+        compare(table, other)
+
+
+# ---------------------------------------------------------------------------- cards, agreement
+
+
+def make_effects(**columns):
+    """What the removal of two heads costs all questions and three families; `why` has too few."""
+    drops = {"L1H0": [1, 2, 3, 99], "L1H1": [5, 10, 4, 99]}
+    rows = [
+        (name, family, drop, drop - 1, drop + 1, family != "why", drop > 8)
+        for name, own in drops.items()
+        for family, drop in zip(("all", "what", "where", "why"), own, strict=True)
+    ]
+    names = ["name", "family", "drop", "low", "high", "told", "significant"]
+    return pd.DataFrame(rows, columns=names).assign(**columns)
 
 
 def test_role_cards_by_hand():
-    roles = {"sink": [0.2, 0.9], "text local": [0.5, 0.4]}
     scores = pd.DataFrame(
-        {"role": role, "layer": 1, "head": head, "name": f"L1H{head}", "score": score, "low": score - 0.1, "high": score + 0.1,
-         "highest_null": 0.3, "passes": (role, head) == ("text local", 1), "reaches_answer": True}
-        for role, own in roles.items() for head, score in enumerate(own)
+        {"role": role, "layer": 1, "head": head, "name": f"L1H{head}", "score": score, "low": score - 0.1,
+         "high": score + 0.1, "highest_null": 0.3, "passes": (role, head) == ("text local", 1), "reaches_answer": True}
+        for role, own in {"sink": [0.2, 0.9], "text local": [0.5, 0.4]}.items() for head, score in enumerate(own)
     )  # fmt: skip
-    effects = pd.DataFrame(
-        {"name": f"L1H{head}", "family": family, "drop": drop, "low": drop - 1, "high": drop + 1, "told": family != "why",
-         "significant": drop > 8}
-        for head, drops in enumerate(([1, 2, 3, 99], [5, 10, 4, 99]))
-        for family, drop in zip(("all", "what", "where", "why"), drops, strict=True)
-    )  # fmt: skip
-    cards = heads.make_role_cards(scores, effects).set_index("role")
-    sink, local = cards.loc["sink"], cards.loc["text local"]
-    assert (sink["name"], sink["score"], sink["drop"], sink["hit_family"], sink["hit_drop"]) == (
-        "L1H1",
-        0.9,
-        5,
-        "what",
-        10,
-    )
-    assert sink["hit_significant"]
-    assert local["name"] == "L1H1"  # one that passes goes before a higher score that does not
-    assert "0: " in sink["definition"]
-    unsure = effects.assign(significant=effects["family"] == "where")
-    hit = heads.make_role_cards(scores, unsure).set_index("role").loc["sink"]
-    assert (hit["hit_family"], hit["hit_drop"], hit["hit_significant"]) == (
-        "where",
-        4,
-        True,
-    )  # a loss beyond chance first
-    helped = unsure.assign(drop=effects["drop"].where(effects["family"] != "where", -4))
-    assert heads.make_role_cards(scores, helped)["hit_family"].tolist() == [
-        "what",
-        "what",
-    ]  # but a loss, not a gain
-    few = effects.assign(told=effects["family"] == "all")
-    assert heads.make_role_cards(scores, few)["hit_family"].tolist() == ["all", "all"]
+
+    def make_card(effects, role="sink"):
+        return roles.make_role_cards(scores, effects).set_index("role").loc[role]
+
+    card, hit = make_card(make_effects()), ["hit_family", "hit_drop", "hit_significant"]
+    assert card[["name", "score", "drop"]].tolist() == ["L1H1", 0.9, 5]
+    assert card[hit].tolist() == ["what", 10, True]
+    # a head that passes goes before a higher score that does not
+    assert make_card(make_effects(), "text local")["name"] == "L1H1"
+    # a significant loss goes before a larger one, but a significant gain does not
+    only_where = make_effects(significant=lambda table: table["family"] == "where")
+    assert make_card(only_where)[hit].tolist() == ["where", 4, True]
+    gain = only_where.assign(drop=only_where["drop"].where(only_where["family"] != "where", -4))
+    assert make_card(gain)["hit_family"] == "what"
+    few = make_effects(told=lambda table: table["family"] == "all")
+    assert make_card(few)["hit_family"] == "all"
 
 
-def test_small_effects_and_few_questions_do_not_pass():
-    table, null = planted_tables()
-    table.split = 0.95 * null.split + 0.05 * table.split
-    weak = (
-        heads.score_roles(table, null, draws=50)
-        .query("role == 'image->text reader' and head == 1")
-        .iloc[0]
-    )
-    assert (weak["score"], bool(weak["passes"])) == (pytest.approx(0.05, abs=1e-4), False)
-    assert (
-        heads.score_roles(table, null, draws=50, minimum=0.04)
-        .query("role == 'image->text reader'")["passes"]
-        .any()
-    )
-    few, few_null = planted_tables(6)
-    assert not heads.score_roles(few, few_null, draws=50)["passes"].any()
-
-
-def test_the_last_layer_reaches_the_answer_through_cls_only():
-    table = uniform_table([(4, 2, 2)] * 4, n_layers=2)
-    scores = heads.score_roles(table, table, draws=10).set_index(["layer", "role"])[
-        "reaches_answer"
-    ]
-    assert scores.loc[0].all()
-    reached = scores.loc[1]
-    assert set(reached[reached].index) == {
-        "[CLS] reader of words",
-        "[CLS] reader of patches",
-        "grounding",
-    }
-
-
-def test_tables_of_different_questions_are_refused():
-    table = uniform_table([(4, 2, 2)] * 4)
-    other = uniform_table([(4, 2, 2)] * 4)
-    other.questions["question_id"] += 1
-    with pytest.raises(ValueError, match="different questions"):
-        heads.score_roles(table, other)
-
-
-def test_stability_of_planted_heads_and_of_noise():
+def test_halves_agree_on_planted_heads_and_not_on_noise():
     table, null = planted_tables(60)
-    steady = heads.stability(table, null, draws=50).set_index("role")
+    steady = roles.compare_image_halves(table, null, draws=50).set_index("role")
     assert steady["agreement"].eq(1).all()
     assert steady.loc["sink", ["passes_a", "passes_b", "n_heads"]].tolist() == [1, 1, 11]
     assert steady.loc["sink", "phi"] == pytest.approx(1)
     assert np.isnan(steady.loc["grounding", "phi"])
     noise = np.random.default_rng(0).dirichlet(np.ones(5), size=null.split.shape[:4])
     table.split = noise.astype(np.float32)
-    shaky = heads.stability(table, null, draws=50).set_index("role")
+    shaky = roles.compare_image_halves(table, null, draws=50).set_index("role")
     assert abs(shaky.loc["[CLS] reader of words", "correlation"]) < 0.7
 
 
@@ -331,7 +307,7 @@ def test_agreement_by_hand():
     index = {"role": "sink", "layer": 0, "head": range(4)}
     first = pd.DataFrame({**index, "score": [1.0, 2, 3, 4], "passes": [True, True, False, False]})
     second = pd.DataFrame({**index, "score": [1.0, 2, 4, 3], "passes": [True, False, False, False]})
-    row = heads.compare_roles(first, second, draws=20).iloc[0]
+    row = roles.compare_roles(first, second, draws=20).iloc[0]
     # ranks differ by one swap: 1 - 6 * 2 / (4 * 15); phi = (1 * 2 - 1 * 0) / sqrt(2 * 2 * 1 * 3)
     assert (row["correlation"], row["agreement"]) == (pytest.approx(0.8), 0.75)
     assert row["phi"] == pytest.approx(2 / np.sqrt(12))
@@ -352,7 +328,7 @@ def test_boxes_by_hand():
         None,
     ]
     top = np.array([[0, 1], [5, 2], [7, 6], [7, 3], [0, 0], [0, 0]])
-    hits, chance = heads.box_hits(top, [[2, 4]] * 6, boxes, [[400, 200]] * 6)
+    hits, chance = roles.box_hits(top, [[2, 4]] * 6, boxes, [[400, 200]] * 6)
     np.testing.assert_array_equal(
         hits, [[1, 1], [1, 0], [1, 0], [1, 0], [np.nan] * 2, [np.nan] * 2]
     )
@@ -371,7 +347,7 @@ def test_boxes_agree_with_a_walk_over_the_patches(rows, columns, width, height, 
         inside.append(2 * columns * x <= across <= 2 * columns * (x + box[2])
                       and 2 * rows * y <= down <= 2 * rows * (y + box[3]))  # fmt: skip
     every = np.arange(rows * columns)[None]
-    hits, chance = heads.box_hits(every, [[rows, columns]], [[box]], [[width, height]])
+    hits, chance = roles.box_hits(every, [[rows, columns]], [[box]], [[width, height]])
     if any(inside):
         assert hits[0].tolist() == inside
     else:
@@ -383,8 +359,8 @@ def test_boxes_agree_with_a_walk_over_the_patches(rows, columns, width, height, 
 
 
 def test_no_patch_is_no_hit_and_rows_must_agree():
-    hits, chance = heads.box_hits(np.array([[-1, 0]]), [[2, 2]], [[[0, 0, 9, 9]]], [[9, 9]])
+    hits, chance = roles.box_hits(np.array([[-1, 0]]), [[2, 2]], [[[0, 0, 9, 9]]], [[9, 9]])
     assert np.isnan(hits[0, 0])
     assert hits[0, 1] == chance[0] == 1
     with pytest.raises(ValueError, match=r"\[1, 1, 2, 1\] rows"):
-        heads.box_hits(np.zeros((1, 2), int), [[2, 2]], [[], []], [[9, 9]])
+        roles.box_hits(np.zeros((1, 2), int), [[2, 2]], [[], []], [[9, 9]])
