@@ -5,9 +5,9 @@ import pandas as pd
 from prose import check_prose
 from report.test_findings_roles import make_scores
 
-from helpers.report import findings_causes as findings
+from helpers.report import sentences as findings
 
-ASKED = findings.Asked(400, 150, 3, {"estimate": 98.4, "low": 97.6, "high": 99.1})
+ASKED = findings.RemovalQuestions(400, 150, 3, {"estimate": 98.4, "low": 97.6, "high": 99.1})
 
 
 def make_overall(drops, significant, told=True) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
             "p_corrected": [0.001, 0.01],
         }
     )
-    text = check_prose(findings.describe_layers(make_layers(12.0), joint, ASKED))
+    text = check_prose(findings.describe_layer_removals(make_layers(12.0), joint, ASKED))
     assert (
         "the costliest layer is L0: 90.0 points [85.0, 95.0], the cheapest L1: 12.0 points [7.0, 17.0] (n = 400"
         in text
@@ -144,13 +144,13 @@ def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
         in text
     )
     less = joint.assign(estimate=[-3.0, -1.0])
-    text = check_prose(findings.describe_layers(make_layers(2.0), less, ASKED))
+    text = check_prose(findings.describe_layer_removals(make_layers(2.0), less, ASKED))
     assert "That L1 costs anything is not shown. No layer's heads cost more together" in text
     assert "not enough to tell" in check_prose(
-        findings.describe_layers(make_layers(2.0, False), joint, ASKED)
+        findings.describe_layer_removals(make_layers(2.0, False), joint, ASKED)
     )
     one = ASKED._replace(n=1, n_images=1)
-    assert findings.describe_layers(make_layers(2.0, False), joint, one).startswith(
+    assert findings.describe_layer_removals(make_layers(2.0, False), joint, one).startswith(
         "1 question is not enough"
     )
     assert "on 1 question about 1 image. Of" in findings.describe_ablation(
@@ -158,7 +158,7 @@ def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
     )
     none = make_layers(2.0).assign(significant=False)
     assert ". That any layer's removal costs accuracy is not shown. No" in check_prose(
-        findings.describe_layers(none, less, ASKED)
+        findings.describe_layer_removals(none, less, ASKED)
     )
 
 
@@ -167,7 +167,7 @@ def test_heads_that_stand_in_beyond_chance_go_before_a_larger_estimate_that_is_n
     joint = pd.DataFrame(
         {"layer": [0, 1], "estimate": [8.0, 6.0], **bounds, "p_corrected": [0.2, 0.01]}
     )
-    text = check_prose(findings.describe_layers(make_layers(12.0), joint, ASKED))
+    text = check_prose(findings.describe_layer_removals(make_layers(12.0), joint, ASKED))
     assert "All heads of L1 together cost 6.0 points [4.0, 8.0] more" in text
 
 
@@ -176,13 +176,13 @@ def test_layers_that_change_nothing_or_help_or_were_not_tested_together():
         {"layer": [0], "estimate": [6.0], "low": [4.0], "high": [8.0], "p_corrected": [np.nan]}
     )
     for untested in (joint, joint[:0]):
-        text = check_prose(findings.describe_layers(make_layers(-0.02), untested, ASKED))
+        text = check_prose(findings.describe_layer_removals(make_layers(-0.02), untested, ASKED))
         assert "the cheapest L1: 0.0 points [-5.0, 5.0]" in text
         assert text.endswith(
             "No layer's heads cost more together than one by one in sum, beyond chance."
         )
     helped = make_layers(-12.0).assign(significant=True)
-    text = check_prose(findings.describe_layers(helped, joint, ASKED))
+    text = check_prose(findings.describe_layer_removals(helped, joint, ASKED))
     assert "the cheapest L1: -12.0 points" in text
     assert "That L1 costs anything is not shown." in text
 
@@ -291,7 +291,7 @@ def test_patching_says_who_carries_and_whether_they_are_needed():
 
 def answer(scores, overall, special=None, foretold=None, carriers=None) -> str:
     return check_prose(
-        findings.describe_answer(scores, overall, ASKED, special, foretold, carriers)
+        findings.describe_role_answer(scores, overall, ASKED, special, foretold, carriers)
     )
 
 

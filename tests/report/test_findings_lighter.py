@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from prose import check_prose
 
-from helpers.report import findings_lighter as findings
+from helpers.report import sentences as findings
 
-FEW, MANY = findings.Judges(6, 1), findings.Judges(1648, 250)
+FEW, MANY = findings.TestSplit(6, 1), findings.TestSplit(1648, 250)
 
 
 def span(estimate: float, half: float = 1.0) -> dict:
@@ -253,7 +253,7 @@ def test_the_lightest_model_by_what_the_judges_say(change, said, sure):
         in text
     )
     assert check_prose(
-        findings.describe_answer(make_found(change), MANY, 98.8, make_halfway(), BASE)
+        findings.describe_compression_answer(make_found(change), MANY, 98.8, make_halfway(), BASE)
     ).startswith(sure)
 
 
@@ -296,7 +296,7 @@ def test_no_lighter_model_and_too_few_questions():
     assert "1,648" not in text  # the half that judges has no part in it
     text = check_prose(findings.describe_lightest(none, MANY, None, {**QUICK, "model": "whole"}))
     assert text.endswith("here nothing can be spared.")
-    text = check_prose(findings.describe_answer(none, MANY, 98.8, make_halfway(), BASE))
+    text = check_prose(findings.describe_compression_answer(none, MANY, 98.8, make_halfway(), BASE))
     assert text.startswith("Not here: none of 6 other models stays")
     assert "with fewer parameters (n = 1,600 questions that choose). Without" in text
     assert text.endswith(
@@ -307,7 +307,7 @@ def test_no_lighter_model_and_too_few_questions():
         findings.describe_lightest(none, FEW, None, QUICK)
     )
     few = {**BASE, "n": 6, "n_clusters": 1}
-    text = check_prose(findings.describe_answer(none, FEW, 98.8, make_halfway(), few))
+    text = check_prose(findings.describe_compression_answer(none, FEW, 98.8, make_halfway(), few))
     assert (
         text
         == "There are not enough questions to tell whether a lighter model answers as well (n = 6 questions about 1 image)."

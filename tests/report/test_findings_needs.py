@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from prose import check_prose
 
-from helpers.report import findings_needs as findings
+from helpers.report import sentences as findings
 
 
 def make_words(

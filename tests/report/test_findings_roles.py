@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from prose import check_prose
 
-from helpers.report import findings_roles as findings
+from helpers.report import sentences as findings
 
 
 def make_scores(passes: list[bool], n: int = 900, reaches: bool = True) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from prose import check_prose
 
-from helpers.report import findings_types as findings
+from helpers.report import sentences as findings
 
 COUNTS = findings.Separation(tested=28, separating=20, pairs_tested=100, n=900)
 PAIR = {
@@ -32,7 +32,7 @@ def test_layers_name_the_widest_and_leave_out_words_of_the_last():
         ("what", 1, "words", 0.90, 0.80, 1.00, 500), ("why", 1, "words", 0.00, -0.1, 0.1, 400),
         ("where", 0, "[CLS]", 0.99, -0.9, 1.9, 3),
     )  # fmt: skip
-    text = check_prose(findings.describe_layers(rows, ["what", "why"], 0.714))
+    text = check_prose(findings.describe_family_layers(rows, ["what", "why"], 0.714))
     assert (
         "in L1: from -10 points [-12, -8] (what, n = 500) down to -45 points [-50, -40] (why, n = 400). "
         in text
@@ -49,9 +49,9 @@ def test_layers_say_nothing_of_one_family_and_only_what_a_single_layer_holds():
     rows = make_layers(
         ("what", 0, "[CLS]", 0.1, 0.0, 0.2, 9), ("why", 0, "[CLS]", 0.0, -0.1, 0.05, 9)
     )
-    assert findings.describe_layers(rows, ["what"], 0.7) == ""
-    assert findings.describe_layers(rows[:0], [], 0.7) == ""
-    text = check_prose(findings.describe_layers(rows, ["what", "why"], 0.7))
+    assert findings.describe_family_layers(rows, ["what"], 0.7) == ""
+    assert findings.describe_family_layers(rows[:0], [], 0.7) == ""
+    text = check_prose(findings.describe_family_layers(rows, ["what", "why"], 0.7))
     assert "words" not in text
 
 
@@ -213,7 +213,7 @@ def test_examples_say_what_is_known_of_each_family():
 def test_the_answer_in_every_outcome():
     checks = pd.DataFrame({"measure": ["last", "MM-SHAP"], "right": [True, False]})
     found, adjusted = pd.DataFrame([PAIR]), make_adjusted(["survives", "does not survive"])
-    text = check_prose(findings.describe_answer(found, COUNTS, adjusted, RANKS, checks))
+    text = check_prose(findings.describe_family_answer(found, COUNTS, adjusted, RANKS, checks))
     assert text.startswith("Yes: families differ")
     assert SAID_PAIR in text
     assert "1 of 2 pairwise differences stays" in text
@@ -224,18 +224,22 @@ def test_the_answer_in_every_outcome():
     assert "Of 2 measures 1 tells" in text
     assert "(not shown for: MM-SHAP)" in text
     opposite = RANKS.assign(estimate=-0.6, low=-0.9, high=-0.2)
-    assert "goes against the accuracy lost" in findings.describe_answer(
+    assert "goes against the accuracy lost" in findings.describe_family_answer(
         found, COUNTS, adjusted, opposite, checks
     )
     few = COUNTS._replace(separating=3)
     unsure = RANKS.assign(low=-0.2)
-    text = check_prose(findings.describe_answer(found, few, adjusted[:0], unsure, checks[:0]))
+    text = check_prose(
+        findings.describe_family_answer(found, few, adjusted[:0], unsure, checks[:0])
+    )
     assert text.startswith("In places")
     assert "cannot be told apart from the family" in text
     assert "is not shown to go with the accuracy lost" in text
     assert "measures" not in text
     unknown = RANKS.assign(estimate=np.nan, low=np.nan, high=np.nan)
-    text = check_prose(findings.describe_answer(NONE_FOUND, COUNTS, adjusted, unknown, checks[:0]))
+    text = check_prose(
+        findings.describe_family_answer(NONE_FOUND, COUNTS, adjusted, unknown, checks[:0])
+    )
     assert text.startswith("None of 100 differences")
     assert "Spearman" not in text
 

@@ -8,13 +8,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 from handmade import make_run
 
-from helpers.report.headlines import read_table
-from helpers.report.literature import (
+from helpers.report.compare import (
     compare_with_literature,
     find_answer_type,
     find_own,
     say_incomparable,
 )
+from helpers.report.headlines import read_table
 from helpers.run.study import save_table
 
 
