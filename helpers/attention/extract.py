@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from helpers.attention.measures import attention_measures, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import vqa_accuracy
 from helpers.model.vilt import patch_grids
 
 MEASURES = {  # of `attention_measures`; name: type, axes after the question
@@ -183,16 +182,10 @@ def check_finite(
 
 def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]) -> pd.DataFrame:
     """What the data set says of these questions, with the model's answer and its accuracy."""
-    names = ("question_id", "image_id", "family", "question_type", "answers")
+    names = ("question_id", "image_id", "family", "question_type")
     given = encoded.questions.iloc[rows]
     table = given[[name for name in names if name in given]].reset_index(drop=True)
-    table["prediction"], table["accuracy"] = predictions, np.nan
-    if "answers" in table:
-        pairs = zip(predictions, table.pop("answers"), strict=True)
-        table["accuracy"] = [
-            vqa_accuracy(prediction, list(answers)) for prediction, answers in pairs
-        ]
-    return table
+    return table.assign(prediction=predictions, accuracy=encoded.score(predictions, rows))
 
 
 def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:

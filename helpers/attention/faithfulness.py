@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import vqa_accuracy
 from helpers.heads.roles import cover_box
 from helpers.model.vilt import forward_raster
 from helpers.stats.tests import bootstrap_mean, divide, interval_table
@@ -105,7 +104,8 @@ def perturbation_curves(
                         logits.gather(1, best)[:, 0].sigmoid().cpu()
                     )
                     labels[number, kind, rows, step] = logits.argmax(1).cpu()
-    accuracy = score_labels(labels, model.config.id2label, encoded, indices)
+    labels = np.moveaxis(labels, 2, 0)  # question first
+    accuracy = np.moveaxis(encoded.score(labels, indices, model.config.id2label), 0, 2)
     return Curves(list(orders), fractions, probability, accuracy)
 
 
@@ -135,21 +135,6 @@ def keep_patches(inputs: dict[str, Tensor], patches: Sequence[np.ndarray]) -> di
         1, where[..., None].expand(-1, -1, inputs["image_embeds"].shape[2])
     )
     return {**inputs, "image_embeds": embeds, "pixel_mask": mask}
-
-
-def score_labels(
-    labels: np.ndarray, names: Mapping[int, str], encoded: EncodedQuestions, indices
-) -> np.ndarray:
-    """VQA accuracy of each answer: labels (..., question, fraction) -> the same shape; NaN without answers."""
-    accuracy = np.full(labels.shape, np.nan)
-    if "answers" not in encoded.questions:
-        return accuracy
-    for row, index in enumerate(indices):
-        given = list(encoded.questions["answers"].iloc[index])
-        mine = labels[..., row, :]
-        scores = {label: vqa_accuracy(names[label], given) for label in np.unique(mine).tolist()}
-        accuracy[..., row, :] = np.vectorize(scores.get, otypes=[float])(mine)
-    return accuracy
 
 
 def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:

@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from helpers.attention.faithfulness import keep_patches
 from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import vqa_accuracy
 from helpers.model.vilt import forward_raster
 from helpers.stats.cluster_robust import MIN_GROUPS
 from helpers.stats.tests import Interval, divide, enough
@@ -92,7 +91,7 @@ def withheld_accuracy(
             )
     tables = [
         pd.DataFrame({"question": list(place), "condition": condition, "probability": probability[number],
-                      "accuracy": score_answers(labels[number], model.config.id2label, encoded, list(place))})
+                      "accuracy": encoded.score(labels[number], list(place), model.config.id2label)})
         for number, condition in enumerate(CONDITIONS)
     ]  # fmt: skip
     return pd.concat(tables, ignore_index=True)[
@@ -104,17 +103,6 @@ def check_mode(model: nn.Module) -> None:
     """ValueError for a model in train mode."""
     if model.training:
         raise ValueError("in train mode dropout blurs every answer: call model.eval() first.")
-
-
-def score_answers(
-    labels: np.ndarray, names: dict[int, str], encoded: EncodedQuestions, indices
-) -> np.ndarray:
-    """VQA accuracy of one answer to each question: labels (n,), -1 for none -> (n,); NaN without answers."""
-    if "answers" not in encoded.questions:
-        return np.full(len(labels), np.nan)
-    given = encoded.questions["answers"].iloc[indices]
-    return np.array([vqa_accuracy(names[label], list(own)) if label >= 0 else np.nan
-                     for label, own in zip(labels.tolist(), given, strict=True)])  # fmt: skip
 
 
 def lose_points(withheld: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ViltProcessor
 
 from helpers.data.pictures import Pictures, resize_image
-from helpers.data.vqa import soft_targets
+from helpers.data.vqa import score_answers, soft_targets
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +140,17 @@ class EncodedQuestions(torch.utils.data.Dataset):
     def _place_in_batches(self, index: int) -> tuple[int, int, int, int, int]:
         pixels, height, length = self.weigh(index)
         return pixels, height, self.image_of[index], length, index
+
+    def score(
+        self,
+        predictions: np.ndarray | Sequence[str],
+        indices: Sequence[int],
+        labels: Mapping[int, str] | None = None,
+    ) -> np.ndarray:
+        """`score_answers` of predictions (question, ...) for these questions; NaN without answers."""
+        if "answers" not in self.questions:
+            return np.full(np.shape(predictions), np.nan)
+        return score_answers(predictions, self.questions["answers"].iloc[list(indices)], labels)
 
     def shuffle_images(self, seed: int) -> "EncodedQuestions":
         """A copy in which each picture is shown with the questions of another: the language-only control.

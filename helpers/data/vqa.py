@@ -9,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from io import BytesIO
@@ -157,6 +157,32 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     compared, normalised = _comparable(answers)
     prediction = normalize_answer(prediction) if normalised else _clean_answer(prediction)
     return _leave_one_out(compared.count(prediction), len(compared))
+
+
+def score_answers(
+    predictions: np.ndarray | Sequence[str],
+    answers: Iterable[Sequence[str]],
+    labels: Mapping[int, str] | Sequence[str] | None = None,
+) -> np.ndarray:
+    """VQA accuracy of a model's answers: `score_answers(table["prediction"], table["answers"])`.
+
+    predictions: (question, ...) answers, or with labels their numbers, where -1 stands for none.
+    answers: each question's ten. labels: the answer of each number.
+    Returns float64 (question, ...) in [0, 1], NaN for no answer. Each distinct answer of a question
+    is scored once, so that many predictions a question cost little more than one.
+    """
+    predictions = np.asarray(predictions)
+    scores = np.full_like(predictions, np.nan, dtype=float)
+    for row, given in zip(range(len(predictions)), answers, strict=True):
+        of_question = predictions[row : row + 1].ravel().tolist()
+        score_of = {
+            prediction: vqa_accuracy(prediction if labels is None else labels[prediction], given)
+            if labels is None or prediction >= 0
+            else np.nan
+            for prediction in set(of_question)
+        }
+        scores[row] = np.reshape([score_of[p] for p in of_question], predictions.shape[1:])
+    return scores
 
 
 def soft_targets(answers: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:

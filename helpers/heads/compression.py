@@ -12,7 +12,7 @@ each.
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from helpers.attention.measures import attention_measures
 from helpers.attention.study_measures import choose_dtype, describe_inputs
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.data.vqa import vqa_accuracy
 from helpers.heads.importance import IMPORTANCE, importance_measures
 from helpers.heads.removal import Change, ablate_heads, count_heads, open_walk, vary_forward
 from helpers.model.finetune import load_finetuned, train_model
@@ -214,17 +213,6 @@ def answer_without(
                     given[place, columns] = forward_raster(model, inputs).logits.argmax(1).cpu()
             progress.update(len(numbers))
     return given
-
-
-def score_answers(
-    given: np.ndarray, answers: Iterable[Sequence[str]], labels: Sequence[str]
-) -> np.ndarray:
-    """VQA accuracy, in [0, 1], of answers' numbers (removal, question); answers: each question's ten."""
-    scores = np.zeros(given.shape)
-    for column, own in enumerate(answers):
-        for number in np.unique(given[:, column]):
-            scores[given[:, column] == number, column] = vqa_accuracy(labels[number], list(own))
-    return scores
 
 
 def tune_lighter(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import vqa_accuracy
+from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads
 from helpers.model.packed import PackedForward
 from helpers.stats.tests import bootstrap_by_group, correct_p, enough, test_mean
@@ -198,14 +198,9 @@ def score_removals(
     table: of `extract_attention` with REMOVALS. way: one of WAYS. answers: each question's ten; labels: of the answers'
     numbers. Below 0 the model does better without.
     """
-    given = getattr(table, f"{way}_answer")
-    lost = np.zeros(given.shape)
-    for row, own in enumerate(answers):
-        for number in np.unique(given[row]):
-            lost[row][given[row] == number] = table.questions["accuracy"].iloc[row] - vqa_accuracy(
-                labels[int(number)], list(own)
-            )
-    return 100 * lost
+    scores = score_answers(getattr(table, f"{way}_answer"), answers, labels)
+    intact = table.questions["accuracy"].to_numpy().reshape(-1, *[1] * (scores.ndim - 1))
+    return 100 * (intact - scores)
 
 
 def removal_effects(lost: np.ndarray, families, clusters, draws=1000, seed=0) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import load_pictures
-from helpers.data.vqa import build_vocabulary, vqa_accuracy
+from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.trainer import BucketSampler, EpochSetter, Patience, RasterTrainer, StepsBar
 from helpers.model.vilt import fused_attention, load_vilt, quiet_transformers
 from helpers.run.cache import (
@@ -303,7 +303,5 @@ def score_predictions(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFra
     ]
     table = dataset.select_columns([*columns, "multiple_choice_answer"]).to_pandas()
     table = table.merge(predictions, on="question_id", validate="one_to_one")
-    table["accuracy"] = [
-        vqa_accuracy(p, list(a)) for p, a in zip(table["prediction"], table["answers"], strict=True)
-    ]
+    table["accuracy"] = score_answers(table["prediction"], table["answers"])
     return table.drop(columns="answers")

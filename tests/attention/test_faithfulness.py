@@ -1,5 +1,6 @@
 """helpers/attention/faithfulness.py: a model whose answer hangs on one patch, known areas, and boxes by hand."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,7 @@ def needle(monkeypatch):
     monkeypatch.setattr(faithfulness, "forward_raster", answer)
     answers = pd.DataFrame({"answers": [["yes"] * 10, ["no"] * 10]})
     data = SimpleNamespace(questions=answers, batches=lambda *_: [([0, 1], None)])
+    data.score = partial(EncodedQuestions.score, data)
     return SimpleNamespace(
         training=False, config=SimpleNamespace(id2label={0: "yes", 1: "no"})
     ), data
@@ -105,6 +107,7 @@ def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypat
     data = SimpleNamespace(
         questions=pd.DataFrame({"question_id": [5]}), batches=lambda *_: [([0], None)]
     )
+    data.score = partial(EncodedQuestions.score, data)
     order = np.arange(15)
     curves = perturbation_curves(
         SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes"})),

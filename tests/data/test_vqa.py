@@ -25,6 +25,7 @@ from helpers.data.vqa import (
     question_family,
     question_type,
     read_vqa,
+    score_answers,
     soft_targets,
     split_by_image,
     stratified_subset,
@@ -233,6 +234,33 @@ def test_unanimous_answers_are_compared_as_they_are():
     assert vqa_accuracy("Dog", ["dog"] * 9 + ["cat"]) == 1
     assert vqa_accuracy(" dog\n", ["dog", "dog "] * 5) == 1  # cleaned, they are unanimous
     assert vqa_accuracy("a dog", ["dog"] * 9 + ["dog\t"]) == 0
+
+
+def test_scores_of_answers_by_hand():
+    answers = [["red"] * 10, ["yes"] * 2 + ["no"] * 8]
+    numbers = np.array([[1, 1, 0], [0, 2, -1]])  # (question, removal); -1: no answer
+    two_of_ten = vqa_accuracy("yes", answers[1])
+    assert 0 < two_of_ten < 1
+    scores = score_answers(numbers, answers, ["yes", "red", "no"])
+    np.testing.assert_array_equal(scores, [[1, 1, 0], [two_of_ten, 1, np.nan]])
+    np.testing.assert_array_equal(score_answers(["red", "yes"], answers), [1, two_of_ten])
+    with pytest.raises(ValueError, match="argument"):
+        score_answers(["red"], answers)
+
+
+@given(st.data())
+def test_scores_of_answers_equal_those_one_by_one(data):
+    shape = data.draw(st.sampled_from([(3,), (3, 2), (3, 2, 4)]))
+    answers = data.draw(st.lists(st.lists(WORDS, min_size=10, max_size=10), min_size=3, max_size=3))
+    flat = data.draw(st.lists(WORDS, min_size=24, max_size=24))
+    predictions = np.array(flat, dtype=object)[: np.prod(shape)].reshape(shape)
+    expected = [
+        [vqa_accuracy(prediction, answers[row]) for prediction in predictions[row : row + 1].flat]
+        for row in range(3)
+    ]
+    scores = score_answers(predictions, answers)
+    np.testing.assert_array_equal(scores, np.reshape(expected, shape))
+    np.testing.assert_array_equal(score_answers(predictions.T.copy().T, answers), scores)
 
 
 @pytest.mark.parametrize("answers", ["yes", []])

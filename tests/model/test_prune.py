@@ -17,7 +17,6 @@ from small import train_small
 from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.measures import attention_split
 from helpers.data import prepare
-from helpers.data.vqa import vqa_accuracy
 from helpers.heads import compression as lighten
 from helpers.heads.removal import ablate_heads, mean_contexts
 from helpers.model import finetune, prune
@@ -318,16 +317,6 @@ def test_answers_without_heads_and_layers(vilt, encoded):
     some = lighten.answer_without(model, encoded, removals, batch_size=2, indices=[7, 2, 4])
     np.testing.assert_array_equal(some, given[:, [7, 2, 4]])
     assert len(np.unique(given, axis=0)) > 1  # else this would compare nothing
-
-
-def test_scores_by_hand():
-    answers = [["red"] * 10, ["yes"] * 2 + ["no"] * 8]
-    scores = lighten.score_answers(
-        np.array([[1, 0], [1, 2], [0, 2]]), answers, ["yes", "red", "no"]
-    )
-    two_of_ten = vqa_accuracy("yes", answers[1])
-    np.testing.assert_allclose(scores, [[1, two_of_ten], [1, 1], [0, 1]])
-    assert 0 < two_of_ten < 1
 
 
 def test_losses_equal_those_of_cut_models(vilt, encoded):
