@@ -18,7 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_extract import make_batch, time_run
 
-from helpers.heads.removal import Change, ablate_heads, open_walk, vary_forward
+from helpers.heads.removal import (
+    Intervention,
+    ablate_heads,
+    forward_with_interventions,
+    pack_forward,
+)
 from helpers.model.vilt import forward_raster, load_vilt
 
 
@@ -31,15 +36,17 @@ def remove_stock(model, batch, heads) -> torch.Tensor:
     return torch.stack(logits)
 
 
-def list_changes(model, heads) -> list[Change]:
-    """The changes that put 0 in place of each head's context."""
+def list_interventions(model, heads) -> list[Intervention]:
+    """The interventions that put 0 in place of each head's z."""
     nothing = torch.zeros(1, 1, model.vilt.encoder.layer[0].attention.attention.attention_head_size)
-    return [Change(layer, slice(head, head + 1), nothing) for layer, head in heads]
+    return [Intervention(layer, slice(head, head + 1), nothing) for layer, head in heads]
 
 
 def remove_from_prefix(model, batch, heads) -> torch.Tensor:
     """The same in one packed walk, each from its own layer on."""
-    found = dict(vary_forward(open_walk(model, batch), list_changes(model, heads)))
+    found = dict(
+        forward_with_interventions(pack_forward(model, batch), list_interventions(model, heads))
+    )
     return torch.stack([found[row] for row in range(len(heads))])
 
 

@@ -1,15 +1,13 @@
 """Where a ViLT's heads look: exact measures of attention, with patches in raster order; words are pieces."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from helpers.model.packed import PackedForward, Tile
+from helpers.model.packed import Microbatch, PackedForward
+from helpers.model.trace import trace
 from helpers.model.vilt import embed_batch, forward_raster, patch_grids
 
 KEY_GROUPS = ("cls", "words", "sep", "img_cls", "patches")
@@ -160,41 +158,6 @@ def grid_distance(grids: Tensor, n_patches: int) -> Tensor:
     return torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-@contextmanager
-def observe_attention(model: nn.Module, visit: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Look at each layer's attention while the model runs.
-
-    with observe_attention(model, lambda layer, probabilities: ...):
-        forward_raster(model, batch)
-
-    visit gets probabilities (batch, head, query, key), ViLT's own softmax, and nothing keeps them after
-    it. The model must be eager and in eval mode; do not ask it for output_attentions as well.
-    """
-    if model.training:
-        raise ValueError("in train mode attention is seen after dropout: call model.eval() first.")
-    if model.config._attn_implementation != "eager":
-        used = model.config._attn_implementation
-        raise ValueError(f"with attention {used!r} ViLT does not mask padding: load it as 'eager'.")
-
-    def ask(module, args):
-        return (*args[:2], True)  # hidden states, mask, output_attentions
-
-    def hand_over(index, module, args, output):
-        visit(index, output[1])
-        return output[:1]
-
-    handles = []
-    try:
-        for index, layer in enumerate(getattr(model, "vilt", model).encoder.layer):
-            module = layer.attention.attention
-            handles.append(module.register_forward_pre_hook(ask))
-            handles.append(module.register_forward_hook(partial(hand_over, index)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class Prepared(NamedTuple):
     """A batch on the model's device, its pictures embedded; groups as `token_groups`, grids (batch, 2)."""
 
@@ -248,11 +211,11 @@ def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     layers = []
     for layer in PackedForward(model, inputs, groups):
-        tiles = [
-            average_queries(attention, tile.groups) @ tile.groups.float().mT[:, None]
-            for tile, attention in layer
+        splits = [
+            average_queries(attention, microbatch.groups) @ microbatch.groups.float().mT[:, None]
+            for microbatch, attention in layer
         ]
-        layers.append(torch.cat(tiles))
+        layers.append(torch.cat(splits))
     return torch.stack(layers, dim=1)
 
 
@@ -274,7 +237,7 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     check_heads(model)
     inputs, groups, grids = prepare_batch(model, batch)
     walk, layers = PackedForward(model, inputs, groups), []
-    gauges = [Gauge(tile, grids[tile.questions]) for tile in walk.tiles]
+    gauges = [Gauge(microbatch, grids[microbatch.questions]) for microbatch in walk.microbatches]
     for layer in walk:
         norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[
             0
@@ -287,22 +250,25 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
 
 
 class Gauge:
-    """Reads the measures off a tile's attention, layer after layer; what does not change is worked out once."""
+    """Reads the measures off a microbatch's attention, layer after layer; what does not change is worked out once."""
 
-    def __init__(self, tile: Tile, grids: Tensor):
-        n_text, n_tokens = tile.n_text, tile.groups.shape[2]
+    def __init__(self, microbatch: Microbatch, grids: Tensor):
+        n_text, n_tokens = microbatch.n_text, microbatch.groups.shape[2]
         self.text, self.image = slice(0, n_text), slice(n_text + 1, n_tokens)
-        self.words, self.patches = tile.groups[:, 1, self.text], tile.groups[:, 4, self.image]
+        self.words, self.patches = (
+            microbatch.groups[:, 1, self.text],
+            microbatch.groups[:, 4, self.image],
+        )
         self.word_steps = grid_distance(
             grids.new_tensor([[1, n_text]]), n_text
         )  # words stand in one row
         self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
-        self.keys = tile.groups.float().mT  # (question, token, 5)
-        self.weights = query_weights(tile.groups)
-        self.scale = 1 / tile.groups.any(1).sum(1).log()[:, None, None]
+        self.keys = microbatch.groups.float().mT  # (question, token, 5)
+        self.weights = query_weights(microbatch.groups)
+        self.scale = 1 / microbatch.groups.any(1).sum(1).log()[:, None, None]
         self.means = []  # of each layer over heads: (question, query, key)
 
-    def read(self, tile: Tile, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
+    def read(self, microbatch: Microbatch, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
         """Measures of one layer: attention (question, head, query, key); norms (head, packed token)."""
         rows = self.weights[:, None] @ attention  # (question, head, 5, key)
         mass, asked = rows @ self.keys[:, None], rows[:, :, QUERY_INDEX]
@@ -318,7 +284,7 @@ class Gauge:
                 attention[..., self.image, self.image], self.patch_steps, self.patches
             ),
             "top_patch": best.masked_fill(asked[..., 0].isnan(), -1),
-            "value_norm": (asked * tile.take(norms.T[..., None]).mT) @ self.keys[:, None],
+            "value_norm": (asked * microbatch.gather(norms.T[..., None]).mT) @ self.keys[:, None],
             "flow": mass.mean(1),
         }
 
@@ -359,9 +325,9 @@ def attention_maps(model: nn.Module, batch: dict[str, Tensor], tokenizer=None) -
     either, words are named by their ids.
     """
     inputs, groups, grids = prepare_batch(model, batch)
-    layers = []
-    with observe_attention(model, lambda layer, probabilities: layers.append(probabilities)):
+    with trace(model, read=["pattern"]) as seen:
         forward_raster(model, inputs)
+    layers = seen["pattern"]
     check_masking(layers[0], groups)
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     maps = []

@@ -22,11 +22,11 @@ from helpers.attention.measures import (
     QuestionMaps,
     attention_maps,
     average_queries,
-    observe_attention,
     prepare_batch,
     propagate_rollout,
     value_norms,
 )
+from helpers.model.trace import trace
 from helpers.model.vilt import forward_raster
 
 HEAD_METHODS = ("attention", "value-weighted", "gradient-weighted")
@@ -99,20 +99,12 @@ def explain(
     None: what it answers; ValueError where it has no such answer. The model's parameters get no gradient.
     """
     prepared = prepare_batch(model, batch)
-    norms, hooks = [], []
-    for layer in model.vilt.encoder.layer:
-        module = layer.attention
-
-        def see_values(_, __, values, module=module):
-            heads = values.unflatten(-1, (-1, module.attention.attention_head_size)).transpose(1, 2)
-            norms.append(value_norms(heads.detach(), module.output.dense.weight.detach()))
-
-        hooks.append(module.attention.value.register_forward_hook(see_values))
-    try:
+    with trace(model, read=["value"]) as seen:
         _, gradients, logits = differentiate(model, prepared, answers)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    norms = [
+        value_norms(values.detach().transpose(1, 2), layer.attention.output.dense.weight.detach())
+        for values, layer in zip(seen["value"], model.vilt.encoder.layer, strict=True)
+    ]
     maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids}, tokenizer)
     chosen = choose_answers(model, logits, answers)
     found = []
@@ -152,7 +144,6 @@ def differentiate(
 
     One backward pass of the sum of the questions' logits: questions do not meet, so each gets its own gradient.
     """
-    layers = []
     inputs = {
         **prepared.inputs,
         "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_(),
@@ -163,16 +154,16 @@ def differentiate(
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
-            with observe_attention(
-                model, lambda layer, probabilities: layers.append(probabilities)
-            ):
+            with trace(model, read=["pattern"]) as seen:
                 logits = forward_raster(model, inputs).logits
             chosen = choose_answers(model, logits, answers)
-            gradients = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), layers)
+            gradients = torch.autograd.grad(
+                logits.gather(1, chosen[:, None]).sum(), seen["pattern"]
+            )
     finally:
         for parameter in learnt:
             parameter.requires_grad_()
-    return [layer.detach() for layer in layers], list(gradients), logits.detach()
+    return [layer.detach() for layer in seen["pattern"]], list(gradients), logits.detach()
 
 
 def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

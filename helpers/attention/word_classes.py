@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.attention.measures import IMAGE, prepare_batch, query_weights
-from helpers.model.packed import PackedForward, Tile
+from helpers.model.packed import Microbatch, PackedForward
 
 CLASSES = ("question word", "colour word", "noun", "other content", "function word", "punctuation")
 READERS = ("cls", "patches")  # of `word_read`
@@ -139,7 +139,7 @@ def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     )
     walk, layers = PackedForward(model, inputs, groups), []
     for layer in walk:
-        found = [read_classes(tile, attention, members) for tile, attention in layer]
+        found = [read_classes(microbatch, attention, members) for microbatch, attention in layer]
         layers.append([torch.cat(parts) for parts in zip(*found, strict=True)])
     looked, read = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
     places = torch.arange(members.shape[2], device=members.device, dtype=torch.float32)
@@ -151,12 +151,16 @@ def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     }
 
 
-def read_classes(tile: Tile, attention: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """A tile's word_image and word_read in one layer; attention: (question, head, query, key)."""
-    weights = query_weights(members[tile.questions, :, : tile.n_text])[
+def read_classes(
+    microbatch: Microbatch, attention: Tensor, members: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A microbatch's word_image and word_read in one layer; attention: (question, head, query, key)."""
+    weights = query_weights(members[microbatch.questions, :, : microbatch.n_text])[
         :, None
     ]  # (question, 1, class, text)
-    image = tile.groups[:, IMAGE].any(1).float()[:, None, :, None]
-    readers = query_weights(tile.groups[:, READER_INDEX])[:, None]  # (question, 1, reader, token)
-    looked = weights @ (attention[:, :, : tile.n_text] @ image)
-    return looked[..., 0], readers @ attention[..., : tile.n_text] @ weights.mT
+    image = microbatch.groups[:, IMAGE].any(1).float()[:, None, :, None]
+    readers = query_weights(microbatch.groups[:, READER_INDEX])[
+        :, None
+    ]  # (question, 1, reader, token)
+    looked = weights @ (attention[:, :, : microbatch.n_text] @ image)
+    return looked[..., 0], readers @ attention[..., : microbatch.n_text] @ weights.mT

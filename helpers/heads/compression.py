@@ -32,9 +32,16 @@ from helpers.attention.study_measures import choose_dtype, describe_inputs
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.heads.importance import IMPORTANCE, importance_measures
-from helpers.heads.removal import Change, ablate_heads, count_heads, open_walk, vary_forward
+from helpers.heads.removal import (
+    Intervention,
+    ablate_heads,
+    count_heads,
+    forward_with_interventions,
+    pack_forward,
+)
 from helpers.model.finetune import load_finetuned, train_model
-from helpers.model.prune import prune_model, skip_layers
+from helpers.model.prune import prune_model
+from helpers.model.trace import trace
 from helpers.model.vilt import embed_batch, forward_raster, fused_attention, quiet_transformers
 from helpers.run.cache import make_once, read_fingerprint, source_digest, write_atomic
 from helpers.run.study import Study
@@ -59,30 +66,30 @@ def removal_losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     """How much the loss on each question rises without each head and each whole layer: below 0 it falls.
 
     Loss: binary cross-entropy with the soft targets, batch["labels"], summed over answers, which is what the
-    model was trained on. Returns head_loss (question, layer, head), its context put to 0; layer_loss
+    model was trained on. Returns head_loss (question, layer, head), its z put to 0; layer_loss
     (question, layer); logits, intact.
     """
     labels, counts = batch["labels"].to(model.device), count_heads(model)
     size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
     nothing = torch.zeros(1, 1, size, device=model.device)
-    changes = [
-        Change(at, slice(h, h + 1), nothing) for at, n in enumerate(counts) for h in range(n)
+    interventions = [
+        Intervention(at, slice(h, h + 1), nothing) for at, n in enumerate(counts) for h in range(n)
     ]
-    changes += [Change(at, slice(None), None) for at in range(len(counts))]
-    rises = torch.zeros(len(labels), len(changes), device=model.device)
-    walk = open_walk(model, batch)
+    interventions += [Intervention(at, slice(None), None) for at in range(len(counts))]
+    rises = torch.zeros(len(labels), len(interventions), device=model.device)
+    forward = pack_forward(model, batch)
 
     def measure_loss(logits: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(1)
 
-    for row, logits in vary_forward(walk, changes):
+    for row, logits in forward_with_interventions(forward, interventions):
         rises[:, row] = measure_loss(logits)
-    rises -= measure_loss(walk.logits)[:, None]
+    rises -= measure_loss(forward.logits)[:, None]
     heads, layers = rises.split([sum(counts), len(counts)], dim=1)
     return {
         "head_loss": heads.unflatten(1, (len(counts), -1)),
         "layer_loss": layers,
-        "logits": walk.logits,
+        "logits": forward.logits,
     }
 
 
@@ -209,7 +216,7 @@ def answer_without(
             inputs = {**text, "image_embeds": embeds, "pixel_mask": mask}
             columns = [places[number] for number in numbers]
             for place, (heads, layers) in enumerate(removals):
-                with ablate_heads(model, heads), skip_layers(model, layers):
+                with ablate_heads(model, heads), trace(model, skip=layers):
                     given[place, columns] = forward_raster(model, inputs).logits.argmax(1).cpu()
             progress.update(len(numbers))
     return given

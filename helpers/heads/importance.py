@@ -1,8 +1,5 @@
 """How much the loss hangs on each head, by gradients: one backward pass for all heads, where removal takes one each."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -12,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from helpers.attention.measures import prepare_batch
+from helpers.model.trace import trace
 from helpers.model.vilt import forward_raster
 from helpers.stats.tests import divide, rank_correlation
 
@@ -23,7 +21,7 @@ IMPORTANCE = {
 def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """How much the loss on each question of a batch hangs on each head: importance (question, layer, head), at least 0.
 
-    |dL / dg| at g = 1, where g scales the head's context (Michel, Levy and Neubig 2019, "Are sixteen heads really better
+    |dL / dg| at g = 1, where g scales the head's z (Michel, Levy and Neubig 2019, "Are sixteen heads really better
     than one?", equation 2). L: binary cross-entropy with the soft targets, batch["labels"], summed over answers. logits:
     (question, answer). ValueError without labels: give EncodedQuestions the model's answers.
     """
@@ -34,27 +32,15 @@ def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str,
     prepared, config = prepare_batch(model, batch), model.config
     shape = (config.num_hidden_layers, len(batch["labels"]), config.num_attention_heads)
     gates = torch.ones(shape, device=model.device, dtype=model.dtype, requires_grad=True)
-    with gate_heads(model, gates), torch.enable_grad():
+
+    def scale(layer: int, z: Tensor) -> Tensor:
+        return z * gates[layer][:, None, :, None]
+
+    with trace(model, edit={"z": scale}), torch.enable_grad():
         logits = forward_raster(model, prepared.inputs).logits
         loss = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits), reduction="sum")
         (slope,) = torch.autograd.grad(loss, gates)
     return {"importance": slope.abs().transpose(0, 1), "logits": logits.detach()}
-
-
-@contextmanager
-def gate_heads(model: nn.Module, gates: Tensor) -> Iterator[None]:
-    """Multiply each head's output by its gate while the block runs: gates (layer, question, head)."""
-
-    def scale(layer, _, args):
-        context = args[0].unflatten(-1, (gates.shape[2], -1))
-        return ((context * gates[layer][:, None, :, None]).flatten(-2),)
-
-    with ExitStack() as stack:
-        for index, layer in enumerate(model.vilt.encoder.layer):
-            stack.enter_context(
-                layer.attention.output.dense.register_forward_pre_hook(partial(scale, index))
-            )
-        yield
 
 
 def normalise_by_layer(importance: np.ndarray) -> np.ndarray:

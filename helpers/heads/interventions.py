@@ -13,7 +13,7 @@ from helpers.attention.study_measures import choose_dtype, describe_inputs
 from helpers.data import prepare
 from helpers.heads.importance import IMPORTANCE, importance_measures
 from helpers.heads.patching import find_pairs, patch_heads
-from helpers.heads.removal import REMOVALS, mean_contexts, removal_measures
+from helpers.heads.removal import REMOVALS, mean_z, removal_measures
 from helpers.run.cache import make_once, source_digest
 from helpers.run.study import Study
 
@@ -39,7 +39,7 @@ def measure_removals(
 
     def remove(folder) -> None:
         used = model if model.dtype == lower else copy.deepcopy(model).to(lower)
-        means = mean_contexts(used, encoded, study.extract_batch_size)
+        means = mean_z(used, encoded, study.extract_batch_size)
         extract_attention(
             used, encoded, folder, *sizes, (0, 1), partial(removal_measures, means=means), REMOVALS
         )
@@ -65,7 +65,7 @@ def measure_removals(
 def measure_patching(
     study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, table: AttentionTable
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hand each head's context from one question to another in the same words, about another image; done once.
+    """Hand each head's z from one question to another in the same words, about another image; done once.
 
     table: the attention of all validation questions, whose answers say which pairs `patching.find_pairs` finds. At most
     `ablation_questions` pairs, drawn with the study's seed. Kept in run_dir/patching/pairs.npz. Returns pairs (pair, 2)

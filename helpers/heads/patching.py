@@ -1,7 +1,7 @@
 """Which heads carry an answer from one image to another? Activation patching between questions in the same words.
 
 pairs = find_pairs(encoded, predictions, right)
-moved, whole = patch_parts(model, encoded, pairs, every_head(model))
+moved, whole = patch_heads(model, encoded, pairs)
 moved.sum(1) / whole.sum()      # share of the change that each head carries
 """
 
@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from helpers.data.encode import EncodedQuestions
-from helpers.heads.removal import Change, open_walk, read_contexts, vary_forward
+from helpers.heads.removal import (
+    Intervention,
+    forward_with_interventions,
+    pack_forward,
+    read_z,
+)
 from helpers.stats.tests import divide
 
 
@@ -52,7 +57,7 @@ def patch_heads(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much of the change of answer does each head carry? Activation patching between questions in the same words.
 
-    The target's forward pass is run with one head's context taken from the source's, at every token (Vig et al. 2020,
+    The target's forward pass is run with one head's z taken from the source's, at every token (Vig et al. 2020,
     "Causal mediation analysis for interpreting neural NLP"; Wang et al. 2023, "Interpretability in the wild"). With D =
     logit of the source's answer - logit of the target's answer, returns moved (pair, layer, head): D patched - D target,
     and whole (pair,): D source - D target. moved / whole is 0 where a head carries nothing, 1 where it carries everything;
@@ -65,16 +70,18 @@ def patch_heads(
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         source, target = (
-            open_walk(model, encoded.collate([encoded[pairs[number][side]] for number in numbers]))
+            pack_forward(
+                model, encoded.collate([encoded[pairs[number][side]] for number in numbers])
+            )
             for side in (0, 1)
         )
-        contexts = read_contexts(source)
-        changes = [
-            Change(layer, slice(head, head + 1), contexts[layer][:, head : head + 1])
+        zs = read_z(source)
+        interventions = [
+            Intervention(layer, slice(head, head + 1), zs[layer][:, head : head + 1])
             for layer, head in places
         ]
-        found = list(vary_forward(target, changes))
-        answers = [walk.logits.argmax(1) for walk in (source, target)]
+        found = list(forward_with_interventions(target, interventions))
+        answers = [forward.logits.argmax(1) for forward in (source, target)]
         base = subtract_answers(target.logits, *answers)
         whole[numbers] = (subtract_answers(source.logits, *answers) - base).cpu()
         for row, logits in found:

@@ -1,6 +1,6 @@
 """What the model loses without a head or a layer.
 
-    measure = partial(removal_measures, means=mean_contexts(model, encoded))
+    measure = partial(removal_measures, means=mean_z(model, encoded))
     extract_attention(model, encoded, folder, batch_size, shard_size, measure=measure, layout=REMOVALS)
     lost = score_removals(read_attention(folder), "zero", answers, model.config.id2label)
     effects = removal_effects(lost, families, images)
@@ -10,8 +10,7 @@ What comes before a part is the same with and without it, so it is computed once
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads
 from helpers.model.packed import PackedForward
+from helpers.model.trace import trace
 from helpers.stats.tests import bootstrap_by_group, correct_p, enough, test_mean
 
 HEAD_AXES, LAYER_AXES = ("layer", "head"), ("layer",)
@@ -40,16 +40,22 @@ REMOVALS = {  # of `removal_measures`; name: type, axes after the question
 }
 
 
-class Change(NamedTuple):
+class Intervention(NamedTuple):
     """What one variant of a forward pass does otherwise.
 
-    context: put in place of the context of these heads of the layer, (valid tokens, or 1 for all; heads; d_head); None:
-    the layer is left out, feed-forward part included, and its residual stream stays as it was.
+    z: put in place of these heads' z in the layer, (valid tokens, or 1 for all; heads; d_head), of the
+    last layer (questions or 1; heads; d_head). None: the layer is left out, feed-forward part included.
     """
 
     layer: int
     heads: slice
-    context: Tensor | None
+    z: Tensor | None
+
+    def edit(self, layer: int, z: Tensor) -> Tensor:
+        """The z of a layer with this intervention, for `trace`."""
+        z = z.clone()
+        z[..., self.heads, :] = self.z.to(z)
+        return z
 
 
 def count_heads(model: nn.Module) -> list[int]:
@@ -57,107 +63,106 @@ def count_heads(model: nn.Module) -> list[int]:
     return [layer.attention.attention.num_attention_heads for layer in model.vilt.encoder.layer]
 
 
-@contextmanager
 def ablate_heads(
-    model, heads: Sequence[tuple[int, int]], mode="zero", means=None
-) -> Iterator[None]:
-    """Silence heads while the block runs, several at once; the hooks leave with it.
+    model: nn.Module,
+    heads: Sequence[tuple[int, int]],
+    mode: str = "zero",
+    means: Tensor | None = None,
+) -> AbstractContextManager:
+    """Silence heads while the block runs, several at once.
 
     with ablate_heads(model, [(3, 7), (5, 0)]):
         forward_raster(model, batch)
 
-    heads: (layer, head). mode "zero" puts 0 in place of a head's output (its slice of the context that the
-    layer's output projection reads), "mean" puts means[layer, head], from `mean_contexts`.
+    heads: (layer, head). mode "zero" puts 0 in place of a head's z (its output before the layer's
+    projection), "mean" puts means[layer, head], from `mean_z`.
     """
     if mode not in ("zero", "mean") or (mode == "mean") != (means is not None):
         raise ValueError(
-            f"mode {mode!r}: use 'zero' without means, or 'mean' with means=mean_contexts(...)"
+            f"mode {mode!r}: use 'zero' without means, or 'mean' with means=mean_z(...)"
         )
-    layers, counts, chosen = model.vilt.encoder.layer, count_heads(model), defaultdict(list)
+    counts, chosen = count_heads(model), defaultdict(list)
     for layer, head in heads:
-        if not (0 <= layer < len(layers) and 0 <= head < counts[layer]):
+        if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
             raise ValueError(
                 f"L{layer}H{head} is not in this model: it has {counts} heads in its layers"
             )
         chosen[layer].append(head)
 
-    def silence(layer, _, args):
-        context = args[0].unflatten(-1, (counts[layer], -1)).clone()  # (batch, token, head, d_head)
-        context[..., chosen[layer], :] = (
-            0 if means is None else means[layer, chosen[layer]].to(context)
-        )
-        return (context.flatten(-2),)
+    def silence(layer: int, z: Tensor) -> Tensor:
+        z = z.clone()
+        z[..., chosen[layer], :] = 0 if means is None else means[layer, chosen[layer]].to(z)
+        return z
 
-    with ExitStack() as stack:
-        for layer in chosen:
-            projection = layers[layer].attention.output.dense
-            stack.enter_context(projection.register_forward_pre_hook(partial(silence, layer)))
-        yield
+    return trace(model, edit={"z": silence}, layers=chosen)
 
 
 @torch.no_grad()
-def mean_contexts(model, encoded: EncodedQuestions, batch_size=64, indices=None) -> Tensor:
+def mean_z(
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    batch_size: int = 64,
+    indices: Sequence[int] | None = None,
+) -> Tensor:
     """Each head's mean output over the tokens at which it is read: (layers, heads, d_head), on the CPU.
 
-    These are all tokens (not padding) of the questions, and in the last layer each question's [CLS] alone: a mean over
-    its patches would be what the answer never sees.
+    These are all tokens (not padding) of the questions, and in the last layer each question's [CLS]
+    alone, as in `PackedForward`: a mean over its patches would be what the answer never sees.
     """
-    sums, seen = 0, 0
+    sums, seen_tokens = 0, 0
     for _, batch in encoded.batches(batch_size, indices):
-        walk = open_walk(model, batch)
-        contexts = read_contexts(walk)
-        contexts[-1] = contexts[-1][walk.first]
-        sums = sums + torch.stack([context.double().sum(0).cpu() for context in contexts])
-        seen = seen + torch.tensor([len(context) for context in contexts])
-    return (sums / seen[:, None, None]).float()
+        zs = read_z(pack_forward(model, batch))
+        sums = sums + torch.stack([z.double().sum(0).cpu() for z in zs])
+        seen_tokens = seen_tokens + torch.tensor([len(z) for z in zs])
+    return (sums / seen_tokens[:, None, None]).float()
 
 
-def read_contexts(walk: PackedForward) -> list[Tensor]:
-    """What each layer's heads say at each token, before the output projection: [(valid tokens, head, d_head)]."""
-    contexts = []
-    for layer in walk:
-        for _ in layer:
-            pass  # walking it to its end makes the context
-        contexts.append(layer.context)
-    return contexts
+def read_z(forward: PackedForward) -> list[Tensor]:
+    """Run a packed pass: the z of each layer, (valid tokens, head, d_head), [CLS] alone in the last."""
+    with trace(forward.model, read=["z"]) as seen:
+        forward.run()
+    return seen["z"]
 
 
-def open_walk(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
-    """A forward pass over a batch, to be walked layer by layer."""
+def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
+    """A packed forward pass over a batch."""
     prepared = prepare_batch(model, batch)
     return PackedForward(model, prepared.inputs, prepared.groups)
 
 
-def vary_forward(walk: PackedForward, changes: Sequence[Change]) -> Iterator[tuple[int, Tensor]]:
-    """Walk a batch once and yield (row of changes, logits (question, answer)) of each variant as it is reached.
+def forward_with_interventions(
+    forward: PackedForward, interventions: Sequence[Intervention]
+) -> Iterator[tuple[int, Tensor]]:
+    """Run a packed pass once and yield (row of interventions, logits (question, answer)) as reached.
 
-    Each variant costs only what comes after its change; `walk.logits`, in the end, are those without any.
+    Each variant costs only what comes after its intervention. `forward.logits`, in the end, are
+    those without any.
     """
-    for index, layer in enumerate(walk):
-        for _ in layer:
-            pass
-        for row, change in enumerate(changes):
-            if change.layer != index:
+    for index, layer in enumerate(forward):
+        z = layer.run()
+        for row, intervention in enumerate(interventions):
+            if intervention.layer != index:
                 continue
-            context = None
-            if change.context is not None:
-                context = layer.context.clone()
-                context[:, change.heads] = change.context.to(context)
-            yield row, walk.finish(index, context)
+            if intervention.z is None:
+                logits = forward.resume(index + 1)
+            else:
+                with trace(forward.model, edit={"z": intervention.edit}, layers=[index]):
+                    logits = forward.resume(index, z)
+            yield row, logits
 
 
-def list_removals(model: nn.Module, means: Tensor) -> dict[tuple, Change]:
-    """The changes that take away each head in two ways, and each layer in two: (way, layer[, head]) -> Change."""
-    changes = {}
+def list_removals(model: nn.Module, means: Tensor) -> dict[tuple, Intervention]:
+    """Each head removed in two ways, and each layer in two: (way, layer[, head]) -> Intervention."""
+    interventions = {}
     for layer, count in enumerate(count_heads(model)):
         nothing = torch.zeros_like(means[layer])[None]  # (1, head, d_head)
-        for way, context in (("zero", nothing), ("mean", means[layer][None])):
+        for way, z in (("zero", nothing), ("mean", means[layer][None])):
             for head in range(count):
                 own = slice(head, head + 1)
-                changes[way, layer, head] = Change(layer, own, context[:, own])
-        changes["attention", layer] = Change(layer, slice(None), nothing)
-        changes["layer", layer] = Change(layer, slice(None), None)
-    return changes
+                interventions[way, layer, head] = Intervention(layer, own, z[:, own])
+        interventions["attention", layer] = Intervention(layer, slice(None), nothing)
+        interventions["layer", layer] = Intervention(layer, slice(None), None)
+    return interventions
 
 
 @torch.no_grad()
@@ -166,23 +171,23 @@ def removal_measures(
 ) -> dict[str, Tensor]:
     """The answers to a batch without each head and each layer in turn; see REMOVALS for the layout.
 
-    Ways: "zero" puts 0 in place of a head's context, "mean" its mean (means, of `mean_contexts`);
+    Ways: "zero" puts 0 in place of a head's z, "mean" its mean (means, of `mean_z`);
     "attention" puts 0 for all heads of a layer, "layer" leaves the layer out, feed-forward part included.
     <way>_answer: number of the answer. <way>_probability, and probability intact: sigmoid of the logit of the answer that
     the intact model gives, which moves before the answer does. logits: intact, (question, answer).
     """
-    walk, changes = open_walk(model, batch), list_removals(model, means)
-    found = list(vary_forward(walk, list(changes.values())))
-    best, size = walk.logits.argmax(1, keepdim=True), len(walk.logits)
+    forward, interventions = pack_forward(model, batch), list_removals(model, means)
+    found = list(forward_with_interventions(forward, list(interventions.values())))
+    best, size = forward.logits.argmax(1, keepdim=True), len(forward.logits)
     shape = (len(means), means.shape[1])
     kept = {
-        "logits": walk.logits,
-        "probability": walk.logits.float().gather(1, best)[:, 0].sigmoid(),
+        "logits": forward.logits,
+        "probability": forward.logits.float().gather(1, best)[:, 0].sigmoid(),
     }
     for way, axes in WAYS.items():
         kept[f"{way}_answer"] = best.new_zeros(size, *shape[: len(axes)])
         kept[f"{way}_probability"] = torch.zeros_like(kept[f"{way}_answer"], dtype=torch.float32)
-    names = list(changes)
+    names = list(interventions)
     for row, logits in found:
         way, *place = names[row]
         kept[f"{way}_answer"][:, *place] = logits.argmax(1)

@@ -4,15 +4,14 @@
     lighter.save_pretrained(folder)         # its shape stands in config.json
     lighter, processor = load_vilt(folder)  # in any later process
 
-Before any further training the answers are those of `ablate.ablate_heads` with zero in place of the heads.
+Before any further training the answers are those of `heads.ablate_heads` with zero in place of the heads.
 Such a model answers questions. `attention_split` wants as many heads in every layer, and tables of attention
 (`extract_attention`) a model of which only whole layers were left out.
 """
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -131,20 +130,6 @@ def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Ten
             name = f"{prefix}{places[int(number)]}.{rest}"
         weights[name] = weight
     return weights
-
-
-@contextmanager
-def skip_layers(model: nn.Module, layers: Sequence[int]) -> Iterator[None]:
-    """Leave whole layers out while the block runs, without a copy: for scoring many choices."""
-    whole = model.vilt.encoder.layer
-    kept = [layer for index, layer in enumerate(whole) if index not in set(layers)]
-    if not kept:
-        raise ValueError(f"all {len(whole)} layers are left out: keep one at least.")
-    model.vilt.encoder.layer = nn.ModuleList(kept)
-    try:
-        yield
-    finally:
-        model.vilt.encoder.layer = whole
 
 
 def count_parameters(model: nn.Module) -> int:

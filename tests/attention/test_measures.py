@@ -1,6 +1,5 @@
 """helpers/attention/measures.py against transformers' own attentions with their random patch order undone."""
 
-import weakref
 from itertools import pairwise, product
 
 import numpy as np
@@ -21,7 +20,6 @@ from helpers.attention.measures import (
     excess_image_share,
     image_share,
     mean_distance,
-    observe_attention,
     per_token_lift,
     prepare_batch,
     rollout,
@@ -509,31 +507,7 @@ class TestMaps:
         assert attention_maps(model, batch, processor.tokenizer)[0].tokens == first.tokens
 
 
-class TestObserving:
-    def test_no_layer_is_kept(self, model, batch):
-        seen = []
-
-        def visit(layer, probabilities):
-            assert layer == len(seen)
-            assert all(reference() is None for reference in seen)
-            seen.append(weakref.ref(probabilities))
-
-        with torch.no_grad(), observe_attention(model, visit):
-            forward_raster(model, batch)
-        assert len(seen) == 4
-
-    def test_hooks_leave_with_the_block(self, model, batch):
-        with torch.no_grad():
-            before = model(**batch, output_attentions=True)
-            with pytest.raises(KeyError), observe_attention(model, lambda *_: {}["missing"]):
-                forward_raster(model, batch)
-            after = model(**batch, output_attentions=True)
-        assert len(after.attentions) == len(before.attentions) == 4
-        for layer in model.vilt.encoder.layer:
-            module = layer.attention.attention
-            assert not module._forward_hooks
-            assert not module._forward_pre_hooks
-
+class TestRefusals:
     @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
     def test_training_is_refused(self, model, batch, measure):
         model.train()

@@ -41,7 +41,7 @@ def test_removals_of_the_questions_drawn(study, given):
     drawn = data.select(
         [data["question_id"].index(number) for number in removals.questions["question_id"]]
     )
-    means = ablate.mean_contexts(model, prepare.encode(study, drawn, processor))
+    means = ablate.mean_z(model, prepare.encode(study, drawn, processor))
     alone = ablate.removal_measures(model, next(batch)[1], means)
     np.testing.assert_allclose(
         removals.mean_probability[3], alone["mean_probability"][0], atol=1e-4

@@ -57,7 +57,7 @@ def test_ablation_equals_an_edited_model(vilt, encoded, chosen, mode):
 
 
 @torch.no_grad()
-def test_mean_contexts_equal_a_walk_over_single_questions(vilt, encoded):
+def test_mean_z_equal_a_walk_over_single_questions(vilt, encoded):
     model = vilt[0]
     contexts = [[] for _ in model.vilt.encoder.layer]
     with pytest.MonkeyPatch.context() as patch:
@@ -74,9 +74,9 @@ def test_mean_contexts_equal_a_walk_over_single_questions(vilt, encoded):
     contexts[-1] = [kept[:1] for kept in contexts[-1]]  # of the last layer only [CLS] is read
     expected = torch.stack([torch.cat(kept).mean(0).reshape(4, 16) for kept in contexts])
     torch.testing.assert_close(
-        ablate.mean_contexts(model, encoded, batch_size=5), expected, atol=1e-5, rtol=1e-4
+        ablate.mean_z(model, encoded, batch_size=5), expected, atol=1e-5, rtol=1e-4
     )
-    some = ablate.mean_contexts(model, encoded, indices=[0])
+    some = ablate.mean_z(model, encoded, indices=[0])
     torch.testing.assert_close(
         some, torch.stack([kept[0].mean(0).reshape(4, 16) for kept in contexts])
     )
@@ -95,7 +95,7 @@ def test_hooks_leave_after_an_error(vilt):
     ([(4, 0)], "zero", None, "L4H0 is not in this model"),
     ([(0, 1), (0, 4)], "zero", None, "L0H4 is not in this model"),
     ([(0, -1)], "zero", None, "L0H-1 is not in this model"),
-    ([(0, 0)], "mean", None, "means=mean_contexts"),
+    ([(0, 0)], "mean", None, "means=mean_z"),
     ([(0, 0)], "half", None, "'half'"),
 ])  # fmt: skip
 def test_impossible_ablations_are_refused(vilt, chosen, mode, means, says):
@@ -128,7 +128,7 @@ def measured(vilt, encoded, tmp_path_factory):
     """A model with varied answers, its mean contexts, and the table of its removals."""
     model = vary_answers(vilt[0], encoded)
     assert predict(model, encoded)["prediction"].nunique() > 2
-    means, folder = ablate.mean_contexts(model, encoded), tmp_path_factory.mktemp("removals")
+    means, folder = ablate.mean_z(model, encoded), tmp_path_factory.mktemp("removals")
     measure = partial(ablate.removal_measures, means=means)
     extract_attention(model, encoded, folder, 3, 5, measure=measure, layout=ablate.REMOVALS)
     return model, means, read_attention(folder)

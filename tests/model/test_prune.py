@@ -18,8 +18,9 @@ from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.measures import attention_split
 from helpers.data import prepare
 from helpers.heads import compression as lighten
-from helpers.heads.removal import ablate_heads, mean_contexts
+from helpers.heads.removal import ablate_heads, mean_z
 from helpers.model import finetune, prune
+from helpers.model.trace import trace
 from helpers.model.vilt import forward_raster, fused_attention, load_vilt, predict
 from helpers.stats.tests import bootstrap_mean
 
@@ -50,7 +51,7 @@ def logits_of(model, encoded):
 def test_cutting_equals_silencing(vilt, encoded, heads, layers):
     model = vilt[0]
     lighter = prune.prune_model(model, heads, layers)
-    with ablate_heads(model, heads), prune.skip_layers(model, layers):
+    with ablate_heads(model, heads), trace(model, skip=layers):
         silenced = logits_of(model, encoded)
     torch.testing.assert_close(logits_of(lighter, encoded), silenced, **CLOSE)
     if heads or layers:
@@ -130,20 +131,6 @@ def test_a_second_cut_counts_in_the_model_as_it_is(vilt, encoded):
     torch.testing.assert_close(silenced, logits_of(prune.prune_model(model, [(2, 0), (2, 1), (3, 1)], [1]), encoded), **CLOSE)  # fmt: skip
 
 
-def test_skipped_layers_come_back_after_an_error(vilt):
-    model = vilt[0]
-    with prune.skip_layers(model, [0, 2]):
-        assert len(model.vilt.encoder.layer) == 2
-    with pytest.raises(KeyError), prune.skip_layers(model, [0, 2]):
-        raise KeyError
-    assert len(model.vilt.encoder.layer) == 4
-    with (
-        pytest.raises(ValueError, match="all 4 layers are left out"),
-        prune.skip_layers(model, range(4)),
-    ):
-        pass
-
-
 def test_attention_of_a_lighter_model_with_equal_layers(vilt, encoded):
     """One head less in each layer: what is left attends as before in the first, which reads the same input."""
     model = vilt[0]
@@ -152,7 +139,7 @@ def test_attention_of_a_lighter_model_with_equal_layers(vilt, encoded):
     before, after = attention_split(model, batch), attention_split(lighter, batch)
     assert after.shape == (2, 4, 3, 3, 5)
     torch.testing.assert_close(after[:, 0], before[:, 0, [0, 2, 3]], **CLOSE)
-    assert mean_contexts(lighter, encoded).shape == (4, 3, 16)
+    assert mean_z(lighter, encoded).shape == (4, 3, 16)
 
 
 def test_attention_tables_of_a_model_with_fewer_layers(vilt, encoded, tmp_path):

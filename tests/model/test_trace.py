@@ -1,0 +1,142 @@
+"""Traces read, edit, skip and stop what they say, against transformers' own outputs."""
+
+import pytest
+import torch
+from attention.test_measures import GRIDS, LENGTHS, make_batch
+
+from helpers.attention.measures import attention_split, prepare_batch
+from helpers.model.packed import PackedForward
+from helpers.model.trace import SITES, trace
+from helpers.model.vilt import forward_raster, fused_attention, load_vilt
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_vilt("fresh-small", answers=["yes", "no", "red"])[0].requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch(GRIDS, LENGTHS)
+
+
+def pack(model, batch):
+    inputs, groups, _ = prepare_batch(model, batch)
+    return PackedForward(model, inputs, groups), groups
+
+
+def count_hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_what_is_read_is_what_transformers_returns(model, batch):
+    with trace(model, read=SITES) as seen:
+        output = forward_raster(model, batch, output_attentions=True, output_hidden_states=True)
+    for layer in range(4):
+        assert torch.equal(seen["pattern"][layer], output.attentions[layer])
+        assert torch.equal(seen["layer"][layer], output.hidden_states[layer + 1])
+        mixed = seen["pattern"][layer] @ seen["value"][layer].transpose(1, 2)
+        torch.testing.assert_close(seen["z"][layer].transpose(1, 2), mixed)
+    assert count_hooks(model) == 0
+
+
+def test_the_packed_pass_shows_the_same_z_and_values(model, batch):
+    with trace(model, read=["value", "z"]) as stock:
+        logits = forward_raster(model, batch).logits
+    forward, groups = pack(model, batch)
+    with trace(model, read=["value", "z"]) as packed:
+        torch.testing.assert_close(forward.run(), logits, rtol=2e-6, atol=2e-6)
+    valid = groups.any(1)
+    for layer in range(4):
+        rows = forward.cls_rows if layer == 3 else slice(None)  # of the last layer [CLS] alone
+        torch.testing.assert_close(packed["z"][layer], stock["z"][layer][valid][rows])
+        torch.testing.assert_close(packed["value"][layer], stock["value"][layer][valid])
+
+
+@pytest.mark.parametrize("layers", [None, [1], []])
+def test_an_edit_acts_where_it_is_told_to(model, batch, layers):
+    def silence(layer, z):
+        return torch.zeros_like(z) if layer in (1, 3) else z
+
+    edited = {1, 3} & set(range(4) if layers is None else layers)
+    intact = forward_raster(model, batch).logits
+    with trace(model, ["z"], {"z": silence}, layers) as seen:
+        found, (forward, _) = forward_raster(model, batch).logits, pack(model, batch)
+        torch.testing.assert_close(forward.run(), found, rtol=2e-6, atol=2e-6)
+    assert {layer for layer, z in enumerate(seen["z"]) if z is not None and not z.any()} == edited
+    assert torch.equal(found, intact) != bool(edited)
+
+
+def test_a_pattern_can_be_edited(model, batch):
+    """Every query sees itself alone: z is its own value."""
+
+    def isolate(layer, pattern):
+        return torch.eye(pattern.shape[-1]).expand_as(pattern)
+
+    with trace(model, ["z", "value"], {"pattern": isolate}) as seen:
+        forward_raster(model, batch)
+    torch.testing.assert_close(seen["z"], seen["value"])
+
+
+def test_a_skipped_layer_is_one_that_adds_nothing(model, batch):
+    kept = {}
+
+    def keep(layer, hidden):
+        kept[layer] = kept[0] if layer == 1 else hidden
+        return kept[layer]
+
+    with trace(model, edit={"layer": keep}):
+        expected = forward_raster(model, batch).logits
+    with trace(model, ["z"], skip=[1]) as seen:
+        assert torch.equal(forward_raster(model, batch).logits, expected)
+        torch.testing.assert_close(pack(model, batch)[0].run(), expected, rtol=2e-6, atol=2e-6)
+    assert [z is None for z in seen["z"]] == [False, True, False, False]
+    assert len(model.vilt.encoder.layer) == 4
+
+
+def test_a_pass_resumes_in_the_middle(model, batch):
+    forward, _ = pack(model, batch)
+    for number, layer in enumerate(forward):
+        z = layer.run()
+        resumed = [forward.resume(number, z), forward.resume(number)]
+        with trace(model, skip=[number]):
+            shorter = pack(model, batch)[0].run()
+        torch.testing.assert_close(forward.resume(number + 1), shorter)
+    for logits in resumed:
+        torch.testing.assert_close(logits, forward.logits)
+
+
+def test_a_pass_stops_where_it_is_told_to(model, batch):
+    for run in (lambda: forward_raster(model, batch), lambda: pack(model, batch)[0].run()):
+        after = []
+        with trace(model, ["value"]), trace(model, ["z"], stop_after=("z", 2)) as seen:
+            run()
+            after.append("not reached")
+        assert [z is None for z in seen["z"]] == [False, False, False, True]
+        assert not after
+        assert count_hooks(model) == 0
+
+
+def test_hooks_leave_after_an_error(model, batch):
+    with pytest.raises(KeyError), trace(model, SITES, {"z": lambda *_: {}["missing"]}, skip=[3]):
+        forward_raster(model, batch)
+    assert count_hooks(model) == 0
+    assert len(model.vilt.encoder.layer) == 4
+
+
+def test_a_trace_that_would_show_nothing_is_refused(model, batch):
+    def refuse(match, *args, **kwargs):
+        with pytest.raises(ValueError, match=match), trace(model, *args, **kwargs):
+            attention_split(model, batch)
+
+    refuse("unknown site 'head'", ["head"])
+    refuse("all 4 layers are left out", skip=range(4))
+    refuse("trace it at 'value' and 'z'", ["pattern"])
+    refuse("trace it at 'value' and 'z'", stop_after=("layer", 1))
+    with fused_attention(model):
+        refuse("fused attention holds no pattern", ["pattern"])
+    model.train()
+    refuse("after dropout: call model.eval", ["pattern"])
+    model.eval().config._attn_implementation = "sdpa"
+    refuse("load it as 'eager'", ["pattern"])
+    model.config._attn_implementation = "eager"
