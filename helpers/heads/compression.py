@@ -1,12 +1,12 @@
-"""Which heads and layers a model can spare: measured on training questions, tried on validation questions.
+"""Which heads and layers can go: ranked on training questions, judged on validation questions.
 
-    losses, gradients, attention = measure_spare(study, model, processor, data["train"])
-    order = order_heads(losses.head_loss.mean(0))                     # first what is missed least
-    given = answer_without(model, encoded, [(order[:k], []) for k in steps], 64)
-    folder = tune_lighter(study, "heads", (order[:8], []), data, watched)   # cut for good, and trained on
+    losses, gradients, attention = measure_importance_on_train(study, model, processor, train)
+    order = order_heads(losses.head_loss.mean(0))                  # the least important head first
+    answers = predict_without(model, encoded, [(order[:k], []) for k in counts], 64)
+    folder = prune_and_finetune(study, "heads", (order[:8], []), data, selection_rows)
 
-Silencing equals cutting (`prune_model`) to rounding, so that orders are compared without a copy of the model
-each.
+Silencing heads gives the logits of a pruned model (`prune_model`) to rounding, so orders are
+compared without a copy of the model for each.
 """
 
 import copy
@@ -25,6 +25,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
+from transformers import ViltProcessor
 
 from helpers.attention.extract import MEASURES, AttentionTable, extract_attention, read_attention
 from helpers.attention.measures import attention_measures
@@ -47,50 +48,55 @@ from helpers.run.cache import make_once, read_fingerprint, source_digest, write_
 from helpers.run.study import Study
 from helpers.stats.tests import Interval, bootstrap_mean
 
-LOSSES = {  # of `removal_losses`; name: type, axes after the question
+LOSS_INCREASES = {  # of `loss_increases`; name: type, axes after the question
     "head_loss": ("float32", ("layer", "head")),
     "layer_loss": ("float32", ("layer",)),
 }
-RATE = 0.3  # of the learning rate: at the full one a trained model forgets more than a short training mends
 SPLIT = {"split": MEASURES["split"]}
-Removal = tuple[Sequence[tuple[int, int]], Sequence[int]]  # heads (layer, head), and whole layers
+# at the full learning rate a trained model forgets more than a short training restores
+LEARNING_RATE_FACTOR = 0.3
+Head = tuple[int, int]  # layer, head
+Removal = tuple[Sequence[Head], Sequence[int]]  # heads, and whole layers
 
 
-def name_labels(model: nn.Module) -> list[str]:
+def list_answers(model: nn.Module) -> list[str]:
     """The model's answers in the order of its logits."""
     return [model.config.id2label[number] for number in range(model.config.num_labels)]
 
 
-@torch.no_grad()
-def removal_losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How much the loss on each question rises without each head and each whole layer: below 0 it falls.
+# ------------------------------------------------------------------------------------- importance
 
-    Loss: binary cross-entropy with the soft targets, batch["labels"], summed over answers, which is what the
-    model was trained on. Returns head_loss (question, layer, head), its z put to 0; layer_loss
-    (question, layer); logits, intact.
+
+@torch.no_grad()
+def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How much the loss on each question rises without each head and each whole layer.
+
+    Loss: binary cross-entropy with the soft targets, batch["labels"], summed over answers, which
+    the model was trained on. Returns head_loss (question, layer, head), with 0 in place of the
+    head's z; layer_loss (question, layer); logits, intact (question, answer). Below 0 the
+    loss falls.
     """
     labels, counts = batch["labels"].to(model.device), count_heads(model)
     size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
-    nothing = torch.zeros(1, 1, size, device=model.device)
+    zero = torch.zeros(1, 1, size, device=model.device)
     interventions = [
-        Intervention(at, slice(h, h + 1), nothing) for at, n in enumerate(counts) for h in range(n)
+        Intervention(layer, slice(head, head + 1), zero)
+        for layer, count in enumerate(counts)
+        for head in range(count)
     ]
-    interventions += [Intervention(at, slice(None), None) for at in range(len(counts))]
-    rises = torch.zeros(len(labels), len(interventions), device=model.device)
+    interventions += [Intervention(layer, slice(None), None) for layer in range(len(counts))]
+    losses = torch.zeros(len(labels), len(interventions), device=model.device)
     forward = pack_forward(model, batch)
 
     def measure_loss(logits: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(1)
 
     for row, logits in forward_with_interventions(forward, interventions):
-        rises[:, row] = measure_loss(logits)
-    rises -= measure_loss(forward.logits)[:, None]
-    heads, layers = rises.split([sum(counts), len(counts)], dim=1)
-    return {
-        "head_loss": heads.unflatten(1, (len(counts), -1)),
-        "layer_loss": layers,
-        "logits": forward.logits,
-    }
+        losses[:, row] = measure_loss(logits)
+    losses -= measure_loss(forward.logits)[:, None]
+    heads, layers = losses.split([sum(counts), len(counts)], dim=1)
+    heads = heads.unflatten(1, (len(counts), -1))
+    return {"head_loss": heads, "layer_loss": layers, "logits": forward.logits}
 
 
 def lower_copy(study: Study, model: nn.Module) -> nn.Module:
@@ -99,24 +105,25 @@ def lower_copy(study: Study, model: nn.Module) -> nn.Module:
     return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
-def measure_spare(
-    study: Study, model: nn.Module, processor, data: Dataset
+def measure_importance_on_train(
+    study: Study, model: nn.Module, processor: ViltProcessor, train: Dataset
 ) -> tuple[AttentionTable, AttentionTable, AttentionTable]:
-    """What training questions say of each head and layer: loss without it, gradient, attention; done once.
+    """Measure the importance of each head and layer in three ways on training questions; once.
 
-    On `ablation_questions` of data (the training questions, so that none that a lighter model is judged by
-    has a say in what is cut), drawn with the study's seed. Kept in shards in run_dir/spare_losses (LOSSES),
-    spare_gradients (`importance.IMPORTANCE`) and spare_attention (split); a killed run continues.
+    On `ablation_questions` of the training questions, drawn with the study's seed, so that no
+    validation question decides what is removed. Returns the increase of the loss without each
+    (LOSS_INCREASES), the gradient (`importance.IMPORTANCE`) and the attention split, kept in shards
+    in run_dir/spare_losses, spare_gradients and spare_attention; a killed run continues.
     """
-    count = min(study.ablation_questions, len(data))
-    chosen = np.sort(np.random.default_rng(study.seed).permutation(len(data))[:count])
-    encoded = encode(study, data.select(chosen), processor, name_labels(model))
+    count = min(study.ablation_questions, len(train))
+    chosen = np.sort(np.random.default_rng(study.seed).permutation(len(train))[:count])
+    encoded = encode(study, train.select(chosen), processor, list_answers(model))
     lower = lower_copy(study, model)
     own = study.settings("seed", "ablation_questions", "precision")
     depends = describe_inputs(study, **own, used=source_digest("helpers/heads"))
     tables = []
     for name, used, measure, layout in (
-        ("spare_losses", lower, removal_losses, LOSSES),
+        ("spare_losses", lower, loss_increases, LOSS_INCREASES),
         ("spare_gradients", model, importance_measures, IMPORTANCE),
         ("spare_attention", lower, attention_measures, SPLIT),
     ):
@@ -130,107 +137,115 @@ def _extract(model, encoded, sizes, measure, layout, folder: Path) -> None:
     extract_attention(model, encoded, folder, *sizes, (0, 1), measure, layout)
 
 
-def order_heads(importance: np.ndarray) -> list[tuple[int, int]]:
-    """Heads (layer, head) in the order of removal: the least important first; importance: (layer, head).
+# --------------------------------------------------------------------------------- removal orders
 
-    Each layer's most important head is left out, as a layer without heads is no layer. NaN (nothing hangs on
-    the head) goes first; of equals, the first.
+
+def order_heads(importance: np.ndarray) -> list[Head]:
+    """Heads in the order of removal, the least important first; importance: (layer, head).
+
+    Each layer's most important head is left out, because a layer needs a head. NaN (the answer does
+    not depend on the head) goes first; of equals, the first.
     """
     filled = np.where(np.isnan(importance), -np.inf, importance)
     kept = set(enumerate(filled.argmax(1).tolist()))
     flat = np.argsort(filled, axis=None, kind="stable")
-    cells = zip(*(axis.tolist() for axis in np.unravel_index(flat, filled.shape)), strict=True)
-    return [cell for cell in cells if cell not in kept]
+    heads = zip(*(axis.tolist() for axis in np.unravel_index(flat, filled.shape)), strict=True)
+    return [head for head in heads if head not in kept]
 
 
-def random_orders(
-    n_layers: int, n_heads: int, draws: int, seed: int
-) -> list[list[tuple[int, int]]]:
-    """So many orders of removal by chance alone."""
+def sample_orders(n_layers: int, n_heads: int, n_orders: int, seed: int) -> list[list[Head]]:
+    """Random orders of removal, the baseline that an order of `order_heads` must beat."""
     generator = np.random.default_rng(seed)
-    return [order_heads(generator.random((n_layers, n_heads))) for _ in range(draws)]
+    return [order_heads(generator.random((n_layers, n_heads))) for _ in range(n_orders)]
 
 
-def average_draws(values: np.ndarray) -> Interval:
-    """Mean over random draws with a 95 % t interval over them: another set of draws would differ.
+def average_over_orders(accuracy: np.ndarray) -> Interval:
+    """Mean over random orders with a 95 % t interval over them.
 
-    values: (draw, ...), each the mean over questions of one draw. Fields of shape (...); n: draws; low and
-    high are NaN of a single one. The questions are the same in all draws: their own sampling is not in the
-    interval.
+    accuracy: (order, ...), each the mean over questions of one random order. Fields of shape (...);
+    n: orders. low and high are NaN of a single order. All orders answer the same questions, whose
+    own sampling is not in the interval.
     """
-    draws, mean = len(values), np.mean(values, axis=0)
+    n_orders, mean = len(accuracy), np.mean(accuracy, axis=0)
     half = np.full(mean.shape, np.nan)
-    if draws > 1:
-        half = stats.t.ppf(0.975, draws - 1) * np.std(values, axis=0, ddof=1) / np.sqrt(draws)
-    n = np.full(mean.shape, draws)
+    if n_orders > 1:
+        se = np.std(accuracy, axis=0, ddof=1) / np.sqrt(n_orders)
+        half = stats.t.ppf(0.975, n_orders - 1) * se
+    n = np.full(mean.shape, n_orders)
     return Interval(mean, mean - half, mean + half, n, n)
 
 
-def average_lead(gaps: np.ndarray, clusters, draws: int = 1000, seed: int = 0) -> Interval:
-    """Mean lead of one order over random ones: its 95 % interval covers other draws and other images alike.
+def average_lead(
+    leads: np.ndarray, clusters: np.ndarray, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """Mean lead of one order over random ones, with a 95 % interval over orders and over images.
 
-    gaps: (random order, question), points by which the order is ahead of that one. The distances to the estimate
-    of the two intervals, `average_draws` and a bootstrap over images (clusters), add up as squares (Zou and
-    Donner 2008). NaN limits with a single random order. n: random orders; n_clusters: images.
+    leads: (random order, question), points by which the order is ahead of that one. The distances
+    from the mean to the limits of the two intervals, that of `average_over_orders` and a bootstrap
+    over images (clusters), add up as squares (Zou and Donner 2008). The limits are NaN with a
+    single random order. n: random orders; n_clusters: images.
     """
-    by_draw, by_image = (
-        average_draws(gaps.mean(1)),
-        bootstrap_mean(gaps.mean(0), clusters, draws, seed),
-    )
-    mean = by_draw.estimate
-    low, high = (
-        np.hypot(getattr(by_draw, side) - mean, getattr(by_image, side) - mean)
-        for side in ("low", "high")
-    )
-    return Interval(mean, mean - low, mean + high, by_draw.n, by_image.n_clusters)
+    over_orders = average_over_orders(leads.mean(1))
+    over_images = bootstrap_mean(leads.mean(0), clusters, draws, seed)
+    mean = over_orders.estimate
+    low = np.hypot(over_orders.low - mean, over_images.low - mean)
+    high = np.hypot(over_orders.high - mean, over_images.high - mean)
+    return Interval(mean, mean - low, mean + high, over_orders.n, over_images.n_clusters)
 
 
-def choose_steps(n: int, most: int = 10) -> list[int]:
-    """How many of n heads to remove at each point of a curve: from 1 to n, evenly, at most so many points."""
-    return np.unique(np.linspace(0, n, min(n, most) + 1).round().astype(int))[1:].tolist()
+def choose_counts(n: int, n_points: int = 10) -> list[int]:
+    """How many of n heads to remove at each point of a curve: evenly up to n, at most n_points."""
+    points = min(n, n_points) + 1
+    return np.unique(np.linspace(0, n, points).round().astype(int))[1:].tolist()
+
+
+# ------------------------------------------------------------------------- answers without heads
 
 
 @torch.no_grad()
-def answer_without(
+def predict_without(
     model: nn.Module,
     encoded: EncodedQuestions,
     removals: Sequence[Removal],
     batch_size: int = 64,
-    indices=None,
+    rows: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """The number of the answer to each question without these heads and layers: (removal, question).
+    """Number of the answer to each question without these heads and layers: (question, removal).
 
-    removals: of heads and layers each, all silenced together ([], [] for the intact model). indices: some of
-    the questions. A batch's pictures are embedded once for all.
+    removals: heads and layers that are silenced together, ([], []) for the intact model. rows: some
+    of the questions. A batch's pictures are embedded once for all removals.
     """
-    rows = np.arange(len(encoded)) if indices is None else np.asarray(indices)
-    places = {row: place for place, row in enumerate(rows.tolist())}
-    given = np.zeros((len(removals), len(rows)), dtype=int)
-    with (
-        fused_attention(model),
-        tqdm(total=len(rows), desc="removals", unit="question") as progress,
-    ):
-        for numbers, batch in encoded.batches(batch_size, rows):
+    rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
+    place_of = {row: place for place, row in enumerate(rows.tolist())}
+    predicted = np.zeros((len(rows), len(removals)), dtype=int)
+    progress = tqdm(total=len(rows), desc="removals", unit="question")
+    with fused_attention(model), progress:
+        for batch_rows, batch in encoded.batches(batch_size, rows):
             embeds, mask = embed_batch(model, batch)
             text = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
             inputs = {**text, "image_embeds": embeds, "pixel_mask": mask}
-            columns = [places[number] for number in numbers]
-            for place, (heads, layers) in enumerate(removals):
+            places = [place_of[row] for row in batch_rows]
+            for number, (heads, layers) in enumerate(removals):
                 with ablate_heads(model, heads), trace(model, skip=layers):
-                    given[place, columns] = forward_raster(model, inputs).logits.argmax(1).cpu()
-            progress.update(len(numbers))
-    return given
+                    logits = forward_raster(model, inputs).logits
+                predicted[places, number] = logits.argmax(1).cpu()
+            progress.update(len(batch_rows))
+    return predicted
 
 
-def tune_lighter(
-    study: Study, name: str, removal: Removal, data: DatasetDict, watched: Sequence[int]
+# --------------------------------------------------------------------------------- smaller models
+
+
+def prune_and_finetune(
+    study: Study, name: str, removal: Removal, data: DatasetDict, selection_rows: Sequence[int]
 ) -> Path:
-    """Cut heads and layers out of the fine-tuned model for good and train what is left on; done once.
+    """Prune heads and layers of the fine-tuned model and fine-tune the rest; once.
 
-    For `prune_epochs` passes over the training questions, at RATE times `learning_rate` throughout (the
-    answer head is no longer new), as `finetune.finetune` trains; a killed training continues. watched: rows
-    of the validation questions whose accuracy says which weights are kept and when to stop; those that the
-    model is judged by should not be among them. Returns run_dir/light_<name>, which `load_vilt` loads.
+    For `prune_epochs` passes over the training questions, at LEARNING_RATE_FACTOR times
+    `learning_rate` throughout (the answer head is no longer new), as `finetune.finetune` trains; a
+    killed training continues. selection_rows: validation questions whose accuracy selects the
+    checkpoint and stops the training; they should hold none of the questions that the model is
+    tested on. Returns run_dir/light_<name>, which `load_vilt` loads.
     """
     heads, layers = ([*map(tuple, removal[0])], [*removal[1]])
     names = ("seed", "prune_epochs", "batch_size", "learning_rate", "precision", "patience")
@@ -238,40 +253,40 @@ def tune_lighter(
         **study.settings(*names),
         "heads": heads,
         "layers": layers,
-        "watched": [int(row) for row in watched],
+        "watched": [int(row) for row in selection_rows],
         "model": read_fingerprint(study.run_dir / "model"),
         "dataset": read_fingerprint(study.run_dir / "dataset"),
         "code": source_digest("helpers/data", "helpers/model", "helpers/heads"),
     }
-    rate = RATE * study.learning_rate
+    rate = LEARNING_RATE_FACTOR * study.learning_rate
     shorter = replace(study, epochs=study.prune_epochs, learning_rate=rate, head_learning_rate=rate)
 
-    def load():
+    def load() -> tuple[nn.Module, EncodedQuestions, EncodedQuestions]:
         model, processor = load_finetuned(study)
-        parts = (data["train"], data["validation"].select(watched))
-        encoded = (encode(study, part, processor, name_labels(model)) for part in parts)
+        parts = (data["train"], data["validation"].select(selection_rows))
+        encoded = (encode(study, part, processor, list_answers(model)) for part in parts)
         return prune_model(model, heads, layers), *encoded
 
-    return make_once(
-        study.folder() / f"light_{name}", lambda folder: train_model(shorter, load, folder), depends
-    )
+    folder = study.folder() / f"light_{name}"
+    return make_once(folder, lambda part: train_model(shorter, load, part), depends)
 
 
-def choose_lightest(candidates: pd.DataFrame, tolerance: float) -> str:
-    """The model with the fewest parameters that loses at most `tolerance` points; the whole one if none does.
+def select_smallest(candidates: pd.DataFrame, tolerance: float) -> str:
+    """The model with the fewest parameters that loses at most `tolerance` points of accuracy.
 
-    candidates: columns model (its name), parameters, difference (points of accuracy against the whole model,
-    below 0 where it loses; NaN: not enough questions to tell); the whole model comes first.
+    candidates: columns model (its name), parameters, difference (points of accuracy against the
+    whole model, below 0 where it loses; NaN: not enough questions to tell). The whole model comes
+    first, and is selected where no other is within the tolerance.
     """
-    fit = candidates[candidates["difference"] >= -tolerance]
-    fit = fit if len(fit) else candidates.iloc[:1]
-    return fit.sort_values("parameters", kind="stable")["model"].iloc[0]
+    within = candidates[candidates["difference"] >= -tolerance]
+    within = within if len(within) else candidates.iloc[:1]
+    return within.sort_values("parameters", kind="stable")["model"].iloc[0]
 
 
-def keep_light(study: Study, model: nn.Module, processor, name: str) -> Path:
-    """Save the chosen model and its processor in run_dir/model_light, which `load_vilt` loads; done once.
+def save_selected(study: Study, model: nn.Module, processor: ViltProcessor, name: str) -> Path:
+    """Save the selected model and its processor in run_dir/model_light; once.
 
-    name: what it is called in the run's tables; kept in chosen.json.
+    name: what it is called in the run's tables; kept in chosen.json. `load_vilt` loads the folder.
     """
     digest = hashlib.sha256()
     for weight in model.state_dict().values():
@@ -284,10 +299,6 @@ def keep_light(study: Study, model: nn.Module, processor, name: str) -> Path:
             processor.save_pretrained(folder)
         write_atomic(folder / "chosen.json", json.dumps({"model": name, **shape}, indent=1))
 
-    depends = {
-        "model": name,
-        **shape,
-        "weights": digest.hexdigest(),
-        "code": source_digest("helpers/heads"),
-    }
+    code = source_digest("helpers/heads")
+    depends = {"model": name, **shape, "weights": digest.hexdigest(), "code": code}
     return make_once(study.folder() / "model_light", save, depends)

@@ -31,12 +31,17 @@ ROLES = {  # role: (its queries, what a score of 0 means, what 1 means); below 0
     "image->text reader": (("patches",), UNIFORM, "patches attend to the text only"),
     "[CLS] reader of words": (("cls",), UNIFORM, "[CLS] attends to words only"),
     "[CLS] reader of patches": (("cls",), UNIFORM, "[CLS] attends to patches only"),
-    "text local": (("words",), "they look as far as by chance, or not at words", "at the word itself"),
-    "text global": (("words",), "words as by chance, or near ones only", "words only, far as chance"),
-    "patch local": (("patches",), "they look as far as by chance, or not at patches", "at the patch itself"),
-    "patch global": (("patches",), "patches as by chance, or near ones only", "patches only, far as chance"),
+    "text local": (("words",),
+                   "they look as far as by chance, or not at words", "at the word itself"),
+    "text global": (("words",),
+                    "words as by chance, or near ones only", "words only, far as chance"),
+    "patch local": (("patches",),
+                    "they look as far as by chance, or not at patches", "at the patch itself"),
+    "patch global": (("patches",),
+                     "patches as by chance, or near ones only", "patches only, far as chance"),
     "sink": (("words", "patches"), UNIFORM, "attends to [CLS], [SEP] and the image's CLS only"),
-    "grounding": (("cls", "words"), "top patch in the box as often as by chance", "always in the box"),
+    "grounding": (("cls", "words"),
+                  "top patch in the box as often as by chance", "always in the box"),
 }  # fmt: skip
 
 

@@ -1,0 +1,224 @@
+"""Compression: orders of removal, answers and losses against pruned models, steps done once."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import ANSWERS, encode_noise, train_small
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from helpers.data import prepare
+from helpers.heads import compression
+from helpers.model import finetune, prune
+from helpers.model.vilt import forward_raster, load_vilt, predict
+from helpers.stats.tests import bootstrap_mean
+
+# ------------------------------------------------------------------------------- removal orders
+
+
+def test_order_by_hand():
+    importance = np.array([[0.5, 0.1, 0.9], [0.2, np.nan, 0.15]])
+    order = [(1, 1), (0, 1), (1, 2), (0, 0)]  # L0H2 and L1H0 stay
+    assert compression.order_heads(importance) == order
+    assert compression.order_heads(np.zeros((2, 2))) == [(0, 1), (1, 1)]
+    assert compression.order_heads(np.full((1, 2), np.nan)) == [(0, 1)]
+    assert compression.order_heads(np.ones((3, 1))) == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 6), st.integers(0, 1000))
+def test_every_order_leaves_one_head_a_layer(n_layers, n_heads, seed):
+    orders = compression.sample_orders(n_layers, n_heads, 3, seed)
+    for order in orders:
+        assert len(set(order)) == len(order)
+        layers = [layer for layer, _ in order]
+        assert sorted(layers) == sorted([*range(n_layers)] * (n_heads - 1))
+    assert orders == compression.sample_orders(n_layers, n_heads, 3, seed)
+
+
+def test_average_over_orders_by_hand():
+    """Orders of 10, 12 and 14: standard error 2 / sqrt(3), t of two degrees of freedom 4.3027."""
+    found = compression.average_over_orders(np.array([[10.0, 5], [12, 5], [14, 5]]))
+    half = 4.3027 * 2 / np.sqrt(3)
+    np.testing.assert_allclose(found.estimate, [12, 5])
+    np.testing.assert_allclose(found.low, [12 - half, 5], rtol=1e-4)
+    np.testing.assert_allclose(found.high, [12 + half, 5], rtol=1e-4)
+    single = compression.average_over_orders(np.array([[3.0]]))
+    assert single.estimate == 3
+    assert np.isnan(single.low)
+
+
+def test_a_lead_over_random_orders_covers_orders_and_images():
+    """Alike in all questions: the interval over orders. Alike in all orders: that over images."""
+    images, generator = np.arange(40) // 2, np.random.default_rng(0)
+    by_order, by_question = np.array([[10.0], [12], [14]]), generator.normal(size=(1, 40))
+    flat = np.zeros((3, 40))
+    one = compression.average_lead(by_order + flat, images)
+    np.testing.assert_allclose(one[:3], compression.average_over_orders(by_order[:, 0])[:3])
+    two = compression.average_lead(by_question + flat, images, 500, 1)
+    np.testing.assert_allclose(two[:3], bootstrap_mean(by_question[0], images, 500, 1)[:3])
+    both = compression.average_lead(by_order + by_question, images, 500, 1)
+    for side in ("low", "high"):
+        lengths = [abs(getattr(found, side) - found.estimate) for found in (one, two, both)]
+        assert lengths[2] == pytest.approx(np.hypot(*lengths[:2]))
+    assert (both.n, both.n_clusters) == (3, 20)
+    single = compression.average_lead(by_question, images)
+    assert np.isnan([single.low, single.high]).all()
+
+
+def test_a_random_order_seldom_leads_the_others():
+    """With few questions the interval over orders alone would claim a lead far too often."""
+    generator, images = np.random.default_rng(5), np.arange(20)
+    false_leads = over_orders_alone = 0
+    for _ in range(200):
+        accuracy = (generator.random((6, 20)) < 0.4) * 100.0  # no order differs from another
+        leads = accuracy[0] - accuracy[1:]
+        found = compression.average_lead(leads, images, 200)
+        false_leads += found.low > 0 or found.high < 0
+        alone = compression.average_over_orders(leads.mean(1))
+        over_orders_alone += alone.low > 0 or alone.high < 0
+    assert false_leads <= 0.08 * 200
+    assert over_orders_alone > 0.2 * 200
+
+
+def test_counts_are_even_and_end_with_all():
+    assert compression.choose_counts(4) == [1, 2, 3, 4]
+    assert compression.choose_counts(132, 4) == [33, 66, 99, 132]
+    assert len(compression.choose_counts(132)) == 10
+    assert compression.choose_counts(1) == [1]
+    assert compression.choose_counts(0) == []
+
+
+def test_the_smallest_model_within_the_tolerance_is_selected():
+    table = pd.DataFrame(
+        [("whole", 100, 0.0), ("a", 90, -0.4), ("b", 60, -1.0), ("c", 40, -1.1), ("d", 60, 2.0)],
+        columns=["model", "parameters", "difference"],
+    )
+    assert compression.select_smallest(table, 1.0) == "b"  # of equals the first
+    assert compression.select_smallest(table, 0.5) == "d"
+    assert compression.select_smallest(table, 1.2) == "c"
+    assert compression.select_smallest(table.iloc[[0, 3]], 0.5) == "whole"
+    assert compression.select_smallest(table.assign(difference=np.nan), 1.0) == "whole"
+
+
+# --------------------------------------------------------------------- answers and losses without
+
+
+def test_predictions_equal_those_of_pruned_models(vilt, encoded):
+    model = vilt[0]
+    removals = [([], []), ([(0, 0), (2, 1)], []), ([], [1, 3]), ([(0, 0)], [2])]
+    predicted = compression.predict_without(model, encoded, removals, batch_size=5)
+    for numbers, removal in zip(predicted.T, removals, strict=True):
+        expected = predict(prune.prune_model(model, *removal), encoded, 5)["prediction"]
+        assert [model.config.id2label[number] for number in numbers] == expected.tolist()
+    some = compression.predict_without(model, encoded, removals, batch_size=2, rows=[7, 2, 4])
+    np.testing.assert_array_equal(some, predicted[[7, 2, 4]])
+    assert len(np.unique(predicted, axis=1).T) > 1  # else this would compare nothing
+
+
+@torch.no_grad()
+def test_loss_increases_equal_those_of_pruned_models(vilt):
+    model, labelled = vilt[0], encode_noise(vilt[1], [(64, 64), (64, 96)], ANSWERS)
+    batch = labelled.collate(list(labelled))
+    found = compression.loss_increases(model, batch)
+
+    def loss_of(each):
+        logits = forward_raster(each, batch).logits
+        return binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none").sum(1)
+
+    whole = loss_of(model)
+    for layer, head in [(0, 0), (1, 3), (3, 2)]:
+        expected = loss_of(prune.prune_model(model, [(layer, head)])) - whole
+        increase = found["head_loss"][:, layer, head]
+        torch.testing.assert_close(increase, expected, atol=1e-4, rtol=1e-3)
+    for layer in range(4):
+        expected = loss_of(prune.prune_model(model, layers=[layer])) - whole
+        torch.testing.assert_close(found["layer_loss"][:, layer], expected, atol=1e-4, rtol=1e-3)
+
+
+# --------------------------------------------------------------------------- a study's own steps
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, phantom_root):
+    sizes = {"shard_size": 20, "extract_batch_size": 16, "ablation_questions": 30}
+    return train_small(phantom_root, tmp_path_factory.mktemp("runs"), **sizes)
+
+
+@pytest.mark.slow
+def test_importance_is_measured_once_and_on_training_questions(study):
+    data, names = prepare.load_dataset(study), ("losses", "gradients", "attention")
+
+    def measure():
+        model, processor = finetune.load_finetuned(study)
+        tables = compression.measure_importance_on_train(study, model, processor, data["train"])
+        return tables, [(study.run_dir / f"spare_{n}/made.json").stat().st_mtime_ns for n in names]
+
+    tables, stamps = measure()
+    asked = {*data["train"]["question_id"]} - {*data["validation"]["question_id"]}
+    for table in tables:
+        assert len(table.questions) == 30
+        assert set(table.questions["question_id"]) <= asked
+    losses, gradients, attention = tables
+    assert losses.head_loss.shape == gradients.importance.shape == (30, 4, 4)
+    np.testing.assert_allclose(attention.split.sum(-1), np.ones((30, 4, 4, 3)), atol=1e-5)
+    assert measure()[1] == stamps
+
+
+@pytest.mark.slow
+def test_finetuning_after_pruning_goes_on_after_a_kill(study, monkeypatch):
+    """The cut stays, weights move, only the selection questions are asked, nothing is repeated."""
+    data, removal = prepare.load_dataset(study), ([(0, 1), (1, 2)], [3])
+    asked, evaluate, steps = [], finetune.RasterTrainer.evaluate, []
+
+    def watch(trainer, *args, **more):
+        asked.append(len(trainer.eval_dataset))
+        steps.append(trainer.state.global_step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return evaluate(trainer, *args, **more)
+
+    def run():
+        short = replace(study, batch_size=16, patience=99)
+        return compression.prune_and_finetune(short, "heads", removal, data, range(10))
+
+    monkeypatch.setattr(finetune.RasterTrainer, "evaluate", watch)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    folder, checkpoint = run(), steps[2]
+    assert steps[4] > checkpoint > 0  # it went on after its last checkpoint
+    assert set(asked) == {10}
+    assert folder == study.run_dir / "light_heads"
+    tuned, _ = load_vilt(folder)
+    assert prune.name_original(tuned) == [(0, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 2, 3])]
+    cut = prune.prune_model(finetune.load_finetuned(study)[0], *removal)
+    pairs = zip(tuned.parameters(), cut.parameters(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) > 1e-3
+    n_steps = len(steps)
+    run()
+    assert len(steps) == n_steps
+
+
+def test_the_selected_model_is_saved_and_replaced(study):
+    model, processor = finetune.load_finetuned(study)
+    smaller = prune.prune_model(model, [(0, 0)])
+
+    def save(model):
+        return compression.save_selected(study, model, processor, "one head cut")
+
+    folder = save(smaller)
+    for a, b in zip(load_vilt(folder)[0].parameters(), smaller.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    stamp = (folder / "made.json").stat().st_mtime_ns
+    save(smaller)
+    assert (folder / "made.json").stat().st_mtime_ns == stamp
+    moved = copy.deepcopy(smaller)
+    with torch.no_grad():
+        moved.classifier[3].bias += 1
+    save(moved)
+    torch.testing.assert_close(load_vilt(folder)[0].classifier[3].bias, moved.classifier[3].bias)
