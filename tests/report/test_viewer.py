@@ -1,0 +1,517 @@
+"""The viewer's page holds the cards' numbers, shows them, and asks nothing of the network."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+import browser
+import ipywidgets as widgets
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from helpers.attention.measures import QuestionMaps
+from helpers.report.viewer import (
+    METHODS,
+    escape_json,
+    make_card,
+    pack_card,
+    render_page,
+    show_page,
+    write_page,
+)
+
+driver = browser.make_fixture()
+
+LAYERS, HEADS, MEAN = 3, 2, -1
+COMBINED = ("rollout", "relevance")
+HOSTILE = (
+    '<script>alert(1)</script><img src=x onerror="alert(2)">&amp; </script> <!-- \u2028 '
+    '{{data}} {{title}} $& $\\foo$ \\1 {"a": 1}'
+)
+WORDS = ("[CLS]", "what", "is", "it", "[SEP]")
+
+
+def plant_card(
+    question="What is it?", tokens=WORDS, grid=(3, 4), seed=0, methods=METHODS, heads=HEADS
+) -> dict:
+    """A card by hand: random weights, of which the patches get a random part."""
+    rng = np.random.default_rng(seed)
+    maps, totals = {}, {}
+    for method in methods:
+        axes = (LAYERS,) if method in COMBINED else (LAYERS, heads)
+        maps[method] = rng.random((*axes, len(tokens), *grid)).astype(np.float32) / (
+            grid[0] * grid[1]
+        )
+        totals[method] = maps[method].sum((-2, -1)) * (1 + rng.random((*axes, len(tokens))))
+    return {
+        "picture": Image.new("RGB", (40 * grid[1], 40 * grid[0]), (200, 150, 100)),
+        "question": question, "boxes": [[40, 0, 20, 60]], "answer": f"answer {seed}",
+        "tokens": list(tokens), "grid": grid, "maps": maps, "totals": totals,
+    }  # fmt: skip
+
+
+def select(values, method, layer, head, token):
+    """One map, or one total, by its definition."""
+    if method in COMBINED:
+        return values[method][layer, token]
+    heads = range(values[method].shape[1]) if head == MEAN else [head]
+    return np.mean([values[method][layer, each, token] for each in heads], axis=0)
+
+
+class Elements(HTMLParser):
+    """Names and attributes of a page's elements, and the text of those that have an id."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found, self.texts, self.names = [], {}, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        self.names.append(dict(attributes).get("id"))
+
+    def handle_data(self, data):
+        if self.names:
+            self.texts.setdefault(self.names[-1], data)
+
+
+def read_data(page: str) -> dict:
+    """The data in a page, as a browser finds it."""
+    return json.loads(Elements(page).texts["data"])
+
+
+def unpack(text: str, kind: str, shape) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=kind).reshape(shape).astype(np.float64)
+
+
+# Cards
+
+
+@dataclass
+class StandIn:
+    """What make_card asks of an Explanation: each method's weights are random and its own."""
+
+    maps: QuestionMaps
+    answer: str = "a cup"
+
+    def weights(self, method: str) -> torch.Tensor:
+        if method == "attention":
+            return self.maps.attention
+        n_tokens = len(self.maps.tokens)
+        generator = torch.Generator().manual_seed(list(METHODS).index(method))
+        axes = (LAYERS,) if method in COMBINED else (LAYERS, HEADS)
+        weights = torch.rand(*axes, n_tokens, n_tokens, generator=generator)
+        return weights + torch.eye(n_tokens) if method == "relevance" else weights
+
+
+def make_explanation(rows=4, columns=5) -> StandIn:
+    """Random attention of the question "the the the" about a picture of rows times columns."""
+    ends = np.cumsum([0, 1, 3, 1, 1, rows * columns]).tolist()
+    names = ("cls", "words", "sep", "img_cls", "patches")
+    groups = {name: slice(*ends[i : i + 2]) for i, name in enumerate(names)}
+    attention = torch.rand(LAYERS, HEADS, ends[-1], ends[-1]).softmax(-1)
+    patches = [f"{row},{column}" for row in range(rows) for column in range(columns)]
+    tokens = ["[CLS]", "the", "the", "the", "[SEP]", "[IMG]", *patches]
+    return StandIn(QuestionMaps(attention, tokens, (rows, columns), groups))
+
+
+def test_a_card_keeps_the_text_queries_and_patch_keys_of_each_method():
+    explanation = make_explanation()
+    card = make_card(explanation, Image.new("RGB", (240, 192)), "What?")
+    assert list(card["maps"]) == list(METHODS)
+    assert (card["answer"], card["grid"]) == ("a cup", (4, 5))
+    assert card["tokens"] == ["[CLS]", "the", "the", "the", "[SEP]"]
+    for method, maps in card["maps"].items():
+        weights, heads = explanation.weights(method), () if method in COMBINED else (HEADS,)
+        assert maps.dtype == np.float32
+        assert maps.shape == (LAYERS, *heads, 5, 4, 5)
+        for token, row, column in ((0, 0, 0), (3, 2, 4), (4, 3, 1)):  # patch by patch
+            expected = weights[..., token, 6 + 5 * row + column]
+            np.testing.assert_array_equal(maps[..., token, row, column], expected)
+        given_away = weights[..., :5, :].sum(-1) - int(method == "relevance")
+        np.testing.assert_allclose(card["totals"][method], given_away, rtol=1e-5)
+    card["maps"]["attention"][:] = 0  # memory of its own: the whole matrices can go
+    assert explanation.maps.attention.min() > 0
+    only = make_card(explanation, Image.new("RGB", (240, 192)), "What?", methods=["rollout"])
+    assert list(only["maps"]) == list(only["totals"]) == ["rollout"]
+
+
+def test_cards_that_cannot_be_shown_together_are_an_error():
+    with pytest.raises(ValueError, match="at least one question"):
+        render_page([], "Title")
+    with pytest.raises(ValueError, match="question 2 has other methods, layers or heads"):
+        render_page([plant_card(), plant_card(heads=HEADS + 1)], "Title")
+    with pytest.raises(ValueError, match="hold no maps"):
+        show_page([plant_card(methods=[])], "Title")
+
+
+# The file
+
+
+def test_the_page_holds_the_cards_numbers():
+    cards = [plant_card(seed=0), plant_card("And why?", WORDS[:3], (2, 5), seed=1)]
+    cards[1]["maps"]["attention"][0] = 0  # a map of nothing is zeros
+    found = read_data(render_page(cards, "Title"))
+    assert (found["title"], found["layers"], found["heads"]) == ("Title", LAYERS, HEADS)
+    assert [each["combined"] for each in found["methods"]] == [name in COMBINED for name in METHODS]
+    colors = bytes.fromhex(found["colors"])
+    assert tuple(colors[3 * 51 : 3 * 52]) == mpl.colormaps["cividis"](51, bytes=True)[:3]
+    for card, packed in zip(cards, found["cards"], strict=True):
+        for name in ("question", "answer", "tokens"):
+            assert packed[name] == card[name]
+        assert packed["grid"] == list(card["grid"])
+        for method, maps in card["maps"].items():
+            values, shape = packed["maps"][method], maps.shape[:-2]
+            maxima = unpack(values["maxima"], "<f4", shape)
+            sums = unpack(values["sums"], "<f4", shape)
+            totals = unpack(values["totals"], "<f4", shape)
+            np.testing.assert_array_equal(maxima, maps.max((-2, -1)))
+            np.testing.assert_allclose(sums, maps.sum((-2, -1)), rtol=1e-6)
+            np.testing.assert_allclose(totals, card["totals"][method], rtol=1e-6)
+            restored = unpack(values["bytes"], "u1", maps.shape) * maxima[..., None, None] / 255
+            assert (abs(restored - maps) <= maxima[..., None, None] / 509).all()
+
+
+def test_texts_are_never_read_as_html():
+    card = plant_card(HOSTILE, ["[CLS]", HOSTILE, "[SEP]"]) | {"answer": HOSTILE}
+    elements, plain = (
+        Elements(page) for page in (render_page([card], HOSTILE), render_page([plant_card()], "T"))
+    )
+    assert [tag for tag, _ in elements.found] == [tag for tag, _ in plain.found]
+    data = json.loads(elements.texts["data"])
+    card = data["cards"][0]
+    assert [data["title"], card["question"], card["answer"], card["tokens"][1]] == [HOSTILE] * 4
+
+
+@given(st.text(st.characters(exclude_categories=())))  # half an emoji included
+def test_escaped_json_gives_back_any_text(text):
+    escaped = escape_json({text: [text]})
+    assert json.loads(escaped) == {text: [text]}
+    assert escaped.isascii()
+    assert not set("<>&") & set(escaped)
+
+
+def test_the_page_loads_nothing_and_is_the_same_each_time(tmp_path):
+    path = write_page(tmp_path / "page.html", [plant_card()], "Title")
+    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+    page = path.read_text(encoding="utf-8")
+    assert page == render_page([plant_card()], "Title")
+    elements = Elements(page).found
+    assert not [tag for tag, attributes in elements if {"src", "href", "srcset"} & set(attributes)]
+    assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in elements}
+    assert not re.search(r"https?://|@import|url\(", page)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.1])
+def test_maps_that_cannot_be_drawn_are_an_error_and_the_old_file_stands(tmp_path, wrong):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    card = plant_card()
+    card["maps"]["rollout"][1, 2, 0, 0] = wrong
+    with pytest.raises(ValueError, match=r"rollout maps of 'What is it\?'"):
+        write_page(path, [card], "Title")
+    assert path.read_text() == "old"
+
+
+def test_pictures_are_small_and_boxes_are_parts_of_their_sides():
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    pictures = {
+        "JPEG": Image.fromarray(noise),  # a photograph is smaller so
+        "PNG": np.full((20, 30), 7, dtype=np.uint8),  # an array, grey, and small enough
+    }
+    for (kind, picture), size in zip(pictures.items(), [(384, 288), (30, 20)], strict=True):
+        packed = pack_card(plant_card() | {"picture": picture, "boxes": [[3, 5, 6, 10]]})
+        head, _, body = packed["picture"].partition(",")
+        image = Image.open(io.BytesIO(base64.b64decode(body)))
+        assert (image.format, image.size) == (kind, size)
+        assert head == f"data:image/{kind.lower()};base64"
+    np.testing.assert_allclose(packed["boxes"], [[0.1, 0.25, 0.2, 0.5]])
+
+
+# The widget
+
+
+def read_frame(box: widgets.VBox) -> str:
+    """The page that the widget shows."""
+    _, attributes = Elements(box.children[1].value).found[0]
+    assert attributes["sandbox"] == "allow-scripts"
+    return attributes["srcdoc"]
+
+
+@pytest.mark.parametrize("odd", [HOSTILE, "", "half \ud83d", "100 %s {0} \n ünï"])
+def test_the_widget_steps_through_questions_and_layers(odd):
+    """Options are shown as text, and the page is one attribute of one element."""
+    cards = [plant_card(), plant_card(odd, ["[CLS]", odd], seed=1)]
+    box = show_page(cards, odd, token=3)
+    question, layer = box.children[0].children
+    assert (layer.min, layer.value, layer.max) == (0, LAYERS - 1, LAYERS - 1)
+    assert not any(each.description_allow_html for each in (question, layer))
+    json.dumps([box.children[1].value, question.options], ensure_ascii=False).encode("utf-8")
+    assert len(Elements(box.children[1].value).found) == 1
+    first = read_data(read_frame(box))
+    assert first["cards"] == [json.loads(json.dumps(pack_card(cards[0])))]
+    assert first["start"] == {"layer": LAYERS - 1, "token": 3}
+    layer.value, question.value = 1, 1
+    second = read_data(read_frame(box))
+    assert second["cards"][0]["question"] == odd
+    assert second["start"] == {"layer": 1, "token": 1}  # this question has no fourth word
+    layer.value = 99
+    assert layer.value == LAYERS - 1
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def cards():
+    first, second = plant_card(), plant_card("Where?", ("[CLS]", "where", "[SEP]"), (4, 3), seed=1)
+    planted = first["maps"]["attention"][1, 1, 2]
+    planted[:], planted[2, 1], planted[0, 3] = 0, 0.5, 0.1
+    first["totals"]["attention"][1, 1, 2] = 0.8
+    first["maps"]["gradient-weighted"][2, :, 1] = first["totals"]["gradient-weighted"][2, :, 1] = 0
+    return [first, second]
+
+
+@pytest.fixture
+def page(driver, cards, tmp_path):
+    """The driver, with a page of the two cards opened anew."""
+    browser.open_page(driver, write_page(tmp_path / "page.html", cards, "Where it looks"))
+    yield driver
+    assert browser.console_errors(driver) == []
+    assert browser.list_requests(driver) == []
+
+
+def find(driver, selector: str):
+    return driver.find_element("css selector", selector)
+
+
+def list_texts(driver, selector: str) -> list[str]:
+    elements = driver.find_elements("css selector", selector)
+    return [each.get_attribute("textContent") for each in elements]
+
+
+def click_word(driver, token: int) -> None:
+    driver.find_elements("css selector", "#words button")[token].click()
+
+
+def choose(driver, name: str, place: int) -> None:
+    """Pick an option of a list."""
+    find(driver, f"#{name} option:nth-of-type({place + 1})").click()
+
+
+def slide(driver, layer: int) -> None:
+    """Move the slider by its keys."""
+    from selenium.webdriver.common.keys import Keys
+
+    find(driver, "#layer").send_keys(Keys.HOME + layer * Keys.ARROW_RIGHT)
+
+
+def check_drawn(driver, card, method, layer, head, token) -> None:
+    """Each patch has the colour of its weight; a byte a patch may move it by one colour of 256."""
+    weights = select(card["maps"], method, layer, head, token)
+    levels = (255 * weights / weights.max()).round().astype(int)
+    colors = mpl.colormaps["cividis"](levels, bytes=True).astype(int)
+    drawn = browser.read_canvas(driver, "#map")
+    assert drawn.shape == (*card["grid"], 4)
+    assert abs(drawn - colors).max() <= 4
+
+
+@pytest.mark.browser
+def test_a_planted_patch_is_lit_alone(page, cards):
+    check_drawn(page, cards[0], "attention", 2, MEAN, 0)  # it starts with [CLS] in the last layer
+    click_word(page, 2)
+    slide(page, 1)
+    choose(page, "head", 2)  # mean, H0, H1
+    cividis, drawn = mpl.colormaps["cividis"], browser.read_canvas(page, "#map")
+    assert tuple(drawn[2, 1]) == cividis(255, bytes=True)
+    assert tuple(drawn[0, 3]) == cividis(51, bytes=True)  # a fifth of the largest
+    drawn[2, 1] = drawn[0, 3] = cividis(0, bytes=True)
+    assert (drawn == cividis(0, bytes=True)).all()
+    status = find(page, "#status").text
+    assert status.startswith("L1H1: “is” gives 75 % of its attention to the patches")  # 0.6 of 0.8
+    assert "spread evenly: 67 %" in status  # 12 patches among them, 5 words and the image's own CLS
+    assert find(page, "#largest").text.startswith("50 % of the query's attention")
+    alternative = find(page, "#map").get_attribute("aria-label")
+    assert "the most, 50 %, in row 3 of 3, column 2 of 4" in alternative
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("place", range(len(METHODS)))
+def test_methods_layers_heads_and_words_draw_what_they_name(page, cards, place):
+    method = list(METHODS)[place]
+    choose(page, "method", place)
+    for layer, head, token in ((0, 1, 3), (2, 0, 0), (1, MEAN, 4)):
+        slide(page, layer)
+        if method not in COMBINED:
+            choose(page, "head", head + 1)
+        click_word(page, token)
+        check_drawn(page, cards[0], method, layer, head, token)
+        share = select(cards[0]["maps"], method, layer, head, token).sum()
+        share /= select(cards[0]["totals"], method, layer, head, token)
+        status = find(page, "#status").text
+        assert f"{WORDS[token]}” gives {100 * share:.0f} % of its {METHODS[method].noun}" in status
+
+
+@pytest.mark.browser
+def test_words_by_pointer_and_keyboard(page, cards):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    click_word(page, 1)
+    chips = page.find_elements("css selector", "#words button")
+    mouse = ActionChains(page, duration=0)
+    mouse.move_to_element(chips[3]).perform()  # pointing shows a word, and leaving it does not
+    check_drawn(page, cards[0], "attention", 2, MEAN, 3)
+    mouse.move_to_element(find(page, "h1")).perform()
+    check_drawn(page, cards[0], "attention", 2, MEAN, 1)
+    chips[1].send_keys(Keys.ARROW_RIGHT + Keys.ENTER)
+    page.execute_script("document.activeElement.blur()")
+    assert list_texts(page, "#words [aria-pressed=true]") == ["is"]
+    check_drawn(page, cards[0], "attention", 2, MEAN, 2)
+
+
+@pytest.mark.browser
+def test_the_grid_states_masses_and_chooses_layer_and_head(page, cards):
+    from selenium.webdriver.common.keys import Keys
+
+    click_word(page, 2)
+    masses = cards[0]["maps"]["attention"][:, :, 2].sum((-2, -1))
+    texts = [list_texts(page, f"#grid tbody tr:nth-child({row}) button") for row in (1, 2, 3)]
+    expected = 100 * np.c_[masses, masses.mean(1)]
+    np.testing.assert_allclose(np.array(texts, dtype=float), expected, atol=0.5)
+    find(page, "#grid [data-layer='1'][data-head='0']").click()
+    check_drawn(page, cards[0], "attention", 1, 0, 2)
+    page.switch_to.active_element.send_keys(Keys.ARROW_UP + Keys.ARROW_RIGHT)
+    check_drawn(page, cards[0], "attention", 0, 1, 2)
+    page.switch_to.active_element.send_keys(Keys.ARROW_UP + 2 * Keys.ARROW_RIGHT)  # to the edges
+    check_drawn(page, cards[0], "attention", 0, MEAN, 2)
+    assert len(page.find_elements("css selector", "#grid [tabindex='0']")) == 1  # one stop of tab
+
+
+@pytest.mark.browser
+def test_a_combined_method_has_no_heads(page, cards):
+    choose(page, "head", 2)
+    choose(page, "method", list(METHODS).index("relevance"))
+    assert not find(page, "#head").is_enabled()
+    assert len(page.find_elements("css selector", "#grid button")) == LAYERS
+    find(page, "#grid [data-layer='0']").click()
+    check_drawn(page, cards[0], "relevance", 0, MEAN, 0)
+    choose(page, "method", 0)
+    check_drawn(page, cards[0], "attention", 0, 1, 0)  # the head that was chosen before
+
+
+@pytest.mark.browser
+def test_another_question_brings_its_picture_words_and_grid(page, cards):
+    before = find(page, "#picture").get_attribute("src")
+    slide(page, 1)
+    choose(page, "question", 1)
+    assert find(page, "#picture").get_attribute("src") != before
+    assert list_texts(page, "#words button") == ["[CLS]", "where", "[SEP]"]
+    assert find(page, "#answer").text == "answer 1"
+    check_drawn(page, cards[1], "attention", 1, MEAN, 0)
+
+
+@pytest.mark.browser
+def test_boxes_and_heatmap_lie_on_the_picture_and_patches_can_be_read(page):
+    """The box covers x 40 to 60 of 160 pixels and y 0 to 60 of 120."""
+    from selenium.webdriver import ActionChains
+
+    for stage in page.find_elements("css selector", ".stage"):
+        picture = stage.find_element("css selector", "img").rect
+        box = stage.find_element("css selector", "span").rect
+        found = [box["x"] - picture["x"], box["width"], box["y"] - picture["y"], box["height"]]
+        sides = [picture["width"] / 4, picture["width"] / 8, 0, picture["height"] / 2]
+        assert found == pytest.approx(sides, abs=1)
+    below, canvas = find(page, "#under").rect, find(page, "#map")
+    assert canvas.rect == pytest.approx(below, abs=1)
+    click_word(page, 2)
+    find(page, "#grid [data-layer='1'][data-head='1']").click()
+    across, down = canvas.size["width"] / 4, canvas.size["height"] / 3  # from the centre
+    mouse = ActionChains(page, duration=0)
+    mouse.move_to_element_with_offset(canvas, round(-0.5 * across), round(down)).perform()
+    assert find(page, "#pointed").text == "Row 3, column 2: 50 % of the query's attention."
+    slide(page, 0)
+    assert "50 %" not in find(page, "#pointed").text  # not the number of another map
+
+
+@pytest.mark.browser
+def test_what_does_not_reach_the_answer_is_said_to(page):
+    choose(page, "method", list(METHODS).index("gradient-weighted"))
+    click_word(page, 1)
+    status = find(page, "#status").text
+    assert status.startswith("L2, mean of heads: “what” has no relevance here.")
+    assert "does not reach the answer" in status
+    click_word(page, 0)
+    assert "does not reach" not in find(page, "#status").text
+
+
+@pytest.mark.browser
+def test_hostile_texts_stay_texts(driver, tmp_path):
+    from selenium.common.exceptions import NoAlertPresentException
+
+    card = plant_card(HOSTILE, ["[CLS]", HOSTILE, "[SEP]"]) | {"answer": HOSTILE}
+    browser.open_page(driver, write_page(tmp_path / "page.html", [card], HOSTILE))
+    click_word(driver, 1)
+    for selector in ("h1", "#answer", "#words button:nth-child(2)"):
+        assert list_texts(driver, selector) == [HOSTILE]
+    assert list_texts(driver, "#question option") == [f"1: {HOSTILE}"]
+    assert HOSTILE in find(driver, "#status").get_attribute("textContent")
+    assert len(driver.find_elements("css selector", "script")) == 2
+    assert len(driver.find_elements("css selector", "img")) == 2
+    with pytest.raises(NoAlertPresentException):
+        driver.switch_to.alert.accept()
+    assert browser.console_errors(driver) == []
+    assert browser.list_requests(driver) == []
+
+
+@pytest.mark.browser
+def test_the_policy_keeps_a_page_from_the_network(driver, cards, tmp_path):
+    browser.open_page(driver, write_page(tmp_path / "page.html", cards, "Title"))
+    driver.execute_script(
+        "new Image().src = 'http://127.0.0.1:9/a'; fetch('http://127.0.0.1:9/b').catch(() => {})"
+    )
+    refused = [each for each in browser.console_errors(driver) if "Security Policy" in each]
+    for name in "ab":
+        assert any(f"http://127.0.0.1:9/{name}" in error for error in refused)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1100])
+def test_it_fits_the_window(driver, tmp_path, width):
+    """Also with twelve heads, a long question and a word without a place to break it."""
+    words = ["[CLS]", *["antidisestablishmentarianism" * 4] * 3, "[SEP]"]
+    cards = [plant_card("What " + "w" * 200, words, heads=12)]
+    browser.open_page(driver, write_page(tmp_path / "page.html", cards, "t" * 100), width)
+    for method in range(len(METHODS)):
+        choose(driver, "method", method)
+        click_word(driver, method)
+        assert browser.page_width(driver) <= width
+    assert browser.console_errors(driver) == []
+
+
+@pytest.mark.browser
+def test_the_widgets_frame_runs_and_reaches_nothing_outside(driver, cards, tmp_path):
+    """As a notebook does, the frame is put into a page by innerHTML."""
+    box = show_page(cards, HOSTILE, token=2)
+    box.children[0].children[1].value = 1
+    path = tmp_path / "notebook.html"
+    path.write_text('<meta charset="utf-8"><div></div>')
+    browser.open_page(driver, path)
+    script = "document.querySelector('div').innerHTML = arguments[0]"
+    driver.execute_script(script, box.children[1].value)
+    driver.switch_to.frame(find(driver, "iframe"))
+    assert list_texts(driver, "h1") == [HOSTILE]
+    check_drawn(driver, cards[0], "attention", 1, MEAN, 2)
+    assert list_texts(driver, "#words [aria-pressed=true]") == ["is"]
+    assert find(driver, "#layer").get_attribute("value") == "1"
+    outside = "try { return String(parent.document) } catch (error) { return error.name }"
+    assert driver.execute_script(outside) == "SecurityError"
+    driver.switch_to.default_content()
