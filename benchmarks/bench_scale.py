@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.attention.extract import MEASURES, extract_attention, read_attention
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
-from helpers.stats.tests import bootstrap_by_group, bootstrap_mean
+from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (1000, 10_000)  # questions extracted

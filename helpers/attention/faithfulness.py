@@ -21,7 +21,8 @@ from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.heads.roles import cover_box
 from helpers.model.vilt import forward_raster
-from helpers.stats.tests import bootstrap_mean, divide, interval_table
+from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.cluster_robust import divide_or_nan
 
 FRACTIONS = tuple(np.linspace(0, 1, 11).round(3).tolist())
 KINDS = ("deletion", "insertion")
@@ -142,11 +143,11 @@ def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     return np.trapezoid(values, fractions, axis=-1) / (fractions[-1] - fractions[0])
 
 
-def tabulate_curves(curves: Curves, clusters, draws=1000, seed=0) -> pd.DataFrame:
+def tabulate_curves(curves: Curves, clusters, n_resamples=1000, seed=0) -> pd.DataFrame:
     """Mean probability along the curves, with 95 % intervals over images: order, kind, fraction, estimate, low, high, n, ..."""
     values = np.moveaxis(curves.probability, 2, 0)  # (question, order, kind, fraction)
-    table = interval_table(
-        bootstrap_mean(values, clusters, draws, seed), ("order", "kind", "fraction")
+    table = bootstrap_mean(values, clusters, n_resamples, seed).to_table(
+        ("order", "kind", "fraction")
     )
     names = {"order": curves.orders, "kind": KINDS, "fraction": curves.fractions}
     return table.assign(
@@ -155,7 +156,7 @@ def tabulate_curves(curves: Curves, clusters, draws=1000, seed=0) -> pd.DataFram
 
 
 def score_maps(
-    curves: Curves, clusters, random: str = "random", draws=1000, seed=0
+    curves: Curves, clusters, random: str = "random", n_resamples=1000, seed=0
 ) -> pd.DataFrame:
     """The scoreboard: area under each order's curves of probability, and what it gains over the random order.
 
@@ -173,12 +174,12 @@ def score_maps(
         values = {"deletion": deletion, "insertion": insertion, "deletion_gain": chance[0] - deletion,
                   "insertion_gain": insertion - chance[1]}  # fmt: skip
         for measure, each in values.items():
-            interval = bootstrap_mean(each, clusters, draws, seed)
+            interval = bootstrap_mean(each, clusters, n_resamples, seed)
             rows.append({"order": order, "measure": measure, **interval._asdict()})
     return pd.DataFrame(rows)
 
 
-def score_boxes(boxes: pd.DataFrame, clusters, draws=1000, seed=0) -> pd.DataFrame:
+def score_boxes(boxes: pd.DataFrame, clusters, n_resamples=1000, seed=0) -> pd.DataFrame:
     """Pointing and mass in the box of each map and head over the questions with a box, with 95 % intervals over images.
 
     boxes: a row a question and map, with map, layer, head, pointing, mass, chance; clusters: their image ids. Columns:
@@ -188,8 +189,8 @@ def score_boxes(boxes: pd.DataFrame, clusters, draws=1000, seed=0) -> pd.DataFra
     tables = [pd.DataFrame()]
     for (name, layer, head), rows in boxes.groupby(["map", "layer", "head"], sort=False):
         values = rows[["pointing", "mass"]].to_numpy()
-        table = interval_table(
-            bootstrap_mean(values, clusters[rows.index], draws, seed), ("measure",)
+        table = bootstrap_mean(values, clusters[rows.index], n_resamples, seed).to_table(
+            ("measure",)
         )
         chance = [rows["chance"].mean(), 1.0]
         tables.append(
@@ -224,4 +225,6 @@ def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     weights, not negative, and inside: as `point_in_box`. NaN for a map of zeros, and where no patch is inside.
     """
     flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
-    return divide(divide(flat[..., inside.ravel()].sum(-1), flat.sum(-1)), inside.mean())[()]
+    return divide_or_nan(
+        divide_or_nan(flat[..., inside.ravel()].sum(-1), flat.sum(-1)), inside.mean()
+    )[()]

@@ -21,8 +21,8 @@ from helpers.attention.faithfulness import keep_patches
 from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import forward_raster
-from helpers.stats.cluster_robust import MIN_GROUPS
-from helpers.stats.tests import Interval, divide, enough
+from helpers.stats.bootstrap import Interval
+from helpers.stats.cluster_robust import MIN_GROUPS, divide_or_nan, has_enough_data
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
 
@@ -197,7 +197,7 @@ def mm_shap(
         )
         text, image = np.abs(phi[:n_words]).sum(), np.abs(phi[n_words:]).sum()
         rows.append({
-            "question": int(index), "text_share": float(divide(text, text + image)),
+            "question": int(index), "text_share": float(divide_or_nan(text, text + image)),
             "phi_text": text, "phi_image": image,
             "signed_text": phi[:n_words].sum(), "signed_image": phi[n_words:].sum(),
             "n_words": n_words, "n_blocks": n_blocks,
@@ -232,11 +232,11 @@ def play_coalitions(
     return values
 
 
-def rank_agreement(x, y, groups, clusters, draws: int = 1000, seed: int = 0) -> Interval:
+def rank_agreement(x, y, groups, clusters, n_resamples: int = 1000, seed: int = 0) -> Interval:
     """Does x rank the groups (question families) as y does? Spearman correlation of the groups' means.
 
     x, y: (n,) values of questions, NaN where unknown: they may be known on different questions. groups,
-    clusters: (n,). n is the number of groups that both can tell (`stats.enough`), n_clusters that of their
+    clusters: (n,). n is the number of groups that both can tell (`stats.has_enough_data`), n_clusters that of their
     images; NaN for fewer than 4. The 95 % percentile interval redraws images, and with them both
     means together: it says how sure the ranks of these groups are, not what other groups would show.
     Redrawing adds noise to noise: where means are close, the interval can lie below the estimate.
@@ -250,30 +250,34 @@ def rank_agreement(x, y, groups, clusters, draws: int = 1000, seed: int = 0) -> 
         for tables, weights in ((sums, values[known]), (counts, 1.0)):
             tables.append(np.zeros((n_clusters, len(names))))
             np.add.at(tables[-1], cells, weights)
-        told &= enough(counts[-1].sum(0), (counts[-1] > 0).sum(0))
+        told &= has_enough_data(counts[-1].sum(0), (counts[-1] > 0).sum(0))
     used = int((sum(counts)[:, told] > 0).any(1).sum())
     if told.sum() < MIN_GROUPS:
         return Interval(np.nan, np.nan, np.nan, int(told.sum()), used)
-    weights = _draw_weights(n_clusters, draws, seed)  # the first: every image once
+    weights = _draw_weights(n_clusters, n_resamples, seed)  # the first: every image once
     means = [
-        divide(weights @ a[:, told], weights @ b[:, told])
+        divide_or_nan(weights @ a[:, told], weights @ b[:, told])
         for a, b in zip(sums, counts, strict=True)
     ]
     ranks = [
         rankdata(mean, axis=1, nan_policy="propagate") - (told.sum() + 1) / 2 for mean in means
     ]
     spread = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    return Interval(*_bound(divide((ranks[0] * ranks[1]).sum(1), spread)), int(told.sum()), used)
+    return Interval(
+        *_bound(divide_or_nan((ranks[0] * ranks[1]).sum(1), spread)), int(told.sum()), used
+    )
 
 
-def tell_apart(values, positive, groups, clusters, draws: int = 1000, seed: int = 0) -> Interval:
+def tell_apart(
+    values, positive, groups, clusters, n_resamples: int = 1000, seed: int = 0
+) -> Interval:
     """How well a measure tells two kinds of questions apart, at equal group (question family): the AUC.
 
     The chance that a positive question has the larger value than a negative one of the same group, a tie
     counting half: Mann-Whitney U / (n1 n2), averaged over the groups that hold both kinds, by number of
     questions. 1/2: not at all; below: the wrong way round. values (NaN left out), positive (bool), groups,
     clusters: (n,). n and n_clusters count these groups' questions; the 95 % interval redraws images. NaN
-    unless both kinds are `stats.enough`.
+    unless both kinds are `stats.has_enough_data`.
     """
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     positive = np.asarray(positive, dtype=bool)
@@ -287,17 +291,19 @@ def tell_apart(values, positive, groups, clusters, draws: int = 1000, seed: int 
     used &= np.isin(groups, mixed)
     n, own = int(used.sum()), len(np.unique(clusters[used]))
     kinds = [used & positive, used & ~positive]
-    if not all(enough(kind.sum(), len(np.unique(clusters[kind]))) for kind in kinds):
+    if not all(has_enough_data(kind.sum(), len(np.unique(clusters[kind]))) for kind in kinds):
         return Interval(np.nan, np.nan, np.nan, n, own)
-    weights, total, seen = _draw_weights(n_clusters, draws, seed), 0, 0
+    weights, total, seen = _draw_weights(n_clusters, n_resamples, seed), 0, 0
     for name in mixed:
         rows = [kind & (groups == name) for kind in kinds]
         more, less = (weights[:, clusters[row]] for row in rows)  # (draw, question)
         wins = (np.sign(np.subtract.outer(values[rows[0]], values[rows[1]])) + 1) / 2
         pairs, size = more.sum(1) * less.sum(1), more.sum(1) + less.sum(1)
-        auc = divide(((more @ wins) * less).sum(1), pairs)  # NaN in a draw without either kind
+        auc = divide_or_nan(
+            ((more @ wins) * less).sum(1), pairs
+        )  # NaN in a draw without either kind
         total, seen = total + np.nan_to_num(auc) * size, seen + size * (pairs > 0)
-    return Interval(*_bound(divide(total, seen)), n, own)
+    return Interval(*_bound(divide_or_nan(total, seen)), n, own)
 
 
 def _code_clusters(clusters) -> tuple[np.ndarray, int]:
@@ -306,10 +312,10 @@ def _code_clusters(clusters) -> tuple[np.ndarray, int]:
     return codes, int(codes.max(initial=-1)) + 1
 
 
-def _draw_weights(n_clusters: int, draws: int, seed: int) -> np.ndarray:
-    """How often each cluster counts: (1 + draws, clusters), first once each, then as a bootstrap draws."""
+def _draw_weights(n_clusters: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each cluster counts: (1 + n_resamples, clusters), first once each, then as a bootstrap draws."""
     drawn = np.random.default_rng(seed).multinomial(
-        n_clusters, np.full(n_clusters, 1 / n_clusters), draws
+        n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples
     )
     return np.concatenate([np.ones((1, n_clusters)), drawn])
 

@@ -46,7 +46,7 @@ from helpers.model.trace import trace
 from helpers.model.vilt import embed_batch, forward_raster, fused_attention, quiet_transformers
 from helpers.run.cache import make_once, read_fingerprint, source_digest, write_atomic
 from helpers.run.study import Study
-from helpers.stats.tests import Interval, bootstrap_mean
+from helpers.stats.bootstrap import Interval, bootstrap_mean
 
 LOSS_INCREASES = {  # of `loss_increases`; name: type, axes after the question
     "head_loss": ("float32", ("layer", "head")),
@@ -176,7 +176,7 @@ def average_over_orders(accuracy: np.ndarray) -> Interval:
 
 
 def average_lead(
-    leads: np.ndarray, clusters: np.ndarray, draws: int = 1000, seed: int = 0
+    leads: np.ndarray, clusters: np.ndarray, n_resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """Mean lead of one order over random ones, with a 95 % interval over orders and over images.
 
@@ -186,7 +186,7 @@ def average_lead(
     single random order. n: random orders; n_clusters: images.
     """
     over_orders = average_over_orders(leads.mean(1))
-    over_images = bootstrap_mean(leads.mean(0), clusters, draws, seed)
+    over_images = bootstrap_mean(leads.mean(0), clusters, n_resamples, seed)
     mean = over_orders.estimate
     low = np.hypot(over_orders.low - mean, over_images.low - mean)
     high = np.hypot(over_orders.high - mean, over_images.high - mean)

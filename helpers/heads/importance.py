@@ -11,7 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from helpers.attention.measures import prepare_batch
 from helpers.model.trace import trace
 from helpers.model.vilt import forward_raster
-from helpers.stats.tests import divide, rank_correlation
+from helpers.stats.bootstrap import rank_correlation
+from helpers.stats.cluster_robust import divide_or_nan
 
 IMPORTANCE = {
     "importance": ("float32", ("layer", "head"))
@@ -48,11 +49,11 @@ def normalise_by_layer(importance: np.ndarray) -> np.ndarray:
 
     Gradients differ in size between layers for reasons that have nothing to do with heads.
     """
-    return divide(importance, np.linalg.norm(importance, axis=1, keepdims=True))
+    return divide_or_nan(importance, np.linalg.norm(importance, axis=1, keepdims=True))
 
 
 def rank_measures(
-    measures: dict[str, np.ndarray], draws: int = 1000, seed: int = 0
+    measures: dict[str, np.ndarray], n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Do measures of importance (layer, head) rank the heads alike? Every pair, over all heads and within layers.
 
@@ -66,7 +67,7 @@ def rank_measures(
             if over == "within layers":
                 values = [each - each.mean(1, keepdims=True) for each in values]
             found = rank_correlation(
-                *(each.round(9) for each in values), draws, seed
+                *(each.round(9) for each in values), n_resamples, seed
             )  # ties are ties
             rows.append((over, first, second, *map(float, found[:3]), int(found.n)))
     return pd.DataFrame(

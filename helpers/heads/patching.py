@@ -19,7 +19,7 @@ from helpers.heads.removal import (
     pack_forward,
     read_z,
 )
-from helpers.stats.tests import divide
+from helpers.stats.cluster_robust import divide_or_nan
 
 
 def find_pairs(
@@ -96,8 +96,8 @@ def carried_share(moved: np.ndarray, whole: np.ndarray) -> np.ndarray:
     the ratio (Cochran 1977, "Sampling Techniques", section 6.4); a pair's own ratio would be wild where whole is small.
     """
     whole = whole[:, None, None]
-    ratio = divide(moved.sum(0), whole.sum(0))
-    return 100 * (ratio + divide(len(whole) * (moved - ratio * whole), whole.sum(0)))
+    ratio = divide_or_nan(moved.sum(0), whole.sum(0))
+    return 100 * (ratio + divide_or_nan(len(whole) * (moved - ratio * whole), whole.sum(0)))
 
 
 def subtract_answers(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:

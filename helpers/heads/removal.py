@@ -24,7 +24,8 @@ from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads
 from helpers.model.packed import PackedForward
 from helpers.model.trace import trace
-from helpers.stats.tests import bootstrap_by_group, correct_p, enough, test_mean
+from helpers.stats.bootstrap import bootstrap_by_group
+from helpers.stats.cluster_robust import correct_p, has_enough_data, mean_difference_test
 
 HEAD_AXES, LAYER_AXES = ("layer", "head"), ("layer",)
 WAYS = {  # to take something away, and what it is taken from; see `removal_measures`
@@ -208,7 +209,7 @@ def score_removals(
     return 100 * (intact - scores)
 
 
-def removal_effects(lost: np.ndarray, families, clusters, draws=1000, seed=0) -> pd.DataFrame:
+def removal_effects(lost: np.ndarray, families, clusters, n_resamples=1000, seed=0) -> pd.DataFrame:
     """What each removal costs, over all questions and per family, as a tidy table.
 
     lost: (n, layer[, head]) of `score_removals`; families, clusters: (n,). Columns: layer, head and name (where lost has
@@ -223,16 +224,16 @@ def removal_effects(lost: np.ndarray, families, clusters, draws=1000, seed=0) ->
     )
     tables = []
     for groups in (np.repeat("all", len(lost)), families):
-        table = bootstrap_by_group(lost, groups, clusters, draws, seed, axes=axes)
+        table = bootstrap_by_group(lost, groups, clusters, n_resamples, seed, axes=axes)
         tests = [
-            test_mean(lost[groups == own], clusters[groups == own], axes)
+            mean_difference_test(lost[groups == own], clusters[groups == own], axes)
             for own in pd.unique(groups)
         ]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
     table = pd.concat(tables, ignore_index=True).rename(
         columns={"group": "family", "estimate": "drop"}
     )
-    table["told"] = enough(table["n"], table["n_clusters"])
+    table["told"] = has_enough_data(table["n"], table["n_clusters"])
     table["p_corrected"] = correct_p(table["p"].where(table["told"]))
     table["significant"] = table["p_corrected"] < 0.05
     if "head" in axes:

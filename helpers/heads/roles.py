@@ -11,14 +11,12 @@ import pandas as pd
 
 from helpers.attention.extract import AttentionTable
 from helpers.attention.measures import image_share, special_mass, uniform_baseline
-from helpers.stats.tests import (
-    bootstrap_mean,
+from helpers.stats.bootstrap import bootstrap_mean, rank_correlation
+from helpers.stats.cluster_robust import (
     correct_p,
-    divide,
-    enough,
-    interval_table,
-    rank_correlation,
-    test_mean,
+    divide_or_nan,
+    has_enough_data,
+    mean_difference_test,
 )
 
 Hits = tuple[np.ndarray, np.ndarray]  # of `find_hits`: hit (question, ...), chance (question,)
@@ -68,8 +66,8 @@ def score_by_question(table: AttentionTable, hits: Hits | None = None) -> dict[s
     word_mass, patch_mass = split[..., WORDS, WORD_KEYS], split[..., PATCHES, PATCH_KEYS]
     grids = table.questions[["grid_rows", "grid_cols"]].to_numpy(int)
     # the mean |i - j| over all pairs of n words is (n^2 - 1) / 3n
-    word_ratio = divide(table.text_distance * 3 * words, words**2 - 1)
-    patch_ratio = divide(table.patch_distance, uniform_patch_distance(grids)[:, None, None])
+    word_ratio = divide_or_nan(table.text_distance * 3 * words, words**2 - 1)
+    patch_ratio = divide_or_nan(table.patch_distance, uniform_patch_distance(grids)[:, None, None])
     scores = {
         "text->image reader": _rescale(image[..., WORDS], baseline),
         "image->text reader": _rescale(1 - image[..., PATCHES], 1 - baseline),
@@ -101,7 +99,7 @@ def uniform_patch_distance(grids: np.ndarray) -> np.ndarray:
 
 def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     """Signed score of a share in [0, 1]: 0 at its null value, 1 at its maximum of 1."""
-    return divide(value - null, 1 - null)
+    return divide_or_nan(value - null, 1 - null)
 
 
 def score_roles(
@@ -109,7 +107,7 @@ def score_roles(
     null: AttentionTable,
     hits: Hits | None = None,
     null_hits: Hits | None = None,
-    draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
     min_score: float = 0.1,
     rows: slice | np.ndarray = slice(None),
@@ -140,23 +138,23 @@ def score_roles(
         values, null_values = trained[role][rows], random[role][rows]
         if by_layer:
             values, null_values = values.mean(2), null_values.mean(2)
-        part = interval_table(bootstrap_mean(values, image_ids, draws, seed), axes)
-        null_score = bootstrap_mean(null_values, image_ids, draws=1).estimate.ravel()
-        gain = bootstrap_mean(values - null_values, image_ids, draws, seed)
+        part = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(axes)
+        null_score = bootstrap_mean(null_values, image_ids, n_resamples=1).estimate.ravel()
+        gain = bootstrap_mean(values - null_values, image_ids, n_resamples, seed)
         part = part.rename(columns={"estimate": "score"}).assign(
             name=name_heads(part),
             role=role,
             null=null_score,
             highest_null=pd.Series(null_score).max(),
             **dict(zip(names, map(np.ravel, gain[:3]), strict=True)),
-            p=test_mean(values - null_values, image_ids, axes)["p"],
+            p=mean_difference_test(values - null_values, image_ids, axes)["p"],
             reaches_answer=(part["layer"] < part["layer"].max()) | ("cls" in queries),
         )
         tables.append(part)
     scores = pd.concat(tables, ignore_index=True)
     scores["p_corrected"] = correct_p(scores["p"])
     scores["passes"] = (
-        enough(scores["n"], scores["n_clusters"])
+        has_enough_data(scores["n"], scores["n_clusters"])
         & (scores["score"] >= min_score)
         & (scores["difference"] > 0)
         & (scores["p_corrected"] < 0.05)
@@ -184,8 +182,8 @@ def compare_scores(
     before, after = score_by_question(first, first_hits), score_by_question(second, second_hits)
     image_ids, tables = first.questions["image_id"].to_numpy(), []
     for role in ROLES:
-        part = test_mean(after[role] - before[role], image_ids, ("layer", "head"))
-        means = [bootstrap_mean(each[role], image_ids, draws=1) for each in (before, after)]
+        part = mean_difference_test(after[role] - before[role], image_ids, ("layer", "head"))
+        means = [bootstrap_mean(each[role], image_ids, n_resamples=1) for each in (before, after)]
         first_mean, second_mean = (mean.estimate.ravel() for mean in means)
         part = part.assign(name=name_heads(part), role=role, first=first_mean, second=second_mean)
         tables.append(part.rename(columns={"estimate": "change"}))
@@ -235,7 +233,7 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
 
 
 def compare_roles(
-    first: pd.DataFrame, second: pd.DataFrame, draws: int = 1000, seed: int = 0
+    first: pd.DataFrame, second: pd.DataFrame, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Do two tables of `score_roles` agree about the same heads? A row a role.
 
@@ -246,9 +244,9 @@ def compare_roles(
     both = first.merge(second, on=["role", "layer", "head"], suffixes=("_a", "_b"), sort=False)
     rows = []
     for role, heads in both.groupby("role", sort=False):
-        rank = rank_correlation(heads["score_a"], heads["score_b"], draws, seed)
+        rank = rank_correlation(heads["score_a"], heads["score_b"], n_resamples, seed)
         a, b = heads["passes_a"].to_numpy(float), heads["passes_b"].to_numpy(float)
-        phi = float(divide(np.mean((a - a.mean()) * (b - b.mean())), a.std() * b.std()))
+        phi = float(divide_or_nan(np.mean((a - a.mean()) * (b - b.mean())), a.std() * b.std()))
         counts = int(a.sum()), int(b.sum())
         rows.append((role, *rank[:3], *counts, (a == b).mean(), phi, len(heads)))
     columns = ["role", "correlation", "low", "high", "passes_a", "passes_b"]
@@ -260,7 +258,7 @@ def compare_image_halves(
     null: AttentionTable,
     hits: Hits | None = None,
     null_hits: Hits | None = None,
-    draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Would the roles be found on other images? `compare_roles` of two random halves of the images.
@@ -271,10 +269,10 @@ def compare_image_halves(
     images = np.random.default_rng(seed).permutation(np.unique(image_ids))
     in_first = np.isin(image_ids, images[::2])
     halves = (
-        score_roles(table, null, hits, null_hits, draws, seed, rows=rows)
+        score_roles(table, null, hits, null_hits, n_resamples, seed, rows=rows)
         for rows in (in_first, ~in_first)
     )
-    return compare_roles(*halves, draws, seed)
+    return compare_roles(*halves, n_resamples, seed)
 
 
 def box_hits(top_patch, grids, boxes, sizes) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ import pandas as pd
 
 from helpers.report.sentences import count_of, say_interval, say_number
 from helpers.run.study import Study
-from helpers.stats import tests as stats
+from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.cluster_robust import has_enough_data
 
 
 class Headline(NamedTuple):
@@ -87,8 +88,8 @@ def find_text_share(study: Study) -> Headline | None:
         path, columns=["question", "text_share"]
     )  # question: row of the validation part
     images = predictions["image_id"].to_numpy()[shares["question"]]
-    interval = stats.bootstrap_mean(shares["text_share"], images, study.bootstrap_draws, study.seed)
-    if not stats.enough(interval.n, interval.n_clusters):
+    interval = bootstrap_mean(shares["text_share"], images, study.bootstrap_draws, study.seed)
+    if not has_enough_data(interval.n, interval.n_clusters):
         interval = interval._replace(estimate=np.nan, low=np.nan, high=np.nan)
     detail = "the image has the rest"
     return _take(
@@ -103,7 +104,7 @@ def find_roles(study: Study) -> Headline | None:
         return None
     n, n_clusters = table["n"].max(), table["n_clusters"].max()
     with_role = table.groupby(["layer", "head"])["passes"].any()
-    value = float(with_role.sum()) if stats.enough(n, n_clusters) else np.nan
+    value = float(with_role.sum()) if has_enough_data(n, n_clusters) else np.nan
     detail = f"of {len(with_role)} heads, against all untrained heads"
     return _count("roles", "heads with a role", detail, value, n, n_clusters, "heads")
 

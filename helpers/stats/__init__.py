@@ -1,1 +1,25 @@
-"""Intervals over images, tests between question families, and their calibration."""
+"""Statistics for questions that come in clusters, the images: intervals, tests, and their checks."""
+
+from helpers.stats import simulate
+from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_correlation
+from helpers.stats.cluster_robust import (
+    compare_groups,
+    correct_p,
+    effective_alpha,
+    has_enough_data,
+    mean_difference_test,
+    minimum_detectable_effect,
+)
+
+__all__ = [
+    "bootstrap_by_group",  # mean and interval of each group of questions, as a table
+    "bootstrap_mean",  # mean over questions, with an interval that resamples images
+    "compare_groups",  # do groups of questions differ, and which pairs?
+    "correct_p",  # p values corrected for many tests
+    "effective_alpha",  # how small one more uncorrected p must be to count
+    "has_enough_data",  # are there enough questions and images to tell anything?
+    "mean_difference_test",  # is the mean of a paired difference 0?
+    "minimum_detectable_effect",  # the smallest effect that a test finds with 80 % power
+    "rank_correlation",  # Spearman's correlation of two scores of the same heads
+    "simulate",  # how often these tests and intervals are wrong, by simulation
+]

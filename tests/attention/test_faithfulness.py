@@ -29,7 +29,7 @@ from helpers.attention.faithfulness import (
 from helpers.attention.measures import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import forward_raster, load_vilt
-from helpers.stats.tests import bootstrap_mean
+from helpers.stats.bootstrap import bootstrap_mean
 
 COUNTS = [16, 24, 24]  # patches of the three pictures of make_dataset
 HALVES = (0, 0.25, 0.5, 0.75, 1)
@@ -122,13 +122,13 @@ def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypat
 def test_the_scoreboard_counts_from_the_random_order(needle):
     orders = {"right": [np.array([3, 0, 1, 2])] * 2, "random": [np.array([0, 3, 1, 2])] * 2}
     curves = perturbation_curves(*needle, [0, 1], orders, HALVES)
-    board = score_maps(curves, [7, 8], draws=50).set_index(["order", "measure"])["estimate"]
+    board = score_maps(curves, [7, 8], n_resamples=50).set_index(["order", "measure"])["estimate"]
     assert board["right", "deletion"] == pytest.approx(0.275)
     assert board["random", "deletion"] == pytest.approx(0.425)  # the patch goes second
     assert board["right", "deletion_gain"] == pytest.approx(0.15)
     assert board["right", "insertion_gain"] == pytest.approx(0.15)
     assert board["random", "deletion_gain"] == 0
-    table = tabulate_curves(curves, [7, 8], draws=50)
+    table = tabulate_curves(curves, [7, 8], n_resamples=50)
     row = table[
         (table["order"] == "random") & (table["kind"] == "insertion") & (table["fraction"] == 0.25)
     ]
@@ -167,7 +167,7 @@ def test_the_scoreboard_resamples_images():
         ["random"], (0, 1), np.tile(levels[:, None], (1, 2, 1, 2)), np.zeros((1, 2, 60, 2))
     )
     clusters = np.repeat(np.arange(12), 5)
-    row = score_maps(curves, clusters, draws=200).iloc[0]
+    row = score_maps(curves, clusters, n_resamples=200).iloc[0]
     expected = bootstrap_mean(levels, clusters, 200, 0)  # a constant curve: its area is its level
     assert row[["estimate", "low", "high"]].tolist() == pytest.approx(list(expected[:3]))
     assert (row["n"], row["n_clusters"]) == (60, 12)
@@ -327,7 +327,7 @@ class TestBoxes:
         clusters = np.r_[
             np.arange(24), np.repeat(np.arange(6), 4)
         ]  # a map's own rows: not the first 24
-        row = score_boxes(both, clusters, draws=200).set_index("map").loc["rollout"].iloc[0]
+        row = score_boxes(both, clusters, n_resamples=200).set_index("map").loc["rollout"].iloc[0]
         expected = bootstrap_mean(point, clusters[24:], 200, 0)
         assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx(
             [expected.low, expected.high, 6]
@@ -341,7 +341,7 @@ class TestBoxes:
             rows, columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
         )
         boxes.loc[boxes["map"] == "L0H0", "mass"] *= 3
-        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), draws=50).set_index(
+        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), n_resamples=50).set_index(
             ["map", "measure"]
         )
         assert table["estimate"].to_dict() == {

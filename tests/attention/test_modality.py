@@ -387,7 +387,7 @@ def make_families(means, n_images=8, each=2):
 def test_ranks_that_agree_turn_around_or_half_agree():
     x, families, images = make_families([5, 1, 3, 2])
     for y, expected in ((x**3, 1), (-x, -1), (make_families([5, 3, 1, 2])[0], 0.2)):
-        found = rank_agreement(x, y, families, images, draws=50)
+        found = rank_agreement(x, y, families, images, n_resamples=50)
         np.testing.assert_allclose(found[:3], expected)  # 0.2 = 1 - 6 (2² + 2²) / (4 · 15)
         assert (found.n, found.n_clusters) == (4, 8)
 
@@ -403,9 +403,9 @@ def test_ranks_on_different_questions_and_too_few_families():
     x, families, images = make_families([5, 1, 3, 2, 4], each=4)
     y = 10 * x
     x[::2], y[1::2] = np.nan, np.nan
-    assert rank_agreement(x, y, families, images, draws=20).estimate == pytest.approx(1)
+    assert rank_agreement(x, y, families, images, n_resamples=20).estimate == pytest.approx(1)
     y[np.isin(families, ["f0", "f1"])] = np.nan
-    found = rank_agreement(x, y, families, images, draws=20)
+    found = rank_agreement(x, y, families, images, n_resamples=20)
     assert np.isnan(found[:3]).all()
     assert found.n == 3
 
@@ -424,7 +424,7 @@ def test_ranks_against_a_slow_bootstrap():
         )
         return scipy_stats.spearmanr(found["x"], found["y"]).statistic
 
-    found = rank_agreement(x, y, families, images, draws=4000, seed=1)
+    found = rank_agreement(x, y, families, images, n_resamples=4000, seed=1)
     slow = [correlate(rng.integers(25, size=25)) for _ in range(400)]
     assert found.estimate == pytest.approx(correlate(range(25)))
     np.testing.assert_allclose([found.low, found.high], np.percentile(slow, [2.5, 97.5]), atol=0.11)
@@ -452,12 +452,12 @@ def test_the_auc_compares_within_families_only():
     )
     values = np.where(groups == "b", 1000.0 - positive, positive)
     clusters = np.arange(45) % 15
-    found = tell_apart(values, positive, groups, clusters, draws=200)
+    found = tell_apart(values, positive, groups, clusters, n_resamples=200)
     assert found.estimate == pytest.approx((20 * 1 + 10 * 0) / 30)
     assert (found.n, found.n_clusters) == (30, 15)
     assert 0.3 < found.low < found.estimate < found.high < 1
     values[groups == "b"] = np.nan
-    assert tell_apart(values, positive, groups, clusters, draws=20)[:3] == (1, 1, 1)
+    assert tell_apart(values, positive, groups, clusters, n_resamples=20)[:3] == (1, 1, 1)
 
 
 def test_too_few_controls_tell_nothing():
@@ -474,7 +474,7 @@ def test_the_interval_of_the_auc_against_a_slow_bootstrap():
     groups, images = np.repeat(["a", "b"], 60), np.tile(np.arange(30), 4)
     positive = rng.random(120) < 0.6
     values = rng.normal(size=120) + positive + rng.normal(size=30)[images]
-    found = tell_apart(values, positive, groups, images, draws=4000, seed=2)
+    found = tell_apart(values, positive, groups, images, n_resamples=4000, seed=2)
 
     def slow_auc(rows):
         parts = [rows[groups[rows] == name] for name in ("a", "b")]

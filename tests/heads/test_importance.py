@@ -78,7 +78,9 @@ def test_measures_are_ranked_by_hand():
     mixed = np.array(
         [[3.0, 2, 1], [6, 5, 4]]
     )  # falls within each layer, rises from one to the next
-    table = importance.rank_measures({"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, draws=50)
+    table = importance.rank_measures(
+        {"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, n_resamples=50
+    )
     found = table.set_index(["over", "first", "second"])["correlation"]
     # Spearman by hand: ranks 1..6 against 3 2 1 6 5 4: 1 - 6 * 16 / (6 * 35)
     assert found["all heads", "up", "mixed"] == pytest.approx(1 - 96 / 210)

@@ -188,7 +188,9 @@ def test_the_intact_model_is_kept(measured, encoded):
 def test_effects_by_hand():
     lost = np.zeros((4, 3, 2))
     lost[:, 2, 0] = [100, 60, 0, 0]
-    table = ablate.removal_effects(lost, ["what", "what", "why", "why"], [1, 1, 2, 3], draws=50)
+    table = ablate.removal_effects(
+        lost, ["what", "what", "why", "why"], [1, 1, 2, 3], n_resamples=50
+    )
     assert len(table) == 3 * 6
     drops = table.set_index(["name", "family"])["drop"]
     assert drops.loc["L0H1"].tolist() == [0, 0, 0]

@@ -83,7 +83,7 @@ def planted_tables(n=24):
 
 def score_one(table, null, role, head, **options):
     """The row of score_roles about one role and head."""
-    scores = roles.score_roles(table, null, draws=50, **options)
+    scores = roles.score_roles(table, null, n_resamples=50, **options)
     return scores.set_index(["role", "head"]).loc[role, head]
 
 
@@ -165,7 +165,7 @@ def test_planted_heads_score_one_and_get_their_role():
     hits = np.zeros((24, 1, 11, 3))
     hits[:, :, 9, :2] = 1  # head 9 always finds the box, head 10 does nothing at all
     chance, never = np.full(24, 0.2), np.zeros((24, 1, 11, 3))
-    scores = roles.score_roles(table, null, (hits, chance), (never, chance), draws=100)
+    scores = roles.score_roles(table, null, (hits, chance), (never, chance), n_resamples=100)
     scores = scores.set_index(["name", "role"])
     passed = scores.index[scores["passes"]]
     for head, role in enumerate([*PLANTED, "grounding"]):
@@ -182,7 +182,7 @@ def test_planted_heads_score_one_and_get_their_role():
 
 def test_what_the_untrained_model_does_too_is_no_role():
     table, _ = planted_tables()
-    scores = roles.score_roles(table, table, draws=50)
+    scores = roles.score_roles(table, table, n_resamples=50)
     assert not scores["passes"].any()
     assert (scores["difference"].dropna() == 0).all()
     assert scores.query("role == 'grounding'")["score"].isna().all()
@@ -206,7 +206,9 @@ def test_a_layer_is_the_mean_of_its_heads():
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(24)]
     table, null = uniform_table(shapes, 2, 4), uniform_table(shapes, 2, 4)
     concentrate(table, 3, *PLANTED["[CLS] reader of words"])  # in layer 0
-    found = roles.score_roles(table, null, draws=50, by_layer=True).set_index(["role", "name"])
+    found = roles.score_roles(table, null, n_resamples=50, by_layer=True).set_index(
+        ["role", "name"]
+    )
     assert "head" not in found
     assert len(found) == 2 * len(roles.ROLES)
     readers = found.loc["[CLS] reader of words"]
@@ -222,12 +224,12 @@ def test_small_effects_and_few_questions_do_not_pass():
     assert weak["score"] == pytest.approx(0.05, abs=1e-4)
     assert not weak["passes"]
     assert score_one(table, null, role, 1, min_score=0.04)["passes"]
-    assert not roles.score_roles(*planted_tables(6), draws=50)["passes"].any()
+    assert not roles.score_roles(*planted_tables(6), n_resamples=50)["passes"].any()
 
 
 def test_the_last_layer_reaches_the_answer_through_cls_only():
     table = uniform_table([(4, 2, 2)] * 4, n_layers=2)
-    reached = roles.score_roles(table, table, draws=10).query("reaches_answer")
+    reached = roles.score_roles(table, table, n_resamples=10).query("reaches_answer")
     assert set(reached.query("layer == 0")["role"]) == set(roles.ROLES)
     last = {"[CLS] reader of words", "[CLS] reader of patches", "grounding"}
     assert set(reached.query("layer == 1")["role"]) == last
@@ -292,14 +294,14 @@ def test_role_cards_by_hand():
 
 def test_halves_agree_on_planted_heads_and_not_on_noise():
     table, null = planted_tables(60)
-    steady = roles.compare_image_halves(table, null, draws=50).set_index("role")
+    steady = roles.compare_image_halves(table, null, n_resamples=50).set_index("role")
     assert steady["agreement"].eq(1).all()
     assert steady.loc["sink", ["passes_a", "passes_b", "n_heads"]].tolist() == [1, 1, 11]
     assert steady.loc["sink", "phi"] == pytest.approx(1)
     assert np.isnan(steady.loc["grounding", "phi"])
     noise = np.random.default_rng(0).dirichlet(np.ones(5), size=null.split.shape[:4])
     table.split = noise.astype(np.float32)
-    shaky = roles.compare_image_halves(table, null, draws=50).set_index("role")
+    shaky = roles.compare_image_halves(table, null, n_resamples=50).set_index("role")
     assert abs(shaky.loc["[CLS] reader of words", "correlation"]) < 0.7
 
 
@@ -307,7 +309,7 @@ def test_agreement_by_hand():
     index = {"role": "sink", "layer": 0, "head": range(4)}
     first = pd.DataFrame({**index, "score": [1.0, 2, 3, 4], "passes": [True, True, False, False]})
     second = pd.DataFrame({**index, "score": [1.0, 2, 4, 3], "passes": [True, False, False, False]})
-    row = roles.compare_roles(first, second, draws=20).iloc[0]
+    row = roles.compare_roles(first, second, n_resamples=20).iloc[0]
     # ranks differ by one swap: 1 - 6 * 2 / (4 * 15); phi = (1 * 2 - 1 * 0) / sqrt(2 * 2 * 1 * 3)
     assert (row["correlation"], row["agreement"]) == (pytest.approx(0.8), 0.75)
     assert row["phi"] == pytest.approx(2 / np.sqrt(12))

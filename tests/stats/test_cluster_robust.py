@@ -97,7 +97,7 @@ def test_a_mean_is_the_regression_on_a_constant_column_by_column():
     rng = np.random.default_rng(7)
     clusters, values = rng.integers(9, size=40), rng.normal(size=(40, 2))
     values[:6, 1] = np.nan
-    found = np.transpose(clustered.fit_means(*clustered.sum_clusters(values, clusters)))
+    found = np.transpose(clustered.fit_means(*clustered.sum_by_image(values, clusters)))
     for column, (mean, variance, df) in zip(values.T, found, strict=True):
         kept = ~np.isnan(column)
         codes = np.unique(clusters[kept], return_inverse=True)[1]

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.stats import simulate
-from helpers.stats import tests as stats
+from helpers import stats
+from helpers.stats import cluster_robust, simulate
 
 MIXED = [0.3, 0.3, 0.32, 0.08]
 
@@ -41,10 +41,10 @@ def test_questions_come_in_images_of_unequal_size():
 @pytest.mark.parametrize("shape", ["normal", "heavy", "share", "paired"])
 def test_values_have_mean_0_and_are_alike_within_an_image(shape):
     images = np.repeat(np.arange(4000), 5)
-    values = simulate.draw_values(images, 4, correlation=0.4, shape=shape)
+    values = simulate.sample_values(images, 4, correlation=0.4, shape=shape)
     assert values.shape == (20_000, 4)
     np.testing.assert_allclose(values.mean(0), 0, atol=4 * values.std() * np.sqrt(2.6 / 20_000))
-    found = simulate.find_correlation(values, images)
+    found = simulate.intraclass_correlation(values, images)
     assert found == pytest.approx(0.4, abs=0.1) if shape != "paired" else (found > 0.05).all()
     assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.06
     if shape == "paired":
@@ -57,23 +57,25 @@ def test_values_have_mean_0_and_are_alike_within_an_image(shape):
 
 def test_correlation_by_hand():
     # images (1, 3) and (5, 7): MSB = 2 * (2^2 + 2^2) / 1 = 16, MSW = 4 / 2 = 2, m = 2: 14 / 18
-    assert simulate.find_correlation([1, 3, 5, 7], [0, 0, 1, 1]) == pytest.approx(14 / 18)
+    assert simulate.intraclass_correlation([1, 3, 5, 7], [0, 0, 1, 1]) == pytest.approx(14 / 18)
     # images alike, questions not: MSB = 0, MSW = 2: -2 / 2
-    assert simulate.find_correlation([[1], [3], [1], [3]], list("aabb")) == pytest.approx([-1])
-    assert np.isnan(simulate.find_correlation([1.0, 2, 3], [0, 1, 2]))
-    assert np.isnan(simulate.find_correlation([1.0, 2, 3], [0, 0, 0]))
+    assert simulate.intraclass_correlation([[1], [3], [1], [3]], list("aabb")) == pytest.approx(
+        [-1]
+    )
+    assert np.isnan(simulate.intraclass_correlation([1.0, 2, 3], [0, 1, 2]))
+    assert np.isnan(simulate.intraclass_correlation([1.0, 2, 3], [0, 0, 0]))
 
 
 def test_families_that_differ_do_not_hide_how_alike_questions_on_one_image_are():
     images, families = np.repeat(np.arange(2000), 4), np.tile([0, 1, 2, 3], 2000)
-    values = simulate.draw_values(images, 2, correlation=0.4) + 5 * families[:, None]
-    assert (simulate.find_correlation(values, images) < 0).all()
-    assert simulate.find_correlation(values, images, families) == pytest.approx(0.4, abs=0.06)
+    values = simulate.sample_values(images, 2, correlation=0.4) + 5 * families[:, None]
+    assert (simulate.intraclass_correlation(values, images) < 0).all()
+    assert simulate.intraclass_correlation(values, images, families) == pytest.approx(0.4, abs=0.06)
 
 
 def test_an_unknown_shape_is_named():
     with pytest.raises(ValueError, match="'flat' is not known"):
-        simulate.draw_values([0, 1], 2, shape="flat")
+        simulate.sample_values([0, 1], 2, shape="flat")
 
 
 # --------------------------------------------------------------------------------------- how they are counted
@@ -98,9 +100,9 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
         pairs = pd.DataFrame(
             {"run": runs, "group_a": [0, 0, 1] * 8, "group_b": [1, 2, 2] * 8, "p": p.ravel()}
         )
-        return stats.Comparison(pd.DataFrame({"run": range(8), "p": p[:, 0]}), pairs)
+        return cluster_robust.Comparison(pd.DataFrame({"run": range(8), "p": p[:, 0]}), pairs)
 
-    monkeypatch.setattr(stats, "compare_groups", compare_by_hand)
+    monkeypatch.setattr(simulate, "compare_groups", compare_by_hand)
     rates = simulate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4, heads=2).set_index(
         "procedure"
     )
@@ -115,7 +117,7 @@ def test_a_study_finds_something_where_holms_correction_leaves_something():
     p[::3, 4:] = np.nan
     by_helper = [(stats.correct_p(row, "holm") < 0.05).any() for row in p]
     assert 1 < sum(by_helper) < 11
-    assert simulate._finds_any(p).tolist() == by_helper
+    assert simulate._any_after_holm(p).tolist() == by_helper
 
 
 @pytest.mark.parametrize("n_images", [1, 3])
@@ -175,7 +177,7 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
             rng.random(len(drawn)) < 0.6
         )
         groups = drawn["family"].mask(few, 2)
-        values = simulate.draw_values(drawn["image_id"], 2000, seed=seed)
+        values = simulate.sample_values(drawn["image_id"], 2000, seed=seed)
         pairs = stats.compare_groups(values, groups, drawn["image_id"], axes=("run",)).pairs
         rejected.append((pairs["p"][pairs["group_b"] == 2] < 0.05).mean())
     assert 0.03 <= np.mean(rejected) <= 0.06
@@ -183,7 +185,7 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
 
 def test_ignoring_the_images_is_noticed():
     drawn = draw_questions(60, [0.5, 0.5], whole_images=True)
-    values = simulate.draw_values(drawn["image_id"], 500)
+    values = simulate.sample_values(drawn["image_id"], 500)
     naive = stats.compare_groups(
         values, drawn["family"], np.arange(len(drawn)), axes=("run",)
     ).omnibus
@@ -194,9 +196,11 @@ def test_ignoring_the_images_is_noticed():
 def test_the_smallest_difference_is_found_four_times_in_five(n_images, level):
     drawn = draw_questions(n_images, [0.7, 0.3], seed=2)
     groups, images = drawn["family"], drawn["image_id"]
-    values = simulate.draw_values(images, 3000, correlation=0.5)
+    values = simulate.sample_values(images, 3000, correlation=0.5)
     first = stats.compare_groups(values, groups, images, axes=("run",)).pairs
-    detectable = np.sqrt(np.mean(stats.smallest_difference(first["se"], first["df"], level) ** 2))
+    detectable = np.sqrt(
+        np.mean(stats.minimum_detectable_effect(first["se"], first["df"], level) ** 2)
+    )
     shifted = values + detectable * np.outer(groups == first["group_a"][0], np.ones(3000))
     p = stats.compare_groups(shifted, groups, images, axes=("run",)).pairs["p"]
     assert (p < level).mean() == pytest.approx(0.8, abs=0.04)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.regression.linear_model import OLS
 
+from helpers import stats
 from helpers.stats import bootstrap
 from helpers.stats import cluster_robust as clustered
-from helpers.stats import tests as stats
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_the_expanded_tail_is_hesterbergs_for_equal_clusters():
 
 def test_two_clusters_by_hand():
     # resamples: AA (mean 0, 1/4), AB (1/3, 1/2), BB (1, 1/4); the tails reach both ends
-    interval = stats.bootstrap_mean([0, 0, 1], ["a", "a", "b"], draws=500)
+    interval = stats.bootstrap_mean([0, 0, 1], ["a", "a", "b"], n_resamples=500)
     assert interval.estimate == pytest.approx(1 / 3)
     assert (interval.low, interval.high, interval.n, interval.n_clusters) == (0, 1, 3, 2)
 
@@ -72,7 +72,7 @@ def test_interval_equals_the_enumeration_of_all_resamples():
         np.concatenate([members[c] for c in drawn]).mean()
         for drawn in itertools.product(range(5), repeat=5)
     ]
-    interval = stats.bootstrap_mean(values, clusters, draws=200_000, level=0.8)
+    interval = stats.bootstrap_mean(values, clusters, n_resamples=200_000, level=0.8)
     tail = expanded_tail([2, 1, 3, 2, 1], 0.8)
     assert [interval.low, interval.high] == pytest.approx(
         np.quantile(means, [tail, 1 - tail]), abs=0.01
@@ -87,7 +87,7 @@ def test_interval_agrees_with_scipy_when_every_question_has_its_own_image():
     level = 1 - 2 * expanded_tail(np.ones(60, int))
     theirs = scipy_stats.bootstrap((values,), np.mean, n_resamples=20_000, confidence_level=level,
                                    method="percentile", rng=np.random.default_rng(1)).confidence_interval  # fmt: skip
-    ours = stats.bootstrap_mean(values, np.arange(60), draws=20_000)
+    ours = stats.bootstrap_mean(values, np.arange(60), n_resamples=20_000)
     assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.02)
 
 
@@ -95,8 +95,8 @@ def test_each_column_is_as_if_alone_and_nan_is_left_out():
     rng = np.random.default_rng(2)
     values, clusters = rng.normal(size=(40, 3, 2)), np.repeat(np.arange(10), 4)
     values[:7, 1, 0] = np.nan  # all of image 0, and three questions of image 1
-    together = stats.bootstrap_mean(values, clusters, draws=300, seed=5)
-    alone = stats.bootstrap_mean(values[:, 1, 0], clusters, draws=300, seed=5)
+    together = stats.bootstrap_mean(values, clusters, n_resamples=300, seed=5)
+    alone = stats.bootstrap_mean(values[:, 1, 0], clusters, n_resamples=300, seed=5)
     assert together.low.shape == (3, 2)
     assert [field[1, 0] for field in together] == pytest.approx(list(alone))
     assert (alone.n, alone.n_clusters) == (33, 9)
@@ -109,7 +109,7 @@ def test_each_column_is_as_if_alone_and_nan_is_left_out():
 def test_order_and_names_do_not_matter_and_units_carry_over(seed, scale, shift):
     rng = np.random.default_rng(seed)
     values, clusters, _ = draw_clustered(rng, 8)
-    plain = stats.bootstrap_mean(values, clusters, draws=100, seed=seed)
+    plain = stats.bootstrap_mean(values, clusters, n_resamples=100, seed=seed)
     order = rng.permutation(len(values))
     moved = stats.bootstrap_mean(
         values[order] * scale + shift, np.array(list("abcdefgh"))[clusters][order], 100, seed
@@ -120,9 +120,9 @@ def test_order_and_names_do_not_matter_and_units_carry_over(seed, scale, shift):
 
 def test_chunks_do_not_change_the_draws(monkeypatch):
     values, clusters, _ = draw_clustered(np.random.default_rng(3), 30)
-    whole = stats.bootstrap_mean(values, clusters, draws=101)
+    whole = stats.bootstrap_mean(values, clusters, n_resamples=101)
     monkeypatch.setattr(bootstrap, "CHUNK_WEIGHTS", 7 * 30)
-    assert stats.bootstrap_mean(values, clusters, draws=101) == whole
+    assert stats.bootstrap_mean(values, clusters, n_resamples=101) == whole
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -130,10 +130,10 @@ def test_single_precision_and_few_columns_at_once_change_nothing(monkeypatch, mi
     rng = np.random.default_rng(5)
     values, clusters = rng.normal(size=(60, 3, 2)).astype(np.float32), rng.integers(12, size=60)
     values[clusters == 4, 1, 0] = np.nan if missing else 0
-    double = stats.bootstrap_mean(values.astype(float), clusters, draws=50)
+    double = stats.bootstrap_mean(values.astype(float), clusters, n_resamples=50)
     monkeypatch.setattr(clustered, "CHUNK_VALUES", 4 * 60)
     for single, expected in zip(
-        stats.bootstrap_mean(values, clusters, draws=50), double, strict=True
+        stats.bootstrap_mean(values, clusters, n_resamples=50), double, strict=True
     ):
         assert single.dtype == expected.dtype
         np.testing.assert_array_equal(single, expected)
@@ -157,7 +157,7 @@ def test_ignoring_the_images_would_not_cover():
     rng, hits = np.random.default_rng(10), 0
     for sim in range(100):
         values, _, _ = draw_clustered(rng, 50)
-        interval = stats.bootstrap_mean(values, np.arange(len(values)), draws=200, seed=sim)
+        interval = stats.bootstrap_mean(values, np.arange(len(values)), n_resamples=200, seed=sim)
         hits += interval.low <= 0 <= interval.high
     assert hits / 100 < 0.85
 
@@ -166,7 +166,7 @@ def test_groups_make_a_tidy_table():
     values = np.arange(24.0).reshape(6, 2, 2)
     groups = ["what", "how many", "what", None, "how many", "what"]
     table = stats.bootstrap_by_group(
-        values, groups, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head")
+        values, groups, [1, 1, 2, 2, 3, 3], n_resamples=50, axes=("layer", "head")
     )
     assert list(table.columns) == [
         "group",
@@ -184,7 +184,7 @@ def test_groups_make_a_tidy_table():
     assert (row["n"], row["n_clusters"]) == (2, 2)
     ordered = pd.Categorical(groups, categories=["how many", "where", "what"])
     table = stats.bootstrap_by_group(
-        values, ordered, [1, 1, 2, 2, 3, 3], draws=50, axes=("layer", "head")
+        values, ordered, [1, 1, 2, 2, 3, 3], n_resamples=50, axes=("layer", "head")
     )
     assert table["group"].unique().tolist() == ["how many", "what"]
 
@@ -337,7 +337,7 @@ def test_degenerate_data_give_nan_not_errors(n, kind, n_clusters):
     values = {"zero": rows * 0.0, "constant": np.full(n, 0.1), "nan": np.full(n, np.nan), "separated": rows % 2 / 3,
               "random": np.random.default_rng(0).normal(size=n)}[kind]  # fmt: skip
     clusters = rows // 2 % n_clusters
-    told = stats.bootstrap_mean(values, clusters, draws=20)
+    told = stats.bootstrap_mean(values, clusters, n_resamples=20)
     assert np.isnan(told.low) == (n == 0 or kind == "nan" or told.n_clusters < 2)
     for groups in (["a"] * n, (["a", "b"] * n)[:n], [None] * n, (["a", "b", "c", "d"] * n)[:n]):
         for covariates in (None, np.ones(n), rows % 2):
@@ -346,7 +346,7 @@ def test_degenerate_data_give_nan_not_errors(n, kind, n_clusters):
             if kind != "random" or n < 40 or n_clusters < 20:
                 assert found.pairs["p"].isna().all()
                 assert found.omnibus["p"].isna().all()
-        table = stats.bootstrap_by_group(values, groups, clusters, draws=20)
+        table = stats.bootstrap_by_group(values, groups, clusters, n_resamples=20)
         assert len(table) == len({g for g in groups if g})
 
 
@@ -399,8 +399,13 @@ def test_rank_correlation():
 
 
 def test_enough():
-    assert stats.enough([9, 10, 10, 100], [9, 4, 5, 50]).tolist() == [False, False, True, True]
-    assert stats.enough(10, 5)
+    assert stats.has_enough_data([9, 10, 10, 100], [9, 4, 5, 50]).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert stats.has_enough_data(10, 5)
 
 
 def test_a_mean_equals_what_statsmodels_gives_image_by_image():
@@ -408,7 +413,7 @@ def test_a_mean_equals_what_statsmodels_gives_image_by_image():
     clusters = rng.integers(0, 12, 60)
     values = rng.normal(size=(60, 2, 3)) + 0.5 * rng.normal(size=12)[clusters, None, None] + 0.3
     values[:5, 1, 2] = np.nan
-    found = stats.test_mean(values, clusters, ("layer", "head"))
+    found = stats.mean_difference_test(values, clusters, ("layer", "head"))
     assert " ".join(found.columns) == "layer head estimate se df low high p n n_clusters"
     for row in found.itertuples():
         own = values[:, row.layer, row.head]
@@ -426,7 +431,7 @@ def test_a_mean_equals_what_statsmodels_gives_image_by_image():
 def test_a_mean_of_single_questions_is_the_ordinary_t_test():
     values = np.random.default_rng(1).normal(0.2, size=(40, 3))
     found, theirs = (
-        stats.test_mean(values, np.arange(40), ("place",)),
+        stats.mean_difference_test(values, np.arange(40), ("place",)),
         scipy_stats.ttest_1samp(values, 0),
     )
     np.testing.assert_allclose(found["p"], theirs.pvalue)
@@ -440,8 +445,8 @@ def test_a_mean_carries_over_units_and_ignores_order(seed, scale):
     values, clusters, _ = draw_clustered(rng, 9)
     order = rng.permutation(len(values))
     plain, moved = (
-        stats.test_mean(values, clusters),
-        stats.test_mean(-scale * values[order], clusters[order] + 5),
+        stats.mean_difference_test(values, clusters),
+        stats.mean_difference_test(-scale * values[order], clusters[order] + 5),
     )
     np.testing.assert_allclose(moved["p"], plain["p"], rtol=1e-6)
     np.testing.assert_allclose(moved["high"], -scale * plain["low"], rtol=1e-6, atol=1e-9)
@@ -452,40 +457,42 @@ def test_mean_that_cannot_be_told_or_has_no_error():
     values = np.column_stack(
         [np.zeros(20), np.full(20, 100.0), np.r_[np.full(9, np.nan), np.ones(11)]]
     )
-    none, constant, few = stats.test_mean(values, clusters, ("place",)).itertuples()
+    none, constant, few = stats.mean_difference_test(values, clusters, ("place",)).itertuples()
     assert (none.estimate, none.se) == (0, 0)
     assert np.isnan(none.p)
     assert (constant.low, constant.high) == (100, 100)
     assert constant.p == pytest.approx(2 / 2**10)  # both of 2^10 ways to flip ten images' signs
     assert (few.n, few.n_clusters) == (11, 6)
     assert few.p == pytest.approx(2 / 2**6)
-    alone = stats.test_mean(np.ones(9), np.arange(9))
+    alone = stats.mean_difference_test(np.ones(9), np.arange(9))
     assert np.isnan(alone["p"][0])
     assert alone["estimate"][0] == 1
 
 
 def test_smallest_difference_by_hand():
     # 5 % level, 80 % power, many degrees of freedom: (1.960 + 0.842) standard errors
-    assert stats.smallest_difference(0.5, 1e9) == pytest.approx(0.5 * 2.8016, rel=1e-4)
+    assert stats.minimum_detectable_effect(0.5, 1e9) == pytest.approx(0.5 * 2.8016, rel=1e-4)
     # 10 degrees of freedom: t_0.975 = 2.228, t_0.8 = 0.879
-    found = stats.smallest_difference(pd.Series([1.0, np.nan]), pd.Series([10.0, np.nan]))
+    found = stats.minimum_detectable_effect(pd.Series([1.0, np.nan]), pd.Series([10.0, np.nan]))
     assert found[0] == pytest.approx(2.228 + 0.879, abs=2e-3)
     assert np.isnan(found[1])
-    assert stats.smallest_difference(1, 50, level=0.001) > stats.smallest_difference(1, 50)
+    assert stats.minimum_detectable_effect(1, 50, level=0.001) > stats.minimum_detectable_effect(
+        1, 50
+    )
 
 
 def test_the_level_in_force_by_hand():
     p = [0.001, 0.01, 0.3, 0.5, np.nan]
     # Benjamini-Hochberg, 4 tests: 2 found (0.01 <= 2 / 4 * 0.05); a third needs 3 / 4 * 0.05
-    assert stats.level_in_force(p) == pytest.approx(0.0375)
+    assert stats.effective_alpha(p) == pytest.approx(0.0375)
     # Holm: 2 found (0.01 <= 0.05 / 3); a third needs 0.05 / 2
-    assert stats.level_in_force(p, method="holm") == pytest.approx(0.025)
+    assert stats.effective_alpha(p, method="holm") == pytest.approx(0.025)
     for method in ("fdr_bh", "holm"):
-        level = stats.level_in_force(p, method=method)
+        level = stats.effective_alpha(p, method=method)
         for factor, found in ((0.99, 3), (1.01, 2)):
             changed = [0.001, 0.01, level * factor, 0.5]
             assert (stats.correct_p(changed, method) <= 0.05).sum() == found
-    assert stats.level_in_force([0.01, 0.02]) == pytest.approx(
+    assert stats.effective_alpha([0.01, 0.02]) == pytest.approx(
         0.05
     )  # all are found: the last needed this
-    assert np.isnan(stats.level_in_force([np.nan]))
+    assert np.isnan(stats.effective_alpha([np.nan]))
