@@ -197,7 +197,7 @@ def find_answer_type(study: Study, answer_type: str) -> Headline | None:
     interval = stats.bootstrap_mean(
         scored["accuracy"], scored["image_id"], study.bootstrap_draws, study.seed
     )
-    told = 100 if stats.enough(interval.n, interval.n_clusters) else float("nan")
+    told = 100 if stats.has_enough_data(interval.n, interval.n_clusters) else float("nan")
     values = (float(told * value) for value in interval[:3])
     size = (float(interval.n), float(interval.n_clusters))
     return Headline("accuracy", "VQA accuracy", f"{answer_type} questions", *values, *size, "%")

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from helpers.stats.cluster_robust import MIN_GROUPS
-from helpers.stats.tests import enough
+from helpers.stats.cluster_robust import MIN_GROUPS, has_enough_data
 
 Row = Mapping | pd.Series
 
@@ -543,7 +542,7 @@ def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> 
     """
     n, n_images, n_heads = scores["n"].max(), scores["n_clusters"].max(), scores["name"].nunique()
     asked = f"{count_of(n, 'question')} about {count_of(n_images, 'image')}"
-    if not enough(n, n_images):
+    if not has_enough_data(n, n_images):
         return f"{asked} {agree(n, 'is', 'are')} not enough to tell the role of any head."
     passed, weak = scores[scores["passes"]], _say_weak(n_weak, n_weak_untrained)
     if passed.empty:
@@ -598,7 +597,9 @@ def describe_stability(
         f"{_say_agreement(own)}"
         for name, own in again.groupby("comparison", sort=False)
     )
-    sure = changes[(changes["p_corrected"] < 0.05) & enough(changes["n"], changes["n_clusters"])]
+    sure = changes[
+        (changes["p_corrected"] < 0.05) & has_enough_data(changes["n"], changes["n_clusters"])
+    ]
     if sure.empty:
         changed = "that fine-tuning changed any head's score cannot be shown with these questions"
     else:
@@ -670,7 +671,7 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
 
 def summarise_roles(scores: pd.DataFrame) -> str:
     """How many heads have a role, as a clause of the notebook's answer."""
-    if not enough(scores["n"].max(), scores["n_clusters"].max()):
+    if not has_enough_data(scores["n"].max(), scores["n_clusters"].max()):
         return "There are not enough questions to tell any head's role"
     passed, n_heads = scores[scores["passes"]], scores["name"].nunique()
     often = f", most often “{passed['role'].value_counts().index[0]}”" if len(passed) else ""
@@ -1010,7 +1011,7 @@ class TestSplit(NamedTuple):
     n_images: int
 
     def can_tell(self) -> bool:
-        return bool(enough(self.n, self.n_images))
+        return bool(has_enough_data(self.n, self.n_images))
 
     def __str__(self) -> str:
         return f"n = {count_of(self.n, 'question')} about {count_of(self.n_images, 'image')}"
@@ -1078,7 +1079,7 @@ def describe_helps(single: pd.DataFrame) -> str:
     single: a row a head or layer: part, estimate (rise of the loss), low, high, p_corrected, n, n_clusters.
     """
     best = single.loc[single["estimate"].idxmin()]
-    if not enough(best["n"], best["n_clusters"]):
+    if not has_enough_data(best["n"], best["n_clusters"]):
         few = f"{count_of(best['n'], 'training question')} {agree(best['n'], 'is', 'are')}"
         return f"{few} not enough to tell whether any removal helps."
     size = f"n = {best['n']:,} training questions about {best['n_clusters']:,} images"
@@ -1106,7 +1107,7 @@ def describe_orders(
     by ablation beats random ones (n of them), with its interval over these and over images (NaN of a single
     one). base: the whole model's accuracy. free: by order, heads that can go within the tolerance.
     """
-    if not enough(base["n"], base["n_clusters"]):
+    if not has_enough_data(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
         return f"{few} {agree(base['n'], 'is', 'are')} not enough to tell the orders apart."
     said = {
@@ -1304,7 +1305,7 @@ def describe_compression_answer(
             f"{_say_accuracy(found.change)} against its {whole:.1f} % ({test_split} that it was not chosen on); it "
             f"measured {found.say_speeds()}."
         )
-    if not enough(base["n"], base["n_clusters"]):
+    if not has_enough_data(base["n"], base["n_clusters"]):
         return text
     left = {
         name: f"{halfway['estimate'][name]:.1f} %" for name in ("ablation", "attention", "random")
