@@ -32,7 +32,8 @@ from helpers.report.headlines import (
 from helpers.report.sentences import count_of, say_number
 from helpers.run.cache import read_depends
 from helpers.run.study import Study
-from helpers.stats import tests as stats
+from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.cluster_robust import has_enough_data
 
 OWN = (
     "run_name",
@@ -194,10 +195,10 @@ def find_answer_type(study: Study, answer_type: str) -> Headline | None:
     scored = scored[scored["answer_type"] == answer_type]
     if scored.empty:
         return None
-    interval = stats.bootstrap_mean(
+    interval = bootstrap_mean(
         scored["accuracy"], scored["image_id"], study.bootstrap_draws, study.seed
     )
-    told = 100 if stats.has_enough_data(interval.n, interval.n_clusters) else float("nan")
+    told = 100 if has_enough_data(interval.n, interval.n_clusters) else float("nan")
     values = (float(told * value) for value in interval[:3])
     size = (float(interval.n), float(interval.n_clusters))
     return Headline("accuracy", "VQA accuracy", f"{answer_type} questions", *values, *size, "%")
