@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.stats.tests import bootstrap_mean
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import ANSWERS, encode_noise, train_small
@@ -17,6 +16,7 @@ from helpers.data import prepare
 from helpers.heads import compression
 from helpers.model import finetune, prune
 from helpers.model.vilt import forward_raster, load_vilt, predict
+from helpers.stats.bootstrap import bootstrap_mean
 
 # ------------------------------------------------------------------------------- removal orders
 
