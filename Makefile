@@ -2,7 +2,7 @@
 # make test   unit, property and notebook tests
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
-#   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/study.py)
+#   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/settings.py)
 #   make run RUNS="longer second"     (the report compares this run with these)
 #   make sweep SEEDS="0 1 2"          (a run a seed; the last one's report compares them)
 PYTHON ?= $(or $(shell command -v python3.11),python3)

@@ -29,7 +29,7 @@ from helpers.data.pictures import Pictures, write_pictures
 from helpers.data.prepare import draw_subset
 from helpers.data.vqa import QUESTION_TYPES, read_vqa
 from helpers.model.vilt import load_vilt
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 QUESTIONS = {"train": 443_757, "val": 214_354}
 IMAGES = {"train": 82_783, "val": 40_504}

@@ -34,7 +34,7 @@ from helpers.data.pictures import Pictures, write_pictures
 from helpers.model.finetune import build_optimizer, choose_precision
 from helpers.model.trainer import BucketSampler, cut
 from helpers.model.vilt import forward_raster, fused_attention, load_vilt
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 ANSWERS = [f"answer {number}" for number in range(3129)]  # as many as ViLT's own head has
 

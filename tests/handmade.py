@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 
-from helpers.run.study import Study, save_table
+from helpers.run.settings import Study, save_table
 
 SIZE = {"n": 40, "n_clusters": 20}
 

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from helpers.data import prepare
 from helpers.data.encode import EncodedQuestions
 from helpers.model import finetune
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 ANSWERS = ["yes", "no", "red", "blue", "2", "3", "left", "dog"]
 QUESTIONS = ["what?", "is it red?", "how many dogs are left?", "what color is the dog on the left?"]

@@ -21,7 +21,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
-        help="any setting of helpers/run/study.py",
+        help="any setting of helpers/run/settings.py",
     )
 
 

@@ -20,8 +20,8 @@ from accelerate.utils import broadcast_object_list
 from helpers.attention import study_measures as measure
 from helpers.data import prepare
 from helpers.model import finetune
-from helpers.run.cache import make_once, part_folder, settle_step
-from helpers.run.study import Study
+from helpers.run.cache import cached_step
+from helpers.run.settings import Study
 from tools.command import add_settings, read_settings
 
 WAIT = timedelta(
@@ -30,24 +30,30 @@ WAIT = timedelta(
 
 
 def make_together(
-    state: PartialState, folder: Path, make: Callable[[Path], None], depends: dict
+    state: PartialState, folder: Path, make: Callable[[Path], None], inputs: dict
 ) -> Path:
-    """`make_once` by all processes of `state`: each calls make on the same unfinished folder, the main one finishes it.
+    """`cached_step` by all processes of `state`: each calls make on the same unfinished folder.
 
-    make must leave to each process a share of its own, or agree with the others (as the Trainer does).
+    make must leave to each process a share of its own, or agree with the others (as the Trainer
+    does). The main process alone looks whether the step is up to date, and finishes the folder.
     """
+    called = []
 
-    def take_part(part: Path) -> None:
-        state.wait_for_everyone()  # the main process has cleared the folder
+    def make_with_others(part: Path) -> None:
+        called.append(part)
+        broadcast_object_list([part])  # the others wait for it
         make(part)
         state.wait_for_everyone()  # nobody writes into it any more
 
-    decision = [settle_step(folder, depends) if state.is_main_process else None]
-    (stands,) = broadcast_object_list(decision)  # one looks, and all do the same
     if state.is_main_process:
-        make_once(folder, take_part, depends)
-    elif not stands:
-        take_part(part_folder(folder, depends))
+        cached_step(folder, make_with_others, inputs)
+        if not called:
+            broadcast_object_list([None])
+    else:
+        (part,) = broadcast_object_list([None])
+        if part is not None:
+            make(part)
+            state.wait_for_everyone()
     state.wait_for_everyone()
     return folder
 

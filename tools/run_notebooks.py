@@ -30,7 +30,7 @@ from helpers.report.export import CAPTION, write_pages
 from helpers.report.findings import ANSWER, read_findings
 from helpers.run.cache import fingerprint, hash_file, write_atomic
 from helpers.run.schema import NAME, write_dictionary
-from helpers.run.study import Study, record_run
+from helpers.run.settings import Study, record_run
 from tools.command import NAMED, add_settings, read_settings
 
 PNG = "image/png"

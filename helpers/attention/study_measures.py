@@ -24,8 +24,8 @@ from helpers.attention.relevance import (
 from helpers.attention.word_classes import LEXICON, WORD_MEASURES, word_measures
 from helpers.data.encode import EncodedQuestions
 from helpers.heads.roles import box_hits
-from helpers.run.cache import hash_file, make_once, read_fingerprint, require, source_digest
-from helpers.run.study import Study
+from helpers.run.cache import cached_step, hash_file, read_record, require, source_digest
+from helpers.run.settings import Study
 
 CODE = ("helpers/data", "helpers/model", "helpers/attention")
 
@@ -35,7 +35,7 @@ def measure_attention(
     model: nn.Module,
     encoded: EncodedQuestions,
     untrained: bool = False,
-    once: Callable = make_once,
+    once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
 ) -> AttentionTable:
     """Measure the attention of every validation question, once, and open its table.
@@ -67,7 +67,7 @@ def measure_relevance(
     study: Study,
     model: nn.Module,
     encoded: EncodedQuestions,
-    once: Callable = make_once,
+    once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
 ) -> AttentionTable:
     """What the model's answer to every validation question owes to each group of tokens, measured once.
@@ -96,8 +96,8 @@ def measure_words(study: Study, model: nn.Module, encoded: EncodedQuestions) -> 
             model, encoded, folder, *sizes, measure=word_measures, layout=WORD_MEASURES
         )
 
-    depends = describe_inputs(study, lexicon=hash_file(LEXICON))
-    return read_attention(make_once(study.folder() / "words", extract, depends))
+    inputs = describe_inputs(study, lexicon=hash_file(LEXICON))
+    return read_attention(cached_step(study.folder() / "words", extract, inputs))
 
 
 def measure_faithfulness(
@@ -134,8 +134,8 @@ def measure_faithfulness(
         pd.concat(known).to_parquet(folder / "boxes.parquet", index=False)
 
     own = {**study.settings("seed", "faithfulness_questions")}
-    depends = describe_inputs(study, **own)
-    folder = make_once(study.folder() / "faithfulness", measure, depends)
+    inputs = describe_inputs(study, **own)
+    folder = cached_step(study.folder() / "faithfulness", measure, inputs)
     with np.load(folder / "curves.npz") as kept:
         curves = faithfulness.Curves(
             kept["orders"].tolist(),
@@ -168,8 +168,8 @@ def measure_modality(
         shares.to_parquet(folder / "shapley.parquet", index=False)
 
     own = study.settings("seed", "shapley_questions", "shapley_permutations")
-    depends = describe_inputs(study, **own)
-    folder = make_once(study.folder() / "modality", measure, depends)
+    inputs = describe_inputs(study, **own)
+    folder = cached_step(study.folder() / "modality", measure, inputs)
     return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")
 
 
@@ -215,8 +215,8 @@ def describe_inputs(study: Study, **more) -> dict:
     """What a table of measures depends on: sizes, model, data, code and whatever else."""
     return {
         **study.settings("extract_batch_size", "shard_size"),
-        "model": read_fingerprint(study.run_dir / "model"),
-        "dataset": read_fingerprint(study.run_dir / "dataset"),
+        "model": read_record(study.run_dir / "model")["fingerprint"],
+        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
         "code": source_digest(*CODE),
         **more,
     }

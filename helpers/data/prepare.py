@@ -29,15 +29,15 @@ from helpers.data.vqa import (
     stratified_subset,
 )
 from helpers.run.cache import (
+    cached_step,
     fingerprint,
     hash_file,
-    make_once,
-    read_depends,
+    read_record,
     require,
     source_digest,
     write_atomic,
 )
-from helpers.run.study import Study
+from helpers.run.settings import Study
 from phantom.scenes import read_truth, write_phantom
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def find_data(study: Study) -> Path:
         write_phantom(folder, "val", study.validation_scenes, study.seed)
 
     name = f"phantom-{study.train_scenes}-{study.validation_scenes}-seed{study.seed}"
-    return make_once(study.root / "data" / "generated" / name, generate, {**scenes, "code": code})
+    return cached_step(study.root / "data" / "generated" / name, generate, {**scenes, "code": code})
 
 
 def prepare_dataset(study: Study) -> Path:
@@ -84,7 +84,7 @@ def prepare_dataset(study: Study) -> Path:
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
     if set(JSON_OF.values()) - {path.name for path in files}:
         files += sorted(root.glob("*.zip"))  # read where the unpacked file is absent
-    depends = {
+    inputs = {
         **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
         "files": {path.name: hash_file(path) for path in files},
         # fetched pictures are what the questions ask for: they do not tell whether the step stands
@@ -102,7 +102,7 @@ def prepare_dataset(study: Study) -> Path:
         notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
         write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
 
-    return make_once(study.folder() / "dataset", draw, depends)
+    return cached_step(study.folder() / "dataset", draw, inputs)
 
 
 def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
@@ -158,8 +158,8 @@ def load_pictures(study: Study, processor) -> Pictures:
         for part in parts
         for key, name in zip(part["image_id"][:], part["picture"][:], strict=True)
     }
-    source = read_depends(study.run_dir / "dataset")
-    depends = {  # nothing of the questions: studies that ask about the same images share them
+    source = read_record(study.run_dir / "dataset")["inputs"]
+    inputs = {  # nothing of the questions: studies that ask about the same images share them
         "names": fingerprint(sorted(files.values())),
         "source": {name: source[name] for name in ("files", "pictures")},
         "size": image_processor.size["shortest_edge"],
@@ -177,8 +177,8 @@ def load_pictures(study: Study, processor) -> Pictures:
             )
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
-    folder = study.root / "data" / "generated" / f"pictures-{fingerprint(depends)[:12]}"
-    return Pictures(make_once(folder, write, depends))
+    folder = study.root / "data" / "generated" / f"pictures-{fingerprint(inputs)[:12]}"
+    return Pictures(cached_step(folder, write, inputs))
 
 
 def encode(

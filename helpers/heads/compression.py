@@ -44,8 +44,8 @@ from helpers.model.finetune import load_finetuned, train_model
 from helpers.model.prune import prune_model
 from helpers.model.trace import trace
 from helpers.model.vilt import embed_batch, forward_raster, fused_attention, quiet_transformers
-from helpers.run.cache import make_once, read_fingerprint, source_digest, write_atomic
-from helpers.run.study import Study
+from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval, bootstrap_mean
 
 LOSS_INCREASES = {  # of `loss_increases`; name: type, axes after the question
@@ -120,7 +120,7 @@ def measure_importance_on_train(
     encoded = encode(study, train.select(chosen), processor, list_answers(model))
     lower = lower_copy(study, model)
     own = study.settings("seed", "ablation_questions", "precision")
-    depends = describe_inputs(study, **own, used=source_digest("helpers/heads"))
+    inputs = describe_inputs(study, **own, used=source_digest("helpers/heads"))
     tables = []
     for name, used, measure, layout in (
         ("spare_losses", lower, loss_increases, LOSS_INCREASES),
@@ -129,7 +129,7 @@ def measure_importance_on_train(
     ):
         sizes = (study.extract_batch_size, study.shard_size)
         make = partial(_extract, used, encoded, sizes, measure, layout)
-        tables.append(read_attention(make_once(study.folder() / name, make, depends)))
+        tables.append(read_attention(cached_step(study.folder() / name, make, inputs)))
     return tuple(tables)
 
 
@@ -249,13 +249,13 @@ def prune_and_finetune(
     """
     heads, layers = ([*map(tuple, removal[0])], [*removal[1]])
     names = ("seed", "prune_epochs", "batch_size", "learning_rate", "precision", "patience")
-    depends = {
+    inputs = {
         **study.settings(*names),
         "heads": heads,
         "layers": layers,
         "watched": [int(row) for row in selection_rows],
-        "model": read_fingerprint(study.run_dir / "model"),
-        "dataset": read_fingerprint(study.run_dir / "dataset"),
+        "model": read_record(study.run_dir / "model")["fingerprint"],
+        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
         "code": source_digest("helpers/data", "helpers/model", "helpers/heads"),
     }
     rate = LEARNING_RATE_FACTOR * study.learning_rate
@@ -268,7 +268,7 @@ def prune_and_finetune(
         return prune_model(model, heads, layers), *encoded
 
     folder = study.folder() / f"light_{name}"
-    return make_once(folder, lambda part: train_model(shorter, load, part), depends)
+    return cached_step(folder, lambda part: train_model(shorter, load, part), inputs)
 
 
 def select_smallest(candidates: pd.DataFrame, tolerance: float) -> str:
@@ -300,5 +300,5 @@ def save_selected(study: Study, model: nn.Module, processor: ViltProcessor, name
         write_atomic(folder / "chosen.json", json.dumps({"model": name, **shape}, indent=1))
 
     code = source_digest("helpers/heads")
-    depends = {"model": name, **shape, "weights": digest.hexdigest(), "code": code}
-    return make_once(study.folder() / "model_light", save, depends)
+    inputs = {"model": name, **shape, "weights": digest.hexdigest(), "code": code}
+    return cached_step(study.folder() / "model_light", save, inputs)

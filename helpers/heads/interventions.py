@@ -14,8 +14,8 @@ from helpers.data import prepare
 from helpers.heads.importance import IMPORTANCE, importance_measures
 from helpers.heads.patching import find_pairs, patch_heads
 from helpers.heads.removal import REMOVALS, mean_z, removal_measures
-from helpers.run.cache import make_once, source_digest
-from helpers.run.study import Study
+from helpers.run.cache import cached_step, source_digest
+from helpers.run.settings import Study
 
 
 def measure_removals(
@@ -50,7 +50,7 @@ def measure_removals(
     steps = {"removals": remove, "importance": differentiate}
     return tuple(
         read_attention(
-            make_once(
+            cached_step(
                 study.folder() / name,
                 make,
                 describe_inputs(
@@ -91,6 +91,6 @@ def measure_patching(
         )
 
     own = study.settings("seed", "ablation_questions")
-    depends = describe_inputs(study, **own, used=source_digest("helpers/heads"))
-    with np.load(make_once(study.folder() / "patching", patch, depends) / "pairs.npz") as kept:
+    inputs = describe_inputs(study, **own, used=source_digest("helpers/heads"))
+    with np.load(cached_step(study.folder() / "patching", patch, inputs) / "pairs.npz") as kept:
         return kept["pairs"], kept["moved"], kept["whole"]

@@ -15,8 +15,8 @@ from helpers.attention.study_measures import choose_dtype, describe_inputs
 from helpers.data.encode import EncodedQuestions
 from helpers.model.finetune import finetune
 from helpers.model.vilt import load_vilt
-from helpers.run.cache import make_once, read_fingerprint
-from helpers.run.study import Study
+from helpers.run.cache import cached_step, read_record
+from helpers.run.settings import Study
 
 
 def measure_second_seed(
@@ -30,7 +30,9 @@ def measure_second_seed(
     other = replace(study, seed=(study.seed + 1) % 2**32)
     folder = finetune(other, data, name="model_second")
     model = load_vilt(folder, device=study.device_name())[0]
-    return measure_variant(study, model, encoded, "second", {"second": read_fingerprint(folder)})
+    return measure_variant(
+        study, model, encoded, "second", {"second": read_record(folder)["fingerprint"]}
+    )
 
 
 def measure_before(study: Study, encoded: EncodedQuestions, answers: list[str]) -> AttentionTable:
@@ -45,7 +47,7 @@ def measure_before(study: Study, encoded: EncodedQuestions, answers: list[str]) 
 
 
 def measure_variant(
-    study: Study, model: nn.Module, encoded: EncodedQuestions, name: str, depends: dict
+    study: Study, model: nn.Module, encoded: EncodedQuestions, name: str, inputs: dict
 ) -> AttentionTable:
     """The attention of a model on the validation questions, in run_dir/attention_<name>; once.
 
@@ -58,5 +60,5 @@ def measure_variant(
         extract_attention(lower, encoded, folder, study.extract_batch_size, study.shard_size)
 
     folder = study.folder() / f"attention_{name}"
-    depends = describe_inputs(study, **study.settings("precision"), **depends)
-    return read_attention(make_once(folder, extract, depends))
+    inputs = describe_inputs(study, **study.settings("precision"), **inputs)
+    return read_attention(cached_step(folder, extract, inputs))

@@ -21,14 +21,14 @@ from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.trainer import BucketSampler, EpochSetter, Patience, RasterTrainer, StepsBar
 from helpers.model.vilt import fused_attention, load_vilt, quiet_transformers
 from helpers.run.cache import (
+    cached_step,
     hash_file,
-    make_once,
-    read_fingerprint,
+    read_record,
     require,
     source_digest,
     write_atomic,
 )
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
 def finetune(
-    study: Study, data: DatasetDict, once: Callable = make_once, name: str = "model"
+    study: Study, data: DatasetDict, once: Callable = cached_step, name: str = "model"
 ) -> Path:
     """Fine-tune the study's checkpoint with a new answer head; returns run_dir/<name> (model, processor, curves).
 
@@ -57,13 +57,13 @@ def finetune(
         "precision",
         "patience",
     )
-    depends = {
+    inputs = {
         **study.settings(*names),
-        "dataset": read_fingerprint(study.run_dir / "dataset"),
+        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
         "weights": _checkpoint_stamp(study),
         "code": source_digest("helpers/data", "helpers/model"),
     }
-    return once(study.folder() / name, lambda folder: _train(study, data, folder), depends)
+    return once(study.folder() / name, lambda folder: _train(study, data, folder), inputs)
 
 
 def load_finetuned(study: Study):

@@ -30,8 +30,8 @@ from helpers.report.headlines import (
     say_value,
 )
 from helpers.report.sentences import count_of, say_number
-from helpers.run.cache import read_depends
-from helpers.run.study import Study
+from helpers.run.cache import read_record
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import has_enough_data
 
@@ -66,7 +66,7 @@ def _read_settings(run: Study) -> dict:
     """The settings in a run's run.json that Study still knows; of a run without the chain its seed alone."""
     path = run.run_dir / "run.json"
     if not path.is_file():
-        return {"seed": read_depends(run.run_dir / "dataset")["seed"]}
+        return {"seed": read_record(run.run_dir / "dataset")["inputs"]["seed"]}
     known = {field.name for field in fields(Study)}
     recorded = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
     return {name: value for name, value in recorded.items() if name in known}

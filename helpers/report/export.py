@@ -20,7 +20,7 @@ from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 
 from helpers.run.cache import write_atomic
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
 SCRIPT = re.compile(r"<script>(.*?)</script>", flags=re.DOTALL)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from helpers.report.headlines import NOTEBOOK, Headline, read_headlines, say_size, say_value
 from helpers.run.cache import write_atomic
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 ANSWER = "answer"  # the finding that a notebook opens with
 FIGURE_WIDTH = 880  # pixels of a figure in the report

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.report.sentences import count_of, say_interval, say_number
-from helpers.run.study import Study
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import has_enough_data
 

@@ -1,1 +1,22 @@
-"""Settings of a run, steps done once, and what a run folder records."""
+"""Settings of a run, steps done once, and what is recorded about a run."""
+
+from importlib import import_module
+from typing import Any
+
+MODULES = {
+    "Study": "settings",  # every setting of a run, its folders and its device
+    "describe": "settings",  # one line about a run: seed, versions, device
+    "record_run": "settings",  # add entries to the run's run.json
+    "save_figure": "settings",  # a figure into the run's figures/
+    "save_table": "settings",  # a table into the run's tables/
+    "mount_drive": "colab",  # a folder on Google Drive for runs
+    "install_missing": "colab",  # what the notebooks need and Colab lacks
+}
+__all__ = list(MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: install_missing must work before pydantic is installed."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

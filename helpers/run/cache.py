@@ -18,18 +18,18 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[2]  # of the project
 
 
-def make_once(folder: Path, make: Callable[[Path], None], depends: dict) -> Path:
-    """Do a step unless it has been done: `make_once(study.folder() / "model", train, {"epochs": 3})`.
+def cached_step(folder: Path, make: Callable[[Path], None], inputs: dict) -> Path:
+    """Do a step unless it has been done: `cached_step(study.folder() / "model", train, {"epochs": 3})`.
 
-    folder: stands if its made.json holds the same `depends` (compared as JSON: a tuple equals a list).
+    folder: stands if its made.json holds the same `inputs` (compared as JSON: a tuple equals a list).
     make: called with the hidden folder `.{name}.{fingerprint}.part` beside it, which may hold what an
-        earlier, killed call left there for the same `depends`; whole at return, it becomes `folder`.
+        earlier, killed call left there for the same `inputs`; whole at return, it becomes `folder`.
     Killed at any moment, the old or the new folder stands, or the next call continues the work. A second
     process waits for the first and finds the folder made.
     """
     folder = Path(folder)
-    key = fingerprint(depends)
-    part = part_folder(folder, depends)
+    key = fingerprint(inputs)
+    part = folder.with_name(f".{folder.name}.{key[:12]}.part")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(folder):
         _settle_kill(folder, keep=part)
@@ -40,24 +40,10 @@ def make_once(folder: Path, make: Callable[[Path], None], depends: dict) -> Path
             start = time.perf_counter()
             make(part)
             seconds = round(time.perf_counter() - start, 3)
-            made = {"depends": depends, "fingerprint": key, "seconds": seconds}
+            made = {"inputs": inputs, "fingerprint": key, "seconds": seconds}
             write_atomic(part / "made.json", json.dumps(made, indent=1))
         _replace_folder(part, folder)
     return folder
-
-
-def part_folder(folder: Path, depends: dict) -> Path:
-    """The hidden folder in which make_once makes `folder`."""
-    return folder.with_name(f".{folder.name}.{fingerprint(depends)[:12]}.part")
-
-
-def settle_step(folder: Path, depends: dict) -> bool:
-    """Settle what a killed make_once left; whether it is then done, so that another would not call `make`."""
-    key, part = fingerprint(depends), part_folder(folder, depends)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_path(folder):
-        _settle_kill(folder, keep=part)
-        return _is_made(folder, key) or _is_made(part, key)
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
@@ -108,7 +94,7 @@ def lock_path(path: Path) -> FileLock:
 
 
 def _read_made(folder: Path) -> dict | None:
-    """What make_once wrote about `folder`; None if it did not make it."""
+    """What cached_step wrote about `folder`; None if it did not make it."""
     try:
         made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -118,7 +104,7 @@ def _read_made(folder: Path) -> dict | None:
 
 def _is_made(folder: Path, key: str) -> bool:
     made = _read_made(folder)
-    return made is not None and fingerprint(made.get("depends")) == key
+    return made is not None and fingerprint(made.get("inputs")) == key
 
 
 def to_json(value, what: str):
@@ -131,9 +117,9 @@ def to_json(value, what: str):
         ) from None
 
 
-def fingerprint(depends) -> str:
-    """SHA-256 (hex) of `depends` as JSON, whatever the order of its keys."""
-    text = json.dumps(to_json(depends, "depends"), sort_keys=True, separators=(",", ":"))
+def fingerprint(inputs) -> str:
+    """SHA-256 (hex) of `inputs` as JSON, whatever the order of its keys."""
+    text = json.dumps(to_json(inputs, "inputs"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -143,24 +129,21 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_fingerprint(folder: Path) -> str:
-    """Fingerprint of a folder that make_once made; FileNotFoundError if there is none."""
+def read_record(folder: Path) -> dict:
+    """What cached_step recorded about a folder: inputs, fingerprint, seconds.
+
+    FileNotFoundError where the folder is missing or unfinished.
+    """
     made = _read_made(Path(folder))
     if made is None:
         raise FileNotFoundError(
             f"{_short(folder)} is missing or unfinished (no readable made.json in it)"
         )
-    return made["fingerprint"]
-
-
-def read_depends(folder: Path) -> dict:
-    """What a folder that make_once made depends on; FileNotFoundError if there is none."""
-    read_fingerprint(folder)
-    return _read_made(Path(folder))["depends"]
+    return made
 
 
 def require(folder: Path, made_by: str) -> Path:
-    """`folder` if make_once has made it, else a FileNotFoundError that says which notebook makes it."""
+    """`folder` if cached_step has made it, else a FileNotFoundError that says which notebook makes it."""
     folder = Path(folder)
     if _read_made(folder) is None:
         advice = f"run notebooks/{made_by}.ipynb with RUN_NAME={folder.parent.name!r} first"

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from helpers.run.study import Study, save_table
+from helpers.run.settings import Study, save_table
 
 COLUMNS = "data/columns.csv"
 FIELDS = ["table", "column", "meaning", "unit", "range", "empty", "absent"]

@@ -32,7 +32,7 @@ from helpers.attention.modality import (
 )
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.vilt import forward_raster
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from helpers.attention.relevance import relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
 from helpers.model.vilt import load_vilt
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 
 @pytest.fixture(scope="module")

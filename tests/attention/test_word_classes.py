@@ -23,8 +23,8 @@ from helpers.attention.word_classes import (
     word_measures,
 )
 from helpers.model.vilt import load_vilt
-from helpers.run.cache import make_once
-from helpers.run.study import Study
+from helpers.run.cache import cached_step
+from helpers.run.settings import Study
 from phantom import questions as phantom_questions
 from phantom import sprites
 
@@ -200,7 +200,7 @@ def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
         "phantom", runs_root=str(tmp_path), run_name="test", device="cpu", extract_batch_size=5
     )
     for name in ("model", "dataset"):
-        make_once(study.folder() / name, lambda folder: None, {})
+        cached_step(study.folder() / name, lambda folder: None, {})
     table = measure.measure_words(study, model, encoded)
     expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
     np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)

@@ -21,7 +21,7 @@ from helpers.data.download import download_questions
 from helpers.data.fetch import DownloadError
 from helpers.data.vqa import FILES
 from helpers.model.vilt import load_vilt
-from helpers.run.study import Study
+from helpers.run.settings import Study
 from phantom.scenes import read_truth
 
 
@@ -114,7 +114,7 @@ def test_a_script_without_a_main_guard_can_prepare(make_study, tmp_path):
     given = study.settings("data_root", "runs_root", "run_name")
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(study.root)!r})\n"
-        "from helpers import prepare\nfrom helpers.run.study import Study\n"
+        "from helpers import prepare\nfrom helpers.run.settings import Study\n"
         f"prepare.prepare_dataset(Study.load('phantom', **{given!r}))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, timeout=100)
@@ -144,7 +144,7 @@ def test_the_phantom_is_generated_once_for_a_seed(tmp_path, monkeypatch):
     folder = prepare.find_data(study)
     assert len(list(folder.glob("train2014/*.jpg"))) == 3
     made = json.loads((folder / "made.json").read_text())
-    assert made["depends"]["seed"] == 5
+    assert made["inputs"]["seed"] == 5
     assert prepare.find_data(study) == folder
     assert (
         prepare.find_data(Study.load("phantom", train_scenes=3, validation_scenes=2, seed=6))

@@ -22,7 +22,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import build_vocabulary, read_vqa
 from helpers.model import finetune, trainer
 from helpers.model.vilt import forward_raster, fused_attention, load_vilt, predict
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 
 def make_questions(rows):
@@ -147,7 +147,7 @@ from helpers.data import baselines
 from helpers.model import finetune
 from helpers.data import prepare
 from helpers.model import trainer
-from helpers.run.study import Study
+from helpers.run.settings import Study
 study = Study.load("phantom", **{settings!r})
 finetune.finetune(study, prepare.load_dataset(study))
 """

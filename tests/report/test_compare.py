@@ -18,7 +18,7 @@ from helpers.report.compare import (
     say_spread,
     summarise_runs,
 )
-from helpers.run.cache import make_once
+from helpers.run.cache import cached_step
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
 
@@ -95,7 +95,7 @@ def test_a_tolerance_that_differs_is_shown(runs):
 
 def test_a_run_made_without_the_chain_is_known_by_its_data(runs):
     (runs[1].run_dir / "run.json").unlink()
-    make_once(runs[1].run_dir / "dataset", lambda folder: None, {"seed": 11})
+    cached_step(runs[1].run_dir / "dataset", lambda folder: None, {"seed": 11})
     assert find_runs(runs[0], ["run1"])[0].seed == 11
 
 

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from helpers.report.export import clean, list_blocks, write_pages
-from helpers.run.study import Study
+from helpers.run.settings import Study
 
 driver = browser.make_fixture()
 

@@ -23,7 +23,7 @@ from helpers.report.findings import (
     summarise,
 )
 from helpers.report.headlines import HEADLINES, read_table
-from helpers.run.study import Study, save_table
+from helpers.run.settings import Study, save_table
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from helpers.report.headlines import (
     say_size,
     say_value,
 )
-from helpers.run.study import save_table
+from helpers.run.settings import save_table
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from helpers.report.compare import (
     say_incomparable,
 )
 from helpers.report.headlines import read_table
-from helpers.run.study import save_table
+from helpers.run.settings import save_table
 
 
 def make_answered(tmp_path):

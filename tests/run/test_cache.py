@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from helpers.run import cache as steps_module
 from helpers.run.cache import (
+    cached_step,
     fingerprint,
-    make_once,
-    read_fingerprint,
+    read_record,
     require,
     source_digest,
     write_atomic,
@@ -45,12 +45,10 @@ def test_fingerprint_is_the_digest_of_the_json():
         st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
     )
 )
-def test_fingerprint_survives_json_and_order(depends):
-    backwards = dict(reversed(depends.items()))
+def test_fingerprint_survives_json_and_order(inputs):
+    backwards = dict(reversed(inputs.items()))
     assert (
-        fingerprint(depends)
-        == fingerprint(backwards)
-        == fingerprint(json.loads(json.dumps(depends)))
+        fingerprint(inputs) == fingerprint(backwards) == fingerprint(json.loads(json.dumps(inputs)))
     )
 
 
@@ -81,48 +79,50 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_a_step_is_made_once(tmp_path):
-    folder = make_once(tmp_path / "runs" / "model", make_two("old"), {"epochs": 3, "size": (1, 2)})
+    folder = cached_step(
+        tmp_path / "runs" / "model", make_two("old"), {"epochs": 3, "size": (1, 2)}
+    )
     assert folder == tmp_path / "runs" / "model"
-    assert make_once(folder, refuse, {"size": [1, 2], "epochs": 3}) == folder
+    assert cached_step(folder, refuse, {"size": [1, 2], "epochs": 3}) == folder
     made = json.loads((folder / "made.json").read_text())
-    assert made["depends"] == {"epochs": 3, "size": [1, 2]}
-    assert made["fingerprint"] == read_fingerprint(folder) == fingerprint(made["depends"])
+    assert made["inputs"] == {"epochs": 3, "size": [1, 2]}
+    assert made["fingerprint"] == read_record(folder)["fingerprint"] == fingerprint(made["inputs"])
     assert 0 <= made["seconds"] < 5
     assert leftovers(folder) == []
 
 
 def test_changed_settings_replace_the_whole_folder(tmp_path):
-    folder = make_once(tmp_path / "model", make_two("old"), {"v": 1})
+    folder = cached_step(tmp_path / "model", make_two("old"), {"v": 1})
     (folder / "stray").write_text("only in the old one")
-    make_once(folder, make_two("new"), {"v": 2})
+    cached_step(folder, make_two("new"), {"v": 2})
     assert sorted(p.name for p in folder.iterdir()) == ["first", "made.json", "second"]
     assert (folder / "first").read_text() == "new"
     assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize("made", [None, "{", "[]", '{"depends": {"v": 2}, "fingerprint": "x"}'])
+@pytest.mark.parametrize("made", [None, "{", "[]", '{"inputs": {"v": 2}, "fingerprint": "x"}'])
 def test_a_folder_with_no_or_another_record_does_not_stand(tmp_path, made):
     folder = tmp_path / "model"
     folder.mkdir()
     if made:
         (folder / "made.json").write_text(made)
-    make_once(folder, make_two("new"), {"v": 1})
+    cached_step(folder, make_two("new"), {"v": 1})
     assert (folder / "second").read_text() == "new"
 
 
 def test_a_failed_step_leaves_the_old_folder_and_is_continued(tmp_path):
-    folder = make_once(tmp_path / "model", make_two("old"), {"v": 1})
+    folder = cached_step(tmp_path / "model", make_two("old"), {"v": 1})
 
     def fail(part):
         (part / "first").write_text("begun")
         raise RuntimeError("full disk")
 
     with pytest.raises(RuntimeError, match="full disk"):
-        make_once(folder, fail, {"v": 2})
+        cached_step(folder, fail, {"v": 2})
     assert (folder / "first").read_text() == "old"
     part = tmp_path / f".model.{fingerprint({'v': 2})[:12]}.part"
     assert leftovers(folder) == [part.name]
-    make_once(
+    cached_step(
         folder, lambda part: (part / "second").write_text((part / "first").read_text()), {"v": 2}
     )
     assert (folder / "second").read_text() == "begun"
@@ -134,7 +134,7 @@ def test_unfinished_work_of_other_settings_goes_but_not_that_of_other_folders(tm
     for folder in (stale, other):
         folder.mkdir()
         (folder / "file").write_text("x")
-    make_once(tmp_path / "a", make_two("new"), {})
+    cached_step(tmp_path / "a", make_two("new"), {})
     assert not stale.exists()
     assert (other / "file").exists()
 
@@ -142,7 +142,7 @@ def test_unfinished_work_of_other_settings_goes_but_not_that_of_other_folders(tm
 KILLED_IN_MAKE = """
 import sys, time
 from pathlib import Path
-from helpers.run.cache import make_once
+from helpers.run.cache import cached_step
 def make(part):
     for i in range(3):
         file = part / str(i)
@@ -150,7 +150,7 @@ def make(part):
             file.write_text("by the killed one")
             print(i, flush=True)
             time.sleep(60 * (i == 1))
-make_once(Path(sys.argv[1]), make, {"v": 2})
+cached_step(Path(sys.argv[1]), make, {"v": 2})
 """
 
 
@@ -158,7 +158,7 @@ make_once(Path(sys.argv[1]), make, {"v": 2})
 def test_a_step_killed_in_the_middle_is_continued(tmp_path, had_old):
     folder = tmp_path / "model"
     if had_old:
-        make_once(folder, make_two("old"), {"v": 1})
+        cached_step(folder, make_two("old"), {"v": 1})
     process = start_python(KILLED_IN_MAKE, folder)
     while process.stdout.readline().strip() != "1":
         pass
@@ -166,13 +166,13 @@ def test_a_step_killed_in_the_middle_is_continued(tmp_path, had_old):
     assert process.wait() == -signal.SIGKILL
     assert folder.exists() == had_old
     if had_old:
-        assert read_fingerprint(folder) == fingerprint({"v": 1})
+        assert read_record(folder)["fingerprint"] == fingerprint({"v": 1})
 
     def finish(part):
         assert sorted(p.name for p in part.iterdir()) == ["0", "1"]
         (part / "2").write_text("by the next one")
 
-    make_once(folder, finish, {"v": 2})
+    cached_step(folder, finish, {"v": 2})
     assert (folder / "1").read_text() == "by the killed one"
     assert leftovers(folder) == []
 
@@ -206,13 +206,15 @@ def make(part):
     for name in ("first", "second"):
         (part / name).write_text("new")
         tick()
-steps.make_once(folder, make, {"v": 2})
+steps.cached_step(folder, make, {"v": 2})
 """
 
 
 def assert_whole(folder: Path) -> None:
     """The folder holds all that its record says, old or new."""
-    text = {fingerprint({"v": 1}): "old", fingerprint({"v": 2}): "new"}[read_fingerprint(folder)]
+    text = {fingerprint({"v": 1}): "old", fingerprint({"v": 2}): "new"}[
+        read_record(folder)["fingerprint"]
+    ]
     assert [(folder / name).read_text() for name in ("first", "second")] == [text, text]
 
 
@@ -221,14 +223,14 @@ def test_a_kill_between_any_two_changes_leaves_old_or_new(tmp_path, next_version
     """next_version: the settings of the call after the kill, those from before the change or the new ones."""
     for kill_at in range(99):
         folder = tmp_path / str(kill_at) / "model"
-        make_once(folder, make_two("old"), {"v": 1})
+        cached_step(folder, make_two("old"), {"v": 1})
         killed = start_python(KILLED_AT_A_CHANGE, folder, kill_at).wait()
         if folder.exists():
             assert_whole(folder)
         if kill_at % 2:
             folder.mkdir(exist_ok=True)  # as Study.folder() does
-        make_once(folder, make_two({1: "old", 2: "new"}[next_version]), {"v": next_version})
-        assert read_fingerprint(folder) == fingerprint({"v": next_version})
+        cached_step(folder, make_two({1: "old", 2: "new"}[next_version]), {"v": next_version})
+        assert read_record(folder)["fingerprint"] == fingerprint({"v": next_version})
         assert_whole(folder)
         assert leftovers(folder) == []
         if killed == 0:
@@ -240,12 +242,12 @@ def test_a_kill_between_any_two_changes_leaves_old_or_new(tmp_path, next_version
 SLOW_STEP = """
 import sys, time
 from pathlib import Path
-from helpers.run.cache import make_once
+from helpers.run.cache import cached_step
 def make(part):
     time.sleep(0.3)
     with open(sys.argv[2], "a") as log:
         log.write("made\\n")
-make_once(Path(sys.argv[1]), make, {"v": 1})
+cached_step(Path(sys.argv[1]), make, {"v": 1})
 """
 
 
@@ -259,13 +261,13 @@ def test_missing_steps_are_named(tmp_path):
     folder = tmp_path / "my-run" / "model"
     for state in ("absent", "empty"):
         with pytest.raises(FileNotFoundError, match=r"^my-run/model is missing"):
-            read_fingerprint(folder)
+            read_record(folder)["fingerprint"]
         advice = r"^my-run/model is missing: run notebooks/02_finetune.ipynb with RUN_NAME='my-run' first"
         with pytest.raises(FileNotFoundError, match=advice):
             require(folder, made_by="02_finetune")
         if state == "absent":
             folder.mkdir(parents=True)
-    make_once(folder, make_two("x"), {})
+    cached_step(folder, make_two("x"), {})
     assert require(folder, made_by="02_finetune") == folder
 
 

@@ -239,7 +239,7 @@ def test_outside_colab_the_cell_only_finds_the_root(tmp_path, start):
     (project / "helpers").symlink_to(ROOT / "helpers")
     (stale / "helpers" / "__init__.py").touch()
     before = "import subprocess\nsubprocess.run = None\nimport helpers\n"
-    after = "from helpers.run.study import Study\nprint(sys.path.index(str(ROOT)), sys.path.count(str(ROOT)), ROOT)"
+    after = "from helpers.run.settings import Study\nprint(sys.path.index(str(ROOT)), sys.path.count(str(ROOT)), ROOT)"
     result = run_cells(f"{before}{SETUP}\n{SETUP}\n{after}", project / start, stale, on_colab=False)
     assert (result.stdout, result.stderr) == (f"0 1 {project}\n", "")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helpers.heads.roles import ROLES
 from helpers.run import schema as dictionary
-from helpers.run.study import Study, save_table
+from helpers.run.settings import Study, save_table
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = [  # table, column, meaning, unit, range, empty, absent

@@ -17,7 +17,7 @@ from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.relevance import relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
-from helpers.run.study import Study
+from helpers.run.settings import Study
 from tools import launch
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.report.findings import read_findings
 from helpers.run.schema import check_tables
-from helpers.run.study import Study
+from helpers.run.settings import Study
 from tools.run_notebooks import WIDGET, ChainError, execute, list_notebooks, run_chain
 
 ROOT = Path(__file__).parents[2]

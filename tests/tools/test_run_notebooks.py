@@ -10,8 +10,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from helpers.report.findings import read_findings
-from helpers.run.cache import make_once
-from helpers.run.study import Study
+from helpers.run.cache import cached_step
+from helpers.run.settings import Study
 from tools import run_notebooks as chain
 
 OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
@@ -19,7 +19,7 @@ SETUP = """
 import sys
 sys.path.insert(0, {root!r})
 from helpers.report.findings import state_finding
-from helpers.run.study import Study
+from helpers.run.settings import Study
 study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
 """
 
@@ -177,7 +177,7 @@ def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
 
 def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
     sources, study, run, _ = world
-    make = "from helpers.run.cache import make_once\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
+    make = "from helpers.run.cache import cached_step\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
     write_notebook(sources, "02_second", make)
     done = run()
     before = done[1].stat().st_mtime_ns
@@ -207,7 +207,7 @@ def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
 def test_a_stale_run_folder_does_not_make_early_notebooks_run_twice(world):
     """What a later notebook makes anew does not unsettle an earlier one (it once did)."""
     sources, _, run, lines = world
-    make = "from helpers.run.cache import make_once\nmake_once(study.folder() / 'late', lambda folder: None, {'x': SEED})"
+    make = "from helpers.run.cache import cached_step\nmake_once(study.folder() / 'late', lambda folder: None, {'x': SEED})"
     write_notebook(sources, "02_second", make)
     run(SEED=1)
     run(SEED=2)
@@ -286,10 +286,10 @@ def test_what_is_deleted_or_changed_by_others_is_made_again(world, spoil):
 
 def test_a_step_redone_by_hand_with_other_settings_unsettles_the_run(world):
     sources, study, run, lines = world
-    make = "from helpers.run.cache import make_once\nmake_once(study.folder() / 'model', lambda folder: None, {'x': SEED})"
+    make = "from helpers.run.cache import cached_step\nmake_once(study.folder() / 'model', lambda folder: None, {'x': SEED})"
     write_notebook(sources, "02_second", make)
     run(SEED=1)
-    make_once(study.run_dir / "model", lambda folder: None, {"x": 2})
+    cached_step(study.run_dir / "model", lambda folder: None, {"x": 2})
     run(SEED=1)
     assert not any("stands" in line for line in lines)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.run.study import Study, describe, record_run, save_figure, save_table
+from helpers.run.settings import Study, describe, record_run, save_figure, save_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -187,7 +187,7 @@ def test_describe_is_one_line_without_paths(tmp_path):
 def test_importing_study_is_quick():
     """Notebooks and make call it before anything else: no torch, pandas or transformers behind it."""
     start = time.perf_counter()
-    code = "import sys, helpers.run.study; print(*{'torch', 'pandas', 'transformers'} & set(sys.modules))"
+    code = "import sys, helpers.run.settings; print(*{'torch', 'pandas', 'transformers'} & set(sys.modules))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True

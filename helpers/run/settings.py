@@ -190,7 +190,7 @@ class Study:
         )
 
     def settings(self, *names: str) -> dict:
-        """The named settings, for the `depends` of a step."""
+        """The named settings, for the `inputs` of a step."""
         return {name: getattr(self, name) for name in names}
 
 
