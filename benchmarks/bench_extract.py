@@ -33,7 +33,7 @@ from transformers import BertTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.attention.extract import extract_attention
-from helpers.attention.measures import attention_measures, attention_split
+from helpers.attention.image_share import attention_measures, attention_split
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import read_vqa
 from helpers.model.vilt import load_vilt

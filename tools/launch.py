@@ -17,7 +17,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from helpers.attention import study_measures as measure
+from helpers.attention.extract import extract_once, measure_attention, random_weight_model
+from helpers.attention.relevance import RELEVANCE, relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
 from helpers.run.cache import cached_step
@@ -63,7 +64,8 @@ def run_steps(study: Study) -> None:
     state = PartialState(cpu=study.device_name() == "cpu", timeout=WAIT)
     if state.is_main_process:
         print(f"{state.num_processes} processes on {state.device.type}")
-    once, process = partial(make_together, state), (state.process_index, state.num_processes)
+    once = partial(make_together, state)
+    together = {"once": once, "process": (state.process_index, state.num_processes)}
     with state.main_process_first():
         prepare.prepare_dataset(study)
     data = prepare.load_dataset(study)
@@ -71,10 +73,10 @@ def run_steps(study: Study) -> None:
     model, processor = finetune.load_finetuned(study)
     model.to(state.device)
     encoded = prepare.encode(study, data["validation"], processor)
-    measure.measure_attention(study, model, encoded, once=once, process=process)
-    measure.measure_relevance(study, model, encoded, once, process)
-    twin = measure.untrained_twin(model, study.seed)
-    measure.measure_attention(study, twin, encoded, untrained=True, once=once, process=process)
+    measure_attention(study, model, encoded, **together)
+    extract_once(study, "relevance", model, encoded, relevance_measures, RELEVANCE, **together)
+    twin = random_weight_model(model, study.seed)
+    measure_attention(study, twin, encoded, untrained=True, **together)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,1 +1,24 @@
 """Attention measured: where it goes, maps over a picture, and whether they can be trusted."""
+
+from helpers.attention import (
+    extract,
+    faithfulness,
+    grounding,
+    image_share,
+    modality,
+    relevance,
+    word_classes,
+)
+from helpers.attention.image_share import attention_maps, attention_split
+
+__all__ = [
+    "attention_maps",  # full attention matrices of a few questions, patches in raster order
+    "attention_split",  # every head's attention by group of keys, of one batch
+    "extract",  # measures of a whole data set: one table a run, made once
+    "faithfulness",  # do the patches that a map calls important matter to the answer?
+    "grounding",  # do heads and maps point at the boxes asked about?
+    "image_share",  # the share of attention on the image, its baseline, other measures of a batch
+    "modality",  # what an answer owes to the words and to the image
+    "relevance",  # maps that count what heads hand on, and what the answer owes to it
+    "word_classes",  # attention from and to nouns, colours, function words, ...
+]

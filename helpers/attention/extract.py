@@ -1,5 +1,12 @@
-"""Attention measures of a whole data set: one row a question, in shards that a killed run continues."""
+"""Attention measures of a whole data set: one row a question, in shards that a killed run continues.
 
+    table = measure_attention(study, model, encoded)  # measured once, then read from the run's folder
+    table.image_share                                 # (question, layer, head, QUERY_GROUPS)
+
+What other modules measure once goes through `measure_once` and `extract_once` as well.
+"""
+
+import copy
 import hashlib
 import json
 import os
@@ -15,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.attention.measures import attention_measures, image_share, uniform_baseline
+from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import patch_grids
+from helpers.run.cache import cached_step, read_record, require, source_digest
+from helpers.run.settings import Study
 
 MEASURES = {  # of `attention_measures`; name: type, axes after the question
     "split": ("float32", ("layer", "head", 3, 5)),
@@ -280,3 +289,118 @@ def read_attention(folder: str | Path) -> AttentionTable:
             f"{folder} holds {len(questions)} of {source['questions']} questions: run extract_attention again."
         )
     return AttentionTable(questions, paths, measure_shapes(source), source["dtype"])
+
+
+def measure_once(
+    study: Study, name: str, measure: Callable[[Path], None], once: Callable = cached_step, **inputs
+) -> Path:
+    """Do a step of measuring unless it has been done; returns its folder, run_dir/<name>.
+
+    measure: gets the folder to write to, which may hold what a killed call left. inputs: what the step depends on
+    beside the study's model, data set and sizes, and this room's code. once: how a step is done once.
+    """
+    rooms = ("helpers/data", "helpers/model", "helpers/attention")
+    known = {
+        **study.settings("extract_batch_size", "shard_size"),
+        "model": read_record(study.run_dir / "model")["fingerprint"],
+        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
+        "code": source_digest(*rooms),
+    }
+    return once(study.folder() / name, measure, {**known, **inputs})
+
+
+def extract_once(
+    study: Study,
+    name: str,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    measure: Callable = attention_measures,
+    layout: Mapping[str, tuple] = MEASURES,
+    once: Callable = cached_step,
+    process: tuple[int, int] = (0, 1),
+    **inputs,
+) -> AttentionTable:
+    """`extract_attention` as a step of the study that is done once: the table of run_dir/<name>.
+
+    model: in the precision that it is measured in. The step depends on that precision, not on the setting: a table
+    begun on a GPU in half precision is begun again on a CPU. measure, layout, process: see `extract_attention`; once,
+    inputs: see `measure_once`.
+    """
+
+    def extract(folder: Path) -> None:
+        sizes = (study.extract_batch_size, study.shard_size)
+        extract_attention(model, encoded, folder, *sizes, process, measure, layout)
+
+    return read_attention(
+        measure_once(study, name, extract, once, dtype=str(model.dtype), **inputs)
+    )
+
+
+def measure_attention(
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    untrained: bool = False,
+    once: Callable = cached_step,
+    process: tuple[int, int] = (0, 1),
+) -> AttentionTable:
+    """Measure the attention of every validation question, once, and open its table.
+
+    model: the fine-tuned model, or with `untrained` its `random_weight_model`. Kept in run_dir/attention (or
+    attention_untrained), in shards; a killed run continues. once, process: as in `extract_once`; `tools.launch` passes
+    the forms for several processes.
+    """
+    name = "attention_untrained" if untrained else "attention"
+    seed = study.settings("seed") if untrained else {}
+    lower = in_measuring_precision(model, study)
+    return extract_once(study, name, lower, encoded, once=once, process=process, **seed)
+
+
+def load_attention(study: Study, untrained: bool = False) -> AttentionTable:
+    """The table that 03 measured; FileNotFoundError that says so where it is missing."""
+    name = "attention_untrained" if untrained else "attention"
+    return read_attention(require(study.folder() / name, made_by="03_layer_attention"))
+
+
+def in_measuring_precision(model: nn.Module, study: Study) -> nn.Module:
+    """The model in the precision that attention is measured in: itself, or on a GPU a copy in half precision."""
+    dtype = choose_dtype(study.precision, model.device.type)
+    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+def choose_dtype(setting: str, device: str) -> torch.dtype:
+    """What attention is measured in: half precision on a GPU, unless the setting `precision` says otherwise.
+
+    On a CPU always float32: half is slower there. "auto" is fp16, which has eight times the resolution of bf16: against
+    fp32, single splits of the phantom differ by at most 0.01 in fp16 and 0.1 in bf16, averages far less.
+    """
+    halves = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return torch.float32 if device == "cpu" else halves.get(setting, torch.float32)
+
+
+def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> np.ndarray:
+    """Rows of at most `count` of n questions, drawn without replacement, in ascending order.
+
+    method: "choice" or "permutation" of NumPy's generator. Both are simple random samples, but of one seed not the
+    same; each measure keeps its own, so that its numbers stay those of earlier runs.
+    """
+    generator, count = np.random.default_rng(seed), min(count, n)
+    if method == "permutation":
+        return np.sort(generator.permutation(n)[:count])
+    return np.sort(generator.choice(n, count, replace=False))
+
+
+def random_weight_model(model: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with fresh random weights from `seed`: what attention looks like before learning.
+
+    Patch positions and CLS tokens are drawn too (transformers starts them at zero, which no trained ViLT has).
+    The caller's random state is untouched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that seeds CUDA as well
+        twin = type(model)(copy.deepcopy(model.config))
+        parts = twin.vilt.embeddings
+        for parameter in (parts.cls_token, parts.position_embeddings):
+            nn.init.normal_(parameter, std=model.config.initializer_range)
+    twin.tokenizer = model.tokenizer
+    return twin.to(next(model.parameters()).device).eval()

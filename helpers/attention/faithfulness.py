@@ -8,21 +8,26 @@ A patch is removed by leaving its token out of the sequence, as in the perturbat
 the model sees no made-up pixels; words, the image's own CLS and the places of the other patches stay.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
 
-from helpers.attention.measures import prepare_batch
+from helpers.attention.extract import measure_once, sample_questions
+from helpers.attention.grounding import ground_maps
+from helpers.attention.image_share import keep_patches, prepare_batch
+from helpers.attention.relevance import explain, patch_maps
 from helpers.data.encode import EncodedQuestions
-from helpers.heads.roles import cover_box
 from helpers.model.vilt import forward_raster
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean
-from helpers.stats.cluster_robust import divide_or_nan
 
 FRACTIONS = tuple(np.linspace(0, 1, 11).round(3).tolist())
 KINDS = ("deletion", "insertion")
@@ -124,20 +129,6 @@ def check_order(order: np.ndarray, count: int, name: str, index: int) -> np.ndar
     return order
 
 
-def keep_patches(inputs: dict[str, Tensor], patches: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """A prepared batch with some patches only, in place: patches lists those of each question; the image's CLS stays."""
-    device = inputs["image_embeds"].device
-    rows = [
-        torch.from_numpy(np.concatenate([[0], np.sort(kept) + 1]).astype(int)) for kept in patches
-    ]
-    where = pad_sequence(rows, batch_first=True).to(device)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-    embeds = inputs["image_embeds"].gather(
-        1, where[..., None].expand(-1, -1, inputs["image_embeds"].shape[2])
-    )
-    return {**inputs, "image_embeds": embeds, "pixel_mask": mask}
-
-
 def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     """Area under curves (..., fraction) by the trapezoid rule, over the width: a constant v gives v."""
     return np.trapezoid(values, fractions, axis=-1) / (fractions[-1] - fractions[0])
@@ -179,52 +170,41 @@ def score_maps(
     return pd.DataFrame(rows)
 
 
-def score_boxes(boxes: pd.DataFrame, clusters, n_resamples=1000, seed=0) -> pd.DataFrame:
-    """Pointing and mass in the box of each map and head over the questions with a box, with 95 % intervals over images.
+def measure_faithfulness(
+    study: Study, model: nn.Module, twin: nn.Module, encoded: EncodedQuestions, dataset: Dataset
+) -> tuple[np.ndarray, Curves, pd.DataFrame]:
+    """Take patches away in the order of each map, and hold the maps against the boxes asked about; done once.
 
-    boxes: a row a question and map, with map, layer, head, pointing, mass, chance; clusters: their image ids. Columns:
-    map, layer, head, measure ("pointing", "mass"), estimate, low, high, n, n_clusters, chance (mean share of patches in
-    the box; 1 for mass, which is counted in it).
+    On `faithfulness_questions` validation questions, drawn with the study's seed. twin: the `random_weight_model`, whose
+    relevance is the control with random weights. Kept in run_dir/faithfulness: curves.npz (the arrays of Curves, and
+    question: the rows drawn) and boxes.parquet. Returns these rows; the curves, with orders for each of
+    `patch_maps`, "random", "reversed relevance" and "untrained relevance"; and a table with a row for each map
+    and head (its [CLS] query) of each question with a box: question (row), map, layer, head (-1 for a combined map),
+    pointing, mass (see `grounding.point_in_box`, `mass_in_box`), chance (share of patches in the box).
     """
-    tables = [pd.DataFrame()]
-    for (name, layer, head), rows in boxes.groupby(["map", "layer", "head"], sort=False):
-        values = rows[["pointing", "mass"]].to_numpy()
-        table = bootstrap_mean(values, clusters[rows.index], n_resamples, seed).to_table(
-            ("measure",)
-        )
-        chance = [rows["chance"].mean(), 1.0]
-        tables.append(
-            table.assign(
-                map=name, layer=layer, head=head, measure=["pointing", "mass"], chance=chance
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
+    chosen = sample_questions(len(encoded), study.faithfulness_questions, study.seed)
 
+    def measure(folder: Path) -> None:
+        orders, boxes = defaultdict(list), []
+        for row in tqdm(chosen.tolist(), desc="maps", unit="question"):
+            batch = encoded.collate([encoded[row]])
+            explanation = explain(model, batch)[0]
+            maps = patch_maps(explanation)
+            control = patch_maps(explain(twin, batch, [explanation.answer])[0])["relevance"]
+            for name, weights in {**maps, "untrained relevance": control}.items():
+                orders[name].append(rank_patches(weights))
+            orders["reversed relevance"].append(orders["relevance"][-1][::-1])
+            boxes.append(ground_maps(row, explanation.maps, maps, dataset[row]))
+        counts = [len(order) for order in orders["relevance"]]
+        orders["random"] = random_orders(counts, study.seed)
+        curves = perturbation_curves(model, encoded, chosen.tolist(), orders)
+        np.savez(folder / "curves.npz", question=chosen, **asdict(curves))
+        known = [each for each in boxes if len(each)] or boxes[:1]  # concat warns of empty tables
+        pd.concat(known).to_parquet(folder / "boxes.parquet", index=False)
 
-def cover_boxes(boxes, grid, size) -> np.ndarray:
-    """The patches that lie in any of the boxes: bool (rows, columns), none without boxes; see `heads.cover_box`."""
-    return np.any(
-        [np.zeros(grid, dtype=bool), *(cover_box(box, grid, size) for box in boxes)], axis=0
-    )
-
-
-def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Pointing game (Zhang et al. 2018): 1 where a map's largest weight lies inside, else 0.
-
-    weights: (..., patch) or (..., rows, columns); inside: bool (patch,) or (rows, columns). Of equals the first counts.
-    NaN for a map of zeros, and where no patch is inside (a question without a box).
-    """
-    flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
-    hit = inside.ravel()[flat.argmax(-1)].astype(float)
-    return np.where((flat.max(-1) > 0) & inside.any(), hit, np.nan)
-
-
-def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Share of a map's mass that lies inside, over the share of patches inside: 1 is chance.
-
-    weights, not negative, and inside: as `point_in_box`. NaN for a map of zeros, and where no patch is inside.
-    """
-    flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
-    return divide_or_nan(
-        divide_or_nan(flat[..., inside.ravel()].sum(-1), flat.sum(-1)), inside.mean()
-    )[()]
+    inputs = study.settings("seed", "faithfulness_questions")
+    folder = measure_once(study, "faithfulness", measure, **inputs)
+    with np.load(folder / "curves.npz") as kept:
+        arrays = (kept[name] for name in ("fractions", "probability", "accuracy"))
+        curves = Curves(kept["orders"].tolist(), *arrays)
+        return chosen, curves, pd.read_parquet(folder / "boxes.parquet")

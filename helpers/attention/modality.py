@@ -9,6 +9,7 @@ image's own CLS always stay, and so do the positions of the tokens that are left
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,11 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.attention.faithfulness import keep_patches
-from helpers.attention.measures import prepare_batch
+from helpers.attention.extract import measure_once, sample_questions
+from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import forward_raster
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval
 from helpers.stats.cluster_robust import MIN_GROUPS, divide_or_nan, has_enough_data
 
@@ -326,3 +328,27 @@ def _bound(replicates: np.ndarray) -> tuple[float, float, float]:
     if np.isnan(replicates[0]) or not len(drawn):
         return np.nan, np.nan, np.nan
     return float(replicates[0]), *(float(bound) for bound in np.percentile(drawn, [2.5, 97.5]))
+
+
+def measure_modality(
+    study: Study, model: nn.Module, encoded: EncodedQuestions
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What answers lose without their words or their image, and what they owe to either by MM-SHAP; measured once.
+
+    Kept in run_dir/modality: withheld.parquet, of all questions (`withheld_accuracy`), and
+    shapley.parquet, of `shapley_questions` questions drawn with the study's seed (`mm_shap`). Returns
+    both tables. In the model's own precision: differences of probabilities are small.
+    """
+    size = study.extract_batch_size
+
+    def measure(folder: Path) -> None:
+        rows = range(len(encoded))
+        withheld = withheld_accuracy(model, encoded, rows, study.seed, size)
+        withheld.to_parquet(folder / "withheld.parquet", index=False)
+        chosen = sample_questions(len(encoded), study.shapley_questions, study.seed)
+        shares = mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
+        shares.to_parquet(folder / "shapley.parquet", index=False)
+
+    inputs = study.settings("seed", "shapley_questions", "shapley_permutations")
+    folder = measure_once(study, "modality", measure, **inputs)
+    return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.measures import (
+from helpers.attention.image_share import (
     Prepared,
     QuestionMaps,
     attention_maps,

@@ -13,8 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.measures import IMAGE, prepare_batch, query_weights
+from helpers.attention.extract import AttentionTable, extract_once
+from helpers.attention.image_share import IMAGE, prepare_batch, query_weights
+from helpers.data.encode import EncodedQuestions
 from helpers.model.packed import Microbatch, PackedForward
+from helpers.run.cache import hash_file
+from helpers.run.settings import Study
 
 CLASSES = ("question word", "colour word", "noun", "other content", "function word", "punctuation")
 READERS = ("cls", "patches")  # of `word_read`
@@ -159,8 +163,18 @@ def read_classes(
         :, None
     ]  # (question, 1, class, text)
     image = microbatch.groups[:, IMAGE].any(1).float()[:, None, :, None]
-    readers = query_weights(microbatch.groups[:, READER_INDEX])[
-        :, None
-    ]  # (question, 1, reader, token)
+    # (question, 1, reader, token)
+    readers = query_weights(microbatch.groups[:, READER_INDEX])[:, None]
     looked = weights @ (attention[:, :, : microbatch.n_text] @ image)
     return looked[..., 0], readers @ attention[..., : microbatch.n_text] @ weights.mT
+
+
+def measure_words(study: Study, model: nn.Module, encoded: EncodedQuestions) -> AttentionTable:
+    """How much each class of words looks at the image and is read, for every validation question; measured once.
+
+    Kept in run_dir/words, in shards; the measures are WORD_MEASURES. Always in the model's own precision.
+    """
+    lexicon = hash_file(LEXICON)
+    return extract_once(
+        study, "words", model, encoded, word_measures, WORD_MEASURES, lexicon=lexicon
+    )

@@ -9,12 +9,10 @@ Silencing heads gives the logits of a pruned model (`prune_model`) to rounding, 
 compared without a copy of the model for each.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +25,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
-from helpers.attention.extract import MEASURES, AttentionTable, extract_attention, read_attention
-from helpers.attention.measures import attention_measures
-from helpers.attention.study_measures import choose_dtype, describe_inputs
+from helpers.attention.extract import (
+    MEASURES,
+    AttentionTable,
+    extract_once,
+    in_measuring_precision,
+    sample_questions,
+)
+from helpers.attention.image_share import attention_measures
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.heads.importance import IMPORTANCE, importance_measures
@@ -99,12 +102,6 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     return {"head_loss": heads, "layer_loss": layers, "logits": forward.logits}
 
 
-def lower_copy(study: Study, model: nn.Module) -> nn.Module:
-    """The model in the precision that it is measured in: itself, or on a GPU a copy in half."""
-    dtype = choose_dtype(study.precision, model.device.type)
-    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-
-
 def measure_importance_on_train(
     study: Study, model: nn.Module, processor: ViltProcessor, train: Dataset
 ) -> tuple[AttentionTable, AttentionTable, AttentionTable]:
@@ -115,26 +112,19 @@ def measure_importance_on_train(
     (LOSS_INCREASES), the gradient (`importance.IMPORTANCE`) and the attention split, kept in shards
     in run_dir/spare_losses, spare_gradients and spare_attention; a killed run continues.
     """
-    count = min(study.ablation_questions, len(train))
-    chosen = np.sort(np.random.default_rng(study.seed).permutation(len(train))[:count])
+    chosen = sample_questions(len(train), study.ablation_questions, study.seed, "permutation")
     encoded = encode(study, train.select(chosen), processor, list_answers(model))
-    lower = lower_copy(study, model)
-    own = study.settings("seed", "ablation_questions", "precision")
-    inputs = describe_inputs(study, **own, used=source_digest("helpers/heads"))
-    tables = []
-    for name, used, measure, layout in (
-        ("spare_losses", lower, loss_increases, LOSS_INCREASES),
-        ("spare_gradients", model, importance_measures, IMPORTANCE),
-        ("spare_attention", lower, attention_measures, SPLIT),
-    ):
-        sizes = (study.extract_batch_size, study.shard_size)
-        make = partial(_extract, used, encoded, sizes, measure, layout)
-        tables.append(read_attention(cached_step(study.folder() / name, make, inputs)))
-    return tuple(tables)
-
-
-def _extract(model, encoded, sizes, measure, layout, folder: Path) -> None:
-    extract_attention(model, encoded, folder, *sizes, (0, 1), measure, layout)
+    lower = in_measuring_precision(model, study)
+    inputs = study.settings("seed", "ablation_questions")
+    inputs["used"] = source_digest("helpers/heads")
+    return tuple(
+        extract_once(study, name, used, encoded, measure, layout, **inputs)
+        for name, used, measure, layout in (
+            ("spare_losses", lower, loss_increases, LOSS_INCREASES),
+            ("spare_gradients", model, importance_measures, IMPORTANCE),
+            ("spare_attention", lower, attention_measures, SPLIT),
+        )
+    )
 
 
 # --------------------------------------------------------------------------------- removal orders

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from helpers.attention.measures import prepare_batch
+from helpers.attention.image_share import prepare_batch
 from helpers.model.trace import trace
 from helpers.model.vilt import forward_raster
 from helpers.stats.bootstrap import rank_correlation

@@ -1,20 +1,25 @@
 """The study's interventions on the model, each done once: heads and layers removed, gradients, heads patched."""
 
-import copy
-from functools import partial
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from torch import nn
 from transformers import ViltProcessor
 
-from helpers.attention.extract import AttentionTable, extract_attention, read_attention
-from helpers.attention.study_measures import choose_dtype, describe_inputs
+from helpers.attention.extract import (
+    AttentionTable,
+    extract_once,
+    in_measuring_precision,
+    measure_once,
+    sample_questions,
+)
 from helpers.data import prepare
 from helpers.heads.importance import IMPORTANCE, importance_measures
 from helpers.heads.patching import find_pairs, patch_heads
 from helpers.heads.removal import REMOVALS, mean_z, removal_measures
-from helpers.run.cache import cached_step, source_digest
+from helpers.run.cache import source_digest
 from helpers.run.settings import Study
 
 
@@ -27,38 +32,20 @@ def measure_removals(
     run_dir/importance, in shards: a killed run continues. Returns both tables: `ablate.REMOVALS`, measured in half
     precision on a GPU as attention is, and `importance.IMPORTANCE`, in the model's own.
     """
-    count = min(study.ablation_questions, len(data))
-    chosen = np.sort(np.random.default_rng(study.seed).permutation(len(data))[:count])
+    chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
     answers = [model.config.id2label[number] for number in range(model.config.num_labels)]
     encoded = prepare.encode(study, data.select(chosen), processor, answers)
-    sizes, own = (
-        (study.extract_batch_size, study.shard_size),
-        study.settings("seed", "ablation_questions"),
-    )
-    lower = choose_dtype(study.precision, model.device.type)
+    lower = in_measuring_precision(model, study)
+    means = cache(lambda: mean_z(lower, encoded, study.extract_batch_size))
+    inputs = study.settings("seed", "ablation_questions")
+    inputs["used"] = source_digest("helpers/heads")
 
-    def remove(folder) -> None:
-        used = model if model.dtype == lower else copy.deepcopy(model).to(lower)
-        means = mean_z(used, encoded, study.extract_batch_size)
-        extract_attention(
-            used, encoded, folder, *sizes, (0, 1), partial(removal_measures, means=means), REMOVALS
-        )
+    def measure(model: nn.Module, batch: dict) -> dict:
+        return removal_measures(model, batch, means())
 
-    def differentiate(folder) -> None:
-        extract_attention(model, encoded, folder, *sizes, (0, 1), importance_measures, IMPORTANCE)
-
-    steps = {"removals": remove, "importance": differentiate}
-    return tuple(
-        read_attention(
-            cached_step(
-                study.folder() / name,
-                make,
-                describe_inputs(
-                    study, **own, **study.settings("precision"), used=source_digest("helpers/heads")
-                ),
-            )
-        )
-        for name, make in steps.items()
+    removals = extract_once(study, "removals", lower, encoded, measure, REMOVALS, **inputs)
+    return removals, extract_once(
+        study, "importance", model, encoded, importance_measures, IMPORTANCE, **inputs
     )
 
 
@@ -72,25 +59,18 @@ def measure_patching(
     as rows of data, and moved, whole of `patching.patch_heads`.
     """
 
-    def patch(folder) -> None:
+    def patch(folder: Path) -> None:
         encoded = prepare.encode(study, data, processor)
         asked = table.questions
-        pairs = find_pairs(
-            encoded, asked["prediction"].tolist(), (asked["accuracy"] >= 0.5).tolist()
-        )
-        drawn = np.random.default_rng(study.seed).permutation(len(pairs))[
-            : study.ablation_questions
-        ]
-        pairs = [pairs[number] for number in np.sort(drawn)]
+        right = (asked["accuracy"] >= 0.5).tolist()
+        pairs = find_pairs(encoded, asked["prediction"].tolist(), right)
+        drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
+        pairs = [pairs[number] for number in drawn]
         moved, whole = patch_heads(model, encoded, pairs, study.extract_batch_size)
-        np.savez(
-            folder / "pairs.npz",
-            pairs=np.array(pairs, int).reshape(-1, 2),
-            moved=moved,
-            whole=whole,
-        )
+        pairs = np.array(pairs, int).reshape(-1, 2)
+        np.savez(folder / "pairs.npz", pairs=pairs, moved=moved, whole=whole)
 
-    own = study.settings("seed", "ablation_questions")
-    inputs = describe_inputs(study, **own, used=source_digest("helpers/heads"))
-    with np.load(cached_step(study.folder() / "patching", patch, inputs) / "pairs.npz") as kept:
+    inputs = study.settings("seed", "ablation_questions")
+    inputs["used"] = source_digest("helpers/heads")
+    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as kept:
         return kept["pairs"], kept["moved"], kept["whole"]

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.measures import prepare_batch
+from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads

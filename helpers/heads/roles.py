@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.attention.extract import AttentionTable
-from helpers.attention.measures import image_share, special_mass, uniform_baseline
+from helpers.attention.image_share import image_share, special_mass, uniform_baseline
 from helpers.stats.bootstrap import bootstrap_mean, rank_correlation
 from helpers.stats.cluster_robust import (
     correct_p,
@@ -19,7 +19,7 @@ from helpers.stats.cluster_robust import (
     mean_difference_test,
 )
 
-Hits = tuple[np.ndarray, np.ndarray]  # of `find_hits`: hit (question, ...), chance (question,)
+Hits = tuple[np.ndarray, np.ndarray]  # of `pointing_hits`: hit (question, ...), chance (question,)
 
 CLS, WORDS, PATCHES = range(3)  # in attention.QUERY_GROUPS
 WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
@@ -46,7 +46,7 @@ ROLES = {  # role: (its queries, what a score of 0 means, what 1 means); below 0
 def score_by_question(table: AttentionTable, hits: Hits | None = None) -> dict[str, np.ndarray]:
     """Score every head on every role of ROLES: role -> (question, layer, head).
 
-    hits: of `find_hits`, or None (grounding is then NaN). A score of 0 is uniform attention or
+    hits: of `pointing_hits`, or None (grounding is then NaN). A score of 0 is uniform attention or
     chance, 1 the most possible. NaN where a question cannot tell (no box, a single word). With
     mass m on the role's keys and m0 that of uniform attention over all tokens:
 
@@ -116,7 +116,7 @@ def score_roles(
     """Which head has which role? A row a role and head, with intervals over images.
 
     table, null: attention of the trained model and of one with random weights, on the same
-    questions in the same order. hits, null_hits: `find_hits` of each. rows: which questions to
+    questions in the same order. hits, null_hits: `pointing_hits` of each. rows: which questions to
     use. by_layer: score whole layers, each as the mean of its heads (no column head then).
     Columns: layer, head, name, role, score, low, high, n, n_clusters, null (score of the random
     head in this place), highest_null (of all random heads), difference (score - null), diff_low,
@@ -173,7 +173,7 @@ def compare_scores(
 ) -> pd.DataFrame:
     """What changes in each head's roles from one model to another (before and after fine-tuning)?
 
-    first, second: attention of both on the same questions; hits: `find_hits` of each. A row a role
+    first, second: attention of both on the same questions; hits: `pointing_hits` of each. A row a role
     and head: layer, head, name, role, first, second (mean scores), change (second - first, paired
     by question), low, high (95 %, errors clustered by image), p, p_corrected (Benjamini-Hochberg
     over roles and heads), n, n_clusters.
@@ -273,44 +273,3 @@ def compare_image_halves(
         for rows in (in_first, ~in_first)
     )
     return compare_roles(*halves, n_resamples, seed)
-
-
-def box_hits(top_patch, grids, boxes, sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Does the patch that a head favours lie in the box that the question is about?
-
-    top_patch: (n, ...) raster indices, below 0 for none. grids: (n, 2) rows, columns. boxes: for each
-    question a list of [x, y, width, height] in pixels of the original image, or None. sizes: (n, 2) width,
-    height of that image. Returns hits (n, ...), 0 or 1, and chance (n,), the share of patches in a box;
-    NaN for a question without a box.
-
-    The patch grid is stretched over the image; a patch is in a box if its centre is inside or on the edge.
-    Of a box too small to hold a centre, the patch at the box's own centre counts.
-    """
-    top_patch = np.asarray(top_patch)
-    if not len(top_patch) == len(grids) == len(boxes) == len(sizes):
-        rows = [len(part) for part in (top_patch, grids, boxes, sizes)]
-        raise ValueError(
-            f"top_patch, grids, boxes and sizes have {rows} rows: one each for every question"
-        )
-    hits, chance = np.full(top_patch.shape, np.nan), np.full(len(top_patch), np.nan)
-    for question, (grid, own, size) in enumerate(zip(grids, boxes, sizes, strict=True)):
-        if own is None or len(own) == 0:
-            continue
-        inside = np.any([cover_box(box, grid, size) for box in own], axis=0).ravel()
-        chance[question] = inside.mean()
-        hits[question] = np.where(top_patch[question] >= 0, inside[top_patch[question]], np.nan)
-    return hits, chance
-
-
-def cover_box(box, grid, size) -> np.ndarray:
-    """Which patches a box [x, y, width, height] holds: bool (rows, columns); the rule of `box_hits`."""
-    x, y, width, height = box
-    (rows, columns), (image_width, image_height) = grid, size
-    across = (np.arange(columns) + 0.5) / columns * image_width
-    down = (np.arange(rows) + 0.5) / rows * image_height
-    inside = np.outer((down >= y) & (down <= y + height), (across >= x) & (across <= x + width))
-    if not inside.any():
-        row = int(np.clip((y + height / 2) / image_height * rows, 0, rows - 1))
-        column = int(np.clip((x + width / 2) / image_width * columns, 0, columns - 1))
-        inside[row, column] = True
-    return inside

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PillowImage
 
 from helpers.attention.extract import MEASURES, extract_attention, read_attention
-from helpers.attention.measures import attention_measures, image_share, uniform_baseline
+from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.vilt import load_vilt, predict

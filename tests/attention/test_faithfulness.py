@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 from helpers.attention import faithfulness
 from helpers.attention.faithfulness import (
     Curves,
-    cover_boxes,
     curve_area,
-    keep_patches,
-    mass_in_box,
     perturbation_curves,
-    point_in_box,
     random_orders,
     rank_patches,
-    score_boxes,
     score_maps,
     tabulate_curves,
 )
-from helpers.attention.measures import prepare_batch
+from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import forward_raster, load_vilt
 from helpers.stats.bootstrap import bootstrap_mean
@@ -280,78 +275,3 @@ class TestOrders:
     def test_a_constant_is_its_own_area(self, value, fractions):
         fractions = sorted(each / 100 for each in fractions)
         assert curve_area(np.full(len(fractions), value), fractions) == pytest.approx(value)
-
-
-class TestBoxes:
-    inside = cover_boxes(
-        [[0, 0, 100, 50], [250, 150, 20, 20]], (2, 3), (300, 200)
-    )  # patches of 100 x 100 pixels
-
-    def test_boxes_join(self):
-        assert self.inside.tolist() == [[True, False, False], [False, False, True]]
-
-    def test_pointing_and_mass_by_hand(self):
-        maps = np.array(
-            [[0.1, 0, 0.2, 0, 0.3, 0.4], [0.5, 0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], np.zeros(6)]
-        )
-        inside = self.inside.ravel()
-        np.testing.assert_array_equal(point_in_box(maps, inside), [1, 1, 0, np.nan])
-        np.testing.assert_allclose(mass_in_box(maps, inside), [0.5 / (2 / 6), 0.5 * 3, 0, np.nan])
-        assert mass_in_box(np.ones(6), inside) == pytest.approx(1)  # an even map: chance
-
-    def test_grids_are_read_as_their_patches(self):
-        maps = np.array([[[0.1, 0, 0.2], [0, 0.3, 0.4]], [[0, 1, 0], [0, 0, 0]]])
-        np.testing.assert_array_equal(point_in_box(maps, self.inside), [1, 0])
-        np.testing.assert_allclose(mass_in_box(maps, self.inside), [1.5, 0])
-        assert point_in_box(maps[0], self.inside) == 1
-
-    def test_a_question_without_boxes_has_no_score(self):
-        inside = cover_boxes([], (2, 3), (300, 200))
-        assert inside.tolist() == [[False] * 3] * 2
-        assert np.isnan(point_in_box(np.ones((4, 2, 3)), inside)).all()
-        assert np.isnan(mass_in_box(np.ones((4, 6)), inside.ravel())).all()
-
-    def test_box_scores_resample_images(self):
-        point = np.repeat([0.0, 1, 1, 0, 1, 0], 4)  # four questions an image, all alike
-        boxes = pd.DataFrame(
-            {
-                "map": "rollout",
-                "layer": -1,
-                "head": -1,
-                "pointing": point,
-                "mass": point,
-                "chance": 0.1,
-            }
-        )
-        both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
-        clusters = np.r_[
-            np.arange(24), np.repeat(np.arange(6), 4)
-        ]  # a map's own rows: not the first 24
-        row = score_boxes(both, clusters, n_resamples=200).set_index("map").loc["rollout"].iloc[0]
-        expected = bootstrap_mean(point, clusters[24:], 200, 0)
-        assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx(
-            [expected.low, expected.high, 6]
-        )
-
-    def test_scores_are_means_over_questions(self):
-        rows = [(question, name, layer, layer, point, mass, 0.1 * question)
-                for question, point, mass in ((1, 1, 2.0), (2, 0, 1.0), (4, np.nan, np.nan))
-                for name, layer in (("rollout", -1), ("L0H0", 0))]  # fmt: skip
-        boxes = pd.DataFrame(
-            rows, columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
-        )
-        boxes.loc[boxes["map"] == "L0H0", "mass"] *= 3
-        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), n_resamples=50).set_index(
-            ["map", "measure"]
-        )
-        assert table["estimate"].to_dict() == {
-            ("rollout", "pointing"): 0.5, ("rollout", "mass"): 1.5, ("L0H0", "pointing"): 0.5, ("L0H0", "mass"): 4.5,
-        }  # fmt: skip
-        assert (table["n"] == 2).all()
-        assert table.loc[("L0H0", "pointing"), ["layer", "head"]].tolist() == [0, 0]
-        assert table["chance"].tolist() == pytest.approx([0.7 / 3, 1] * 2)
-
-    def test_no_boxes_no_scores(self):
-        assert score_boxes(
-            pd.DataFrame(columns=["map", "layer", "head", "pointing", "mass", "chance"]), []
-        ).empty

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from small import encode_noise
 
-from helpers.attention import modality
-from helpers.attention import study_measures as measure
-from helpers.attention.faithfulness import keep_patches
-from helpers.attention.measures import prepare_batch
+from helpers.attention import extract, modality
+from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.attention.modality import (
     CONDITIONS,
     cut_blocks,
@@ -353,7 +351,7 @@ def test_an_answer_that_nothing_moves_has_no_share(vilt, encoded, monkeypatch):
 
 def test_the_step_is_done_once_on_questions_drawn_by_the_seed(vilt, encoded, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        measure, "describe_inputs", lambda study, **own: own
+        extract, "read_record", lambda folder: {"fingerprint": folder.name}
     )  # there is no model/ here
     settings = {
         "runs_root": str(tmp_path),
@@ -362,17 +360,17 @@ def test_the_step_is_done_once_on_questions_drawn_by_the_seed(vilt, encoded, tmp
         "seed": 5,
     }
     study = Study.load("phantom", **settings)
-    withheld, shapley = measure.measure_modality(study, vilt[0], encoded)
+    withheld, shapley = modality.measure_modality(study, vilt[0], encoded)
     pd.testing.assert_frame_equal(
         withheld, withheld_accuracy(vilt[0], encoded, range(12), 5), atol=1e-5
     )
     drawn = shapley["question"].tolist()
     assert sorted(set(drawn)) == drawn
     pd.testing.assert_frame_equal(shapley, mm_shap(vilt[0], encoded, drawn, 1, 5), atol=1e-5)
-    again = measure.measure_modality(study, None, encoded)  # no model: nothing is measured anew
+    again = modality.measure_modality(study, None, encoded)  # no model: nothing is measured anew
     pd.testing.assert_frame_equal(again[1], shapley)
     more = Study.load("phantom", **settings | {"shapley_questions": 99})
-    assert measure.measure_modality(more, vilt[0], encoded)[1]["question"].tolist() == list(
+    assert modality.measure_modality(more, vilt[0], encoded)[1]["question"].tolist() == list(
         range(12)
     )
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from attention.test_measures import GRIDS, LENGTHS, make_batch
+from attention.test_image_share import GRIDS, LENGTHS, make_batch
 
-from helpers.attention.measures import (
+from helpers.attention.image_share import (
     QUERY_GROUPS,
     attention_maps,
     attention_measures,

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.attention import study_measures as measure
+from helpers.attention import extract as measure
 from helpers.attention.extract import extract_attention, read_attention
-from helpers.attention.faithfulness import score_boxes
-from helpers.attention.relevance import relevance_measures
+from helpers.attention.faithfulness import measure_faithfulness
+from helpers.attention.grounding import pointing_hits, score_boxes
+from helpers.attention.relevance import RELEVANCE, relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
 from helpers.model.vilt import load_vilt
@@ -55,7 +56,8 @@ def test_the_table_is_that_of_the_extraction_and_stands(study, measured, tmp_pat
 
 def test_relevance_is_measured_once_and_shared_out(study, measured):
     data, model, encoded, _ = measured
-    owed = measure.measure_relevance(study, model, encoded)
+    given = (study, "relevance", model, encoded, relevance_measures, RELEVANCE)
+    owed = measure.extract_once(*given)
     assert owed.questions["question_id"].tolist() == data["question_id"]
     np.testing.assert_allclose(owed.relevance.sum(1), 1, atol=1e-5)
     batch = encoded.collate([encoded[7]])
@@ -63,7 +65,7 @@ def test_relevance_is_measured_once_and_shared_out(study, measured):
         owed.relevance[7], relevance_measures(model, batch)["relevance"][0], atol=1e-4
     )
     before = (study.run_dir / "relevance" / "made.json").stat().st_mtime_ns
-    measure.measure_relevance(study, model, encoded)
+    measure.extract_once(*given)
     assert (study.run_dir / "relevance" / "made.json").stat().st_mtime_ns == before
 
 
@@ -105,7 +107,7 @@ def test_what_is_missing_is_said(tmp_path):
 def test_the_twin_is_untrained_seeded_and_leaves_the_random_state(study, measured):
     _, model, encoded, table = measured
     state = torch.random.get_rng_state()
-    twins = [measure.untrained_twin(model, seed) for seed in (1, 1, 2)]
+    twins = [measure.random_weight_model(model, seed) for seed in (1, 1, 2)]
     assert torch.equal(state, torch.random.get_rng_state())
     weights = [twin.vilt.encoder.layer[0].intermediate.dense.weight for twin in twins]
     assert torch.equal(weights[0], weights[1])
@@ -118,7 +120,7 @@ def test_the_twin_is_untrained_seeded_and_leaves_the_random_state(study, measure
 
 def test_hits_are_missing_exactly_where_there_is_no_box(measured):
     data, _, _, table = measured
-    hits, chance = measure.find_hits(table, data)
+    hits, chance = pointing_hits(table.top_patch, table.questions, data)
     no_box = np.array([not boxes for boxes in data["boxes"]])
     assert np.array_equal(np.isnan(hits).all(axis=(1, 2, 3)), no_box)
     assert np.array_equal(np.isnan(chance), no_box)
@@ -128,7 +130,7 @@ def test_hits_are_missing_exactly_where_there_is_no_box(measured):
 def test_the_pretrained_checkpoint_looks_where_it_is_asked(measured):
     """The embedded model has learnt to bind words to places: some head finds boxes far above chance."""
     data, _model, _encoded, table = measured
-    hits, chance = measure.find_hits(table, data)
+    hits, chance = pointing_hits(table.top_patch, table.questions, data)
     best = np.nanmean(hits, axis=0).max()
     assert best > 3 * np.nanmean(chance)
     assert (
@@ -140,8 +142,8 @@ def test_the_pretrained_checkpoint_looks_where_it_is_asked(measured):
 def test_faithfulness_is_measured_once_and_maps_are_held_against_boxes(study, measured):
     data, model, encoded, _ = measured
     few = replace(study, faithfulness_questions=12)
-    twin = measure.untrained_twin(model, 0)
-    chosen, curves, boxes = measure.measure_faithfulness(few, model, twin, encoded, data)
+    twin = measure.random_weight_model(model, 0)
+    chosen, curves, boxes = measure_faithfulness(few, model, twin, encoded, data)
     assert len(set(chosen.tolist())) == 12
     assert curves.orders[:5] == [
         "raw, last layer",
@@ -160,12 +162,12 @@ def test_faithfulness_is_measured_once_and_maps_are_held_against_boxes(study, me
     assert sorted(set(boxes["question"])) == boxed
     assert len(boxes) == len(boxed) * (5 + 16)  # combined maps, heads
     row = boxed[0]
-    hits, chance = measure.find_hits(measured[3], data)
+    hits, chance = pointing_hits(measured[3].top_patch, measured[3].questions, data)
     heads = boxes[(boxes["question"] == row) & (boxes["layer"] >= 0)]
     np.testing.assert_array_equal(heads["pointing"], hits[row, heads["layer"], heads["head"], 0])
     assert heads["chance"].unique() == pytest.approx([chance[row]])
     before = (study.run_dir / "faithfulness" / "made.json").stat().st_mtime_ns
-    _, again, table = measure.measure_faithfulness(few, model, twin, encoded, data)
+    _, again, table = measure_faithfulness(few, model, twin, encoded, data)
     assert (study.run_dir / "faithfulness" / "made.json").stat().st_mtime_ns == before
     np.testing.assert_array_equal(again.probability, curves.probability)
     assert again.orders == curves.orders
@@ -176,6 +178,6 @@ def test_faithfulness_without_boxes(study, measured):
     data, model, encoded, _ = measured
     blind = data.map(lambda row: {"boxes": []})
     few = replace(study, faithfulness_questions=2)
-    _, _, boxes = measure.measure_faithfulness(few, model, model, encoded, blind)
+    _, _, boxes = measure_faithfulness(few, model, model, encoded, blind)
     assert boxes.empty
     assert score_boxes(boxes, np.array([])).empty

@@ -5,15 +5,14 @@ import csv
 import numpy as np
 import pytest
 import torch
-from attention.test_measures import GRIDS, LENGTHS, make_batch
+from attention.test_image_share import GRIDS, LENGTHS, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from small import ANSWERS, encode_noise
 
-from helpers.attention import study_measures as measure
 from helpers.attention import word_classes as words
 from helpers.attention.extract import extract_attention, read_attention
-from helpers.attention.measures import attention_maps, attention_split, image_share
+from helpers.attention.image_share import attention_maps, attention_split, image_share
 from helpers.attention.word_classes import (
     CLASSES,
     classify_pieces,
@@ -201,12 +200,12 @@ def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
     )
     for name in ("model", "dataset"):
         cached_step(study.folder() / name, lambda folder: None, {})
-    table = measure.measure_words(study, model, encoded)
+    table = words.measure_words(study, model, encoded)
     expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
     np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
     assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
-    monkeypatch.setattr(measure, "word_measures", None)  # a second call does not measure
-    again = measure.measure_words(study, model, encoded)
+    monkeypatch.setattr(words, "word_measures", None)  # a second call does not measure
+    again = words.measure_words(study, model, encoded)
     np.testing.assert_array_equal(again.word_read, table.word_read)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small import train_small
 
-from helpers.attention import study_measures as measure
+from helpers.attention.extract import measure_attention
 from helpers.data import prepare
 from helpers.heads import interventions
 from helpers.heads import removal as ablate
@@ -78,7 +78,7 @@ def test_removals_are_measured_once_and_go_on_after_a_kill(study, given, monkeyp
 
 def test_patching_pairs_are_drawn_and_kept(study, given):
     model, processor, data = given
-    table = measure.measure_attention(study, model, prepare.encode(study, data, processor))
+    table = measure_attention(study, model, prepare.encode(study, data, processor))
     pairs, moved, whole = interventions.measure_patching(study, model, processor, data, table)
     assert moved.shape == (len(pairs), 4, 4)
     assert whole.shape == (len(pairs),)

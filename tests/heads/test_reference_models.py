@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import train_small
 
-from helpers.attention import study_measures as measure
+from helpers.attention import extract
 from helpers.data import prepare
 from helpers.heads import reference_models as variants
 from helpers.model import finetune
@@ -21,7 +21,7 @@ def test_both_variants_answer_the_same_questions_by_other_weights(study):
     data = prepare.load_dataset(study)
     model, processor = finetune.load_finetuned(study)
     encoded = prepare.encode(study, data["validation"], processor)
-    own = measure.measure_attention(study, model, encoded)
+    own = extract.measure_attention(study, model, encoded)
     before = variants.measure_before(study, encoded, list(model.config.id2label.values()))
     second = variants.measure_second_seed(study, data, encoded)
     for other in (before, second):
@@ -45,9 +45,7 @@ def test_both_variants_answer_the_same_questions_by_other_weights(study):
     assert len(own.questions) == len(data["validation"])
 
 
-def test_variants_are_measured_in_the_same_precision_as_the_model_they_are_compared_with(
-    study, monkeypatch
-):
+def test_the_model_before_is_measured_in_the_precision_of_the_model_itself(study, monkeypatch):
     model, processor = finetune.load_finetuned(study)
     encoded = prepare.encode(study, prepare.load_dataset(study)["validation"], processor)
 
@@ -55,8 +53,12 @@ def test_variants_are_measured_in_the_same_precision_as_the_model_they_are_compa
         assert given.dtype == torch.float16
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(variants, "choose_dtype", lambda *_: torch.float16)  # as on a GPU
-    monkeypatch.setattr(variants, "extract_attention", stop)
-    with pytest.raises(KeyboardInterrupt):
-        variants.measure_variant(study, model, encoded, "other", {})
+    monkeypatch.setattr(extract, "choose_dtype", lambda *_: torch.float16)  # as on a GPU
+    monkeypatch.setattr(extract, "extract_attention", stop)
+    for measure in (
+        lambda: variants.measure_before(study, encoded, list(model.config.id2label.values())),
+        lambda: extract.measure_attention(study, model, encoded),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            measure()
     assert model.dtype == torch.float32

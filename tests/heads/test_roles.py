@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.attention.measures import attention_measures
+from helpers.attention.image_share import attention_measures
 from helpers.heads import roles
 
 # ------------------------------------------------------------------------------- tables by hand
@@ -314,55 +314,3 @@ def test_agreement_by_hand():
     assert (row["correlation"], row["agreement"]) == (pytest.approx(0.8), 0.75)
     assert row["phi"] == pytest.approx(2 / np.sqrt(12))
     assert (row["passes_a"], row["passes_b"]) == (2, 1)
-
-
-# ---------------------------------------------------------------------------------------------- boxes
-
-
-def test_boxes_by_hand():
-    # a 400 x 200 image under 2 x 4 patches: each patch is 100 x 100, centres at 50, 150, ...; the edge counts
-    boxes = [
-        [[0, 0, 150, 50]],
-        [[0, 0, 160, 160]],
-        [[310, 110, 10, 10]],
-        [[0, 0, 60, 60], [340, 140, 60, 60]],
-        [],
-        None,
-    ]
-    top = np.array([[0, 1], [5, 2], [7, 6], [7, 3], [0, 0], [0, 0]])
-    hits, chance = roles.box_hits(top, [[2, 4]] * 6, boxes, [[400, 200]] * 6)
-    np.testing.assert_array_equal(
-        hits, [[1, 1], [1, 0], [1, 0], [1, 0], [np.nan] * 2, [np.nan] * 2]
-    )
-    np.testing.assert_array_equal(chance, [2 / 8, 4 / 8, 1 / 8, 2 / 8, np.nan, np.nan])
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(20, 300), st.integers(20, 300), st.data())
-def test_boxes_agree_with_a_walk_over_the_patches(rows, columns, width, height, data):
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    box = [x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))]
-    inside = []
-    for row, column in itertools.product(range(rows), range(columns)):
-        # in whole numbers, doubled: centre = (2 column + 1) * width / (2 columns)
-        across, down = (2 * column + 1) * width, (2 * row + 1) * height
-        inside.append(2 * columns * x <= across <= 2 * columns * (x + box[2])
-                      and 2 * rows * y <= down <= 2 * rows * (y + box[3]))  # fmt: skip
-    every = np.arange(rows * columns)[None]
-    hits, chance = roles.box_hits(every, [[rows, columns]], [[box]], [[width, height]])
-    if any(inside):
-        assert hits[0].tolist() == inside
-    else:
-        row, column = divmod(int(hits[0].argmax()), columns)
-        assert hits.sum() == 1
-        assert column * width <= (x + box[2] / 2) * columns <= (column + 1) * width
-        assert row * height <= (y + box[3] / 2) * rows <= (row + 1) * height
-    assert chance[0] == hits.mean()
-
-
-def test_no_patch_is_no_hit_and_rows_must_agree():
-    hits, chance = roles.box_hits(np.array([[-1, 0]]), [[2, 2]], [[[0, 0, 9, 9]]], [[9, 9]])
-    assert np.isnan(hits[0, 0])
-    assert hits[0, 1] == chance[0] == 1
-    with pytest.raises(ValueError, match=r"\[1, 1, 2, 1\] rows"):
-        roles.box_hits(np.zeros((1, 2), int), [[2, 2]], [[], []], [[9, 9]])

@@ -4,9 +4,9 @@ import weakref
 
 import pytest
 import torch
-from attention.test_measures import GRIDS, LENGTHS, make_batch
+from attention.test_image_share import GRIDS, LENGTHS, make_batch
 
-from helpers.attention.measures import attention_maps, prepare_batch, token_groups
+from helpers.attention.image_share import attention_maps, prepare_batch, token_groups
 from helpers.heads.removal import ablate_heads
 from helpers.model.packed import PackedForward, split_microbatches
 from helpers.model.vilt import forward_raster, load_vilt

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers.attention.extract import extract_attention, read_attention
-from helpers.attention.measures import attention_split
+from helpers.attention.image_share import attention_split
 from helpers.heads.removal import ablate_heads, mean_z
 from helpers.model import prune
 from helpers.model.trace import trace

@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention.test_measures import GRIDS, LENGTHS, make_batch
 
-from helpers.attention.measures import attention_split, prepare_batch
+from helpers.attention.image_share import attention_split, prepare_batch
 from helpers.model.packed import PackedForward
 from helpers.model.trace import SITES, trace
 from helpers.model.vilt import forward_raster, fused_attention, load_vilt

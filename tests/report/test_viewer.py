@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from helpers.attention.measures import QuestionMaps
+from helpers.attention.image_share import QuestionMaps
 from helpers.report.viewer import (
     METHODS,
     escape_json,

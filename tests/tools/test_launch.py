@@ -12,8 +12,12 @@ import psutil
 import pytest
 import torch
 
-from helpers.attention import study_measures as measure
-from helpers.attention.extract import extract_attention, read_attention
+from helpers.attention.extract import (
+    extract_attention,
+    load_attention,
+    random_weight_model,
+    read_attention,
+)
 from helpers.attention.relevance import relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
@@ -71,9 +75,9 @@ def test_two_processes_measure_the_same_table(studies, tmp_path):
     _, study = studies
     model, processor = finetune.load_finetuned(study)
     encoded = prepare.encode(study, prepare.load_dataset(study)["validation"], processor)
-    models = {False: model, True: measure.untrained_twin(model, study.seed)}
+    models = {False: model, True: random_weight_model(model, study.seed)}
     for untrained, each in models.items():
-        two = measure.load_attention(study, untrained)
+        two = load_attention(study, untrained)
         sizes = study.extract_batch_size, study.shard_size
         one = read_attention(extract_attention(each, encoded, tmp_path / str(untrained), *sizes))
         pd.testing.assert_frame_equal(one.questions, two.questions)

@@ -1,10 +1,13 @@
 """Where a ViLT's heads look: exact measures of attention, with patches in raster order; words are pieces."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from helpers.model.packed import Microbatch, PackedForward
 from helpers.model.trace import trace
@@ -187,6 +190,20 @@ def prepare_batch(model: nn.Module, batch: dict[str, Tensor], with_grids: bool =
         raise ValueError("a batch of image_embeds needs patch_grids (batch, 2): rows, columns.")
     grids = None if grids is None else grids.to(device)
     return Prepared(inputs, token_groups(inputs["attention_mask"], inputs["pixel_mask"]), grids)
+
+
+def keep_patches(inputs: dict[str, Tensor], patches: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """A prepared batch with some patches only, in place: patches lists those of each question; the image's CLS stays."""
+    device = inputs["image_embeds"].device
+    rows = [
+        torch.from_numpy(np.concatenate([[0], np.sort(kept) + 1]).astype(int)) for kept in patches
+    ]
+    where = pad_sequence(rows, batch_first=True).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+    embeds = inputs["image_embeds"].gather(
+        1, where[..., None].expand(-1, -1, inputs["image_embeds"].shape[2])
+    )
+    return {**inputs, "image_embeds": embeds, "pixel_mask": mask}
 
 
 def check_heads(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""helpers/attention/measures.py against transformers' own attentions with their random patch order undone."""
+"""helpers/attention/image_share.py against transformers' own attentions with their random patch order undone."""
 
 from itertools import pairwise, product
 
@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt import modeling_vilt
 
-from helpers.attention.measures import (
+from helpers.attention.image_share import (
     KEY_GROUPS,
     QUERY_GROUPS,
     attention_maps,

@@ -1,0 +1,145 @@
+"""helpers/attention/grounding.py: boxes as patches, the pointing game and mass in the box, by hand and by walking."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset, Features, List, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.attention.grounding import (
+    boxes_to_patch_mask,
+    mass_in_box,
+    point_in_box,
+    pointing_hits,
+    score_boxes,
+)
+from helpers.stats.bootstrap import bootstrap_mean
+
+
+def point(top_patch, grids, boxes, sizes):
+    """`pointing_hits` of questions with these boxes [x, y, width, height] on images (width, height)."""
+    questions = pd.DataFrame(grids, columns=["grid_rows", "grid_cols"])
+    width, height = zip(*sizes, strict=True)
+    numbers = {"width": Value("int32"), "height": Value("int32")}
+    features = Features({"boxes": List(List(Value("int32"))), **numbers})
+    columns = {"boxes": boxes, "width": width, "height": height}
+    return pointing_hits(top_patch, questions, Dataset.from_dict(columns, features=features))
+
+
+def test_boxes_by_hand():
+    # a 400 x 200 image under 2 x 4 patches: each patch is 100 x 100, centres at 50, 150, ...; the edge counts
+    pair = [[0, 0, 60, 60], [340, 140, 60, 60]]
+    boxes = [[[0, 0, 150, 50]], [[0, 0, 160, 160]], [[310, 110, 10, 10]], pair, []]
+    top = np.array([[0, 1], [5, 2], [7, 6], [7, 3], [0, 0]])
+    hits, chance = point(top, [[2, 4]] * 5, boxes, [[400, 200]] * 5)
+    np.testing.assert_array_equal(hits, [[1, 1], [1, 0], [1, 0], [1, 0], [np.nan] * 2])
+    np.testing.assert_array_equal(chance, [2 / 8, 4 / 8, 1 / 8, 2 / 8, np.nan])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(20, 300), st.integers(20, 300), st.data())
+def test_boxes_agree_with_a_walk_over_the_patches(rows, columns, width, height, data):
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    box = [x, y, data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))]
+    inside = []
+    for row, column in itertools.product(range(rows), range(columns)):
+        # in whole numbers, doubled: centre = (2 column + 1) * width / (2 columns)
+        across, down = (2 * column + 1) * width, (2 * row + 1) * height
+        inside.append(2 * columns * x <= across <= 2 * columns * (x + box[2])
+                      and 2 * rows * y <= down <= 2 * rows * (y + box[3]))  # fmt: skip
+    every = np.arange(rows * columns)[None]
+    hits, chance = point(every, [[rows, columns]], [[box]], [[width, height]])
+    if any(inside):
+        assert hits[0].tolist() == inside
+    else:
+        row, column = divmod(int(hits[0].argmax()), columns)
+        assert hits.sum() == 1
+        assert column * width <= (x + box[2] / 2) * columns <= (column + 1) * width
+        assert row * height <= (y + box[3] / 2) * rows <= (row + 1) * height
+    assert chance[0] == hits.mean()
+
+
+def test_no_patch_is_no_hit_and_rows_must_agree():
+    hits, chance = point(np.array([[-1, 0]]), [[2, 2]], [[[0, 0, 9, 9]]], [[9, 9]])
+    assert np.isnan(hits[0, 0])
+    assert hits[0, 1] == chance[0] == 1
+    with pytest.raises(ValueError, match="1, 1 and 2 rows"):
+        point(np.zeros((1, 2), int), [[2, 2]], [[], []], [[9, 9]] * 2)
+
+
+class TestBoxes:
+    inside = boxes_to_patch_mask(
+        [[0, 0, 100, 50], [250, 150, 20, 20]], (2, 3), (300, 200)
+    )  # patches of 100 x 100 pixels
+
+    def test_boxes_join(self):
+        assert self.inside.tolist() == [[True, False, False], [False, False, True]]
+
+    def test_pointing_and_mass_by_hand(self):
+        maps = np.array(
+            [[0.1, 0, 0.2, 0, 0.3, 0.4], [0.5, 0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], np.zeros(6)]
+        )
+        inside = self.inside.ravel()
+        np.testing.assert_array_equal(point_in_box(maps, inside), [1, 1, 0, np.nan])
+        np.testing.assert_allclose(mass_in_box(maps, inside), [0.5 / (2 / 6), 0.5 * 3, 0, np.nan])
+        assert mass_in_box(np.ones(6), inside) == pytest.approx(1)  # an even map: chance
+
+    def test_grids_are_read_as_their_patches(self):
+        maps = np.array([[[0.1, 0, 0.2], [0, 0.3, 0.4]], [[0, 1, 0], [0, 0, 0]]])
+        np.testing.assert_array_equal(point_in_box(maps, self.inside), [1, 0])
+        np.testing.assert_allclose(mass_in_box(maps, self.inside), [1.5, 0])
+        assert point_in_box(maps[0], self.inside) == 1
+
+    def test_a_question_without_boxes_has_no_score(self):
+        inside = boxes_to_patch_mask([], (2, 3), (300, 200))
+        assert inside.tolist() == [[False] * 3] * 2
+        assert np.isnan(point_in_box(np.ones((4, 2, 3)), inside)).all()
+        assert np.isnan(mass_in_box(np.ones((4, 6)), inside.ravel())).all()
+
+    def test_box_scores_resample_images(self):
+        point = np.repeat([0.0, 1, 1, 0, 1, 0], 4)  # four questions an image, all alike
+        boxes = pd.DataFrame(
+            {
+                "map": "rollout",
+                "layer": -1,
+                "head": -1,
+                "pointing": point,
+                "mass": point,
+                "chance": 0.1,
+            }
+        )
+        both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
+        clusters = np.r_[
+            np.arange(24), np.repeat(np.arange(6), 4)
+        ]  # a map's own rows: not the first 24
+        row = score_boxes(both, clusters, n_resamples=200).set_index("map").loc["rollout"].iloc[0]
+        expected = bootstrap_mean(point, clusters[24:], 200, 0)
+        assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx(
+            [expected.low, expected.high, 6]
+        )
+
+    def test_scores_are_means_over_questions(self):
+        rows = [(question, name, layer, layer, point, mass, 0.1 * question)
+                for question, point, mass in ((1, 1, 2.0), (2, 0, 1.0), (4, np.nan, np.nan))
+                for name, layer in (("rollout", -1), ("L0H0", 0))]  # fmt: skip
+        boxes = pd.DataFrame(
+            rows, columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
+        )
+        boxes.loc[boxes["map"] == "L0H0", "mass"] *= 3
+        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), n_resamples=50).set_index(
+            ["map", "measure"]
+        )
+        assert table["estimate"].to_dict() == {
+            ("rollout", "pointing"): 0.5, ("rollout", "mass"): 1.5, ("L0H0", "pointing"): 0.5, ("L0H0", "mass"): 4.5,
+        }  # fmt: skip
+        assert (table["n"] == 2).all()
+        assert table.loc[("L0H0", "pointing"), ["layer", "head"]].tolist() == [0, 0]
+        assert table["chance"].tolist() == pytest.approx([0.7 / 3, 1] * 2)
+
+    def test_no_boxes_no_scores(self):
+        assert score_boxes(
+            pd.DataFrame(columns=["map", "layer", "head", "pointing", "mass", "chance"]), []
+        ).empty
