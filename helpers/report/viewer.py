@@ -161,10 +161,11 @@ def pack_card(card: dict) -> dict:
     picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     sides = np.array([*picture.size, *picture.size], dtype=float)
     boxes = [(np.asarray(box, dtype=float) / sides).round(4).tolist() for box in card["boxes"]]
+    maps = {method: pack_maps(card, method) for method in card["maps"]}
     return {
         "question": card["question"], "answer": card["answer"], "tokens": list(card["tokens"]),
         "grid": [int(side) for side in card["grid"]], "boxes": boxes,
-        "picture": encode_picture(picture), "maps": {name: pack_maps(card, name) for name in card["maps"]},
+        "picture": encode_picture(picture), "maps": maps,
     }  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def encode_picture(picture: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
 
 
-def escape_json(value: Any) -> str:
+def escape_json(value: object) -> str:
     """JSON that can stand in a script element: no text in it can end the element or begin another.
 
     ASCII throughout, so that U+2028, U+2029 and lone surrogates are escaped as well.

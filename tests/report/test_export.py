@@ -1,4 +1,4 @@
-"""helpers/report/export.py: the report and the presentation, as text and in a browser."""
+"""The report and the slides, as text and in a browser."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from helpers.report.export import clean, list_blocks, write_pages
+from helpers.report.export import clean, list_shown_cells, write_pages
 from helpers.run.settings import Study
 
 driver = browser.make_fixture()
@@ -24,7 +24,11 @@ OPENING = """# 07 · What *is* it?
 
 **You will learn**
 - nothing"""
-HOSTILE = '<script>window.hurt = 1</script><img src="https://example.org/x.png" onerror="window.hurt = 2"> {{body}} \\1'
+HOSTILE = (
+    "<script>window.hurt = 1</script>"
+    '<img src="https://example.org/x.png" onerror="window.hurt = 2">'
+    " {{body}} {% x %} \\1"
+)
 LONG = "antidisestablishmentarianism" * 8
 
 
@@ -57,7 +61,8 @@ def make_cells():
         code("text/markdown", "**42 %**<br>headline", "on-slide", "headline"),
         code("image/png", make_png(), "slide"),
         markdown(
-            '*Figure 7.1. A "figure" of `this` & that, from [03](03_layer_attention.ipynb).*\n\nText after it.'
+            '*Figure 7.1. A "figure" of `this` & that, from [03](03_layer_attention.ipynb).*\n\n'
+            "Text after it."
         ),
         markdown(f"## 7.2 Second {HOSTILE}\n\n{LONG}", "slide"),
         code("text/html", table, "on-slide"),
@@ -67,7 +72,7 @@ def make_cells():
     ]
 
 
-def publish(tmp_path, cells, name="run"):
+def export_run(tmp_path, cells, name="run"):
     study = Study.load(run_name=name, runs_root=str(tmp_path))
     path = study.folder("notebooks") / "07_report.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
@@ -76,7 +81,7 @@ def publish(tmp_path, cells, name="run"):
 
 @pytest.fixture
 def pages(tmp_path):
-    return publish(tmp_path, make_cells())
+    return export_run(tmp_path, make_cells())
 
 
 def read(path) -> BeautifulSoup:
@@ -94,9 +99,9 @@ def test_the_report_has_a_title_an_answer_and_a_table_of_contents(pages):
     report = read(pages[0])
     assert report.title.get_text() == "What is it?"
     assert texts(report, "header h1") == ["What is it?"]
-    assert [line.strip() for line in report.header.p.get_text("\n").split("\n") if line.strip()] == [
-        "Answer.", "42 % [40, 44].", "Layers.", "Four.",
-    ]  # fmt: skip
+    lines = report.header.p.get_text("\n").split("\n")
+    lines = [line.strip() for line in lines if line.strip()]
+    assert lines == ["Answer.", "42 % [40, 44].", "Layers.", "Four."]
     assert [str(line.find_next_sibling("strong")) for line in report.header.select("br")] == [
         "<strong>Layers.</strong>"
     ]
@@ -158,7 +163,7 @@ def test_the_pages_hold_nothing_that_runs_or_is_fetched(pages):
 
 
 def test_the_same_notebook_gives_the_same_files(tmp_path):
-    once, again = publish(tmp_path, make_cells()), publish(tmp_path, make_cells(), "run")
+    once, again = export_run(tmp_path, make_cells()), export_run(tmp_path, make_cells(), "run")
     assert [page.read_bytes() for page in once] == [page.read_bytes() for page in again]
 
 
@@ -183,19 +188,19 @@ def test_cleaning(source, left):
 
 def test_wrong_notebooks_are_errors_that_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"07_report\.ipynb has no outputs: execute it"):
-        publish(tmp_path, [markdown(OPENING, "slide"), code()])
+        export_run(tmp_path, [markdown(OPENING, "slide"), code()])
     shown = code("text/markdown", "a")
     with pytest.raises(ValueError, match="no title"):
-        publish(tmp_path, [markdown("no heading", "slide"), shown])
+        export_run(tmp_path, [markdown("no heading", "slide"), shown])
     with pytest.raises(ValueError, match='tagged "slide"'):
-        publish(tmp_path, [markdown(OPENING), shown])
+        export_run(tmp_path, [markdown(OPENING), shown])
     with pytest.raises(ValueError, match='"on-slide", but no cell before'):
-        publish(tmp_path, [markdown(OPENING, "on-slide"), shown])
+        export_run(tmp_path, [markdown(OPENING, "on-slide"), shown])
 
 
 def test_outputs_that_are_no_figure_table_or_text_are_left_out():
     printed = new_code_cell("print(1)", outputs=[new_output("stream", name="stdout", text="1")])
-    assert list_blocks([printed, code("application/json", {"a": 1})]) == []
+    assert list_shown_cells([printed, code("application/json", {"a": 1})]) == []
 
 
 # In a browser
@@ -208,6 +213,7 @@ def check_quiet(driver):
     assert driver.execute_script("return window.hurt") is None
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [1100, 390])
 def test_the_report_fits_desktop_and_phone(driver, pages, width):
     browser.open_page(driver, pages[0], width)
@@ -218,7 +224,10 @@ def test_the_report_fits_desktop_and_phone(driver, pages, width):
 
 def shown(driver) -> list[str]:
     """The numbers of the slides that can be seen."""
-    script = "return [...document.querySelectorAll('section')].filter(s => s.offsetParent !== null || s.getClientRects().length).map(s => s.dataset.page)"
+    script = (
+        "return [...document.querySelectorAll('section')]"
+        ".filter(slide => slide.getClientRects().length).map(slide => slide.dataset.page)"
+    )
     return driver.execute_script(script)
 
 
@@ -226,13 +235,16 @@ def press(driver, key):
     driver.find_element("css selector", "body").send_keys(key)
 
 
+@pytest.mark.browser
 def test_slides_go_by_key_button_and_address(driver, pages):
     from selenium.webdriver.common.keys import Keys
 
     browser.open_page(driver, pages[1], 1280, 720)
     assert shown(driver) == ["1 / 4"]
-    keys = [(Keys.ARROW_RIGHT, 2), (" ", 3), (Keys.PAGE_UP, 2), (Keys.END, 4), (Keys.ARROW_RIGHT, 4),
-            (Keys.HOME, 1), (Keys.ARROW_LEFT, 1)]  # fmt: skip
+    keys = [
+        (Keys.ARROW_RIGHT, 2), (" ", 3), (Keys.PAGE_UP, 2), (Keys.END, 4), (Keys.ARROW_RIGHT, 4),
+        (Keys.HOME, 1), (Keys.ARROW_LEFT, 1),
+    ]  # fmt: skip
     for key, page in keys:
         press(driver, key)
         assert shown(driver) == [f"{page} / 4"]
@@ -255,6 +267,7 @@ def swipe(driver, across: int, down: int = 0) -> None:
     driver.execute_async_script("setTimeout(arguments[0], 50)")
 
 
+@pytest.mark.browser
 def test_slides_go_by_touch_on_a_phone_and_fit_it(driver, pages):
     browser.open_page(driver, pages[1], 390, 800)
     for across, down, page in ((-150, 5, 2), (-150, 5, 3), (150, 0, 2), (20, 150, 2)):
@@ -270,6 +283,7 @@ def test_slides_go_by_touch_on_a_phone_and_fit_it(driver, pages):
     check_quiet(driver)
 
 
+@pytest.mark.browser
 def test_print_is_one_slide_a_page(driver, pages):
     browser.open_page(driver, pages[1])
     settings = {"preferCSSPageSize": True, "printBackground": True}
@@ -279,6 +293,7 @@ def test_print_is_one_slide_a_page(driver, pages):
     assert {(round(float(width)), round(float(height))) for width, height in sizes} == {(960, 540)}
 
 
+@pytest.mark.browser
 def test_without_scripts_all_slides_can_be_read(driver, pages):
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
