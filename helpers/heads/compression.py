@@ -35,12 +35,13 @@ from helpers.attention.extract import (
 from helpers.attention.image_share import attention_measures
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.importance import IMPORTANCE, importance_measures
 from helpers.heads.removal import (
+    IMPORTANCE,
     Intervention,
     ablate_heads,
     count_heads,
     forward_with_interventions,
+    importance_measures,
     pack_forward,
 )
 from helpers.model.finetune import load_finetuned, train_model
@@ -109,7 +110,7 @@ def measure_importance_on_train(
 
     On `ablation_questions` of the training questions, drawn with the study's seed, so that no
     validation question decides what is removed. Returns the increase of the loss without each
-    (LOSS_INCREASES), the gradient (`importance.IMPORTANCE`) and the attention split, kept in shards
+    (LOSS_INCREASES), the gradient (`removal.IMPORTANCE`) and the attention split, kept in shards
     in run_dir/spare_losses, spare_gradients and spare_attention; a killed run continues.
     """
     chosen = sample_questions(len(train), study.ablation_questions, study.seed, "permutation")

@@ -16,9 +16,14 @@ from helpers.attention.extract import (
     sample_questions,
 )
 from helpers.data import prepare
-from helpers.heads.importance import IMPORTANCE, importance_measures
 from helpers.heads.patching import find_pairs, patch_heads
-from helpers.heads.removal import REMOVALS, mean_z, removal_measures
+from helpers.heads.removal import (
+    IMPORTANCE,
+    REMOVALS,
+    importance_measures,
+    mean_z,
+    removal_measures,
+)
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
 
@@ -29,8 +34,8 @@ def measure_removals(
     """Take away each head and each layer in turn, and weigh each head by its gradient; done once.
 
     On `ablation_questions` of the validation questions, drawn with the study's seed. Kept in run_dir/removals and
-    run_dir/importance, in shards: a killed run continues. Returns both tables: `ablate.REMOVALS`, measured in half
-    precision on a GPU as attention is, and `importance.IMPORTANCE`, in the model's own.
+    run_dir/importance, in shards: a killed run continues. Returns both tables: `removal.REMOVALS`, measured in half
+    precision on a GPU as attention is, and `removal.IMPORTANCE`, in the model's own.
     """
     chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
     answers = [model.config.id2label[number] for number in range(model.config.num_labels)]

@@ -1,51 +1,65 @@
-"""What the model loses without a head or a layer.
+"""What a model loses without a head or a layer, measured by removal and estimated by gradients.
+
+    with ablate_heads(model, [(3, 7), (5, 0)]):
+        forward_raster(model, batch)
 
     measure = partial(removal_measures, means=mean_z(model, encoded))
-    extract_attention(model, encoded, folder, batch_size, shard_size, measure=measure, layout=REMOVALS)
-    lost = score_removals(read_attention(folder), "zero", answers, model.config.id2label)
-    effects = removal_effects(lost, families, images)
+    extract_attention(model, encoded, folder, 32, 500, measure=measure, layout=REMOVALS)
+    lost = score_removals(read_attention(folder), "zero_head", answers, model.config.id2label)
+    effects = removal_effects(lost, families, image_ids)
 
-What comes before a part is the same with and without it, so it is computed once a batch, for all parts.
+Whatever comes before a head is the same with and without it, so it is computed once for all removals
+of a batch.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from helpers.attention.extract import AttentionTable
 from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads
 from helpers.model.packed import PackedForward
 from helpers.model.trace import trace
-from helpers.stats.bootstrap import bootstrap_by_group
-from helpers.stats.cluster_robust import correct_p, has_enough_data, mean_difference_test
+from helpers.model.vilt import forward_raster
+from helpers.stats.bootstrap import bootstrap_by_group, rank_correlation
+from helpers.stats.cluster_robust import (
+    correct_p,
+    divide_or_nan,
+    has_enough_data,
+    mean_difference_test,
+)
 
 HEAD_AXES, LAYER_AXES = ("layer", "head"), ("layer",)
-WAYS = {  # to take something away, and what it is taken from; see `removal_measures`
-    "zero": HEAD_AXES,
-    "mean": HEAD_AXES,
-    "attention": LAYER_AXES,
-    "layer": LAYER_AXES,
+ABLATION_MODES = {  # mode: its name in tables, and what is removed one at a time
+    "zero_head": ("zero", HEAD_AXES),  # 0 in place of the head's z
+    "mean_head": ("mean", HEAD_AXES),  # its mean over the data in place of the head's z
+    "zero_attention": ("attention", LAYER_AXES),  # 0 in place of the z of all heads of a layer
+    "skip_layer": ("layer", LAYER_AXES),  # the layer left out, feed-forward part included
 }
 REMOVALS = {  # of `removal_measures`; name: type, axes after the question
     "probability": ("float32", ()),
-    **{f"{way}_answer": ("int32", axes) for way, axes in WAYS.items()},
-    **{f"{way}_probability": ("float32", axes) for way, axes in WAYS.items()},
+    **{f"{name}_answer": ("int32", axes) for name, axes in ABLATION_MODES.values()},
+    **{f"{name}_probability": ("float32", axes) for name, axes in ABLATION_MODES.values()},
 }
+IMPORTANCE = {"importance": ("float32", HEAD_AXES)}  # of `importance_measures`
 
 
 class Intervention(NamedTuple):
     """What one variant of a forward pass does otherwise.
 
-    z: put in place of these heads' z in the layer, (valid tokens, or 1 for all; heads; d_head), of the
-    last layer (questions or 1; heads; d_head). None: the layer is left out, feed-forward part included.
+    z: put in place of these heads' z in the layer, (valid tokens, or 1 for all; heads; d_head), of
+    the last layer (questions or 1; heads; d_head). None: the layer is left out.
     """
 
     layer: int
@@ -65,28 +79,18 @@ def count_heads(model: nn.Module) -> list[int]:
 
 
 def ablate_heads(
-    model: nn.Module,
-    heads: Sequence[tuple[int, int]],
-    mode: str = "zero",
-    means: Tensor | None = None,
+    model: nn.Module, heads: Sequence[tuple[int, int]], means: Tensor | None = None
 ) -> AbstractContextManager:
-    """Silence heads while the block runs, several at once.
+    """Silence heads while the block runs, several at once: `with ablate_heads(model, [(3, 7)]):`.
 
-    with ablate_heads(model, [(3, 7), (5, 0)]):
-        forward_raster(model, batch)
-
-    heads: (layer, head). mode "zero" puts 0 in place of a head's z (its output before the layer's
-    projection), "mean" puts means[layer, head], from `mean_z`.
+    heads: (layer, head). Puts 0 in place of a head's z (its output before the layer's projection),
+    or with means, of `mean_z`, its mean means[layer, head].
     """
-    if mode not in ("zero", "mean") or (mode == "mean") != (means is not None):
-        raise ValueError(
-            f"mode {mode!r}: use 'zero' without means, or 'mean' with means=mean_z(...)"
-        )
     counts, chosen = count_heads(model), defaultdict(list)
     for layer, head in heads:
         if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
             raise ValueError(
-                f"L{layer}H{head} is not in this model: it has {counts} heads in its layers"
+                f"L{layer}H{head} is not in this model: its layers have {counts} heads"
             )
         chosen[layer].append(head)
 
@@ -103,32 +107,32 @@ def mean_z(
     model: nn.Module,
     encoded: EncodedQuestions,
     batch_size: int = 64,
-    indices: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Each head's mean output over the tokens at which it is read: (layers, heads, d_head), on the CPU.
+    """Each head's mean z over the tokens at which it is read: (layer, head, d_head), on the CPU.
 
     These are all tokens (not padding) of the questions, and in the last layer each question's [CLS]
-    alone, as in `PackedForward`: a mean over its patches would be what the answer never sees.
+    alone, because the answer does not depend on the others.
     """
-    sums, seen_tokens = 0, 0
-    for _, batch in encoded.batches(batch_size, indices):
+    sums, n_tokens = 0, 0
+    for _, batch in encoded.batches(batch_size, rows):
         zs = read_z(pack_forward(model, batch))
         sums = sums + torch.stack([z.double().sum(0).cpu() for z in zs])
-        seen_tokens = seen_tokens + torch.tensor([len(z) for z in zs])
-    return (sums / seen_tokens[:, None, None]).float()
-
-
-def read_z(forward: PackedForward) -> list[Tensor]:
-    """Run a packed pass: the z of each layer, (valid tokens, head, d_head), [CLS] alone in the last."""
-    with trace(forward.model, read=["z"]) as seen:
-        forward.run()
-    return seen["z"]
+        n_tokens = n_tokens + torch.tensor([len(z) for z in zs])
+    return (sums / n_tokens[:, None, None]).float()
 
 
 def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
     """A packed forward pass over a batch."""
     prepared = prepare_batch(model, batch)
     return PackedForward(model, prepared.inputs, prepared.groups)
+
+
+def read_z(forward: PackedForward) -> list[Tensor]:
+    """Run a packed pass: each layer's z, (valid token, head, d_head), [CLS] alone in the last."""
+    with trace(forward.model, read=["z"]) as seen:
+        forward.run()
+    return seen["z"]
 
 
 def forward_with_interventions(
@@ -152,17 +156,17 @@ def forward_with_interventions(
             yield row, logits
 
 
-def list_removals(model: nn.Module, means: Tensor) -> dict[tuple, Intervention]:
-    """Each head removed in two ways, and each layer in two: (way, layer[, head]) -> Intervention."""
+def list_removals(means: Tensor, counts: Sequence[int]) -> dict[tuple, Intervention]:
+    """Each head removed in two modes, each layer in two: (mode, layer[, head]) -> Intervention."""
     interventions = {}
-    for layer, count in enumerate(count_heads(model)):
-        nothing = torch.zeros_like(means[layer])[None]  # (1, head, d_head)
-        for way, z in (("zero", nothing), ("mean", means[layer][None])):
+    for layer, count in enumerate(counts):
+        zero, all_heads = torch.zeros_like(means[layer])[None], slice(None)  # (1, head, d_head)
+        for mode, z in (("zero_head", zero), ("mean_head", means[layer][None])):
             for head in range(count):
-                own = slice(head, head + 1)
-                interventions[way, layer, head] = Intervention(layer, own, z[:, own])
-        interventions["attention", layer] = Intervention(layer, slice(None), nothing)
-        interventions["layer", layer] = Intervention(layer, slice(None), None)
+                one = slice(head, head + 1)
+                interventions[mode, layer, head] = Intervention(layer, one, z[:, one])
+        interventions["zero_attention", layer] = Intervention(layer, all_heads, zero)
+        interventions["skip_layer", layer] = Intervention(layer, all_heads, None)
     return interventions
 
 
@@ -170,74 +174,135 @@ def list_removals(model: nn.Module, means: Tensor) -> dict[tuple, Intervention]:
 def removal_measures(
     model: nn.Module, batch: dict[str, Tensor], means: Tensor
 ) -> dict[str, Tensor]:
-    """The answers to a batch without each head and each layer in turn; see REMOVALS for the layout.
+    """The answers to a batch without each head and each layer in turn, laid out as REMOVALS.
 
-    Ways: "zero" puts 0 in place of a head's z, "mean" its mean (means, of `mean_z`);
-    "attention" puts 0 for all heads of a layer, "layer" leaves the layer out, feed-forward part included.
-    <way>_answer: number of the answer. <way>_probability, and probability intact: sigmoid of the logit of the answer that
-    the intact model gives, which moves before the answer does. logits: intact, (question, answer).
+    means: of `mean_z`. <name>_answer, for the names of ABLATION_MODES: number of the answer.
+    <name>_probability, and probability of the intact model: sigmoid of the logit of the intact
+    model's answer, which moves before the answer does. logits: intact, (question, answer).
     """
-    forward, interventions = pack_forward(model, batch), list_removals(model, means)
-    found = list(forward_with_interventions(forward, list(interventions.values())))
-    best, size = forward.logits.argmax(1, keepdim=True), len(forward.logits)
-    shape = (len(means), means.shape[1])
-    kept = {
-        "logits": forward.logits,
-        "probability": forward.logits.float().gather(1, best)[:, 0].sigmoid(),
+    forward, removals = pack_forward(model, batch), list_removals(means, count_heads(model))
+    keys, interventions = list(removals), list(removals.values())
+    without = {
+        keys[row]: found for row, found in forward_with_interventions(forward, interventions)
     }
-    for way, axes in WAYS.items():
-        kept[f"{way}_answer"] = best.new_zeros(size, *shape[: len(axes)])
-        kept[f"{way}_probability"] = torch.zeros_like(kept[f"{way}_answer"], dtype=torch.float32)
-    names = list(interventions)
-    for row, logits in found:
-        way, *place = names[row]
-        kept[f"{way}_answer"][:, *place] = logits.argmax(1)
-        kept[f"{way}_probability"][:, *place] = logits.float().gather(1, best)[:, 0].sigmoid()
-    return kept
+    answers = forward.logits.argmax(1)
+
+    def answer_probability(logits: Tensor) -> Tensor:
+        return logits.float().gather(1, answers[:, None])[:, 0].sigmoid()
+
+    found = {"logits": forward.logits, "probability": answer_probability(forward.logits)}
+    for mode, (name, axes) in ABLATION_MODES.items():
+        variants = [logits for key, logits in without.items() if key[0] == mode]
+        shape = means.shape[: len(axes)]
+        changed = torch.stack([logits.argmax(1) for logits in variants], 1)
+        probability = torch.stack([answer_probability(logits) for logits in variants], 1)
+        found[f"{name}_answer"] = changed.unflatten(1, shape)
+        found[f"{name}_probability"] = probability.unflatten(1, shape)
+    return found
 
 
 def score_removals(
-    table, way: str, answers: Iterable[Sequence[str]], labels: dict[int, str]
+    table: AttentionTable, mode: str, answers: Iterable[Sequence[str]], labels: Mapping[int, str]
 ) -> np.ndarray:
-    """Points of VQA accuracy that each question loses by each removal: (n, layer[, head]), -100 to 100.
+    """Points of VQA accuracy that each question loses by each removal: (question, layer[, head]).
 
-    table: of `extract_attention` with REMOVALS. way: one of WAYS. answers: each question's ten; labels: of the answers'
-    numbers. Below 0 the model does better without.
+    table: of `extract_attention` with REMOVALS. mode: one of ABLATION_MODES. answers: each
+    question's ten. labels: the answer of each number. From -100 to 100, below 0 where the model
+    does better without.
     """
-    scores = score_answers(getattr(table, f"{way}_answer"), answers, labels)
+    name = ABLATION_MODES[mode][0]
+    scores = score_answers(getattr(table, f"{name}_answer"), answers, labels)
     intact = table.questions["accuracy"].to_numpy().reshape(-1, *[1] * (scores.ndim - 1))
     return 100 * (intact - scores)
 
 
-def removal_effects(lost: np.ndarray, families, clusters, n_resamples=1000, seed=0) -> pd.DataFrame:
-    """What each removal costs, over all questions and per family, as a tidy table.
+def removal_effects(
+    lost: np.ndarray,
+    families: Sequence[str],
+    clusters: Sequence[int],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What each removal costs over all questions and per family: a row a removal and family.
 
-    lost: (n, layer[, head]) of `score_removals`; families, clusters: (n,). Columns: layer, head and name (where lost has
-    heads), family ("all" first), drop (mean points lost), low, high (95 %, bootstrap over clusters), p (that there is
-    neither loss nor gain, errors clustered), p_corrected (Benjamini-Hochberg over all rows), told (questions enough to
-    tell), significant, n, n_clusters.
+    lost: (question, layer[, head]) of `score_removals`; families, clusters (images): (question,).
+    Columns: layer, head and name (where lost has heads), family ("all" first), drop (mean points
+    lost), low, high (95 %, bootstrap over images), p (of neither loss nor gain, errors clustered by
+    image), p_corrected (Benjamini-Hochberg over all rows), told (whether there are enough
+    questions), significant, n, n_clusters.
     """
-    families, clusters, axes = (
-        np.asarray(families),
-        np.asarray(clusters),
-        HEAD_AXES[: lost.ndim - 1],
-    )
-    tables = []
+    families, clusters = np.asarray(families), np.asarray(clusters)
+    axes, tables = HEAD_AXES[: lost.ndim - 1], []
     for groups in (np.repeat("all", len(lost)), families):
         table = bootstrap_by_group(lost, groups, clusters, n_resamples, seed, axes=axes)
-        tests = [
-            mean_difference_test(lost[groups == own], clusters[groups == own], axes)
-            for own in pd.unique(groups)
-        ]
+        members = [groups == group for group in pd.unique(groups)]
+        tests = [mean_difference_test(lost[rows], clusters[rows], axes) for rows in members]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
-    table = pd.concat(tables, ignore_index=True).rename(
-        columns={"group": "family", "estimate": "drop"}
-    )
+    table = pd.concat(tables, ignore_index=True)
+    table = table.rename(columns={"group": "family", "estimate": "drop"})
     table["told"] = has_enough_data(table["n"], table["n_clusters"])
     table["p_corrected"] = correct_p(table["p"].where(table["told"]))
     table["significant"] = table["p_corrected"] < 0.05
+    names = [*axes]
     if "head" in axes:
         table["name"] = name_heads(table)
-    axes = [*axes, "name"] if "head" in axes else list(axes)
-    tested = ["drop", "low", "high", "p", "p_corrected", "told", "significant", "n", "n_clusters"]
-    return table[[*axes, "family", *tested]]
+        names.append("name")
+    names += ["family", "drop", "low", "high", "p", "p_corrected", "told", "significant"]
+    return table[[*names, "n", "n_clusters"]]
+
+
+# ------------------------------------------------------------------------- importance by gradients
+
+
+def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How much the loss on each question depends on each head: importance (question, layer, head).
+
+    |dL / dg| at g = 1, where g scales the head's z (Michel, Levy and Neubig 2019, "Are sixteen
+    heads really better than one?", equation 2): one backward pass for all heads. L: binary
+    cross-entropy with the soft targets, batch["labels"], summed over answers. logits: (question,
+    answer). ValueError without labels: give EncodedQuestions the model's answers.
+    """
+    if "labels" not in batch:
+        raise ValueError("the batch has no labels: encode with answers=, the model's own.")
+    prepared, config = prepare_batch(model, batch), model.config
+    shape = (config.num_hidden_layers, len(batch["labels"]), config.num_attention_heads)
+    gates = torch.ones(shape, device=model.device, dtype=model.dtype, requires_grad=True)
+
+    def scale(layer: int, z: Tensor) -> Tensor:
+        return z * gates[layer][:, None, :, None]
+
+    with trace(model, edit={"z": scale}), torch.enable_grad():
+        logits = forward_raster(model, prepared.inputs).logits
+        loss = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits), reduction="sum")
+        (slope,) = torch.autograd.grad(loss, gates)
+    return {"importance": slope.abs().transpose(0, 1), "logits": logits.detach()}
+
+
+def normalise_by_layer(importance: np.ndarray) -> np.ndarray:
+    """Importance (layer, head) over its layer's L2 norm, NaN in a layer of zeros.
+
+    Gradients differ in size between layers for reasons that have nothing to do with heads
+    (Molchanov et al. 2017, equation 10).
+    """
+    return divide_or_nan(importance, np.linalg.norm(importance, axis=1, keepdims=True))
+
+
+def rank_measures(
+    measures: dict[str, np.ndarray], n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Do measures of importance (layer, head) rank the heads alike? A row a pair of measures.
+
+    Columns: over ("all heads", or "within layers": each less its layer's mean), first, second,
+    correlation (Spearman), low, high (95 %, bootstrap over heads), n (heads).
+    """
+    rows = []
+    for over in ("all heads", "within layers"):
+        for pair in combinations(measures, 2):
+            values = [np.asarray(measures[name], float) for name in pair]
+            if over == "within layers":
+                values = [value - value.mean(1, keepdims=True) for value in values]
+            values = [value.round(9) for value in values]  # so that equal values are ties
+            found = rank_correlation(*values, n_resamples, seed)
+            rows.append((over, *pair, *map(float, found[:3]), int(found.n)))
+    columns = ["over", "first", "second", "correlation", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)

@@ -8,8 +8,7 @@ from small import train_small
 
 from helpers.attention.extract import measure_attention
 from helpers.data import prepare
-from helpers.heads import interventions
-from helpers.heads import removal as ablate
+from helpers.heads import interventions, removal
 from helpers.model import finetune
 
 
@@ -41,8 +40,8 @@ def test_removals_of_the_questions_drawn(study, given):
     drawn = data.select(
         [data["question_id"].index(number) for number in removals.questions["question_id"]]
     )
-    means = ablate.mean_z(model, prepare.encode(study, drawn, processor))
-    alone = ablate.removal_measures(model, next(batch)[1], means)
+    means = removal.mean_z(model, prepare.encode(study, drawn, processor))
+    alone = removal.removal_measures(model, next(batch)[1], means)
     np.testing.assert_allclose(
         removals.mean_probability[3], alone["mean_probability"][0], atol=1e-4
     )
@@ -54,7 +53,7 @@ def test_removals_of_the_questions_drawn(study, given):
 def test_removals_are_measured_once_and_go_on_after_a_kill(study, given, monkeypatch):
     model, processor, data = given
     other = replace(study, ablation_questions=65)
-    measure_now, calls = ablate.removal_measures, []
+    measure_now, calls = removal.removal_measures, []
 
     def die(*args, **more):
         calls.append(1)

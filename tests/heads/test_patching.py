@@ -43,8 +43,8 @@ def patch_slowly(model, source, target, layer, head):
 def test_patching_equals_hooks(vilt, alike):
     model = vilt[0]
     pairs = [(0, 4), (5, 13), (7, 3)]
-    moved, whole = patching.patch_heads(model, alike, pairs, batch_size=2)
-    assert moved.shape == (3, 4, 4)
+    change, total_change = patching.patch_heads(model, alike, pairs, batch_size=2)
+    assert change.shape == (3, 4, 4)
     for layer, head in np.ndindex(4, 4):
         for row, pair in enumerate(pairs):
             batches = (alike.collate([alike[index]]) for index in pair)
@@ -53,14 +53,14 @@ def test_patching_equals_hooks(vilt, alike):
             before, after, other = (
                 float(logits[a] - logits[b]) for logits in (second, patched, first)
             )
-            assert moved[row, layer, head] == pytest.approx(after - before, abs=1e-4)
-            assert whole[row] == pytest.approx(other - before, abs=1e-4)
+            assert change[row, layer, head] == pytest.approx(after - before, abs=1e-4)
+            assert total_change[row] == pytest.approx(other - before, abs=1e-4)
 
 
 def test_a_question_patched_with_itself_does_not_move(vilt, alike):
-    moved, whole = patching.patch_heads(vilt[0], alike, [(0, 0), (9, 9)])
-    np.testing.assert_allclose(moved, 0, atol=1e-5)
-    np.testing.assert_allclose(whole, 0, atol=1e-5)
+    change, total_change = patching.patch_heads(vilt[0], alike, [(0, 0), (9, 9)])
+    np.testing.assert_allclose(change, 0, atol=1e-5)
+    np.testing.assert_allclose(total_change, 0, atol=1e-5)
 
 
 def test_pairs_by_hand():
@@ -80,12 +80,12 @@ def test_pairs_by_hand():
     assert patching.find_pairs(encoded, answers, [False] * 7) == []
 
 
-def test_shares_are_ratios_of_sums():
-    moved, whole = np.array([1.0, 3.0, 0.0])[:, None, None], np.array([2.0, 4.0, 10.0])
-    found = patching.carried_share(moved, whole)
+def test_effects_are_ratios_of_sums():
+    change, total_change = np.array([1.0, 3.0, 0.0])[:, None, None], np.array([2.0, 4.0, 10.0])
+    found = patching.patching_effect(change, total_change)
     assert found.shape == (3, 1, 1)
     assert found.mean() == pytest.approx(100 * 4 / 16)
-    # delta method: the variance of a ratio of means is that of (moved - r whole) / mean(whole)
-    residual = 100 * (moved[:, 0, 0] - 0.25 * whole) / (16 / 3)
+    # delta method: the variance of a ratio of means is that of (change - r total_change) / mean(total_change)
+    residual = 100 * (change[:, 0, 0] - 0.25 * total_change) / (16 / 3)
     np.testing.assert_allclose(found[:, 0, 0] - 25, residual)
-    assert patching.carried_share(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)
+    assert patching.patching_effect(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)
