@@ -1,35 +1,30 @@
-"""VQAv2's official files, and the single COCO images that a subset needs: what a folder lacks is fetched.
+"""VQAv2's official question files, and the single COCO images that a subset needs.
 
-How one file is fetched, so that a kill costs little, is in `helpers.data.fetch`.
+requests with urllib3's Retry: pooch asks for one file at a time, each over a connection of its own.
 """
 
-import shutil
-import stat
+import os
+import re
 import threading
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from urllib.parse import quote
 
 import requests
 from PIL import Image
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ProxyError, RequestException, TooManyRedirects
 from tqdm.auto import tqdm
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
-from helpers.data.fetch import (
-    DownloadError,
-    fetch_file,
-    join_url,
-    name_host,
-    name_part,
-    settle_part,
-    shorten,
-    use_folder,
-)
 from helpers.data.vqa import FILES, SPLITS
-from helpers.run.cache import hash_file
+from helpers.run.cache import hash_file, lock_path
 
 QUESTIONS_URL = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 IMAGES_URL = "http://images.cocodataset.org/"
@@ -41,76 +36,59 @@ OFFICIAL_FILES = {  # zip: (bytes, sha256)
 }  # fmt: skip
 # official zip: the JSON file in it
 JSON_OF = {
-    zipped.format(s, s.title()): name.format(s) for name, zipped in FILES.values() for s in SPLITS
-}
+    zip_name.format(s, s.title()): name.format(s) for name, zip_name in FILES.values() for s in SPLITS
+}  # fmt: skip
 
-MAX_UNPACKED = 2_000_000_000  # bytes; the largest official JSON file has 0.4 GB
+ATTEMPTS = 3  # at a file that breaks off or arrives wrong
+# A Retry-After header may ask for hours: the backoff bounds every wait instead.
+RETRY = Retry(
+    total=5, connect=2, other=0, status_forcelist=(408, 429, 500, 502, 503, 504),
+    raise_on_status=False, backoff_factor=0.5, backoff_max=10, backoff_jitter=0.5,
+    respect_retry_after_header=False,
+)  # fmt: skip
+TIMEOUT = (10.0, 20.0)  # seconds to connect, and without a byte
+CHUNK = 1 << 14  # bytes; on a slow line, what an interrupt waits for
+ABSENT = (403, 404, 410, 451)  # statuses of a file that is not there; S3 says 403
 IMAGE_BYTES = 165_000  # of a COCO image, on average
-DISK_RATIO = 16  # bytes on the disk of an official zip and the JSON file in it, to those of the zip
 GIVE_UP = 50  # images in a row from the start that the server lacks
+
+
+class DownloadError(OSError):
+    """Which file failed, what was wrong and what to do, in one sentence.
+
+    absent: why the server has no right file ("HTTP 404"); "" where that is not the trouble.
+    """
+
+    def __init__(self, message: str, absent: str = ""):
+        super().__init__(message)
+        self.absent = absent
 
 
 def download_questions(
     folder: Path, base_url: str = QUESTIONS_URL, files: Mapping = OFFICIAL_FILES
 ) -> Path:
-    """Fetch and unpack the official JSON files a folder lacks: `read_vqa(download_questions(folder), "val")`.
+    """Fetch the official zips that a folder lacks: `read_vqa(download_questions(folder), "val")`.
 
-    files: zip name -> (bytes, sha256). A zip that is right, or a JSON file that is there, is not fetched again.
+    files: zip name -> (bytes, sha256). A zip of the right size that is there, or the JSON file that
+    it holds, is not fetched again.
     """
     folder = Path(folder)
-    if unknown := sorted(set(files) - set(JSON_OF)):
-        raise ValueError(
-            f"files: {unknown[0]!r} is none of VQAv2's official zips ({', '.join(JSON_OF)})"
-        )
 
     def list_absent() -> list[str]:
-        return [name for name in files if not (folder / JSON_OF[name]).is_file()]
+        return [
+            name
+            for name, (size, _) in files.items()
+            if not ((folder / JSON_OF[name]).is_file() or _measure(folder / name) == size)
+        ]
 
     if not list_absent():
         return folder
-    needed = DISK_RATIO * sum(files[name][0] for name in list_absent())
-    with use_folder(folder, lambda: needed), requests.Session() as session:
+    needed = sum(files[name][0] for name in list_absent())
+    with _use_folder(folder, needed), open_session() as session:
         for name in tqdm(list_absent(), desc="question files", unit="file"):
-            zipped, (size, sha256) = folder / name, files[name]
-            if not (
-                zipped.is_file() and zipped.stat().st_size == size and hash_file(zipped) == sha256
-            ):
-                fetch_file(join_url(base_url, name), zipped, size, sha256, session=session)
-            _unpack_member(zipped, folder / JSON_OF[name])
+            check = partial(check_sha256, expected=files[name][1])
+            fetch_file(_join_url(base_url, name), folder / name, check, session)
     return folder
-
-
-def _unpack_member(zipped: Path, target: Path) -> None:
-    """Unpack the one file of that name, from whatever folder in the zip: whole or not at all."""
-    part = name_part(target)
-    try:
-        with zipfile.ZipFile(zipped) as archive:
-            member = _find_member(archive.infolist(), target.name)
-            with (
-                archive.open(member) as source,
-                part.open("wb") as file,
-            ):  # yields file_size at most
-                shutil.copyfileobj(source, file, 1 << 20)
-        settle_part(part, target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        remedy = f"delete it in {shorten(zipped.parent)} and run this again"
-        raise DownloadError(f"{zipped.name} cannot be unpacked ({error}): {remedy}") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _find_member(members: Sequence[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
-    """The member of that name; ValueError if any leads out of the folder, or all are too large."""
-    for member in members:
-        path = PureWindowsPath(member.filename)  # knows both kinds of slash
-        if path.anchor or ".." in path.parts or stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"{member.filename!r} in it leads out of the folder")
-    if (size := sum(member.file_size for member in members)) > MAX_UNPACKED:
-        raise ValueError(f"it would take {size / 1e6:.1f} MB")
-    found = [m for m in members if PurePosixPath(m.filename).name == name and not m.is_dir()]
-    if not found:
-        raise ValueError(f"no {name} is in it")
-    return found[0]
 
 
 def download_images(
@@ -120,21 +98,17 @@ def download_images(
     workers: int = 16,
     max_missing: float = 0.01,
 ) -> list[str]:
-    """Fetch the images that a folder lacks: `download_images(["val2014/COCO_val2014_000000262148.jpg"], folder)`.
+    """Fetch the images that a folder lacks: `download_images([name_image("val", 262148)], folder)`.
 
-    names: below the folder as below base_url. Returns those that the server does not have (or has only broken);
-    DownloadError where they are more than the share max_missing of all names.
+    names: below the folder as below base_url. Returns those that the server does not have, or has
+    only broken; DownloadError if they are more than the share max_missing of all names, or if
+    anything else fails. What has arrived stays, so that the next call fetches the rest.
     """
-    folder, names = Path(folder), list(dict.fromkeys(names))
+    folder, names = Path(folder), sorted(set(names))
     for name in names:
         path = PureWindowsPath(name)  # knows both kinds of slash
-        if (
-            not path.name
-            or path.anchor
-            or ".." in path.parts
-            or path.as_posix() != name
-            or "\0" in name
-        ):
+        leaves = path.anchor or ".." in path.parts or path.as_posix() != name or "\0" in name
+        if leaves or not path.name:
             raise ValueError(
                 f"image name {name!r}: expected a path below the folder, like val2014/name.jpg"
             )
@@ -142,51 +116,136 @@ def download_images(
     def list_absent() -> list[str]:
         return [name for name in names if not (folder / name).is_file()]
 
-    if not list_absent():
+    if not (absent := list_absent()):
         return []
-    with use_folder(folder, lambda: len(list_absent()) * IMAGE_BYTES):
-        targets = {folder / name: join_url(base_url, name) for name in list_absent()}
-        lacking = _fetch_images(targets, workers, bearable=max(max_missing * len(names), GIVE_UP))
-    missing = [name for name in names if folder / name in lacking]
+    with _use_folder(folder, len(absent) * IMAGE_BYTES):
+        urls = {folder / name: _join_url(base_url, name) for name in list_absent()}
+        reasons = _fetch_images(urls, workers, tolerated=max(max_missing * len(names), GIVE_UP))
+    missing = [name for name in names if folder / name in reasons]
     if missing and len(missing) / len(names) > max_missing:
-        reasons = ", ".join(
-            f"{count} x {why}" for why, count in Counter(lacking.values()).most_common()
-        )
+        counts = ", ".join(f"{n} x {why}" for why, n in Counter(reasons.values()).most_common())
+        first = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
         raise DownloadError(
-            f"{len(missing)} of {len(names)} images are not to be had at {name_host(base_url)} ({reasons}: "
-            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}), more than the share max_missing="
-            f"{max_missing:g}: check the address, or allow more"
+            f"{len(missing)} of {len(names)} images are not to be had at {_name_host(base_url)} "
+            f"({counts}: {first}), more than the share max_missing={max_missing:g}: "
+            "check the address, or allow more"
         )
     return missing
 
 
-def _fetch_images(targets: Mapping[Path, str], workers: int, bearable: float) -> dict[Path, str]:
-    """Fetch all; returns those that the server lacks, and why. Ends early where it lacks too many and had none."""
-    stop, lacking = threading.Event(), {}
-    with requests.Session() as session, ThreadPoolExecutor(workers) as pool:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(pool_maxsize=workers))
-        shared = dict(check=check_image, session=session, stop=stop)
+def _fetch_images(urls: Mapping[Path, str], workers: int, tolerated: float) -> dict[Path, str]:
+    """Fetch all; returns those that the server lacks, and why.
+
+    Ends early where more than `tolerated` images were asked for and the server had none of them.
+    """
+    stop, absent = threading.Event(), {}
+    with open_session(workers) as session, ThreadPoolExecutor(workers) as pool:
         futures = {
-            pool.submit(fetch_file, url, target, **shared): target
-            for target, url in targets.items()
+            pool.submit(fetch_file, url, target, check_image, session, stop): target
+            for target, url in urls.items()
         }
         try:
-            with tqdm(
-                as_completed(futures), total=len(futures), desc="images", unit="image"
-            ) as bar:
-                for done, future in enumerate(bar, 1):
-                    error = future.exception()
-                    if error and not getattr(error, "lacking", ""):
-                        raise error
-                    if error:
-                        lacking[futures[future]] = error.lacking
-                    if len(lacking) == done > bearable:
-                        break
-        finally:  # on an error or Ctrl-C: what waits is dropped, what runs ends after its next CHUNK
+            bar = tqdm(as_completed(futures), total=len(futures), desc="images", unit="image")
+            for n_done, future in enumerate(bar, 1):
+                error = future.exception()
+                if error and not getattr(error, "absent", ""):
+                    raise error
+                if error:
+                    absent[futures[future]] = error.absent
+                if len(absent) == n_done > tolerated:
+                    break
+        finally:  # on an error or Ctrl-C: drop what waits, end what runs after its next CHUNK
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-    return lacking
+    return absent
+
+
+def open_session(workers: int = 1) -> requests.Session:
+    """A session that repeats requests which fail before the first byte, for several threads."""
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # Content-Length counts the file's own bytes
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=workers, max_retries=RETRY))
+    return session
+
+
+def fetch_file(
+    url: str,
+    target: Path,
+    check: Callable[[Path], None],
+    session: requests.Session,
+    stop: threading.Event | None = None,
+) -> Path:
+    """Fetch a file that appears whole and checked, or not at all.
+
+    check: called with the whole file before it gets its name; ValueError if its bytes are wrong.
+    stop: once set, the transfer ends with a CancelledError.
+    A transfer that breaks off or stalls begins again, ATTEMPTS times in all.
+    """
+    target, place = Path(target), f"{Path(target).name} at {_name_host(url)}"
+    part = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    problem, absent = "", ""
+    for _ in range(ATTEMPTS):
+        if stop and stop.is_set():
+            raise CancelledError
+        with _request(session, url, place) as response, part.open("wb") as file:
+            try:
+                for chunk in response.iter_content(CHUNK):
+                    if stop and stop.is_set():
+                        raise CancelledError
+                    file.write(chunk)
+            except RequestException:
+                problem = "the connection broke: check the network, then run this again"
+                absent = ""
+                continue
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            check(part)
+        except ValueError as error:
+            problem, absent = f"it arrives wrong ({error}): check the address", str(error)
+            continue
+        os.replace(part, target)
+        return target
+    part.unlink()
+    raise DownloadError(f"{place}: {problem}", absent)
+
+
+def _request(session: requests.Session, url: str, place: str) -> requests.Response:
+    """The answer to a request for a file, its bytes still to be read; DownloadError if it has none.
+
+    What requests raises is replaced: its sentences are full of objects' addresses.
+    """
+    try:
+        response = session.get(url, stream=True, timeout=TIMEOUT)
+    except (OSError, HTTPError) as error:
+        text = str(error)
+        if isinstance(error, ProxyError):
+            problem = "the proxy gives no connection: check HTTP(S)_PROXY"
+        elif "CERTIFICATE_VERIFY_FAILED" in text or "CA certificate" in text:
+            problem = "its certificate is not accepted: check the clock and REQUESTS_CA_BUNDLE"
+        elif isinstance(error, ValueError | TooManyRedirects):
+            problem = "the address leads nowhere: check it, and the proxy's"
+        else:
+            problem = "no connection: check the network"
+        raise DownloadError(f"{place}: {problem}, then run this again") from None
+    status = response.status_code
+    if status == 200:
+        return response
+    response.close()
+    if status in ABSENT:
+        problem = f"{place} is not there (HTTP {status}): check the address"
+        raise DownloadError(problem, absent=f"HTTP {status}")
+    if status in RETRY.status_forcelist:
+        raise DownloadError(f"{place} is not served now (HTTP {status}): try later")
+    raise DownloadError(f"{place} is refused (HTTP {status}): check the address")
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """ValueError unless the file's SHA-256 is the expected one."""
+    if (digest := hash_file(path)) != expected:
+        raise ValueError(f"its SHA-256 is {digest[:12]}..., not {expected[:12]}...")
 
 
 def check_image(path: Path) -> None:
@@ -196,3 +255,37 @@ def check_image(path: Path) -> None:
             image.load()
     except Exception:  # Pillow raises a dozen types for broken files
         raise ValueError("no whole image") from None
+
+
+@contextmanager
+def _use_folder(folder: Path, needed: int) -> Iterator[None]:
+    """Create the folder, and keep other processes from downloading into it.
+
+    needed: bytes that are still to come, which the error says where the disk is full.
+    """
+    name = "/".join(folder.absolute().parts[1:][-2:])  # without the machine's own path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_path(folder / "download"):
+            yield
+    except DownloadError:
+        raise
+    except OSError as error:
+        problem = f"cannot write in {name} ({error.strerror}): check the folder"
+        if error.errno in (ENOSPC, EDQUOT):
+            problem = f"no space left for {name}: free about {needed / 1e6:.1f} MB"
+        raise DownloadError(f"{problem}, then run this again") from None
+
+
+def _measure(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def _join_url(base_url: str, name: str) -> str:
+    return f"{base_url.rstrip('/')}/{quote(name)}"
+
+
+def _name_host(url: str) -> str:
+    """The host and port of an address, for a message: without user, password and path."""
+    match = re.match(r"https?://(?:[^/@]*@)?([^/]+)", url)
+    return match[1] if match else "this address"

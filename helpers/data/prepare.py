@@ -82,8 +82,9 @@ def prepare_dataset(study: Study) -> Path:
     """
     root = find_data(study)
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
-    if set(JSON_OF.values()) - {path.name for path in files}:
-        files += sorted(root.glob("*.zip"))  # read where the unpacked file is absent
+    if set(JSON_OF.values()) - {path.name for path in files}:  # then zips are read
+        zips = [root / name for name in JSON_OF if (root / name).is_file()]
+        files += zips or sorted(root.glob("*.zip"))
     inputs = {
         **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
         "files": {path.name: hash_file(path) for path in files},

@@ -17,8 +17,7 @@ from loopback import Loopback, answer
 from PIL import Image
 
 from helpers.data import prepare
-from helpers.data.download import download_questions
-from helpers.data.fetch import DownloadError
+from helpers.data.download import DownloadError, download_questions
 from helpers.data.vqa import FILES
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
@@ -114,7 +113,7 @@ def test_a_script_without_a_main_guard_can_prepare(make_study, tmp_path):
     given = study.settings("data_root", "runs_root", "run_name")
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(study.root)!r})\n"
-        "from helpers import prepare\nfrom helpers.run.settings import Study\n"
+        "from helpers.data import prepare\nfrom helpers.run.settings import Study\n"
         f"prepare.prepare_dataset(Study.load('phantom', **{given!r}))\n"
     )
     subprocess.run([sys.executable, str(script)], check=True, timeout=100)
