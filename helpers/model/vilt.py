@@ -153,11 +153,13 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
 
 def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
     """Weights of a folder, with room for the head's answers where `head` names them; lighter where it was cut."""
-    lighter = hasattr(ViltConfig.from_pretrained(source), "kept_heads")
+    config = ViltConfig.from_pretrained(source)
+    lighter = hasattr(config, "kept_heads")
     kind = LighterViltForQuestionAnswering if lighter else ViltForQuestionAnswering
     model, info = kind.from_pretrained(
         source, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
-        dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **head,
+        dtype=torch.float64 if config.dtype == torch.float64 else torch.float32,  # no less than that
+        output_loading_info=True, ignore_mismatched_sizes=True, **head,
     )  # fmt: skip
     drawn = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     broken = sorted(key for key in drawn if not key.startswith("classifier."))

@@ -88,11 +88,11 @@ def test_soft_accuracy_reads_the_target_of_the_top_answer():
 
 
 @pytest.fixture
-def study(tmp_path, phantom_root):
+def study(tmp_path, phantom_root, float64_checkpoint):
     settings = {
         "data_root": str(phantom_root),
         "runs_root": str(tmp_path / "runs"),
-        "checkpoint": "fresh-small",
+        "checkpoint": str(float64_checkpoint),
     }
     study = Study.load(
         "phantom", run_name="test", epochs=2, batch_size=16, device="cpu", **settings
@@ -160,7 +160,7 @@ def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
     broken = Study.load("phantom", **settings)
     command = [sys.executable, "-c", KILLED.format(root=str(study.root), settings=settings)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # beside other load
     wanted = {f"checkpoint-{step}" for step in range(17, 32)}  # 16 steps an epoch
     checkpoints = ".model.*.part/checkpoints/checkpoint-*/trainer_state.json"
     while not {path.parent.name for path in Path(broken.run_dir).glob(checkpoints)} & wanted:
@@ -176,10 +176,10 @@ def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
     finetune.finetune(whole, data)
     curves = [pd.read_csv(each.run_dir / "model" / "training.csv") for each in (broken, whole)]
     for name in ("step", "loss", "eval_loss", "eval_accuracy"):
-        np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-6)
     models = [finetune.load_finetuned(each)[0] for each in (broken, whole)]
     for mine, other in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_a_run_killed_after_it_had_stopped_early_does_not_train_on(study, monkey
     )
     models = [finetune.load_finetuned(each)[0] for each in (killed, whole)]
     for mine, other in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-8)
 
 
 def die_on_model_folder(save):
@@ -350,7 +350,7 @@ def test_a_step_in_parts_is_the_same_step(study):
         for name, size in (("whole", None), ("parts", 8))
     )
     assert whole["step"].tolist() == parts["step"].tolist()
-    np.testing.assert_allclose(whole["loss"].dropna(), parts["loss"].dropna(), rtol=2e-3)
+    np.testing.assert_allclose(whole["loss"].dropna(), parts["loss"].dropna(), rtol=1e-6)
 
 
 def run_again(study, name, data, **settings):
@@ -380,7 +380,7 @@ def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
     assert seen[:3] == [16, 8, 4]
     assert max(seen[2:]) == 4
     assert "dividing it into 4 parts" in caplog.text
-    np.testing.assert_allclose(whole, halved, atol=0.02)
+    np.testing.assert_allclose(whole, halved, rtol=1e-6)
 
 
 def test_a_batch_of_one_that_does_not_fit_is_an_error(study, monkeypatch):
@@ -424,7 +424,8 @@ def test_half_precision_trains_and_saves_full_weights(study):
     """bf16 autocast, which a CPU has too: other losses than fp32, near them; the saved weights are fp32."""
     data = prepare.load_dataset(study)
     few = DatasetDict({name: part.select(range(32)) for name, part in data.items()})
-    runs = {kind: run_again(study, kind, few, precision=kind) for kind in ("fp32", "bf16")}
+    full = {"checkpoint": "fresh-small"}  # in float32
+    runs = {kind: run_again(study, kind, few, precision=kind, **full) for kind in ("fp32", "bf16")}
     losses = {
         kind: pd.read_csv(run.run_dir / "model" / "training.csv")["loss"].dropna().to_numpy()
         for kind, run in runs.items()
