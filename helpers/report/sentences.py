@@ -4,7 +4,9 @@
 
 Functions take a notebook's tables and return text that is true for either outcome: found, not
 found, the other way round, or too few questions to tell. Shares lie between 0 and 1 in tables and
-are said in points (of 100); accuracy is in percent and its differences in points.
+are said in points (of 100). Accuracy is in percent and its differences in points. Rows with an
+interval have low and high; n counts questions and n_clusters images; `told` and `enough` say that
+these are enough; p_corrected below 0.05 is "beyond chance".
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +18,14 @@ import pandas as pd
 from helpers.stats.cluster_robust import MIN_GROUPS, has_enough_data
 
 Row = Mapping | pd.Series
+SHARE = {"digits": 0, "sign": True, "scale": 100}  # how shares are said
+FINE_SHARE = {"digits": 1, "sign": True, "scale": 100}
+WHOLE = {"digits": 0, "sign": True}  # how points of accuracy lost are said
+RANK = {"digits": 2, "sign": True}  # how rank correlations of families are said
 
 
 def say_interval(row: Row, digits: int = 1, sign: bool = False, scale: float = 1) -> str:
-    """The 95 % interval of a row with low and high: "[1.2, 3.4]"; "[no interval]" where it has none.
+    """The 95 % interval of a row with low and high: "[1.2, 3.4]", or "[no interval]".
 
     sign: write "+" before what is positive; scale: 100 turns shares into percent or points.
     """
@@ -33,6 +39,11 @@ def say_number(value: float, digits: int = 1, sign: bool = False, scale: float =
     return f"{round(scale * value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
+def say_estimate(row: Row, column: str = "estimate", unit: str = "", **style: float) -> str:
+    """A number with its unit and interval: "+3.4 points [+1.2, +5.6]". style: of `say_number`."""
+    return f"{say_number(row[column], **style)}{unit} {say_interval(row, **style)}"
+
+
 def count_of(number: int, noun: str) -> str:
     """A count with its noun: "1 head", "1,200 heads"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -43,11 +54,13 @@ def agree(number: int, one: str, many: str) -> str:
     return one if number == 1 else many
 
 
+def _are(number: int) -> str:
+    return agree(number, "is", "are")
+
+
 # Notebook 04: attention by question family
-# ------------------------------------------------------------
 
 
-SHARE_STYLE = {"digits": 0, "sign": True, "scale": 100}  # how shares are said
 BANDS = {  # a procedure is off where its whole interval lies outside
     "single test": (0, 0.07), "after correction": (0, 0.05), "interval": (0.92, 1),
 }  # fmt: skip
@@ -65,26 +78,20 @@ class Separation(NamedTuple):
 def say_too_few(told: Sequence[str], n_families: int, n: int, n_images: int) -> str:
     """Why families cannot be compared. told: the families that have enough questions."""
     return (
-        "Not enough questions to tell: a comparison needs two families with at least 10 questions on 5 images each, "
-        f"and of the {n_families} here (n = {n:,} questions on {n_images:,} images) {len(told) or 'none'} "
-        "has so many."
+        "Not enough questions to tell: a comparison needs two families with at least 10 questions "
+        f"on 5 images each, and of the {n_families} here (n = {n:,} questions on {n_images:,} "
+        f"images) {len(told) or 'none'} has so many."
     )
 
 
 def describe_family_layers(by_layer: pd.DataFrame, told: Sequence[str], uniform: float) -> str:
-    """In which layer families lie furthest apart, for both queries; empty where nothing can be compared.
-
-    by_layer: a row a family, layer and query with estimate, low, high and n. told: families with enough
-    questions. uniform: image share of uniform attention.
-    """
-    said = [
-        _describe_query(by_layer[by_layer["family"].isin(told)], query)
-        for query in ("[CLS]", "words")
-    ]
-    if len(told) < 2 or not any(said):
+    """In which layer families lie furthest apart, for both queries; "" where none compare."""
+    rows = by_layer[by_layer["family"].isin(told)]
+    found = [*filter(None, (_describe_query(rows, query) for query in ("[CLS]", "words")))]
+    if len(told) < 2 or not found:
         return ""
-    baseline = f"Points count from uniform attention, which is {100 * uniform:.0f} % visual here; mean over heads."
-    return " ".join([*filter(None, said), baseline])
+    baseline = f"Points count from uniform attention, which is {100 * uniform:.0f} % visual here"
+    return " ".join([*found, f"{baseline}; mean over heads."])
 
 
 def _describe_query(rows: pd.DataFrame, query: str) -> str:
@@ -94,36 +101,38 @@ def _describe_query(rows: pd.DataFrame, query: str) -> str:
         return ""
     layer = rows.groupby("layer")["estimate"].agg(lambda means: means.max() - means.min()).idxmax()
     ends = rows[rows["layer"] == layer].sort_values("estimate").iloc[[-1, 0]].to_dict("records")
-    most, least = (f"{_say_share_points(row)} ({row['family']}, n = {row['n']:,})" for row in ends)
-    apart = ends[0]["low"] > ends[1]["high"]
-    overlap = "" if apart else " (their intervals overlap: this alone shows no difference)"
-    return f"With the {query} query, families lie furthest apart in L{layer}: from {most} down to {least}{overlap}."
+    most, least = (
+        f"{say_estimate(row, unit=' points', **SHARE)} ({row['family']}, n = {row['n']:,})"
+        for row in ends
+    )
+    overlap = " (their intervals overlap: this alone shows no difference)"
+    overlap = "" if ends[0]["low"] > ends[1]["high"] else overlap
+    return (
+        f"With the {query} query, families lie furthest apart in L{layer}: from {most} down to "
+        f"{least}{overlap}."
+    )
 
 
 def describe_pair(row: Row) -> str:
-    """Two families that differ in a head, the one with more attention to the image first.
-
-    row: of the pairs, with label ("a > b"), size, low, high, hedges_g, n_a, n_b, layer, head, query.
-    """
+    """Two families that differ in a head, the one with more attention to the image first."""
     more, less = row["label"].split(" > ")
     low, high = sorted(abs(row[side]) for side in ("low", "high"))
     style = {"digits": 0 if row["size"] >= 0.1 else 1, "scale": 100}
+    size = {"size": row["size"], "low": low, "high": high}
     return (
-        f"{more} above {less} by {say_number(row['size'], **style)} points "
-        f"{say_interval({'low': low, 'high': high}, **style)} in L{row['layer']}H{row['head']}, {row['query']} query "
-        f"(Hedges g {abs(row['hedges_g']):.1f}, n = {row['n_a'] + row['n_b']:,} questions)"
+        f"{more} above {less} by {say_estimate(size, 'size', ' points', **style)} in "
+        f"L{row['layer']}H{row['head']}, {row['query']} query (Hedges g "
+        f"{abs(row['hedges_g']):.1f}, n = {row['n_a'] + row['n_b']:,} questions)"
     )
 
 
 def describe_heads(found: pd.DataFrame, counts: Separation) -> str:
-    """How many heads and pairs tell families apart, and the largest difference.
-
-    found: the pairs beyond chance, the largest first.
-    """
-    by_chance = f"about {0.05 * counts.pairs_tested:.0f} would pass uncorrected by chance"
+    """How many heads and pairs tell families apart. found: pairs beyond chance, largest first."""
     counted = (
-        f"Families differ in {counts.separating} of {counts.tested} heads and queries (omnibus); {len(found)} of "
-        f"{counts.pairs_tested} pairwise differences {agree(len(found), 'is', 'are')} beyond chance (corrected over all; {by_chance})"
+        f"Families differ in {counts.separating} of {counts.tested} heads and queries (omnibus); "
+        f"{len(found)} of {counts.pairs_tested} pairwise differences {_are(len(found))} beyond "
+        f"chance (corrected over all; about {0.05 * counts.pairs_tested:.0f} would pass "
+        "uncorrected by chance)"
     )
     if found.empty:
         return f"{counted}: no difference between families could be shown."
@@ -133,213 +142,189 @@ def describe_heads(found: pd.DataFrame, counts: Separation) -> str:
 def describe_adjusted(both: pd.DataFrame, n: int, n_varied: int, n_told: int) -> str:
     """Whether differences stay at equal question length and patch count.
 
-    both: the pairs that could be compared raw and adjusted, with difference, adjusted, apart, adjusted_p and
-    verdict. n_varied: of n_told families, how many have questions of more than one length.
+    both: pairs that could be compared raw and adjusted. n_varied: of n_told families, how many have
+    questions of several lengths.
     """
     if both.empty:
         return (
-            "Cannot be told here: question length and patch count go with the family, so that their parts cannot "
-            "be separated."
+            "Cannot be told here: question length and patch count go with the family, so that "
+            "their parts cannot be separated."
         )
     n_raw, n_adjusted = int(both["apart"].sum()), int((both["adjusted_p"] < 0.05).sum())
     if n_raw:
         n_kept = (both["verdict"] == "survives").sum()
-        kept = f"{n_kept} of {n_raw} differences {agree(n_kept, 'keeps its sign and stays', 'keep their sign and stay')} beyond chance"
+        stays = agree(n_kept, "keeps its sign and stays", "keep their sign and stay")
+        kept = f"{n_kept} of {n_raw} differences {stays} beyond chance"
     elif n_adjusted:
-        kept = f"{count_of(n_adjusted, 'difference')} {agree(n_adjusted, 'is beyond chance that is', 'are beyond chance that are')} not without the adjustment"
+        verb = _are(n_adjusted)
+        kept = f"{count_of(n_adjusted, 'difference')} {verb} beyond chance that {verb} not without"
+        kept += " the adjustment"
     else:
         kept = "no more than before can be shown"
     change = 100 * (both["adjusted"].abs() - both["difference"].abs()).median()
+    lengths = f"{n_varied} of {n_told} families; for the rest the adjustment leans on these"
+    if n_varied == n_told:
+        lengths = "every family"
+    elif not n_varied:
+        lengths = "no family: the adjustment is for patch count alone"
     return (
-        f"At equal length and patch count {kept} (n = {n:,} questions); the size of a difference changes by "
-        f"{say_number(change, sign=True)} points (median). {_say_lengths(n_varied, n_told)}"
+        f"At equal length and patch count {kept} (n = {n:,} questions); the size of a difference "
+        f"changes by {say_number(change, sign=True)} points (median). Length varies within "
+        f"{lengths}."
     )
 
 
-def _say_lengths(n_varied: int, n_told: int) -> str:
-    if n_varied == n_told:
-        return "Length varies within every family."
-    if not n_varied:
-        return "Length varies within no family: the adjustment is for patch count alone."
-    return f"Length varies within {n_varied} of {n_told} families; for the rest the adjustment leans on these."
-
-
 def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: float) -> str:
-    """How often tests and intervals are wrong where the truth is known.
-
-    rates: of `helpers.stats.simulate`, a row a procedure. likeness: correlation of the values on one image, as made up.
-    """
+    """How often tests and intervals are wrong where the truth is known."""
     rows = rates.set_index("procedure").to_dict("index")
-    said = {
-        name: f"{say_number(row['rate'], scale=100)} % {say_interval(row, scale=100)}"
-        for name, row in rows.items()
-    }
+    rate = {name: say_estimate(row, "rate", " %", scale=100) for name, row in rows.items()}
     off = [
         name for name, row in rows.items()
         if row["low"] > BANDS[row["kind"]][1] or row["high"] < BANDS[row["kind"]][0]
     ]  # fmt: skip
-    verdict = (
-        f"Too often wrong: {', '.join(off)}"
-        if off
-        else "Within the error of the simulation all are as good as asked for here (single tests at most 7 %, after correction 5 %, intervals at least 92 %)"
-    )
+    verdict = f"Too often wrong: {', '.join(off)}"
+    if not off:
+        verdict = (
+            "Within the error of the simulation all are as good as asked for here (single tests at "
+            "most 7 %, after correction 5 %, intervals at least 92 %)"
+        )
     return (
-        f"With no difference between families, on these {n:,} questions and {n_images:,} images (values on one image "
-        f"correlated by {likeness:.2f}, as in the head where they are most alike), a single comparison of two families rejects in {said['pair']} of "
-        f"simulations (promised: 5 %), at equal length and patch count in {said['pair, adjusted']}. After correction "
-        f"four heads yield any false finding in {said['any pair, Holm']} (Holm), and "
-        f"{said['false among found, B-H']} of what is found is false (Benjamini-Hochberg). 95 % intervals hold a "
-        f"family's mean in {said['mean of a family']} and a difference in {said['difference of two']}. {verdict}."
+        f"With no difference between families, on these {n:,} questions and {n_images:,} images "
+        f"(values on one image correlated by {likeness:.2f}, as in the head where they are most "
+        f"alike), a single comparison of two families rejects in {rate['pair']} of simulations "
+        f"(promised: 5 %), at equal length and patch count in {rate['pair, adjusted']}. After "
+        f"correction four heads yield any false finding in {rate['any pair, Holm']} (Holm), and "
+        f"{rate['false among found, B-H']} of what is found is false (Benjamini-Hochberg). 95 % "
+        f"intervals hold a family's mean in {rate['mean of a family']} and a difference in "
+        f"{rate['difference of two']}. {verdict}."
     )
 
 
 def describe_power(pairs: pd.DataFrame, level: float) -> str:
-    """The smallest difference that could be seen, for the luckiest and the unluckiest pair of families.
+    """The smallest difference that could be seen, for the luckiest and unluckiest pair of families.
 
-    pairs: with detectable (a share), p, p_corrected. level: what p, not corrected, has to be below. Empty where
-    nothing was tested.
+    level: what p, not corrected, has to be below. "" where nothing was tested.
     """
-    visible = pairs.dropna(subset=["detectable"]).groupby(["group_a", "group_b"], sort=False)
-    visible = visible.agg(
+    tested = pairs.dropna(subset=["detectable"]).groupby(["group_a", "group_b"], sort=False)
+    smallest = tested.agg(
         detectable=("detectable", "median"), n_a=("n_a", "first"), n_b=("n_b", "first")
     )
-    if visible.empty:
+    if smallest.empty:
         return ""
     ends = [
-        f"{100 * row.detectable:.1f} points between {' and '.join(row.Index)} (n = {row.n_a:,} and {row.n_b:,})"
-        for row in visible.sort_values("detectable").iloc[[0, -1]].itertuples()
+        f"{100 * row.detectable:.1f} points between {' and '.join(row.Index)} (n = {row.n_a:,} and "
+        f"{row.n_b:,})"
+        for row in smallest.sort_values("detectable").iloc[[0, -1]].itertuples()
     ]
-    other = f", and {ends[1]} at the other end" if len(visible) > 1 else ""
+    other = f", and {ends[1]} at the other end" if len(smallest) > 1 else ""
     n_tested, n_missed = pairs["p"].count(), (pairs["p_corrected"] >= 0.05).sum()
     rest = "All measured differences are beyond chance."
     if n_missed:
         rest = (
-            f"{n_missed:,} of the {n_tested:,} measured differences {agree(n_missed, 'is', 'are')} not beyond "
+            f"{n_missed:,} of the {n_tested:,} measured differences {_are(n_missed)} not beyond "
             "chance, which says little about differences below these sizes."
         )
     return (
-        f"The smallest difference that a comparison here could see (80 % power; to be found among these "
-        f"{n_tested:,} tests, p has to lie below {level:.2g}; median over heads) is {ends[0]}{other}. {rest}"
+        "The smallest difference that a comparison here could see (80 % power; to be found among "
+        f"these {n_tested:,} tests, p has to lie below {level:.2g}; median over heads) is "
+        f"{ends[0]}{other}. {rest}"
     )
 
 
 def describe_controls(checked: pd.DataFrame, by_kind: pd.DataFrame) -> str:
-    """Whether questions that need the image look at it more than controls that do not.
-
-    checked: a row a layer and query, with the difference at equal family; by_kind: means of both kinds.
-    """
+    """Whether questions that need the image look at it more than controls that do not."""
     if checked.empty:
         return "Not enough questions to tell: too few image-needing questions or too few controls."
     beyond = checked[checked["p_corrected"] < 0.05]["difference"]
-    top, late = (
-        checked.loc[checked["difference"].idxmax()],
-        checked[checked["query"] == "[CLS]"].iloc[-1],
-    )
+    top = checked.loc[checked["difference"].idxmax()]
+    late = checked[checked["query"] == "[CLS]"].iloc[-1]
     ends = by_kind[(by_kind["query"] == "[CLS]") & (by_kind["layer"] == by_kind["layer"].max())]
     means = ends.groupby("kind", observed=True)["estimate"].mean()
-    needing, control = (
-        say_number(means[kind], **SHARE_STYLE) for kind in ("needs the image", "words are enough")
-    )
+    kinds = ("needs the image", "words are enough")
+    needing, control = (say_number(means[kind], **SHARE) for kind in kinds)
     verdict = "The measure shows what it should."
     if not late["low"] > 0:
         verdict = "In the last layer the measure does not show what was expected."
+    most, last = (say_estimate(row, "difference", " points", **SHARE) for row in (top, late))
     return (
-        f"At equal family, questions that need the image look at it more than words-only controls in "
-        f"{(beyond > 0).sum()} of {len(checked)} layers and queries, and less in {(beyond < 0).sum()} (beyond chance, "
-        f"corrected): {_say_share_points(top, 'difference')} in L{top['layer']} ({top['query']} query), "
-        f"{_say_share_points(late, 'difference')} in the last layer's [CLS] query, which the answer is read from (there "
-        f"{needing} against {control} from uniform, mean over families; n = {top['n_a']:,} questions and "
-        f"{top['n_b']:,} controls). {verdict}"
+        "At equal family, questions that need the image look at it more than words-only controls "
+        f"in {(beyond > 0).sum()} of {len(checked)} layers and queries, and less in "
+        f"{(beyond < 0).sum()} (beyond chance, corrected): {most} in L{top['layer']} "
+        f"({top['query']} query), {last} in the last layer's [CLS] query, which the answer is read "
+        f"from (there {needing} against {control} from uniform, mean over families; n = "
+        f"{top['n_a']:,} questions and {top['n_b']:,} controls). {verdict}"
     )
 
 
 def describe_examples(
     here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: Sequence[str]
 ) -> str:
-    """How the families of the example maps look at the image, and whether at what is asked about.
-
-    here: estimate, low, high, n, enough by family; aim: the same of hits above chance, NaN without boxes.
-    """
-    sentences = []
+    """How the families of the example maps look at the image, and whether at the boxes."""
+    parts = []
     for family in [name for name in trio if here["enough"].get(name, False)]:
-        sentence = f"{family}: {_say_share_points(here.loc[family])}"
+        part = f"{family}: {say_estimate(here.loc[family], unit=' points', **SHARE)}"
         if aim["enough"].get(family, False):
-            sentence += f", favourite patch in a box asked about {_say_share_points(aim.loc[family])} against chance"
-        sentences.append(f"{sentence} (n = {here.loc[family, 'n']:,})")
-    boxes = aim["estimate"].notna().any()
-    unknown = (
-        "" if boxes else " This data has no boxes to say whether it looks at what is asked about."
-    )
-    if not sentences:
+            hits = say_estimate(aim.loc[family], unit=" points", **SHARE)
+            part += f", favourite patch in a box asked about {hits} against chance"
+        parts.append(f"{part} (n = {here.loc[family, 'n']:,})")
+    unknown = " This data has no boxes to say whether it looks at what is asked about."
+    unknown = "" if aim["estimate"].notna().any() else unknown
+    if not parts:
         return f"Not enough questions of {', '.join(trio)} to tell.{unknown}"
     looks = f"How much more than uniform [CLS] looks at the image in L{layer} (mean over heads)"
-    return f"{looks}: {'; '.join(sentences)}.{unknown}"
+    return f"{looks}: {'; '.join(parts)}.{unknown}"
 
 
 def describe_family_answer(
-    found: pd.DataFrame,
-    counts: Separation,
-    both: pd.DataFrame,
-    ranks: pd.DataFrame,
+    found: pd.DataFrame, counts: Separation, both: pd.DataFrame, ranks: pd.DataFrame,
     checks: pd.DataFrame,
-) -> str:
-    """The notebook's answer: do families differ, does it stay when adjusted, do shares rank them as causes do?
+) -> str:  # fmt: skip
+    """The notebook's answer: do families differ, does it stay when adjusted, do shares rank them?
 
-    found, both: as in `describe_heads` and `describe_adjusted`; ranks: Spearman correlations, that of the last
-    layer's share first (NaN: cannot be told); checks: measures held against the truth, empty where none is known.
+    ranks: of the last layer's share first; checks: empty where no truth is known.
     """
     if found.empty:
         text = (
-            f"None of {counts.pairs_tested} differences between families in {counts.tested} heads and queries is "
-            f"beyond chance (n = {counts.n:,} questions): these questions do not show that the division of attention "
-            "depends on what is asked."
+            f"None of {counts.pairs_tested} differences between families in {counts.tested} heads "
+            f"and queries is beyond chance (n = {counts.n:,} questions): these questions do not "
+            "show that the division of attention depends on what is asked."
         )
     else:
         kept = "length and patch count cannot be told apart from the family here"
         if len(both):
             n_kept, n_raw = (both["verdict"] == "survives").sum(), both["apart"].sum()
-            kept = f"{n_kept} of {n_raw} pairwise differences {agree(n_kept, 'stays', 'stay')} at equal question length and patch count"
+            stays = agree(n_kept, "stays", "stay")
+            kept = f"{n_kept} of {n_raw} pairwise differences {stays} at equal question length and"
+            kept += " patch count"
         where = "Yes" if counts.separating >= counts.tested / 2 else "In places"
         text = (
-            f"{where}: families differ in how much they look at the image in {counts.separating} of {counts.tested} "
-            f"heads and queries, most of all {describe_pair(found.iloc[0])}; {kept}."
+            f"{where}: families differ in how much they look at the image in {counts.separating} "
+            f"of {counts.tested} heads and queries, most of all {describe_pair(found.iloc[0])}; "
+            f"{kept}."
         )
     late = ranks.iloc[0]
     if pd.notna(late["estimate"]):
-        ranking = "is not shown to go with"
-        if late["low"] > 0:
-            ranking = "goes with"
-        elif late["high"] < 0:
-            ranking = "goes against"
+        goes = "goes with" if late["low"] > 0 else "is not shown to go with"
+        goes = "goes against" if late["high"] < 0 else goes
         text += (
-            f" From family to family, the [CLS] share of the last layer {ranking} the accuracy lost with another image "
-            f"(Spearman {say_number(late['estimate'], 2, True)} {say_interval(late, 2, True)}, "
-            f"{late['n']} families)."
+            f" From family to family, the [CLS] share of the last layer {goes} the accuracy lost "
+            f"with another image (Spearman {say_estimate(late, **RANK)}, {late['n']} families)."
         )
     if len(checks):
         wrong, n_right = ", ".join(checks.loc[~checks["right"], "measure"]), checks["right"].sum()
         text += (
-            f" Of {len(checks)} measures {n_right} {agree(n_right, 'tells', 'tell')} questions that need the image from controls "
-            f"that do not{f' (not shown for: {wrong})' if wrong else ''}."
+            f" Of {len(checks)} measures {n_right} {agree(n_right, 'tells', 'tell')} questions "
+            "that need the image from controls that do not"
+            f"{f' (not shown for: {wrong})' if wrong else ''}."
         )
     return text
 
 
-def _say_share_points(row: Row, column: str = "estimate") -> str:
-    """A share with its interval in points from its baseline: "+12 points [+10, +14]"."""
-    return f"{say_number(row[column], **SHARE_STYLE)} points {say_interval(row, **SHARE_STYLE)}"
-
-
 # Notebook 04: classes of words, and what answers need
-# ------------------------------------------------------------
 
 
 def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: float) -> str:
-    """Which class of words looks at the image more than the function words of the same questions.
-
-    against: a row a layer and class with estimate, low, high, p, p_corrected, n, and the same at equal place
-    (placed, low_placed, ...). strongest: the row to name first (one, or none). uniform: share of uniform attention.
-    """
+    """Which class of words looks at the image more than function words of the same questions."""
     tested = against.dropna(subset=["p"])
     if tested.empty or strongest.empty:
         return "Not enough questions to tell which words look at the image."
@@ -347,32 +332,25 @@ def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: floa
     above, below = beyond[beyond["estimate"] > 0], beyond[beyond["estimate"] < 0]
     firm = above[(above["placed"] > 0) & (above["p_corrected_placed"] < 0.05)]
     first = strongest.iloc[0]
-    best = tested[tested["word_class"] != first["word_class"]].sort_values(
-        "estimate", ascending=False
+    others = tested[tested["word_class"] != first["word_class"]]
+    others = others.sort_values("estimate", ascending=False).drop_duplicates("word_class")
+    rest = "; ".join(map(_say_class, others.to_dict("records")))
+    rest = f" The other classes, where they are highest: {rest}." if rest else ""
+    lead = (
+        "No class of words can be shown to look more at the image than the function words of the "
+        "same questions; the highest is"
     )
-    best = best.drop_duplicates("word_class").to_dict("records")
-    rest = (
-        f" The other classes, where they are highest: {'; '.join(map(_say_class, best))}."
-        if best
-        else ""
-    )
-    return (
-        f"{_lead(len(above), len(firm))} {_say_class(first)} (uniform attention: {100 * uniform:.0f} % visual; the last "
-        f"layer's words, which no answer reads, left out).{rest} Of {len(tested)} layers and classes {len(above)} "
-        f"{agree(len(above), 'lies', 'lie')} above the function words and {len(below)} below beyond chance (corrected){_say_place(above, firm)}."
-    )
-
-
-def _lead(n_above: int, n_firm: int) -> str:
-    if not n_above:
-        return (
-            "No class of words can be shown to look more at the image than the function words of the same questions; "
-            "the highest is"
+    if len(above):
+        at_place = ", as they stand and at equal place in the question" if len(firm) else ""
+        lead = (
+            "Of the classes of words that look more at the image than the function words of the "
+            f"same questions{at_place}, the highest is"
         )
-    placed = ", as they stand and at equal place in the question" if n_firm else ""
     return (
-        "Of the classes of words that look more at the image than the function words of the same questions"
-        f"{placed}, the highest is"
+        f"{lead} {_say_class(first)} (uniform attention: {100 * uniform:.0f} % visual; the last "
+        f"layer's words, which no answer reads, left out).{rest} Of {len(tested)} layers and "
+        f"classes {len(above)} {agree(len(above), 'lies', 'lie')} above the function words and "
+        f"{len(below)} below beyond chance (corrected){_say_place(above, firm)}."
     )
 
 
@@ -382,57 +360,50 @@ def _say_place(above: pd.DataFrame, firm: pd.DataFrame) -> str:
     placeable = above["p_placed"].notna().sum()
     if not placeable:
         return "; whether by class or by place cannot be told"
-    return f"; at equal place in the question {len(firm)} of {placeable} of these {agree(len(firm), 'stays', 'stay')} above"
+    stay = agree(len(firm), "stays", "stay")
+    return f"; at equal place in the question {len(firm)} of {placeable} of these {stay} above"
 
 
 def _say_class(row: Row) -> str:
-    """A class against the function words of its questions, and at equal place where that can be told."""
-    style, at_place = {"sign": True, "scale": 100}, ""
+    """A class against the function words of its questions, and at equal place if that is known."""
+    at_place = ""
     if pd.notna(row["placed"]):
-        ends = {"low": row["low_placed"], "high": row["high_placed"]}
-        at_place = (
-            f"; at equal place {say_number(row['placed'], **style)} {say_interval(ends, **style)}"
-        )
-    found = f"{say_number(row['estimate'], **style)} points {say_interval(row, **style)}"
-    return f"{row['word_class']}: {found} in L{row['layer']} (n = {count_of(row['n'], 'question')}{at_place})"
+        placed = {"estimate": row["placed"], "low": row["low_placed"], "high": row["high_placed"]}
+        at_place = f"; at equal place {say_estimate(placed, **FINE_SHARE)}"
+    found = say_estimate(row, unit=" points", **FINE_SHARE)
+    asked = count_of(row["n"], "question")
+    return f"{row['word_class']}: {found} in L{row['layer']} (n = {asked}{at_place})"
 
 
 def describe_words_read(extra: pd.DataFrame) -> str:
-    """From which words [CLS] reads in the last layer, as multiples of uniform attention.
-
-    extra: a row a class: times, estimate (its difference to function words), low, high, p, p_corrected, n.
-    """
-    shown = extra.dropna(subset=["p"]).sort_values("estimate", ascending=False).to_dict("records")
-    if not shown:
+    """From which words [CLS] reads in the last layer, as multiples of uniform attention."""
+    tested = extra.dropna(subset=["p"]).sort_values("estimate", ascending=False)
+    if tested.empty:
         return "Not enough questions to tell from which words [CLS] reads."
-    sentences = []
-    for row in shown:
-        doubt = "" if row["p_corrected"] < 0.05 else "; not beyond chance"
-        sentences.append(
-            f"{row['word_class']} {row['times']:.1f}, against {row['times'] - row['estimate']:.1f} (difference "
-            f"{say_number(row['estimate'], sign=True)} {say_interval(row, sign=True)}, n = {row['n']:,}{doubt})"
-        )
+    parts = [
+        f"{row['word_class']} {row['times']:.1f}, against {row['times'] - row['estimate']:.1f} "
+        f"(difference {say_estimate(row, sign=True)}, n = {row['n']:,}"
+        f"{'' if row['p_corrected'] < 0.05 else '; not beyond chance'})"
+        for row in tested.to_dict("records")
+    ]
     return (
-        "In the last layer the [CLS] query pays one word piece this many times what uniform attention would (mean over "
-        f"heads), against the function words of the same questions: {'; '.join(sentences)}. Corrected over classes."
+        "In the last layer the [CLS] query pays one word piece this many times what uniform "
+        "attention would (mean over heads), against the function words of the same questions: "
+        f"{'; '.join(parts)}. Corrected over classes."
     )
 
 
 def describe_losses(by_need: pd.DataFrame, losses: Sequence[str], intact: Row) -> str:
-    """What every family loses when something is withheld: the most and the least of each loss.
-
-    by_need: a row a family, kind and measure; losses: its measures that are points of accuracy lost; intact: the
-    accuracy before, in percent, with low, high, n and n_clusters.
-    """
+    """What families lose when something is withheld: the most and the least of each loss."""
     if not by_need["enough"].any():
         size = f"n = {intact['n']:,} questions on {intact['n_clusters']:,} images"
         return f"Not enough questions to tell what any family loses ({size})."
     told = by_need[(by_need["kind"] == "questions") & by_need["enough"]].dropna(subset=["estimate"])
-    said = [_say_loss(told[told["measure"] == measure], measure) for measure in losses]
+    parts = [_say_loss(told[told["measure"] == measure], measure) for measure in losses]
     return (
-        f"Points of VQA accuracy lost (intact: {intact['estimate']:.1f} {say_interval(intact)}, n = {intact['n']:,} "
-        f"questions; words-only controls, where known, left out of the families): {'; '.join(said)}. Corrected over "
-        "all families and losses."
+        f"Points of VQA accuracy lost (intact: {intact['estimate']:.1f} {say_interval(intact)}, "
+        f"n = {intact['n']:,} questions; words-only controls, where known, left out of the "
+        f"families): {'; '.join(parts)}. Corrected over all families and losses."
     )
 
 
@@ -441,54 +412,51 @@ def _say_loss(rows: pd.DataFrame, measure: str) -> str:
         return f"{measure}: not enough questions to tell"
     ends = rows.loc[list(dict.fromkeys([rows["estimate"].idxmax(), rows["estimate"].idxmin()]))]
     spans = [
-        f"{row['family']} {say_number(row['estimate'], 0, True)} {say_interval(row, 0, True)} (n = {row['n']:,})"
+        f"{row['family']} {say_estimate(row, **WHOLE)} (n = {row['n']:,})"
         for row in ends.to_dict("records")
     ]
     less = ((rows["p_corrected"] < 0.05) & (rows["estimate"] > 0)).sum()
-    return f"{measure}: a loss beyond chance in {less} of {len(rows)} families, {' down to '.join(spans)}"
+    beyond = f"a loss beyond chance in {less} of {len(rows)} families"
+    return f"{measure}: {beyond}, {' down to '.join(spans)}"
 
 
 def describe_ranks(
     ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFrame, n_families: int
 ) -> str:
-    """Whether shares of attention, and other measures, rank the families as the loss of the image does.
+    """Whether shares of attention, and other measures, rank families as the loss of the image does.
 
-    ranks: a row a measure with Spearman's estimate, low, high and n (families). shares: those that are shares of
-    attention. asked: every question's measures, NaN where it is left out or not measured.
+    ranks: a row a measure, n of families. asked: every question's measures, NaN where left out.
     """
     ranked, told = ranks.dropna(subset=["estimate"]), int(ranks["n"].max())
     if ranked.empty and told >= MIN_GROUPS:
         return (
-            "There are no ranks to compare: exchanging the image, or each of the measures, comes to the same in all of "
-            f"the {told} families."
+            "There are no ranks to compare: exchanging the image, or each of the measures, comes "
+            f"to the same in all of the {told} families."
         )
     if ranked.empty:
         return (
-            f"Not enough questions to tell whether the measures rank the families alike: at least {MIN_GROUPS} families "
-            f"need 10 questions on 5 images each, and of the {n_families} here {told or 'none'} {agree(told or 1, 'has', 'have')} so many."
+            "Not enough questions to tell whether the measures rank the families alike: at least "
+            f"{MIN_GROUPS} families need 10 questions on 5 images each, and of the {n_families} "
+            f"here {told or 'none'} {agree(told or 1, 'has', 'have')} so many."
         )
     agreeing = (ranked["measure"].isin(shares) & (ranked["low"] > 0)).sum()
     sizes = asked[["image exchanged", "MM-SHAP"]].notna().sum()
-    untold = "".join(
-        f"; {name} cannot be told" for name in ranks.loc[ranks["estimate"].isna(), "measure"]
-    )
+    unknown = ranks.loc[ranks["estimate"].isna(), "measure"]
+    parts = [*map(_say_rank, ranked.to_dict("records"))]
+    parts += [f"{name} cannot be told" for name in unknown]
     return (
-        f"Of {len(shares)} shares of attention, {agreeing} can be shown to rank the families as the loss of the image "
-        f"does. Over {told} families (n = {sizes['image exchanged']:,} questions, controls left out; MM-SHAP "
-        f"{sizes['MM-SHAP']:,}), Spearman correlation with the accuracy lost when the image is exchanged: "
-        f"{'; '.join(map(_say_rank, ranked.to_dict('records')))}{untold}. 0 is no agreement; with {told} families even a large "
-        "correlation says little about other families."
+        f"Of {len(shares)} shares of attention, {agreeing} can be shown to rank the families as "
+        f"the loss of the image does. Over {told} families (n = {sizes['image exchanged']:,} "
+        f"questions, controls left out; MM-SHAP {sizes['MM-SHAP']:,}), Spearman correlation with "
+        f"the accuracy lost when the image is exchanged: {'; '.join(parts)}. 0 is no agreement; "
+        f"with {told} families even a large correlation says little about other families."
     )
 
 
 def _say_rank(row: Row) -> str:
-    verdict = "in no way that can be told"
-    if row["low"] > 0:
-        verdict = "the same way"
-    elif row["high"] < 0:
-        verdict = "the opposite way"
-    found = f"{say_number(row['estimate'], 2, True)} {say_interval(row, 2, True)}"
-    return f"{row['measure']} {found} ({verdict})"
+    verdict = "the same way" if row["low"] > 0 else "in no way that can be told"
+    verdict = "the opposite way" if row["high"] < 0 else verdict
+    return f"{row['measure']} {say_estimate(row, **RANK)} ({verdict})"
 
 
 def describe_needs(
@@ -496,73 +464,72 @@ def describe_needs(
 ) -> str:
     """Which measures tell questions that need the image from controls that do not.
 
-    checks: a row a measure with its difference at equal family and its AUC, both with intervals, and right.
-    costs: points lost with another image by needing questions, and by controls. untold: measures without a row.
+    costs: points lost with another image by needing questions, and by controls. untold: measures
+    without a row in checks.
     """
     if checks.empty:
-        return "Not enough questions to tell: too few words-only controls, or too few other questions of the same families."
+        return (
+            "Not enough questions to tell: too few words-only controls, or too few other questions "
+            "of the same families."
+        )
     needing, control = (f"{row['estimate']:.1f} points {say_interval(row)}" for row in costs)
-    said = [_say_check(row, row["measure"] in losses) for row in checks.to_dict("records")]
-    said += [f"{measure}: not enough questions to tell" for measure in untold]
+    parts = [_say_check(row, row["measure"] in losses) for row in checks.to_dict("records")]
+    parts += [f"{measure}: not enough questions to tell" for measure in untold]
     return (
-        f"Exchanging the image costs the questions that need it {needing} (n = {costs[0]['n']:,}) of VQA accuracy, and "
-        f"words-only controls of the same families {control} (n = {costs[1]['n']:,}). Needing minus control at equal "
-        "family (0: no difference), and how often the needing question of a pair has the larger value (0.5: chance), "
-        "with 95 % intervals for each measure alone: "
-        f"{'; '.join(said)}."
+        f"Exchanging the image costs the questions that need it {needing} (n = {costs[0]['n']:,}) "
+        f"of VQA accuracy, and words-only controls of the same families {control} (n = "
+        f"{costs[1]['n']:,}). Needing minus control at equal family (0: no difference), and how "
+        "often the needing question of a pair has the larger value (0.5: chance), with 95 % "
+        f"intervals for each measure alone: {'; '.join(parts)}."
     )
 
 
 def _say_check(row: Row, of_accuracy: bool) -> str:
-    verdict = "cannot tell"
-    if row["right"]:
-        verdict = "right"
-    elif row["high"] < 0 or row["auc_high"] < 0.5:
+    verdict = "right" if row["right"] else "cannot tell"
+    if not row["right"] and (row["high"] < 0 or row["auc_high"] < 0.5):
         verdict = "not right"
-    found = (
-        f"{say_number(row['difference'], 0, True)} points{' of accuracy' if of_accuracy else ''}"
-    )
+    unit = " points of accuracy" if of_accuracy else " points"
     ends = {"low": row["auc_low"], "high": row["auc_high"]}
     return (
-        f"{row['measure']} {found} {say_interval(row, 0, True)}, AUC {row['auc']:.2f} {say_interval(ends, 2)} "
-        f"(n = {row['n_a']:,} and {row['n_b']:,}): {verdict}"
+        f"{row['measure']} {say_estimate(row, 'difference', unit, **WHOLE)}, AUC {row['auc']:.2f} "
+        f"{say_interval(ends, 2)} (n = {row['n_a']:,} and {row['n_b']:,}): {verdict}"
     )
 
 
 # Notebook 05: roles of heads
-# ------------------------------------------------------------
 
 
 def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> str:
     """How many heads have a role that no untrained head shows, and the clearest.
 
-    scores: of `heads.score_roles`. n_weak: pairs of head and role beyond the same head untrained alone;
-    n_weak_untrained: as many of untrained heads against their neighbours. Also where no head has a role, and
-    where the questions are too few to tell.
+    n_weak: pairs of head and role beyond the same head untrained alone; n_weak_untrained: as many
+    of untrained heads against their neighbours.
     """
     n, n_images, n_heads = scores["n"].max(), scores["n_clusters"].max(), scores["name"].nunique()
     asked = f"{count_of(n, 'question')} about {count_of(n_images, 'image')}"
     if not has_enough_data(n, n_images):
-        return f"{asked} {agree(n, 'is', 'are')} not enough to tell the role of any head."
+        return f"{asked} {_are(n)} not enough to tell the role of any head."
     passed, weak = scores[scores["passes"]], _say_weak(n_weak, n_weak_untrained)
     if passed.empty:
         roles = count_of(scores["role"].nunique(), "role")
         return f"None of {count_of(n_heads, 'head')} has any of {roles} (n = {asked}). {weak}"
     clear, counts = passed.loc[passed["score"].idxmax()], passed["role"].value_counts()
     n_with, dead = passed["name"].nunique(), (~passed["reaches_answer"]).sum()
-    habits = f"{dead} {agree(dead, 'is a habit', 'are habits')} of the last layer that cannot reach the answer. "
+    habits = agree(dead, "is a habit", "are habits")
+    habits = f"{dead} {habits} of the last layer that cannot reach the answer. " if dead else ""
     return (
         f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role; "
-        f"{len(passed)} of {len(scores)} pairs of head and role {agree(len(passed), 'passes', 'pass')} "
-        f"({_say_chance(scores)}), most often “{counts.index[0]}” (in {counts.iloc[0]}). The clearest is "
-        f"{clear['name']} as “{clear['role']}”: {clear['score']:.2f} {say_interval(clear, 2)}, "
+        f"{len(passed)} of {len(scores)} pairs of head and role "
+        f"{agree(len(passed), 'passes', 'pass')} ({_say_chance(scores)}), most often "
+        f"“{counts.index[0]}” (in {counts.iloc[0]}). The clearest is {clear['name']} as "
+        f"“{clear['role']}”: {clear['score']:.2f} {say_interval(clear, 2)}, "
         f"{say_number(clear['null'], 2)} untrained (n = {clear['n']:,} questions about "
-        f"{clear['n_clusters']:,} images). {habits if dead else ''}{weak}"
+        f"{clear['n_clusters']:,} images). {habits}{weak}"
     )
 
 
 def _say_weak(n_weak: int, n_untrained: int) -> str:
-    """How many pairs of head and role the same head untrained alone would let pass, and how many untrained ones."""
+    """How many pairs the same head untrained alone lets pass, and how many untrained ones."""
     also = f"{count_of(n_untrained, 'pair')} of untrained heads against their neighbours"
     verdict = f"{n_weak:,} would pass, but so {agree(n_untrained, 'does', 'do')} {also}"
     if not n_untrained:
@@ -573,7 +540,7 @@ def _say_weak(n_weak: int, n_untrained: int) -> str:
 
 
 def count_lucky(scores: pd.DataFrame) -> float:
-    """Pairs of head and role expected above all untrained heads by chance: 1 / (1 + heads) of them."""
+    """Pairs expected above all untrained heads by chance: 1 / (1 + heads) of them."""
     return len(scores) / (1 + scores["name"].nunique())
 
 
@@ -586,59 +553,48 @@ def _say_chance(scores: pd.DataFrame) -> str:
 def describe_stability(
     again: pd.DataFrame, changes: pd.DataFrame, gained: int, given_up: int
 ) -> str:
-    """Whether roles are found again in other images and other models, and what fine-tuning changed.
+    """Whether roles are found again in other images and models, and what fine-tuning changed.
 
-    again: of `heads.compare_roles`, a row a comparison and role; changes: of `heads.compare_scores`. gained,
-    given_up: pairs of head and role that pass after fine-tuning only, and before it only. Also where no score
-    sets the heads apart, where the questions are too few for verdicts, and where no change is beyond chance.
+    gained, given_up: pairs of head and role that pass after fine-tuning only, and before it only.
     """
-    said = "; ".join(
-        f"{'those ' if name.startswith('before') else '' if name.startswith('another') else 'the '}{name}: "
-        f"{_say_agreement(own)}"
-        for name, own in again.groupby("comparison", sort=False)
-    )
-    sure = changes[
-        (changes["p_corrected"] < 0.05) & has_enough_data(changes["n"], changes["n_clusters"])
-    ]
-    if sure.empty:
-        changed = "that fine-tuning changed any head's score cannot be shown with these questions"
-    else:
+    parts = []
+    for name, rows in again.groupby("comparison", sort=False):
+        article = "" if name.startswith("another") else "the "
+        article = "those " if name.startswith("before") else article
+        parts.append(f"{article}{name}: {_say_agreement(rows)}")
+    told = has_enough_data(changes["n"], changes["n_clusters"])
+    sure = changes[(changes["p_corrected"] < 0.05) & told]
+    changed = "that fine-tuning changed any head's score cannot be shown with these questions"
+    if len(sure):
         most = sure.loc[sure["change"].abs().idxmax()]
-        first, second = say_number(most["first"], 2), say_number(most["second"], 2)
         changed = (
-            f"by fine-tuning heads gained {gained} and lost {given_up} of {len(changes)} possible roles; it "
-            f"changed {len(sure)} of {len(changes)} scores beyond chance, most of all {most['name']} as "
-            f"“{most['role']}”, from {first} to {second} (change {say_number(most['change'], 2, True)} "
-            f"{say_interval(most, 2, True)}, n = {most['n']:,} questions)"
+            f"by fine-tuning heads gained {gained} and lost {given_up} of {len(changes)} possible "
+            f"roles; it changed {len(sure)} of {len(changes)} scores beyond chance, most of all "
+            f"{most['name']} as “{most['role']}”, from {say_number(most['first'], 2)} to "
+            f"{say_number(most['second'], 2)} (change {say_estimate(most, 'change', **RANK)}, n = "
+            f"{most['n']:,} questions)"
         )
-    return f"This model's roles against {said}; {changed}."
+    return f"This model's roles against {'; '.join(parts)}; {changed}."
 
 
-def _say_agreement(own: pd.DataFrame) -> str:
-    ranks = own["correlation"].dropna()
+def _say_agreement(rows: pd.DataFrame) -> str:
+    ranks = rows["correlation"].dropna()
     spread = "no role sets the heads apart"
     if len(ranks) == 1:
         only = say_number(ranks.iloc[0], 2)
         spread = f"rank correlation over heads {only}, for the one role that sets them apart"
     elif len(ranks):
-        low, high, middle = (
-            say_number(rank, 2) for rank in (ranks.min(), ranks.max(), ranks.median())
-        )
-        spread = f"rank correlations over heads from {low} to {high} (median {middle})"
-    if not own["told"].all():
+        ends = (say_number(rank, 2) for rank in (ranks.min(), ranks.max(), ranks.median()))
+        spread = "rank correlations over heads from {} to {} (median {})".format(*ends)
+    if not rows["told"].all():
         return f"{spread}; not enough questions for verdicts"
-    a, b = (own[side].sum() / own["n_heads"].sum() for side in ("passes_a", "passes_b"))
-    by_chance = 100 * (a * b + (1 - a) * (1 - b))
-    same = 100 * own["agreement"].mean()
+    a, b = (rows[side].sum() / rows["n_heads"].sum() for side in ("passes_a", "passes_b"))
+    by_chance, same = 100 * (a * b + (1 - a) * (1 - b)), 100 * rows["agreement"].mean()
     return f"{spread}; {same:.0f} % of verdicts are the same ({by_chance:.0f} % were it chance)"
 
 
 def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
-    """Whether the best head of each role is needed by a family.
-
-    cards: of `heads.make_role_cards`. n: questions behind roles; n_removed: questions behind removals. Names
-    the strongest need, and every role whose best head is not shown to be needed. Also where no head has any.
-    """
+    """Whether the best head of each role is needed by a family."""
     passing = cards[cards["passes"]]
     if passing.empty:
         asked = count_of(n, "question")
@@ -647,26 +603,22 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
     whom = "" if (passing["hit_family"] == "all").all() else "a family of questions "
     text = (
         f"Of {count_of(len(passing), 'role')} that some head has, {len(needed) or 'none'} "
-        f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head "
-        f"whose removal costs {whom}accuracy beyond chance (n = {count_of(n_removed, 'question')})"
+        f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head whose removal costs {whom}"
+        f"accuracy beyond chance (n = {count_of(n_removed, 'question')})"
     )
     if len(needed):
         strong = needed.loc[needed["hit_drop"].idxmax()]
         ends = say_interval({"low": strong["hit_low"], "high": strong["hit_high"]})
-        loser = f"“{strong['hit_family']}” loses"
-        loser = "all questions together lose" if strong["hit_family"] == "all" else loser
-        text += (
-            f", most of all “{strong['role']}” ({strong['name']}): {loser} "
-            f"{strong['hit_drop']:.1f} points {ends}"
-        )
-    idle = [
-        f"“{row.role}” ({row.name})"
-        for row in passing.drop(needed.index)[["role", "name"]].itertuples(False)
-    ]
+        family = strong["hit_family"]
+        loser = "all questions together lose" if family == "all" else f"“{family}” loses"
+        text += f", most of all “{strong['role']}” ({strong['name']}): {loser} "
+        text += f"{strong['hit_drop']:.1f} points {ends}"
+    rest = passing.drop(needed.index)[["role", "name"]].itertuples(index=False)
+    idle = ", ".join(f"“{role}” ({name})" for role, name in rest)
     doubt = (
         "the answer does not need it, other heads have it too, or it takes more questions to see"
     )
-    return f"{text}." + (f" For {', '.join(idle)} no such cost is shown: {doubt}." if idle else "")
+    return f"{text}." + (f" For {idle} no such cost is shown: {doubt}." if idle else "")
 
 
 def summarise_roles(scores: pd.DataFrame) -> str:
@@ -677,35 +629,33 @@ def summarise_roles(scores: pd.DataFrame) -> str:
     often = f", most often “{passed['role'].value_counts().index[0]}”" if len(passed) else ""
     n_with = passed["name"].nunique()
     return (
-        f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role that no untrained "
-        f"head shows ({len(passed)} of {len(scores)} pairs of head and role{often}; {_say_chance(scores)})"
+        f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role that no "
+        f"untrained head shows ({len(passed)} of {len(scores)} pairs of head and role{often}; "
+        f"{_say_chance(scores)})"
     )
 
 
 # Notebook 05: what removals cost, and what carries an answer
-# ------------------------------------------------------------
 
 
-LOOKING = (
-    "excess image share of [CLS]",
-    "excess image share of words",
-)  # measures of looking at the image
+LOOKING = ("excess image share of [CLS]", "excess image share of words")
 
 
 class RemovalQuestions(NamedTuple):
-    """The questions that heads are removed on, and what the intact model scores on them, in percent."""
+    """The questions that heads are removed on, and what the intact model scores on them."""
 
     n: int
     n_images: int
     n_heads: int
-    intact: dict  # estimate, low, high
+    intact: dict  # percent: estimate, low, high
 
     def say_intact(self) -> str:
+        """The intact model's accuracy."""
         return f"{self.intact['estimate']:.1f} % {say_interval(self.intact)}"
 
 
 class Special(NamedTuple):
-    """The head whose removal costs one family most beyond the next: its name, and its effects on the two."""
+    """The head whose removal costs one family most beyond the next, and its effects on the two."""
 
     name: str
     first: dict
@@ -716,49 +666,47 @@ class Special(NamedTuple):
         return self.first["drop"] > max(self.second["drop"], 0)
 
 
-def describe_ablation(overall: pd.DataFrame, questions: RemovalQuestions, alike: Row) -> str:
-    """What the removal of single heads costs overall, and whether the mean in place of zero says the same.
+def _say_drop(row: Row) -> str:
+    return f"{row['drop']:.1f} points {say_interval(row)}"
 
-    overall: effects of zero-ablation on all questions, the costliest head first. alike: rank correlation of
-    zero- and mean-ablation.
+
+def describe_ablation(overall: pd.DataFrame, questions: RemovalQuestions, alike: Row) -> str:
+    """What the removal of single heads costs overall, and whether zero and mean say the same.
+
+    overall: the costliest head first. alike: rank correlation of zero- and mean-ablation.
     """
-    cheap, better = (
-        overall[overall["drop"] < 1],
-        overall[overall["significant"] & (overall["drop"] < 0)],
-    )
-    by_interval = (
-        cheap["high"].clip(lower=300 / questions.n) < 1
-    )  # if no answer changes, up to 3 / n may have
+    cheap = overall[overall["drop"] < 1]
+    better = overall[overall["significant"] & (overall["drop"] < 0)]
+    # if no answer changes, up to 3 / n may have
+    n_sure = (cheap["high"].clip(lower=300 / questions.n) < 1).sum()
     few = "Removing any of them costs at least 1 point in the estimate"
     if len(cheap):
-        few = f"Removing {len(cheap)} of them costs less than 1 point in the estimate, "
-        few += f"{by_interval.sum()} by the whole interval"
+        few = f"Removing {len(cheap)} of them costs less than 1 point in the estimate, {n_sure} by "
+        few += "the whole interval"
     top, most = overall.iloc[0], "none costs anything"
     if top["drop"] > 0.05:
         doubt = (
-            " (not significant after correction)"
-            if top["told"]
-            else " (not enough questions to tell)"
+            "not significant after correction" if top["told"] else "not enough questions to tell"
         )
-        doubt = "" if top["significant"] else doubt
-        most = f"{top['name']} costs most, {top['drop']:.1f} points {say_interval(top)}{doubt}"
+        doubt = "" if top["significant"] else f" ({doubt})"
+        most = f"{top['name']} costs most, {_say_drop(top)}{doubt}"
     helps = f"without {' or '.join(better['name'])} the model is better" if len(better) else ""
     ranks = ""
     if not np.isnan(alike["estimate"]):
-        found = f"{say_number(alike['estimate'], 2)} {say_interval(alike, 2)}"
+        found = say_estimate(alike, digits=2)
         ranks = f" Put to their mean instead, heads rank by cost with correlation {found} to zero."
     return (
-        f"Intact, the model scores {questions.say_intact()} on {count_of(questions.n, 'question')} about "
-        f"{count_of(questions.n_images, 'image')}. Of its {questions.n_heads} heads, one at a time put to zero, "
-        f"{most}. {few}; {helps or 'that any removal helps is not shown'}.{ranks}"
+        f"Intact, the model scores {questions.say_intact()} on {count_of(questions.n, 'question')} "
+        f"about {count_of(questions.n_images, 'image')}. Of its {questions.n_heads} heads, one at "
+        f"a time put to zero, {most}. {few}; {helps or 'that any removal helps is not shown'}."
+        f"{ranks}"
     )
 
 
 def find_special(told: pd.DataFrame) -> Special | None:
     """The head that serves one family most before any other; None with fewer than two families.
 
-    told: effects of zero-ablation on families with enough questions. A gain counts as no loss: who loses
-    nothing is not served.
+    A gain counts as no loss: who loses nothing is not served.
     """
     wide = told[told["family"] != "all"].pivot_table(index="name", columns="family", values="drop")
     if wide.shape[1] < 2:
@@ -769,21 +717,23 @@ def find_special(told: pd.DataFrame) -> Special | None:
 
 
 def describe_special(special: Special | None) -> str:
-    """Which family is lost without the most specific head, and that the others are not.
-
-    Also where no family loses more than the next, where that is not significant, and with fewer than two.
-    """
+    """Which family is lost without the most specific head, and that the others are not."""
     if special is None:
-        few = "Fewer than two families have 10 questions on 5 images"
-        return f"{few}: not enough questions to tell whom a head serves."
+        return (
+            "Fewer than two families have 10 questions on 5 images: not enough questions to tell "
+            "whom a head serves."
+        )
     if not special.leads():
-        return "No head's removal costs one family of questions more accuracy than the next, in the estimate."
+        return (
+            "No head's removal costs one family of questions more accuracy than the next, in the "
+            "estimate."
+        )
     name, first, second = special
     doubt = "; this is not significant after correction over all heads and families"
     return (
         f"The most specific head is {name}: without it “{first['family']}” questions lose "
-        f"{first['drop']:.1f} points {say_interval(first)} (n = {first['n']:,}), and no other family more "
-        f"than {max(second['drop'], 0):.1f} (“{second['family']}” {say_interval(second)}, "
+        f"{_say_drop(first)} (n = {first['n']:,}), and no other family more than "
+        f"{max(second['drop'], 0):.1f} (“{second['family']}” {say_interval(second)}, "
         f"n = {second['n']:,}){'' if first['significant'] else doubt}."
     )
 
@@ -793,20 +743,17 @@ def describe_layer_removals(
 ) -> str:
     """What the removal of whole layers costs, and whether a layer's heads stand in for each other.
 
-    whole: effects of leaving a layer out, on all questions, by layer. joint: points that all heads of a layer
-    cost together beyond their sum, with p_corrected.
+    joint: points that all heads of a layer cost together beyond their sum.
     """
     if not whole["told"].any():
-        few = f"{count_of(questions.n, 'question')} {agree(questions.n, 'is', 'are')}"
+        few = f"{count_of(questions.n, 'question')} {_are(questions.n)}"
         return f"{few} not enough to tell what a layer's removal costs."
-    high, low = whole["drop"].idxmax(), whole["drop"].idxmin()
-    said = [
-        f"L{at}: {say_number(whole['drop'][at])} points {say_interval(whole.loc[at])}"
-        for at in (high, low)
-    ]
-    free = [
-        f"L{at}" for at in whole.index if not (whole["significant"][at] and whole["drop"][at] > 0)
-    ]
+    high, low = (
+        f"L{layer}: {say_estimate(whole.loc[layer], 'drop', ' points')}"
+        for layer in (whole["drop"].idxmax(), whole["drop"].idxmin())
+    )
+    costly = whole["significant"] & (whole["drop"] > 0)
+    free = [f"L{layer}" for layer in whole.index[~costly]]
     shown = "Every layer's removal costs accuracy beyond chance."
     if len(free) == len(whole):
         shown = "That any layer's removal costs accuracy is not shown."
@@ -821,38 +768,31 @@ def describe_layer_removals(
             f"{say_interval(gap)} more than one by one in sum: they stand in for each other."
         )
     return (
-        f"Left out, the costliest layer is {said[0]}, the cheapest {said[1]} (n = {questions.n:,} questions; "
-        f"intact {questions.say_intact()}). {shown} {joined}"
+        f"Left out, the costliest layer is {high}, the cheapest {low} (n = {questions.n:,} "
+        f"questions; intact {questions.say_intact()}). {shown} {joined}"
     )
 
 
 def find_correlations(agreement: pd.DataFrame) -> dict[str, Row] | None:
-    """Rank correlations of measures with the accuracy lost when heads are put to zero, by measure.
+    """Rank correlations of measures with the accuracy lost when heads are put to zero.
 
-    agreement: of `importance.rank_measures`. None where one that sentences name has no value.
+    By measure; None where one that sentences name has no value.
     """
-    rows = agreement[
-        (agreement["second"] == "accuracy lost, head zeroed") & (agreement["over"] == "all heads")
-    ]
-    rows = rows.set_index("first")
+    zeroed = agreement["second"] == "accuracy lost, head zeroed"
+    rows = agreement[zeroed & (agreement["over"] == "all heads")].set_index("first")
     named = [*LOOKING, "gradient", "number of the layer"]
     return None if rows.loc[named, "correlation"].isna().any() else rows.to_dict("index")
 
 
 def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: int) -> str:
-    """Which measures rank heads as their removal does.
-
-    correlations: of `find_correlations`; None where no removal has an effect that can be told from nothing.
-    """
+    """Which measures rank heads as their removal does."""
     if correlations is None:
         return (
-            f"No head's removal has an effect that can be told from nothing with {count_of(n, 'question')}, "
-            "so there is no importance to predict."
+            "No head's removal has an effect that can be told from nothing with "
+            f"{count_of(n, 'question')}, so there is no importance to predict."
         )
-    quoted = [
-        _say_correlation(correlations[name])
-        for name in (*LOOKING, "number of the layer", "gradient")
-    ]
+    names = (*LOOKING, "number of the layer", "gradient")
+    cls, words, layer, gradient = (_say_correlation(correlations[name]) for name in names)
     more = any(correlations[name]["low"] > 0 for name in LOOKING)
     less = any(correlations[name]["high"] < 0 for name in LOOKING)
     verdict = "that attention to the image predicts what a head's removal costs is not shown"
@@ -864,14 +804,15 @@ def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: in
     if not correlations["gradient"]["low"] > 0:
         by_gradient = f"that {by_gradient} is not shown"
     return (
-        f"Over {n_heads} heads, the accuracy lost without a head has rank correlation {quoted[0]} with the excess image "
-        f"share of [CLS], {quoted[1]} with that of the words (without the last layer's), {quoted[2]} with the number of the layer alone, and "
-        f"{quoted[3]} with the gradient (n = {n:,} questions): {verdict}; {by_gradient}."
+        f"Over {n_heads} heads, the accuracy lost without a head has rank correlation {cls} with "
+        f"the excess image share of [CLS], {words} with that of the words (without the last "
+        f"layer's), {layer} with the number of the layer alone, and {gradient} with the gradient "
+        f"(n = {n:,} questions): {verdict}; {by_gradient}."
     )
 
 
 def _say_correlation(row: Row) -> str:
-    return f"{say_number(row['correlation'], 2)} {say_interval(row, 2)}"
+    return say_estimate(row, "correlation", digits=2)
 
 
 def describe_patching(
@@ -879,141 +820,126 @@ def describe_patching(
 ) -> str:
     """Which heads carry what differs between two images, and whether those are the needed ones.
 
-    carriers: a row a family and head with share (percent of the change), the interval and significant; None:
-    too few pairs. agreement: of `importance.rank_measures`; None where no removal can be told from nothing.
+    carriers: None where pairs are too few. agreement: None where no removal can be told.
     """
     if carriers is None:
-        few = f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs, 'is', 'are')}"
+        few = f"{count_of(n_pairs, 'pair')} of questions in the same words {_are(n_pairs)}"
         return f"{few} not enough to tell which heads carry an answer."
     moving = carriers[carriers["family"] == "all"]
     beyond = carriers[carriers["significant"] & (carriers["share"] > 0)]
-    sure, own = (
-        beyond[beyond["family"] == "all"],
-        beyond[beyond["family"] != "all"].nlargest(1, "share"),
-    )
+    sure = beyond[beyond["family"] == "all"]
+    in_family = beyond[beyond["family"] != "all"].nlargest(1, "share").to_dict("records")
     strong = (sure if len(sure) else moving).nlargest(1, "share").iloc[0]
-    mostly = "".join(
-        f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_patching_effect(row)}"
-        for row in own.to_dict("records")
+    also = "".join(
+        f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_part(row)}"
+        for row in in_family
     )
     related = "" if agreement is None else _say_needed(agreement)
     part = "part of the change from one image's answer to another's"
     pairs = f"n = {n_pairs:,} pairs of questions in the same words"
     if sure.empty:
         return (
-            f"That any of {len(moving)} heads carries {part} is not shown ({pairs}); the "
-            f"largest estimate is {strong['name']}'s: {_say_patching_effect(strong)}.{related}"
+            f"That any of {len(moving)} heads carries {part} is not shown ({pairs}); the largest "
+            f"estimate is {strong['name']}'s: {_say_part(strong)}.{related}"
         )
     return (
-        f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} {part} ({pairs}), most "
-        f"of all {strong['name']}: {_say_patching_effect(strong)}{mostly}.{related}"
+        f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} {part} "
+        f"({pairs}), most of all {strong['name']}: {_say_part(strong)}{also}.{related}"
     )
 
 
-def _say_patching_effect(row: Row) -> str:
-    return f"{say_number(row['share'], 0)} % {say_interval(row, 0)}"
+def _say_part(row: Row) -> str:
+    return say_estimate(row, "share", " %", digits=0)
 
 
 def _say_needed(agreement: pd.DataFrame) -> str:
-    first, second = agreement["first"], agreement["second"]
-    costly = agreement[
-        first.eq("accuracy lost, head zeroed") & second.eq("change carried (5.9)")
-    ].iloc[0]
+    zeroed = agreement["first"].eq("accuracy lost, head zeroed")
+    costly = agreement[zeroed & agreement["second"].eq("change carried (5.9)")].iloc[0]
     if np.isnan(costly["correlation"]):
         return ""
     same = "go together" if costly["low"] > 0 else "are not shown to go together"
     same = "go against each other" if costly["high"] < 0 else same
     return (
-        f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal costs: to be "
-        f"needed and to carry what differs between images {same}."
+        f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal "
+        f"costs: to be needed and to carry what differs between images {same}."
     )
 
 
 def describe_role_answer(
-    scores: pd.DataFrame, overall: pd.DataFrame, questions: RemovalQuestions, special: Special | None,
-    correlations: dict[str, Row] | None, carriers: pd.DataFrame | None,
+    scores: pd.DataFrame, overall: pd.DataFrame, questions: RemovalQuestions,
+    special: Special | None, correlations: dict[str, Row] | None, carriers: pd.DataFrame | None,
 ) -> str:  # fmt: skip
-    """The notebook's answer, from the facts of the findings: roles, costs, who is served, what foretells."""
-    parts = [
-        f"{summarise_roles(scores)}; {_answer_costs(overall, questions)} (n = {questions.n:,} questions).",
-        _answer_special(special),
-        _answer_predicted(correlations),
-        _answer_patching(carriers),
-    ]
-    return " ".join(filter(None, parts))
+    """The notebook's answer: roles, costs, who is served, what predicts the costs."""
+    roles, costs = summarise_roles(scores), _answer_costs(overall, questions)
+    parts = [f"{roles}; {costs} (n = {questions.n:,} questions)."]
+    if special is not None and special.first["significant"] and special.leads():
+        name, first, second = special
+        parts.append(
+            f"The most specific is {name}: without it “{first['family']}” questions lose "
+            f"{_say_drop(first)}, no other family more than {max(second['drop'], 0):.1f}."
+        )
+    if correlations is not None:
+        parts.append(_answer_predicted(correlations))
+    if carriers is not None:
+        moving = carriers[carriers["family"] == "all"]
+        strong = moving.loc[moving["share"].idxmax()]
+        if strong["significant"] and strong["share"] > 0:
+            most = "carries more of the answer than any other head"
+            parts.append(f"Between images, {strong['name']} {most}: {_say_part(strong)}.")
+    return " ".join(parts)
 
 
 def _answer_costs(overall: pd.DataFrame, questions: RemovalQuestions) -> str:
-    sure, n_cheap = (
-        overall[overall["significant"] & (overall["drop"] > 0)],
-        (overall["drop"] < 1).sum(),
-    )
+    sure = overall[overall["significant"] & (overall["drop"] > 0)]
+    n_cheap = (overall["drop"] < 1).sum()
     if not overall["told"].any():
         return "there are not enough questions to tell what removing a head costs"
     if sure.empty:
         return "that removing any one head costs accuracy is not shown"
     top = sure.iloc[0]
-    cheap = f"{n_cheap or 'none'} {agree(n_cheap or 1, 'is', 'are')}"
+    cheap = f"{n_cheap or 'none'} {_are(n_cheap or 1)}"
     return (
-        f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} ({top['name']}; "
-        f"intact: {questions.say_intact()}), while {cheap} estimated to cost less than 1"
+        f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} "
+        f"({top['name']}; intact: {questions.say_intact()}), while {cheap} estimated to cost less "
+        "than 1"
     )
 
 
-def _answer_special(special: Special | None) -> str:
-    if special is None or not (special.first["significant"] and special.leads()):
-        return ""
-    name, first, second = special
-    return (
-        f"The most specific is {name}: without it “{first['family']}” questions lose {first['drop']:.1f} "
-        f"points {say_interval(first)}, no other family more than {max(second['drop'], 0):.1f}."
-    )
-
-
-def _answer_predicted(correlations: dict[str, Row] | None) -> str:
-    if correlations is None:
-        return ""
-    grad, looking = correlations["gradient"], correlations[LOOKING[0]]
-    by_gradient, by_looking = grad["low"] > 0, looking["low"] > 0
+def _answer_predicted(correlations: dict[str, Row]) -> str:
+    gradient, looking = correlations["gradient"], correlations[LOOKING[0]]
+    by_gradient, by_looking = gradient["low"] > 0, looking["low"] > 0
     looks = "[CLS]'s attention to the image"
     also = {
         (True, True): f"{looks} does too", (True, False): f"{looks} is not shown to",
         (False, True): f"but {looks} does", (False, False): f"nor is {looks}",
     }[by_gradient, by_looking]  # fmt: skip
     if looking["high"] < 0:
-        also = f"{'and' if by_gradient else 'but'} heads whose [CLS] attends more to the image cost less"
-    foretells = "foretells" if by_gradient else "is not shown to foretell"
+        but = "and" if by_gradient else "but"
+        also = f"{but} heads whose [CLS] attends more to the image cost less"
     return (
-        f"The gradient {foretells} what a head's removal costs (rank correlation "
-        f"{_say_correlation(grad)}), {also} ({_say_correlation(looking)})."
+        f"The gradient {'foretells' if by_gradient else 'is not shown to foretell'} what a head's "
+        f"removal costs (rank correlation {_say_correlation(gradient)}), {also} "
+        f"({_say_correlation(looking)})."
     )
 
 
-def _answer_patching(carriers: pd.DataFrame | None) -> str:
-    if carriers is None:
-        return ""
-    moving = carriers[carriers["family"] == "all"]
-    strong = moving.loc[moving["share"].idxmax()]
-    if not (strong["significant"] and strong["share"] > 0):
-        return ""
-    most = "carries more of the answer than any other head"
-    return f"Between images, {strong['name']} {most}: {_say_patching_effect(strong)}."
-
-
 # Notebook 06: lighter models
-# ------------------------------------------------------------
 
 
 class TestSplit(NamedTuple):
-    """The validation questions that chose no model and judge them all."""
+    """The validation questions that no model was chosen on and that score them all."""
+
+    __test__ = False  # no test, whatever pytest thinks of the name
 
     n: int
     n_images: int
 
     def can_tell(self) -> bool:
+        """Whether they are enough."""
         return bool(has_enough_data(self.n, self.n_images))
 
     def __str__(self) -> str:
+        """Their numbers, for a sentence."""
         return f"n = {count_of(self.n, 'question')} about {count_of(self.n_images, 'image')}"
 
 
@@ -1027,19 +953,17 @@ class Lightest(NamedTuple):
     change: dict  # points of accuracy, on the test split: estimate, low, high
     tolerance: float  # points that it may lose
     speeds: dict[int, Row]  # by questions at once: faster, low, high
-    control: dict | None = (
-        None  # change of the whole model, trained on as long, where it was trained on
-    )
+    control: dict | None = None  # change of the whole model, if trained on as long
 
     def say_fewer(self) -> str:
-        """A single head of many is less than 1 %, and not "0 %"."""
+        """How many parameters it has less: a single head of many is less than 1 %, not "0 %"."""
         return f"{self.fewer:{'.0f' if self.fewer >= 1 else '.1g'}} % fewer parameters"
 
     def say_speeds(self) -> str:
-        said = [f"{_say_speed(speed)} on {_say_batch(size)}" for size, speed in self.speeds.items()]
-        return " and ".join(
-            [said[0], *(text.replace(" times as fast", " times") for text in said[1:])]
-        )
+        """Its speed on one question and on many."""
+        parts = [f"{_say_speed(speed)} on {_say_batch(n)}" for n, speed in self.speeds.items()]
+        rest = [text.replace(" times as fast", " times") for text in parts[1:]]
+        return " and ".join([parts[0], *rest])
 
     def verdict(self) -> str:
         """What the test split says of "within the tolerance": confirmed, contradicted or open."""
@@ -1048,53 +972,46 @@ class Lightest(NamedTuple):
         return "contradicted" if self.change["high"] < -self.tolerance else "open"
 
     def sure(self) -> str:
-        """How the answer to "can a lighter model answer as well?" begins, by what the test split says."""
+        """How the answer to "can a lighter model answer as well?" begins."""
         if self.verdict() == "open":
-            return (
-                "Yes, in the estimate"
-                if self.change["estimate"] >= -self.tolerance
-                else "Not for certain"
-            )
+            within = self.change["estimate"] >= -self.tolerance
+            return "Yes, in the estimate" if within else "Not for certain"
         return "Yes" if self.verdict() == "confirmed" else "Not the one that was chosen"
 
 
 def _say_accuracy(row: Row) -> str:
-    """A difference in accuracy: "-0.8 points [-1.2, -0.3]"."""
     return f"{say_number(row['estimate'], sign=True)} points {say_interval(row)}"
 
 
 def _say_speed(row: Row) -> str:
-    """How fast against the whole model: "1.05 times as fast [1.00, 1.07]"."""
     return f"{row['faster']:.2f} times as fast {say_interval(row, 2)}"
 
 
 def _say_batch(size: int) -> str:
-    """How many questions at once: "one question", "32 at once"."""
     return "one question" if size == 1 else f"{size} at once"
 
 
-def describe_helps(single: pd.DataFrame) -> str:
-    """Whether the removal of any one head or layer lowers the loss on training questions.
+def _say_tolerance(tolerance: float) -> str:
+    return f"{tolerance:g} {agree(tolerance, 'point', 'points')}"
 
-    single: a row a head or layer: part, estimate (rise of the loss), low, high, p_corrected, n, n_clusters.
-    """
+
+def describe_helps(single: pd.DataFrame) -> str:
+    """Whether the removal of any one head or layer lowers the loss on training questions."""
     best = single.loc[single["estimate"].idxmin()]
     if not has_enough_data(best["n"], best["n_clusters"]):
-        few = f"{count_of(best['n'], 'training question')} {agree(best['n'], 'is', 'are')}"
+        few = f"{count_of(best['n'], 'training question')} {_are(best['n'])}"
         return f"{few} not enough to tell whether any removal helps."
     size = f"n = {best['n']:,} training questions about {best['n_clusters']:,} images"
     behind = f"{size}; p corrected over {len(single)} heads and layers"
     helps = single[(single["estimate"] < 0) & (single["p_corrected"] < 0.05)].to_dict("records")
     if helps:
-        named = [
-            f"{row['part']} ({say_number(row['estimate'], 3)} {say_interval(row, 3)})"
-            for row in helps
-        ]
-        lowers = f"the removal of {', '.join(named)} lowers the loss on training questions"
+        named = ", ".join(f"{row['part']} ({say_estimate(row, digits=3)})" for row in helps)
+        lowers = f"the removal of {named} lowers the loss on training questions"
         return f"One at a time, {lowers} ({behind}): it helps."
     return (
         "That the removal of any one head or layer lowers the loss is not shown. The cheapest is "
-        f"{best['part']}: {say_number(best['estimate'], 3, True)} {say_interval(best, 3)} ({behind})."
+        f"{best['part']}: {say_number(best['estimate'], 3, True)} {say_interval(best, 3)} "
+        f"({behind})."
     )
 
 
@@ -1103,14 +1020,13 @@ def describe_orders(
 ) -> str:
     """How much accuracy is left, by the order of removal.
 
-    halfway: a row an order (index) with removed, share, estimate, low, high. ahead: points by which the order
-    by ablation beats random ones (n of them), with its interval over these and over images (NaN of a single
-    one). base: the whole model's accuracy. free: by order, heads that can go within the tolerance.
+    ahead: points by which the order by ablation beats n random ones, interval over these and over
+    images. base: the whole model's accuracy. free: by order, heads that go within the tolerance.
     """
     if not has_enough_data(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
-        return f"{few} {agree(base['n'], 'is', 'are')} not enough to tell the orders apart."
-    said = {
+        return f"{few} {_are(base['n'])} not enough to tell the orders apart."
+    left = {
         name: f"{row['estimate']:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()
     }
     removed, total = _count_removed(halfway)
@@ -1122,12 +1038,13 @@ def describe_orders(
     if ahead["low"] > 0 or ahead["high"] < 0:
         sure = f"{'better' if ahead['low'] > 0 else 'worse'} than chance"
     return (
-        f"With {removed} of {total} heads removed, {base['estimate']:.1f} % {say_interval(base)} becomes "
-        f"{said['ablation']} by ablation, {said['gradient']} by gradient, {said['attention']} by attention, "
-        f"{said['random']} by chance ({draws}) (n = {base['n']:,} questions). The order by ablation is "
-        f"{sure}: {_say_accuracy(ahead)}{over}. Without any further training, {_say_tolerance(tolerance)} (in "
-        f"the estimate) {agree(tolerance, 'pays', 'pay')} for {count_of(free['ablation'], 'head')} by "
-        f"ablation, {free['gradient']} by gradient, {free['attention']} by attention and {free['random']} by "
+        f"With {removed} of {total} heads removed, {base['estimate']:.1f} % {say_interval(base)} "
+        f"becomes {left['ablation']} by ablation, {left['gradient']} by gradient, "
+        f"{left['attention']} by attention, {left['random']} by chance ({draws}) (n = "
+        f"{base['n']:,} questions). The order by ablation is {sure}: {_say_accuracy(ahead)}{over}. "
+        f"Without any further training, {_say_tolerance(tolerance)} (in the estimate) "
+        f"{agree(tolerance, 'pays', 'pay')} for {count_of(free['ablation'], 'head')} by ablation, "
+        f"{free['gradient']} by gradient, {free['attention']} by attention and {free['random']} by "
         "chance."
     )
 
@@ -1138,57 +1055,49 @@ def _count_removed(halfway: pd.DataFrame) -> tuple[int, int]:
     return int(row["removed"]), round(row["removed"] / row["share"])
 
 
-def _say_tolerance(tolerance: float) -> str:
-    return f"{tolerance:g} {agree(tolerance, 'point', 'points')}"
-
-
 def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, layer: str) -> str:
     """Which family loses most, and whether any gains.
 
-    costs: effects of all removals (what, removed, family, drop, low, high, n, told, significant); quarter: of
-    these, the families' with a quarter of the heads gone; share: "4 of 16 heads"; layer: the cheapest layer.
+    quarter: of costs, those with a quarter of the heads gone; share: "4 of 16 heads".
     """
     text = _say_losers(quarter[quarter["told"]], share)
     alone = costs[(costs["what"] == "layers removed") & (costs["family"] == "all") & costs["told"]]
     if len(alone):
-        lost = _say_lost(alone.iloc[0])
+        lost = say_estimate(alone.iloc[0], "drop", " points")
         text += f" Without the cheapest layer, {layer}, all questions together lose {lost}."
-    better = (
-        costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop").to_dict("records")
-    )
-    if not better:
+    better = costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop")
+    if better.empty:
         return f"{text} That any removal makes a family better is not shown."
-    said = [
+    gains = [
         f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points"
-        for row in better[:3]
+        for row in better[:3].to_dict("records")
     ]
     cells = f"In {len(better)} of {len(costs)} cells a removal makes the model better beyond chance"
-    return f"{text} {cells}: {'; '.join(said)}."
+    return f"{text} {cells}: {'; '.join(gains)}."
 
 
-def _say_losers(own: pd.DataFrame, share: str) -> str:
-    """The families that lose most and least, if any loses; own: effects on families with enough questions."""
-    if own.empty:
+def _say_losers(rows: pd.DataFrame, share: str) -> str:
+    """The families that lose most and least, if any loses."""
+    if rows.empty:
         return (
             "No family has 10 questions on 5 images: not enough questions to tell who loses most."
         )
-    rows = own.sort_values("drop", ascending=False).to_dict("records")
-    begin, most = f"With {share} removed (order by ablation)", rows[0]
+    ordered = rows.sort_values("drop", ascending=False).to_dict("records")
+    begin, most = f"With {share} removed (order by ablation)", ordered[0]
     if most["drop"] <= 0:
         gain = {"estimate": -most["drop"], "low": -most["high"], "high": -most["low"]}
         least = f"“{most['family']}” gains least: {_say_accuracy(gain)} (n = {most['n']:,})"
         return f"{begin} no family loses accuracy in the estimate; {least}."
-    said = [f"“{row['family']}”: {_say_lost(row)} (n = {row['n']:,})" for row in rows]
-    least = f", the one that loses least {said[-1]}" if len(said) > 1 else ""
-    return f"{begin} the family that loses most is {said[0]}{least}."
-
-
-def _say_lost(row: Row) -> str:
-    return f"{say_number(row['drop'])} points {say_interval(row)}"
+    first, *_, last = (
+        f"“{row['family']}”: {say_estimate(row, 'drop', ' points')} (n = {row['n']:,})"
+        for row in [most, ordered[-1]]
+    )
+    least = f", the one that loses least {last}" if len(ordered) > 1 else ""
+    return f"{begin} the family that loses most is {first}{least}."
 
 
 def _say_removed(row: Mapping) -> str:
-    """What is gone in a cell of the table: "4 heads removed"; of layers the last of those that went."""
+    """What is gone: "4 heads removed"; of layers the last of those that went."""
     if row["what"] == "heads removed":
         return f"{count_of(int(row['removed']), 'head')} removed"
     return f"layers removed up to {row['removed'].lstrip('+').split()[-1]}"
@@ -1197,56 +1106,50 @@ def _say_removed(row: Mapping) -> str:
 def describe_recovery(
     recovery: pd.DataFrame, gains: Mapping[str, Row], test_split: TestSplit
 ) -> str:
-    """What a short training brings back to the cut model that gains most, and what it gives the whole one.
-
-    recovery: a row a model with before and after (points against the whole model); gains: after less before.
-    """
+    """What a short training brings back to the pruned model that gains most, and the whole one."""
     if not test_split.can_tell():
         return f"Not enough questions to tell what a training brings back ({test_split})."
-    most = max(
-        (name for name in gains if name != "whole"), key=lambda name: gains[name]["estimate"]
-    )
+    pruned = [name for name in gains if name != "whole"]
+    most = max(pruned, key=lambda name: gains[name]["estimate"])
     row, gain, control = recovery.set_index("model").loc[most], gains[most], gains["whole"]
     before, after = (say_number(row[when], sign=True) for when in ("before", "after"))
     begin = f"The most is brought back to “{most}”"
     if not gain["low"] > 0:
-        begin = f"That a training brings anything back is not shown. The most, in the estimate, to “{most}”"
+        begin = "That a training brings anything back is not shown. The most, in the estimate, to "
+        begin += f"“{most}”"
     return (
-        f"{begin}: {before} points against the whole model before the training, {after} after it, a gain of "
-        f"{say_number(gain['estimate'])} {say_interval(gain)}. The whole model, trained on just as long, "
-        f"gains {say_number(control['estimate'])} {say_interval(control)} ({test_split})."
+        f"{begin}: {before} points against the whole model before the training, {after} after it, "
+        f"a gain of {say_estimate(gain)}. The whole model, trained on just as long, gains "
+        f"{say_estimate(control)} ({test_split})."
     )
 
 
 def describe_precision(
     tried: Mapping[str, dict], batch: int, test_split: TestSplit, rounds: int, device: str
 ) -> str:
-    """What lower precisions of the whole model cost and give.
-
-    tried: by precision: faster, low, high (against fp32); change (points, with its interval); bytes (ratio).
-    """
+    """What lower precisions of the whole model cost and give."""
+    if not tried:
+        return f"No lower precision is available on this device ({device})."
     doubt = "" if test_split.can_tell() else " (too few questions to tell)"
-    said = [
-        f"{bits} is {_say_speed(row)} as fp32, at {_say_accuracy(row['change'])} of accuracy{doubt} and "
-        f"{row['bytes']:.2f} of its bytes"
+    parts = [
+        f"{bits} is {_say_speed(row)} as fp32, at {_say_accuracy(row['change'])} of accuracy"
+        f"{doubt} and {row['bytes']:.2f} of its bytes"
         for bits, row in tried.items()
     ]
     absent = "" if "int8" in tried else " Dynamic int8 is not available on this device."
-    begin = (
-        f"For the whole model with {'one question' if batch == 1 else f'{batch} questions'} at once"
+    size = "one question" if batch == 1 else f"{batch} questions"
+    return (
+        f"For the whole model with {size} at once, {'; '.join(parts)} ({test_split}; {rounds} "
+        f"rounds, {device}).{absent}"
     )
-    if not said:
-        return f"No lower precision is available on this device ({device})."
-    return f"{begin}, {'; '.join(said)} ({test_split}; {rounds} rounds, {device}).{absent}"
 
 
 def describe_lightest(
     found: Lightest, test_split: TestSplit, faster: tuple[str, Row] | None, quickest: Row
 ) -> str:
-    """The lightest model within the tolerance, whether the test split confirms it, its speed; the fastest of all.
+    """The lightest model within the tolerance, whether the test split confirms it, and its speed.
 
-    faster: the lower precision of it that is fastest within the tolerance; None: none is faster. quickest:
-    the fastest model in fp32: model, faster, low, high, change (points, with its interval).
+    faster: its fastest lower precision within the tolerance. quickest: the fastest model in fp32.
     """
     if not test_split.can_tell():
         few = "Not enough questions to tell whether any lighter model answers as well"
@@ -1264,7 +1167,8 @@ def describe_lightest(
 
 def _say_chosen(found: Lightest, test_split: TestSplit, faster: tuple[str, Row] | None) -> str:
     holds = {
-        "confirmed": "confirms", "contradicted": "contradicts", "open": "can neither confirm nor exclude",
+        "confirmed": "confirms", "contradicted": "contradicts",
+        "open": "can neither confirm nor exclude",
     }[found.verdict()]  # fmt: skip
     control = ""
     if found.control is not None:
@@ -1275,44 +1179,43 @@ def _say_chosen(found: Lightest, test_split: TestSplit, faster: tuple[str, Row] 
         times = f"{speed['faster']:.2f} times {say_interval(speed, 2)}"
         bits = f"of its precisions, {name} is the fastest within the tolerance ({times})"
     return (
-        f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the whole one, "
-        f"on the images that choose, is “{found.name}”, with {found.say_fewer()}. The other half {holds} "
-        f"that: {_say_accuracy(found.change)} ({test_split}).{control} It measured {found.say_speeds()}; {bits}."
+        f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the "
+        f"whole one, on the images that choose, is “{found.name}”, with {found.say_fewer()}. The "
+        f"other half {holds} that: {_say_accuracy(found.change)} ({test_split}).{control} It "
+        f"measured {found.say_speeds()}; {bits}."
     )
 
 
 def _say_none(found: Lightest) -> str:
     return (
-        f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} of the "
-        f"whole one with fewer parameters (n = {found.n_choosing:,} questions that choose)"
+        f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} "
+        "of the whole one with fewer parameters "
+        f"(n = {found.n_choosing:,} questions that choose)"
     )
 
 
 def describe_compression_answer(
     found: Lightest, test_split: TestSplit, whole: float, halfway: pd.DataFrame, base: Row
 ) -> str:
-    """The notebook's answer: is there a lighter model, and what is left without training?
-
-    whole: accuracy of the whole model on the test split; halfway, base: as in `describe_orders`.
-    """
+    """The notebook's answer: is there a lighter model, and what is left without training?"""
     if not test_split.can_tell():
-        text = f"There are not enough questions to tell whether a lighter model answers as well ({test_split})."
+        text = "There are not enough questions to tell whether a lighter model answers as well"
+        text += f" ({test_split})."
     elif found.name == "whole":
         text = f"Not here: n{_say_none(found)}."
     else:
         text = (
-            f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and scores "
-            f"{_say_accuracy(found.change)} against its {whole:.1f} % ({test_split} that it was not chosen on); it "
-            f"measured {found.say_speeds()}."
+            f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and "
+            f"scores {_say_accuracy(found.change)} against its {whole:.1f} % ({test_split} that it "
+            f"was not chosen on); it measured {found.say_speeds()}."
         )
     if not has_enough_data(base["n"], base["n_clusters"]):
         return text
-    left = {
-        name: f"{halfway['estimate'][name]:.1f} %" for name in ("ablation", "attention", "random")
-    }
+    orders = ("ablation", "attention", "random")
+    ablation, attention, random = (f"{halfway['estimate'][name]:.1f} %" for name in orders)
     removed, total = _count_removed(halfway)
     return (
         f"{text} Without further training, removing {removed} of {total} heads turns "
-        f"{base['estimate']:.1f} % {say_interval(base)} into {left['ablation']} in the order by ablation, "
-        f"{left['attention']} in that by attention and {left['random']} by chance."
+        f"{base['estimate']:.1f} % {say_interval(base)} into {ablation} in the order by ablation, "
+        f"{attention} in that by attention and {random} by chance."
     )
