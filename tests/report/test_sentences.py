@@ -1,36 +1,639 @@
-"""Parts of sentences: rounding, signs, missing intervals, plurals."""
+"""Sentences hold the right numbers in each outcome: found, not found, reversed, too few, one."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prose import check_prose
 
-from helpers.report.sentences import agree, count_of, say_interval, say_number
+from helpers.report import sentences
+from helpers.report.sentences import say_interval, say_number
+
+
+def span(estimate: float, half: float = 1.0) -> dict:
+    return {"estimate": estimate, "low": estimate - half, "high": estimate + half}
+
+
+def table(columns: str, *rows, half: float | None = None, of: str = "estimate", **more):
+    """A table of rows; half: of an interval about the column `of`."""
+    made = pd.DataFrame(rows, columns=columns.split())
+    if half is not None:
+        made = made.assign(low=made[of] - half, high=made[of] + half)
+    return made.assign(**more)
+
+
+def say(name: str, *arguments) -> str:
+    return check_prose(getattr(sentences, name)(*arguments))
+
+
+@given(st.floats(-1e4, 1e4), st.integers(0, 3), st.booleans())
+def test_numbers_are_rounded_and_never_minus_zero(value, digits, sign):
+    text = say_number(value, digits, sign)
+    assert abs(float(text) - value) <= 0.51 * 10**-digits
+    assert not (text.startswith("-") and float(text) == 0)
+    assert text.startswith(("+", "-")) or not sign
+
+
+def test_intervals():
+    assert say_interval({"low": -0.014, "high": 0.2}, 0, True, 100) == "[-1, +20]"
+    assert say_interval({"low": np.nan, "high": 1.0}) == "[no interval]"
+
+
+# Notebook 04
+
+COUNTS = sentences.Separation(tested=28, separating=20, pairs_tested=100, n=900)
+PAIR = {
+    "label": "what > why", "size": 0.2512, "low": -0.3, "high": -0.2, "hedges_g": -1.25,
+    "n_a": 500, "n_b": 600, "layer": 2, "head": 1, "query": "words",
+}  # fmt: skip
+SAID_PAIR = "what above why by 25 points [20, 30] in L2H1, words query (Hedges g 1.2, n = 1,100"
+FOUND, NONE_FOUND = pd.DataFrame([PAIR]), pd.DataFrame(columns=list(PAIR))
+
+
+def test_layers_name_the_widest_and_leave_out_words_of_the_last():
+    rows = table(
+        "family layer query estimate low high n",
+        ("what", 0, "[CLS]", 0.10, 0.08, 0.12, 500), ("why", 0, "[CLS]", 0.05, 0.02, 0.11, 400),
+        ("what", 1, "[CLS]", -0.10, -0.12, -0.08, 500), ("why", 1, "[CLS]", -0.45, -0.5, -0.4, 400),
+        ("what", 0, "words", 0.10, 0.05, 0.15, 500), ("why", 0, "words", 0.08, 0.03, 0.12, 400),
+        ("what", 1, "words", 0.90, 0.80, 1.00, 500), ("why", 1, "words", 0.00, -0.1, 0.1, 400),
+        ("where", 0, "[CLS]", 0.99, -0.9, 1.9, 3),
+    )  # fmt: skip
+    text = say("describe_family_layers", rows, ["what", "why"], 0.714)
+    assert "L1: from -10 points [-12, -8] (what, n = 500) down to -45 points [-50, -40]" in text
+    assert "L0: from +10 points [+5, +15] (what, n = 500) down to +8 points [+3, +12] (why" in text
+    assert text.count("their intervals overlap") == 1
+    assert "71 % visual" in text
+    assert "where" not in text
+    assert sentences.describe_family_layers(rows, ["what"], 0.7) == ""
+    assert sentences.describe_family_layers(rows[:0], [], 0.7) == ""
+    assert "words" not in say("describe_family_layers", rows[:2], ["what", "why"], 0.7)
+
+
+def test_pairs_are_counted_with_what_chance_would_give():
+    text = say("describe_heads", FOUND, COUNTS)
+    assert "in 20 of 28 heads and queries" in text
+    assert "1 of 100 pairwise differences is beyond chance" in text
+    assert "about 5 would pass" in text
+    assert SAID_PAIR in text
+    assert "could be shown" in say("describe_heads", NONE_FOUND, COUNTS)
+    small = {**PAIR, "size": 0.0123, "low": 0.004, "high": 0.02}
+    assert "by 1.2 points [0.4, 2.0]" in sentences.describe_pair(small)
+    assert "(n = 12 questions on 3 images) none has" in say("say_too_few", [], 7, 12, 3)
+
+
+def make_adjusted(*verdicts: str) -> pd.DataFrame:
+    apart = [verdict in ("survives", "does not survive") for verdict in verdicts]
+    p = [0.01 if verdict in ("survives", "only when adjusted") else 0.5 for verdict in verdicts]
+    made = pd.DataFrame({"apart": apart, "adjusted_p": p, "verdict": verdicts})
+    return made.assign(difference=-0.2, adjusted=-0.25)
 
 
 @pytest.mark.parametrize(
-    ("value", "digits", "sign", "scale", "said"),
+    ("verdicts", "said"),
     [
-        (3.44, 1, False, 1, "3.4"),
-        (-0.04, 1, False, 1, "0.0"),
-        (-0.0004, 0, True, 100, "+0"),
-        (0.123, 0, True, 100, "+12"),
-        (-0.125, 1, False, 100, "-12.5"),
+        (("survives", "survives", "does not survive"), "2 of 3 differences keep their sign"),
+        (("only when adjusted", "neither"), "1 difference is beyond chance that is not without"),
+        (("only when adjusted",) * 2, "2 differences are beyond chance that are not without"),
+        (("neither",), "no more than before can be shown"),
     ],
 )
-def test_numbers_are_rounded_and_never_minus_zero(value, digits, sign, scale, said):
-    assert say_number(value, digits, sign, scale) == said
+def test_adjusted_differences_stay_or_not(verdicts, said):
+    text = say("describe_adjusted", make_adjusted(*verdicts), 900, 5, 7)
+    assert said in text
+    assert "changes by +5.0 points" in text
+    assert "within 5 of 7 families" in text
+    assert "Cannot be told here" in say("describe_adjusted", make_adjusted(), 900, 0, 7)
 
 
-def test_intervals_are_said_from_any_row_or_are_missing():
-    assert say_interval({"low": -0.04, "high": 2}) == "[0.0, 2.0]"
-    assert say_interval(pd.Series({"low": 0.01, "high": 0.2}), 0, True, 100) == "[+1, +20]"
-    assert say_interval({"low": np.nan, "high": np.nan}) == "[no interval]"
+def test_calibration_names_what_is_wrong_too_often():
+    kinds = {
+        "pair": "single test", "pair, adjusted": "single test",
+        "any pair, Holm": "after correction",
+        "false among found, B-H": "after correction", "mean of a family": "interval",
+        "difference of two": "interval",
+    }  # fmt: skip
+    rows = [(name, kind, 0.95 if kind == "interval" else 0.05) for name, kind in kinds.items()]
+    rates = table("procedure kind rate", *rows, half=0.01, of="rate")
+    good = say("describe_calibration", rates, 900, 300, 0.123)
+    assert "rejects in 5.0 % [4.0, 6.0]" in good
+    assert "all are as good as asked for" in good
+    wrong = rates.assign(rate=[0.2, 0.05, 0.0, 0.05, 0.8, 0.95])  # Holm may be cautious
+    wrong = wrong.assign(low=wrong["rate"] - 0.01, high=wrong["rate"] + 0.01)
+    bad = say("describe_calibration", wrong, 900, 300, 0.1)
+    assert bad.endswith("Too often wrong: pair, mean of a family.")
 
 
-def test_counts_agree_with_their_noun():
-    assert [count_of(number, "head") for number in (0, 1, 1200)] == [
-        "0 heads",
-        "1 head",
-        "1,200 heads",
+def test_power_tells_the_best_and_the_worst_pair():
+    pairs = table(
+        "group_a group_b detectable p p_corrected n_a n_b",
+        ("what", "why", 0.02, 0.5, 0.5, 50, 60), ("what", "why", 0.04, 0.01, 0.02, 50, 60),
+        ("what", "who", 0.1, 0.01, 0.02, 50, 9), ("why", "who", np.nan, np.nan, np.nan, 60, 9),
+    )  # fmt: skip
+    text = say("describe_power", pairs, 0.0123)
+    assert "among these 3 tests, p has to lie below 0.012;" in text
+    assert "is 3.0 points between what and why (n = 50 and 60), and 10.0 points between" in text
+    assert "1 of the 3 measured differences is not beyond chance" in text
+    assert "All measured" in say("describe_power", pairs[1:], 0.05)
+    assert sentences.describe_power(pairs[3:], 0.05) == ""
+
+
+def test_controls_show_what_they_should_or_do_not():
+    kinds = ["needs the image", "words are enough"] * 2
+    by_kind = pd.DataFrame({"kind": kinds, "layer": [0, 0, 1, 1], "query": "[CLS]"})
+    by_kind["estimate"] = [0.5, 0.5, -0.11, -0.42]
+    rows = [(0, "[CLS]", 0.36, 0.33, 0.38), (0, "words", -0.1, -0.2, -0.05)]
+    for low, verdict in ((0.29, "shows what it should"), (-0.02, "does not show")):
+        last = (1, "[CLS]", 0.31, low, 0.33)
+        checked = table("layer query difference low high", *rows, last, p_corrected=0.001)
+        text = say("describe_controls", checked.assign(n_a=200, n_b=30), by_kind)
+        assert "in 2 of 3 layers and queries, and less in 1 " in text
+        assert "+36 points [+33, +38] in L0 ([CLS] query)" in text
+        assert "(there -11 against -42 from uniform" in text
+        assert verdict in text
+    assert "Not enough" in say("describe_controls", pd.DataFrame(), by_kind)
+
+
+def test_examples_leave_out_families_of_too_few_and_boxes_that_nobody_knows():
+    here = table("estimate n enough", (-0.2, 500, True), (-0.4, 4, False), half=0.1)
+    here.index = ["what", "where"]
+    aim = table("estimate enough", (0.24, True), half=0.05).set_axis(["what"])
+    text = say("describe_examples", here, aim, 1, ["what", "where", "why"])
+    assert "what: -20 points [-30, -10], favourite patch in a box asked about +24 points" in text
+    assert "where" not in text
+    unknown = aim.assign(estimate=np.nan, enough=False)
+    assert "has no boxes" in say("describe_examples", here, unknown, 1, ["what"])
+    assert "Not enough questions of where" in say("describe_examples", here, aim, 1, ["where"])
+
+
+def test_the_answer_on_families_in_every_outcome():
+    checks = table("measure right", ("last", True), ("MM-SHAP", False))
+    ranks = table("estimate n", (0.6, 7), half=0.3)
+    adjusted = make_adjusted("survives", "does not survive")
+    text = say("describe_family_answer", FOUND, COUNTS, adjusted, ranks, checks)
+    assert text.startswith("Yes: families differ")
+    assert SAID_PAIR in text
+    assert "1 of 2 pairwise differences stays" in text
+    assert "goes with the accuracy lost with another image (Spearman +0.60 [+0.30, +0.90]" in text
+    assert "Of 2 measures 1 tells" in text
+    assert "(not shown for: MM-SHAP)" in text
+    against, unsure = ranks.assign(low=-0.9, high=-0.2), ranks.assign(low=-0.2)
+    few = COUNTS._replace(separating=3)
+    text = say("describe_family_answer", FOUND, few, adjusted[:0], against, checks[:0])
+    assert text.startswith("In places")
+    assert "goes against" in text
+    text = say("describe_family_answer", NONE_FOUND, COUNTS, adjusted, unsure, checks[:0])
+    assert text.startswith("None of 100 differences")
+    assert "is not shown to go with" in text
+    untold = ranks.assign(estimate=np.nan)
+    text = say("describe_family_answer", NONE_FOUND, COUNTS, adjusted, untold, checks[:0])
+    assert "Spearman" not in text
+
+
+@pytest.mark.parametrize(
+    ("p", "placed", "p_placed", "begins", "says"),
+    [
+        (0.001, 0.12, 0.001, "Of the classes", "1 of 1 of these stays above"),
+        (0.001, -0.02, 0.3, "Of the classes", "0 of 1 of these stay above"),
+        (0.001, np.nan, np.nan, "Of the classes", "whether by class or by place cannot be told"),
+        (0.4, np.nan, np.nan, "No class of words", "0 lie above the function words"),
+    ],
+)
+def test_words_that_look_as_they_stand_and_at_equal_place(p, placed, p_placed, begins, says):
+    rows = [("noun", 2, 0.09, p, placed, p_placed), ("colour word", 1, -0.02, 0.5, np.nan, np.nan)]
+    columns = "word_class layer estimate p_corrected placed p_corrected_placed"
+    against = table(columns, *rows, half=0.01, n=1)
+    against["p"], against["p_placed"] = against["p_corrected"], against["p_corrected_placed"]
+    against = against.assign(low_placed=placed - 0.02, high_placed=placed + 0.02)
+    text = say("describe_words", against, against[:1], 0.71)
+    assert text.startswith(begins)
+    assert "noun: +9.0 points [+8.0, +10.0] in L2 (n = 1 question" in text
+    assert "colour word: -2.0 points [-3.0, -1.0] in L1" in text
+    assert says in text
+    untold = against.assign(p=np.nan)
+    assert "Not enough" in say("describe_words", untold, untold[:0], 0.71)
+
+
+def test_words_that_are_read():
+    rows = [
+        ("noun", 1.9, 0.8, 0.001),
+        ("punctuation", 0.4, -0.6, 0.2),
+        ("colour", 1, np.nan, np.nan),
     ]
-    assert [agree(number, "stays", "stay") for number in (0, 1, 2)] == ["stay", "stays", "stay"]
+    extra = table("word_class times estimate p", *rows, half=0.1, n=1000)
+    text = say("describe_words_read", extra.assign(p_corrected=extra["p"]))
+    assert "noun 1.9, against 1.1 (difference +0.8 [+0.7, +0.9], n = 1,000); punctuation" in text
+    assert "n = 1,000; not beyond chance)" in text
+    assert "colour" not in text
+    assert "Not enough" in say("describe_words_read", extra[2:])
+
+
+def test_losses_name_the_most_and_the_least():
+    by_need = table(
+        "family kind measure estimate p_corrected n enough",
+        ("what", "questions", "image removed", 70.0, 0.001, 300, True),
+        ("is/are", "questions", "image removed", 1.0, 0.6, 200, True),
+        ("why", "questions", "image removed", 90.0, np.nan, 2, False),
+        ("what", "words-only controls", "image removed", 0.0, np.nan, 50, True),
+        half=10,
+    )
+    intact, losses = {**span(98.8, 0.4), "n": 500, "n_clusters": 80}, ["image removed", "other"]
+    text = say("describe_losses", by_need, losses, intact)
+    assert "(intact: 98.8 [98.4, 99.2], n = 500 questions;" in text
+    assert "in 1 of 2 families, what +70 [+60, +80] (n = 300) down to is/are +1" in text
+    assert "other: not enough questions to tell" in text
+    assert "Not enough" in say("describe_losses", by_need.assign(enough=False), losses, intact)
+
+
+def test_ranks_agree_disagree_or_cannot_be_told():
+    rows = [("last", 0.6), ("all", -0.5), ("MM-SHAP", 0.1), ("none", np.nan)]
+    ranks = table("measure estimate", *rows, half=0.4, n=7)
+    asked = pd.DataFrame({"image exchanged": [1.0, 2.0, np.nan], "MM-SHAP": [np.nan, 1.0, np.nan]})
+    text = say("describe_ranks", ranks, ["last", "all"], asked, 7)
+    assert text.startswith("Of 2 shares of attention, 1 can be shown")
+    assert "(n = 2 questions, controls left out; MM-SHAP 1)" in text
+    assert "last +0.60 [+0.20, +1.00] (the same way); all -0.50 [-0.90, -0.10] (the opp" in text
+    assert "(in no way that can be told); none cannot be told. 0 is" in text
+    untold = ranks.assign(estimate=np.nan)
+    assert "in all of the 7 families" in say("describe_ranks", untold, ["last"], asked, 7)
+    for n, said in ((2, "of the 3 here 2 have"), (0, "of the 3 here none has")):
+        assert said in say("describe_ranks", untold.assign(n=n), ["last"], asked, 3)
+
+
+def test_measures_get_the_truth_right_wrong_or_cannot_tell():
+    checks = table(
+        "measure difference low high auc auc_low auc_high right",
+        ("last", 31.0, 29.0, 33.0, 0.87, 0.85, 0.9, True),
+        ("image removed", -3.0, -5.0, -1.0, 0.4, 0.35, 0.45, False),
+        ("MM-SHAP", 3.0, -5.0, 9.0, 0.6, 0.45, 0.7, False),
+        n_a=2000, n_b=30,
+    )  # fmt: skip
+    costs = [{**span(61.1, 2), "n": 2000}, {**span(0.0, 0), "n": 30}]
+    text = say("describe_needs", checks, costs, ["image removed"], ["other"])
+    assert "costs the questions that need it 61.1 points [59.1, 63.1] (n = 2,000)" in text
+    assert "last +31 points [+29, +33], AUC 0.87 [0.85, 0.90] (n = 2,000 and 30): right; " in text
+    assert "-3 points of accuracy [-5, -1], AUC 0.40 [0.35, 0.45] (n = 2,000 and 30): not r" in text
+    assert text.endswith("cannot tell; other: not enough questions to tell.")
+    assert "Not enough" in say("describe_needs", checks[:0], costs, [])
+
+
+# Notebook 05
+
+
+def make_scores(*passes: bool, n: int = 900, **more) -> pd.DataFrame:
+    """Two heads with two roles each."""
+    rows = [("L0H0", "sink", 0.9), ("L0H0", "grounding", 0.2), ("L0H1", "sink", 0.5),
+            ("L0H1", "grounding", 0.3)]  # fmt: skip
+    scores = table("name role score", *rows, half=0.1, of="score", passes=passes, null=-0.001, n=n)
+    return scores.assign(**{"reaches_answer": True, "n_clusters": max(1, n // 3)} | more)
+
+
+NO, ONE, ALL = [False] * 4, [True, False, False, False], [True] * 4
+
+
+def test_roles_are_counted_against_chance():
+    text = say("describe_roles", make_scores(True, True, False, True), 5, 3)
+    assert (
+        "2 of 2 heads have a role; 3 of 4 pairs of head and role pass (chance alone: about 1)"
+        in text
+    )
+    assert "most often “grounding” (in 2)" in text
+    assert "L0H0 as “sink”: 0.90 [0.80, 1.00], 0.00 untrained (n = 900 questions about 300" in text
+    assert "alone 5 would pass, but so do 3 pairs of untrained heads" in text
+    text = say("describe_roles", make_scores(*ONE, reaches_answer=False), 5, 3)
+    assert "1 of 2 heads has a role; 1 of 4 pairs of head and role passes (no more than" in text
+    assert "1 is a habit of the last layer" in text
+    assert "None of 2 heads has any of 2 roles" in say("describe_roles", make_scores(*NO), 5, 3)
+    for n, said in ((6, "6 questions about 2 images are"), (1, "1 question about 1 image is")):
+        assert say("describe_roles", make_scores(*NO, n=n), 0, 0).startswith(f"{said} not enough")
+
+
+@pytest.mark.parametrize(
+    ("weak", "untrained", "said"),
+    [
+        (51, 34, "51 would pass, but so do 34 pairs of untrained heads against their neighbours."),
+        (1, 1, "1 would pass, but so does 1 pair of untrained heads against their neighbours."),
+        (51, 0, "51 would pass, and no untrained head does against its neighbour."),
+        (0, 0, "none would pass, and no untrained head does against its neighbour."),
+        (0, 1, "none would pass, while 1 pair of untrained heads against their neighbours does."),
+    ],
+)
+def test_a_weaker_test_is_judged_by_what_untrained_heads_pass(weak, untrained, said):
+    assert say("describe_roles", make_scores(*NO), weak, untrained).endswith(said)
+
+
+CHANGES = table(
+    "name first second change low high p_corrected",
+    ("L0H0", 0.5, -0.2, -0.7, -0.8, -0.6, 0.001), ("L0H1", 0.1, 0.2, 0.1, 0.0, 0.2, 0.3),
+    role="sink", n=900, n_clusters=300,
+)  # fmt: skip
+
+
+def test_roles_are_found_again_or_not():
+    rows = table("role correlation agreement passes_a passes_b", ("sink", 0.9, 1.0, 2, 2),
+                 ("grounding", 0.8, 0.5, 1, 2), n_heads=2, told=True)  # fmt: skip
+    names = ("other half of the images", "another fine-tuning seed", "before fine-tuning")
+    again = pd.concat([rows.assign(comparison=name) for name in names])
+    text = say("describe_stability", again, CHANGES, 2, 1)
+    assert "against the other half of the images: rank correlations over heads from 0.80 to" in text
+    # three of four verdicts pass on one side, four of four on the other: chance agrees in 3/4 * 1
+    assert "75 % of verdicts are the same (75 % were it chance); another fine-tuning seed: " in text
+    assert "; those before fine-tuning: " in text
+    assert "gained 2 and lost 1 of 2 possible roles; it changed 1 of 2 scores beyond chance" in text
+    assert "from 0.50 to -0.20 (change -0.70 [-0.80, -0.60], n = 900 questions)." in text
+    one = say("describe_stability", again.query("role == 'sink'"), CHANGES, 0, 0)
+    assert "rank correlation over heads 0.90, for the one role that sets them apart" in one
+    untold = again.assign(correlation=np.nan, told=False)
+    for changes in (CHANGES.assign(n=5), CHANGES.assign(p_corrected=np.nan), CHANGES[:0]):
+        text = say("describe_stability", untold, changes, 0, 0)
+        assert "no role sets the heads apart; not enough questions for verdicts; another" in text
+        assert "cannot be shown with these questions" in text
+
+
+def test_cards_say_who_is_needed_and_who_is_not():
+    cards = table(
+        "role name passes hit_significant hit_drop hit_low hit_high hit_family",
+        ("sink", "L0H0", True, True, 40.0, 30.0, np.nan, "why"),
+        ("local", "L0H1", True, False, 3.0, -1.0, 6.0, "is/are"),
+        ("grounding", "L1H1", False, True, 90.0, 80.0, 99.0, "who"),
+    )
+    text = say("describe_cards", cards, 900, 400)
+    assert "Of 2 roles that some head has, 1 belongs to a head whose removal costs a family" in text
+    assert "“sink” (L0H0): “why” loses 40.0 points [no interval]." in text
+    assert "For “local” (L0H1) no such cost is shown" in text
+    assert "Of 1 role that some head has, none belongs" in say("describe_cards", cards[1:2], 9, 4)
+    assert "all questions together lose" in say(
+        "describe_cards", cards.assign(hit_family="all"), 9, 4
+    )
+    assert "no role to check" in say("describe_cards", cards[2:], 1, 1)
+    assert "most of all" not in say("describe_cards", cards.assign(hit_drop=-9.0), 900, 400)
+
+
+ASKED = sentences.RemovalQuestions(400, 150, 3, span(98.4, 0.8))
+
+
+def make_overall(drops, significant, told=True) -> pd.DataFrame:
+    rows = [(f"L0H{head}", float(drop)) for head, drop in enumerate(drops)]
+    return table("name drop", *rows, half=0.5, of="drop", significant=significant, told=told)
+
+
+def test_removals_cost_help_or_cannot_be_told():
+    overall = make_overall([46.5, 2.0, 0.1], [True, True, False])
+    text = say("describe_ablation", overall, ASKED, span(0.93, 0.1))
+    assert "98.4 % [97.6, 99.2] on 400 questions about 150 images. Of its 3 heads" in text
+    assert "L0H0 costs most, 46.5 points [46.0, 47.0]. Removing 1 of them costs less" in text
+    assert "estimate, 1 by the whole interval; that any removal helps is not shown." in text
+    assert text.endswith("correlation 0.93 [0.83, 1.03] to zero.")
+    better = make_overall([1.0, -2.0, -3.0], [False, True, True])
+    text = say(
+        "describe_ablation", better, ASKED, dict.fromkeys(("estimate", "low", "high"), np.nan)
+    )
+    assert "1.0 points [0.5, 1.5] (not significant after correction)" in text
+    assert text.endswith("without L0H1 or L0H2 the model is better.")
+    few = make_overall([1.0, 0.0], [False, False], told=False)
+    one = ASKED._replace(n=1, n_images=1)
+    text = say("describe_ablation", few, one, span(1))
+    assert "(not enough questions to tell)" in text
+    assert "on 1 question about 1 image. Of" in text
+    assert "none costs anything" in say("describe_ablation", few[1:], ASKED, span(1))
+
+
+def test_no_answer_changed_leaves_a_doubt_of_three_in_n():
+    same = make_overall([1.0, 0.0], [False, False]).assign(low=0.0, high=0.0)
+    for n, sure in ((301, 1), (299, 0)):
+        text = say("describe_ablation", same, ASKED._replace(n=n), span(1))
+        assert f"{sure} by the whole interval" in text
+
+
+def make_families(*drops: float, significant: bool = True) -> pd.DataFrame:
+    places = [("L0H0", "why"), ("L0H0", "who"), ("L0H1", "why"), ("L0H1", "who")]
+    rows = [(*place, drop) for place, drop in zip(places, drops, strict=True)]
+    return table("name family drop", *rows, half=2, of="drop", n=100, significant=significant)
+
+
+def test_the_special_head_leads_by_most_and_a_gain_is_no_loss():
+    special = sentences.find_special(make_families(30, 28, -1, 12))
+    assert special.name == "L0H1"  # 12 points ahead of the next family, L0H0 only 2
+    text = say("describe_special", special)
+    assert "“who” questions lose 12.0 points [10.0, 14.0] (n = 100), and no other family" in text
+    assert "more than 0.0 (“why” [-3.0, 1.0], n = 100)." in text
+    unsure = sentences.find_special(make_families(30, 28, -1, 12, significant=False))
+    assert "not significant" in say("describe_special", unsure)
+    assert sentences.find_special(make_families(-1, -60, 9, 2)).name == "L0H1"
+    for drops in ([-1, -20, -0.02, -0.5], [0] * 4, [5, 5, 0, -3]):
+        text = say("describe_special", sentences.find_special(make_families(*drops)))
+        assert text.startswith("No head's removal costs one family")
+    assert sentences.find_special(make_families(30, 28, -1, 12)[::2]) is None
+    assert "not enough questions" in say("describe_special", None)
+
+
+def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
+    whole = table("drop significant", (90.0, True), (-0.02, False), half=5, of="drop", told=True)
+    joint = table("layer estimate p_corrected", (0, 8.0, 0.2), (1, 6.0, 0.01), half=2)
+    text = say("describe_layer_removals", whole, joint, ASKED)
+    assert "layer is L0: 90.0 points [85.0, 95.0], the cheapest L1: 0.0 points [-5.0, 5.0]" in text
+    assert "That L1 costs anything is not shown. All heads of L1 together cost 6.0 points" in text
+    for untested in (joint.assign(p_corrected=np.nan), joint[:0]):
+        text = say("describe_layer_removals", whole.assign(significant=False), untested, ASKED)
+        assert "That any layer's removal costs accuracy is not shown. No layer's heads" in text
+    few = say("describe_layer_removals", whole.assign(told=False), joint, ASKED._replace(n=1))
+    assert few.startswith("1 question is not enough")
+
+
+def make_agreement(cls=0.0, words=0.0, gradient=0.8, moved=0.1) -> pd.DataFrame:
+    zeroed, carried = "accuracy lost, head zeroed", "change carried (5.9)"
+    names = (*sentences.LOOKING, "number of the layer", "gradient")
+    values = zip(names, (cls, words, -0.5, gradient), strict=True)
+    rows = [(name, zeroed, value) for name, value in values] + [(zeroed, carried, moved)]
+    return table("first second correlation", *rows, half=0.3, of="correlation", over="all heads")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "is not shown; heads with larger gradients cost more."),
+        ({"cls": 0.5}, "heads that attend more to the image cost more; "),
+        ({"words": -0.5}, "heads that attend more to the image cost less; "),
+        ({"cls": 0.5, "words": -0.5}, "depends on the query; "),
+        ({"gradient": 0.1}, "that heads with larger gradients cost more is not shown."),
+    ],
+)
+def test_importance_is_predicted_or_not(values, said):
+    found = sentences.find_correlations(make_agreement(**values))
+    text = say("describe_importance", found, 16, 400)
+    assert said in text
+    assert "-0.50 [-0.80, -0.20] with the number of the layer alone" in text
+    assert sentences.find_correlations(make_agreement(cls=np.nan)) is None
+    assert "no importance to predict" in say("describe_importance", None, 16, 400)
+
+
+def make_carriers(*shares: float, significant=True) -> pd.DataFrame:
+    places = [("all", "L0H1", 246), ("all", "L0H0", 246), ("who", "L0H1", 18)]
+    rows = [(*place, share) for place, share in zip(places, shares, strict=True)]
+    return table("family name n share", *rows, half=4, of="share", significant=significant)
+
+
+def test_patching_says_who_carries_and_whether_they_are_needed():
+    text = say("describe_patching", make_carriers(23, -4, 115), make_agreement(), 246)
+    assert text.startswith("1 of 2 heads carries part of the change")
+    assert "L0H1: 23 % [19, 27], and in “who” pairs (n = 18) L0H1: 115 % [111, 119]." in text
+    assert "0.10 [-0.20, 0.40] to what their removal costs" in text
+    assert text.endswith("are not shown to go together.")
+    for moved, said in ((0.6, "images go together."), (-0.8, "go against each other.")):
+        agreement = make_agreement(moved=moved)
+        assert say("describe_patching", make_carriers(23, -4, 115), agreement, 9).endswith(said)
+    sure = make_carriers(23, 8, -115, significant=[False, True, True])
+    assert "most of all L0H0: 8 % [4, 12]." in say("describe_patching", sure, None, 246)
+    none = make_carriers(-0.3, -4, -2, significant=False)
+    text = say("describe_patching", none, make_agreement(moved=np.nan), 246)
+    assert text.startswith("That any of 2 heads carries")
+    assert "L0H1's: 0 % [" in text
+    assert "1 pair of questions in the same words is not" in say("describe_patching", None, None, 1)
+
+
+def test_the_answer_on_heads_in_every_outcome():
+    special = sentences.find_special(make_families(30, 28, -1, 12))
+    found = sentences.find_correlations(make_agreement(cls=0.5))
+    unsure = make_overall([60.0, 46.5, 0.2], [False, True, False])
+    carriers = make_carriers(23, -4, 115)
+    arguments = (make_scores(*ALL), unsure, ASKED, special, found, carriers)
+    text = say("describe_role_answer", *arguments)
+    assert "2 of 2 heads have a role that no untrained head shows (4 of 4 pairs" in text
+    assert "up to 46.5 points of accuracy [46.0, 47.0] (L0H1; intact: 98.4 % [97.6, 99.2])" in text
+    assert "while 1 is estimated to cost less than 1 (n = 400" in text
+    assert "The most specific is L0H1: without it “who” questions lose 12.0 points" in text
+    assert "The gradient foretells what a head's removal costs" in text
+    assert "attention to the image does too (0.50 [0.20, 0.80])." in text
+    assert text.endswith("than any other head: 23 % [19, 27].")
+    few = make_overall([0.1], [False], told=False)
+    text = say("describe_role_answer", make_scores(*NO, n=6), few, ASKED, None, None, None)
+    assert text.startswith("There are not enough questions to tell any head's role; there are not")
+    gain = make_overall([0.1, -8.0], [False, True])
+    for values, said in (
+        ({"gradient": 0.1}, "nor is"), ({"cls": 0.5, "gradient": 0.1}, "but [CLS]'s"),
+        ({"cls": -0.5}, "and heads whose [CLS] attends more"),
+    ):  # fmt: skip
+        found = sentences.find_correlations(make_agreement(**values))
+        text = say("describe_role_answer", make_scores(*ONE), gain, ASKED, None, found, None)
+        assert said in text
+        assert "that removing any one head costs accuracy is not shown" in text
+
+
+# Notebook 06
+
+FEW, MANY = sentences.TestSplit(6, 1), sentences.TestSplit(1648, 250)
+HALFWAY = pd.DataFrame({"ablation": span(79.4), "gradient": span(58.9), "attention": span(12.9),
+                        "random": span(34.1, 15)}).T.assign(removed=8, share=0.5)  # fmt: skip
+BASE = {**span(98.4), "n": 1000, "n_clusters": 455}
+FAST = {"faster": 1.034, "low": 1.006, "high": 1.052}
+QUICK = {"model": "L2 left out", "faster": 1.27, "low": 1.24, "high": 1.3, "change": span(-7.9)}
+
+
+def test_removals_that_help_or_do_not():
+    for estimate, p, said in (
+        (0.015, 0.2, "is not shown. The cheapest is L1: +0.015 [0.005, 0.025] (n = 1,000 training"),
+        (-0.015, 0.01, "the removal of L1 (-0.015 [-0.025, -0.005]) lowers the loss"),
+        (-0.0004, 0.01, "L1 (0.000 [-0.010, 0.010])"),  # not "-0.000"
+    ):
+        rows = [("L0H0", 0.5, 0.001), ("L1", estimate, p)]
+        single = table("part estimate p_corrected", *rows, half=0.01, n=1000, n_clusters=500)
+        assert said in say("describe_helps", single)
+    assert say("describe_helps", single.assign(n=1)).startswith("1 training question is not enough")
+
+
+def test_orders_against_chance():
+    free = {"ablation": 1, "gradient": 0, "attention": 0, "random": 0}
+    for ahead, verdict in ((45.4, "better than chance"), (-45.4, "worse"), (4, "not to be told")):
+        ahead = {**span(ahead, 15), "n": 5}
+        text = say("describe_orders", HALFWAY, ahead, BASE, free, 1.0)
+        assert verdict in text
+        assert "8 of 16 heads removed, 98.4 % [97.4, 99.4] becomes 79.4 % [78.4, 80.4] by" in text
+        assert "(mean and interval of 5 orders)" in text
+        assert "1 point (in the estimate) pays for 1 head by ablation, 0 by gradient" in text
+    alone = {"estimate": 4.0, "low": np.nan, "high": np.nan, "n": 1}
+    text = say("describe_orders", HALFWAY, alone, BASE, free, 2.5)
+    assert "chance: +4.0 points [no interval]. Without" in text
+    assert "2.5 points (in the estimate) pay for" in text
+    few = say("describe_orders", HALFWAY, alone, {**BASE, "n": 1, "n_clusters": 1}, free, 1)
+    assert few.startswith("1 question about 1 image is not enough")
+
+
+def test_families_that_lose_gain_or_are_too_few():
+    def describe(*rows) -> str:
+        columns = "what removed family drop significant told"
+        costs = table(columns, *rows, half=2, of="drop", n=147)
+        quarter = costs[(costs["what"] == "heads removed") & (costs["family"] != "all")]
+        return say("describe_families", costs, quarter, "4 of 16 heads", "L2")
+
+    rare, heads = ("heads removed", "4", "rare", 80.0, False, False), ("heads removed", "4")
+    who, all_ = (
+        (*heads, "who", 0.0, False, True),
+        ("layers removed", "+L2", "all", 12.8, True, True),
+    )
+    text = describe((*heads, "why", 9.8, True, True), who, rare, all_)
+    assert "loses most is “why”: 9.8 points [7.8, 11.8] (n = 147), the one that loses least" in text
+    assert "Without the cheapest layer, L2, all questions together lose 12.8 points" in text
+    assert "rare" not in text
+    gain, layers = (*heads, "why", -9.8, True, True), ("layers removed", "+L2\nL1")
+    text = describe(gain, (*layers, "who", -3.0, True, True))
+    assert "no family loses accuracy in the estimate; “why” gains least: +9.8 points" in text
+    assert "In 2 of 2 cells" in text
+    assert "“who” with layers removed up to L1, 3.0 points." in text
+    text = describe((*heads, "why", 5.0, True, True))
+    assert "the family that loses most is “why”: 5.0 points [3.0, 7.0] (n = 147). That" in text
+    assert describe(rare).startswith("No family has 10 questions on 5 images")
+
+
+def test_training_brings_back():
+    rows = [("whole", 0.0, -0.2), ("4 heads cut", -4.6, -0.8), ("L2 left out", -13.0, -2.0)]
+    recovery = table("model before after", *rows)
+    gains = {"whole": span(20.0), "4 heads cut": span(3.8), "L2 left out": span(11.0)}
+    text = say("describe_recovery", recovery, gains, MANY)
+    assert "“L2 left out”: -13.0 points against the whole model before the training, -2.0" in text
+    assert "gains 20.0 [19.0, 21.0] (n = 1,648 questions about 250 images)" in text
+    nothing = say("describe_recovery", recovery, dict.fromkeys(gains, span(0.0)), MANY)
+    assert nothing.startswith("That a training brings anything back is not shown.")
+    assert "(n = 6 questions about 1 image)" in say("describe_recovery", recovery, gains, FEW)
+
+
+def test_lower_precisions():
+    tried = {"bf16": {**FAST, "change": span(-0.04), "bytes": 0.5}}
+    text = say("describe_precision", tried, 1, FEW, 31, "a GPU")
+    assert "bf16 is 1.03 times as fast [1.01, 1.05] as fp32, at +0.0 points [-1.0, 1.0]" in text
+    assert "(too few questions to tell)" in text
+    assert "No lower precision" in say("describe_precision", {}, 1, FEW, 31, "CPU")
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "sure"),
+    [
+        (-0.3, "confirms", "Yes: "),
+        (-0.8, "can neither confirm nor exclude", "Yes, in the estimate: "),
+        (-1.2, "can neither confirm nor exclude", "Not for certain: "),
+        (-2.0, "contradicts", "Not the one that was chosen: "),
+    ],
+)
+def test_the_lightest_model_by_what_the_test_split_says(change, said, sure):
+    speeds = {1: {**FAST, "faster": 1.2}, 32: FAST}
+    arguments = ("4 heads cut", 7, 1600, 0.17, span(change, 0.5), 1.0, speeds, span(4.2))
+    found = sentences.Lightest(*arguments)
+    text = say("describe_lightest", found, MANY, ("bf16", FAST), QUICK)
+    assert "“4 heads cut”, with 0.2 % fewer parameters. The other half" in text
+    assert f"{said} that: {change:+.1f} points" in text
+    assert "trained on just as long: +4.2 points [3.2, 5.2]. It measured 1.20 times as fast" in text
+    assert (
+        "on one question and 1.03 times [1.01, 1.05] on 32 at once; of its precisions, bf" in text
+    )
+    assert "“L2 left out”, is 1.27 times as fast [1.24, 1.30], at -7.9 points" in text
+    answer = say("describe_compression_answer", found, MANY, 98.8, HALFWAY, BASE)
+    assert answer.startswith(sure)
+    assert "8 of 16 heads turns 98.4 % [97.4, 99.4] into 79.4 % in the order by ablation" in answer
+    none = found._replace(name="whole")
+    text = say("describe_lightest", none, MANY, None, {**QUICK, "model": "whole"})
+    assert text.startswith("None of 6 other models stays within 1 point")
+    assert "(n = 1,600 questions that choose)" in text
+    assert "1,648" not in text  # the half that scores has no part in it
+    answer = say("describe_compression_answer", none, MANY, 98.8, HALFWAY, BASE)
+    assert answer.startswith("Not here: none of 6 other models")
+    assert "the whole model stays" in say("describe_lightest", found, FEW, None, QUICK)
