@@ -24,7 +24,8 @@ from helpers.heads.removal import (
     forward_with_interventions,
     pack_forward,
 )
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 
 
 def remove_stock(model, batch, heads) -> torch.Tensor:

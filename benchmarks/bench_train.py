@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.data.encode import EncodedQuestions
 from helpers.data.pictures import Pictures, write_pictures
-from helpers.model.finetune import build_optimizer, choose_precision
-from helpers.model.trainer import BucketSampler, cut
-from helpers.model.vilt import forward_raster, fused_attention, load_vilt
+from helpers.model.finetune import BucketSampler, build_optimizer, choose_precision, cut
+from helpers.model.forward import forward_raster, fused_attention
+from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
 
 ANSWERS = [f"answer {number}" for number in range(3129)]  # as many as ViLT's own head has

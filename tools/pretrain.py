@@ -25,7 +25,8 @@ from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, Vi
 from helpers.data.encode import normalise_levels
 from helpers.data.pictures import resize_image
 from helpers.data.vqa import QUESTION_TYPES
-from helpers.model.vilt import build_image_processor, forward_raster
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import build_image_processor
 from helpers.run.cache import write_atomic
 from phantom.questions import ask_questions
 from phantom.scenes import make_scene, render_scene

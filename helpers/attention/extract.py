@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
-from helpers.model.vilt import patch_grids
+from helpers.model.forward import patch_grids
 from helpers.run.cache import cached_step, read_record, require, source_digest
 from helpers.run.settings import Study
 

@@ -25,7 +25,7 @@ from helpers.attention.grounding import ground_maps
 from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.attention.relevance import explain, patch_maps
 from helpers.data.encode import EncodedQuestions
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean
 

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from helpers.model.packed import Microbatch, PackedForward
-from helpers.model.trace import trace
-from helpers.model.vilt import embed_batch, forward_raster, patch_grids
+from helpers.model.forward import (
+    Microbatch,
+    PackedForward,
+    embed_batch,
+    forward_raster,
+    patch_grids,
+    trace,
+)
 
 KEY_GROUPS = ("cls", "words", "sep", "img_cls", "patches")
 QUERY_GROUPS = ("cls", "words", "patches")

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from helpers.attention.extract import measure_once, sample_questions
 from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval
 from helpers.stats.cluster_robust import MIN_GROUPS, divide_or_nan, has_enough_data

@@ -26,8 +26,7 @@ from helpers.attention.image_share import (
     propagate_rollout,
     value_norms,
 )
-from helpers.model.trace import trace
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import forward_raster, trace
 
 HEAD_METHODS = ("attention", "value-weighted", "gradient-weighted")
 COMBINED_METHODS = ("rollout", "relevance")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from helpers.attention.extract import AttentionTable, extract_once
 from helpers.attention.image_share import IMAGE, prepare_batch, query_weights
 from helpers.data.encode import EncodedQuestions
-from helpers.model.packed import Microbatch, PackedForward
+from helpers.model.forward import Microbatch, PackedForward
 from helpers.run.cache import hash_file
 from helpers.run.settings import Study
 

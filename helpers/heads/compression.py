@@ -45,9 +45,9 @@ from helpers.heads.removal import (
     pack_forward,
 )
 from helpers.model.finetune import load_finetuned, train_model
+from helpers.model.forward import embed_batch, forward_raster, fused_attention, trace
 from helpers.model.prune import prune_model
-from helpers.model.trace import trace
-from helpers.model.vilt import embed_batch, forward_raster, fused_attention, quiet_transformers
+from helpers.model.vilt import quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval, bootstrap_mean

@@ -29,9 +29,7 @@ from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads
-from helpers.model.packed import PackedForward
-from helpers.model.trace import trace
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import PackedForward, forward_raster, trace
 from helpers.stats.bootstrap import bootstrap_by_group, rank_correlation
 from helpers.stats.cluster_robust import (
     correct_p,

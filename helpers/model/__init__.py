@@ -1,1 +1,19 @@
-"""ViLT loaded, run in raster order, fine-tuned, cut and timed."""
+"""ViLT: loaded, run with its patches in raster order, fine-tuned, pruned and timed."""
+
+from helpers.model import finetune, timing
+from helpers.model.finetune import load_finetuned, predict
+from helpers.model.forward import forward_raster, trace
+from helpers.model.prune import count_parameters, prune_model
+from helpers.model.vilt import load_vilt
+
+__all__ = [
+    "count_parameters",  # how many numbers a model has learnt
+    "finetune",  # fine-tune a study's checkpoint, continue after a kill, score its answers
+    "forward_raster",  # run ViLT on a batch without its random patch order
+    "load_finetuned",  # the model that notebook 02 fine-tuned, and its processor
+    "load_vilt",  # a ViLT and its processor: hub name, folder, or fresh
+    "predict",  # a model's answer to every question
+    "prune_model",  # a physically smaller copy without some heads and layers
+    "timing",  # time, memory and lower precisions of models
+    "trace",  # read, edit, skip or stop inside a forward pass
+]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helpers.model.vilt import forward_raster, fused_attention
+from helpers.model.forward import forward_raster, fused_attention
 
 HALF = {"cuda": ("fp16", torch.float16), "cpu": ("bf16", torch.bfloat16)}
 WARM_UP = 3  # rounds that are not counted: first calls choose kernels and fill caches

@@ -4,13 +4,11 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
@@ -19,10 +17,8 @@ from transformers import (
     ViltProcessor,
 )
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
-from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 from transformers.utils import logging as hf_logging
 
-from helpers.data.encode import EncodedQuestions
 from helpers.model.hub import check_folder, fetch_checkpoint, is_hub_name, shorten
 from helpers.model.prune import LighterViltForQuestionAnswering
 
@@ -218,144 +214,3 @@ def load_stand_in_tokenizer() -> BertTokenizer:
         *"?!.,'-",
     ]
     return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-
-
-def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
-    """Rows and columns of each picture's patch grid: (batch, height, width) mask -> (batch, 2) long.
-
-    A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
-    """
-    edges = (
-        pixel_mask[:, :, 0],
-        pixel_mask[:, 0],
-    )  # first column, first row: a picture is a rectangle
-    kept = (
-        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size)
-        for edge in edges
-    )
-    return torch.stack([patches.sum((1, 2)) for patches in kept], dim=1).long()
-
-
-def embed_images(
-    model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Embed pictures for ViLT with their patches in raster order, without randomness.
-
-    ViltEmbeddings.visual_embed does the same in a random order that it then drops; logits are equal.
-    pixel_values: (batch, 3, height, width); pixel_mask: (batch, height, width), 1 on the picture.
-    Returns image_embeds (batch, 1 + P, hidden), the image's [CLS] first and zeros at padding, and
-    image_mask (batch, 1 + P) long, to pass as `image_embeds` and `pixel_mask`. Differentiable.
-    """
-    model = getattr(model, "module", model)  # out of DistributedDataParallel
-    parts = getattr(model, "vilt", model).embeddings
-    config = parts.config
-    if pixel_mask is None:
-        pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
-    patches = parts.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
-    grids = patch_grids(pixel_mask, config.patch_size)
-    counts = grids.prod(1)
-    if 0 <= config.max_image_length < counts.max():
-        raise ValueError("config.max_image_length would drop patches at random: set it to -1.")
-    side = config.image_size // config.patch_size
-    trained = parts.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
-    dtype = torch.promote_types(patches.dtype, trained.dtype)  # they differ under autocast
-    embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
-    for rows, columns in grids.unique(dim=0).tolist():
-        alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
-        place = nn.functional.interpolate(
-            trained, size=(rows, columns), mode="bilinear", align_corners=True
-        )
-        embeds[alike, : rows * columns] = (patches[alike, :, :rows, :columns] + place).flatten(2).mT
-    image_cls = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
-    image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
-    return parts.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
-
-
-def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch's `image_embeds` and `pixel_mask` (batch, 1 + P), as given or embedded from its pixels, on the model's device.
-
-    pixel_values may hold a picture once for several questions, with picture_of (batch,) saying which is whose.
-    """
-    some = next(model.parameters())
-    given = {
-        name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch
-    }
-    if "image_embeds" in batch:
-        if "pixel_mask" not in given:
-            raise ValueError(
-                "a batch of image_embeds needs pixel_mask (batch, 1 + patches): 1 on patches, 0 on padding."
-            )
-        return batch["image_embeds"].to(some), given["pixel_mask"]
-    embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
-    picture_of = given.get("picture_of", slice(None))
-    return embeds[picture_of], mask[picture_of]
-
-
-def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
-    """Run ViLT on a batch with its patches in raster order; `labels` in the batch give the loss.
-
-    batch: what the processor, `EncodedQuestions.collate` or `.batches` returns (or `image_embeds` in place of
-    pixels, with `pixel_mask` of shape (batch, 1 + P)); it is moved to the model's device.
-    """
-    names = ("input_ids", "attention_mask", "token_type_ids", "labels")
-    device = next(model.parameters()).device
-    inputs = {name: batch[name].to(device) for name in names if name in batch}
-    embeds, mask = embed_batch(model, batch)
-    return model(**inputs, image_embeds=embeds, pixel_mask=mask, **kwargs)
-
-
-@contextmanager
-def fused_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, ViLT attends with PyTorch's fused kernel, which holds no attention matrix: for training, not for looking.
-
-    with fused_attention(model):
-        forward_raster(model, batch).loss.backward()
-
-    Equal to transformers' eager form up to rounding, dropout of attention included. Asking for output_attentions
-    inside is a ValueError.
-    """
-    modules = [module for module in model.modules() if isinstance(module, ViltSelfAttention)]
-    for module in modules:
-        module.forward = partial(_attend_fused, module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def _attend_fused(
-    module, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions=False
-):
-    """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
-    if output_attentions:
-        raise ValueError(
-            "fused attention holds no attention matrix: leave fused_attention to look at one."
-        )
-    shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
-    query, key, value = (
-        part(hidden_states).view(shape).transpose(1, 2)
-        for part in (module.query, module.key, module.value)
-    )
-    mask = None if attention_mask is None else attention_mask.to(query.dtype)
-    dropout = module.dropout.p if module.training else 0.0
-    context = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
-    return (context.transpose(1, 2).flatten(2),)
-
-
-def predict(
-    model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64
-) -> pd.DataFrame:
-    """Answer every question: question_id, prediction, confidence (sigmoid of the top logit), in order."""
-    best = torch.zeros(len(encoded), dtype=torch.long)
-    confidence = torch.zeros(len(encoded))
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for indices, batch in encoded.batches(batch_size):
-            score, answer = forward_raster(model, batch).logits.float().sigmoid().max(dim=1)
-            confidence[indices], best[indices] = score.cpu(), answer.cpu()
-    model.train(was_training)
-    answers = [model.config.id2label[index] for index in best.tolist()]
-    columns = {"question_id": encoded.questions["question_id"], "prediction": answers}
-    return pd.DataFrame({**columns, "confidence": confidence.numpy()})

@@ -17,7 +17,8 @@ from helpers.attention.extract import MEASURES, extract_attention, read_attentio
 from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import vqa_accuracy
-from helpers.model.vilt import load_vilt, predict
+from helpers.model.finetune import predict
+from helpers.model.vilt import load_vilt
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = ["yes", "no"]

@@ -23,7 +23,8 @@ from helpers.attention.faithfulness import (
 )
 from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 from helpers.stats.bootstrap import bootstrap_mean
 
 COUNTS = [16, 24, 24]  # patches of the three pictures of make_dataset

@@ -28,7 +28,8 @@ from helpers.attention.image_share import (
     uniform_baseline,
     value_norms,
 )
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 
 GRIDS = [(4, 4), (4, 6), (6, 4), (5, 5), (4, 5), (6, 6)]
 LENGTHS = [5, 9, 4, 3, 7, 12]  # tokens, [CLS] and [SEP] counted

@@ -29,7 +29,7 @@ from helpers.attention.modality import (
     withheld_accuracy,
 )
 from helpers.data.vqa import vqa_accuracy
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
 
 

@@ -23,7 +23,8 @@ from helpers.attention.relevance import (
     propagate_relevance,
     relevance_measures,
 )
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 
 ANSWERS = ["yes", "no", "red"]
 

@@ -15,7 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from helpers.data import prepare
 from helpers.heads import compression
 from helpers.model import finetune, prune
-from helpers.model.vilt import forward_raster, load_vilt, predict
+from helpers.model.finetune import predict
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 from helpers.stats.bootstrap import bootstrap_mean
 
 # ------------------------------------------------------------------------------- removal orders

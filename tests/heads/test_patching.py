@@ -9,7 +9,7 @@ import torch
 from small import encode_noise
 
 from helpers.heads import patching
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import forward_raster
 
 
 @pytest.fixture(scope="module")

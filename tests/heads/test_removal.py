@@ -13,7 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from helpers.attention.extract import extract_attention, read_attention
 from helpers.data.vqa import vqa_accuracy
 from helpers.heads import removal
-from helpers.model.vilt import forward_raster, predict
+from helpers.model.finetune import predict
+from helpers.model.forward import forward_raster
 
 
 def scale_heads(model, heads, factor=0.0, means=None):

@@ -20,8 +20,10 @@ from transformers import ViltForQuestionAnswering
 from helpers.data import baselines, prepare
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import build_vocabulary, read_vqa
-from helpers.model import finetune, trainer
-from helpers.model.vilt import forward_raster, fused_attention, load_vilt, predict
+from helpers.model import finetune
+from helpers.model.finetune import predict
+from helpers.model.forward import forward_raster, fused_attention
+from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
 
 
@@ -82,7 +84,7 @@ def test_scores_join_predictions_with_the_official_accuracy():
 
 def test_soft_accuracy_reads_the_target_of_the_top_answer():
     targets = torch.tensor([[0.0, 0.9], [1.0, 0.3]])
-    assert trainer.soft_accuracy(
+    assert finetune.soft_accuracy(
         torch.tensor([[-1.0, 2.0], [0.1, 0.5]]), targets
     ).tolist() == pytest.approx([0.9, 0.3])
 
@@ -146,7 +148,6 @@ sys.path.insert(0, {root!r})
 from helpers.data import baselines
 from helpers.model import finetune
 from helpers.data import prepare
-from helpers.model import trainer
 from helpers.run.settings import Study
 study = Study.load("phantom", **{settings!r})
 finetune.finetune(study, prepare.load_dataset(study))
@@ -296,20 +297,20 @@ def encoded_train(phantom_root):
 
 class TestBucketSampler:
     def test_every_question_once_an_epoch_and_the_same_for_seed_and_epoch(self, encoded_train):
-        sampler = trainer.BucketSampler(encoded_train, 16, seed=3)
+        sampler = finetune.BucketSampler(encoded_train, 16, seed=3)
         first = list(sampler)
         assert len(set(first)) == len(first) == len(sampler) == len(encoded_train) // 16 * 16
-        assert first == list(trainer.BucketSampler(encoded_train, 16, seed=3))
-        assert first != list(trainer.BucketSampler(encoded_train, 16, seed=4))
+        assert first == list(finetune.BucketSampler(encoded_train, 16, seed=3))
+        assert first != list(finetune.BucketSampler(encoded_train, 16, seed=4))
         sampler.set_epoch(1)
         second = list(sampler)
         assert second != first
-        other = trainer.BucketSampler(encoded_train, 16, seed=3)
+        other = finetune.BucketSampler(encoded_train, 16, seed=3)
         other.set_epoch(1)
         assert second == list(other)
 
     def test_batches_are_alike_in_size_and_the_costliest_comes_first(self, encoded_train):
-        order = list(trainer.BucketSampler(encoded_train, 16, seed=3))
+        order = list(finetune.BucketSampler(encoded_train, 16, seed=3))
         batches = [order[start : start + 16] for start in range(0, len(order), 16)]
         sizes = [
             {tuple(encoded_train.sizes[encoded_train.image_of[i]]) for i in batch}
@@ -331,7 +332,7 @@ class TestBucketSampler:
         assert costs != sorted(costs, reverse=True), "batches come in order of size, not at random"
 
     def test_fewer_questions_than_a_batch(self, encoded_train):
-        assert sorted(trainer.BucketSampler(encoded_train, 10_000, seed=0)) == list(
+        assert sorted(finetune.BucketSampler(encoded_train, 10_000, seed=0)) == list(
             range(len(encoded_train))
         )
 
@@ -365,7 +366,7 @@ def run_again(study, name, data, **settings):
 def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
     """A device that holds 5 questions: 16, then 8 and 8, fail; 4 x 4 fit, and the training is that of 16."""
     data = prepare.load_dataset(study)
-    compute, seen = trainer.RasterTrainer.compute_loss, []
+    compute, seen = finetune.RasterTrainer.compute_loss, []
 
     def compute_if_it_fits(self, model, inputs, *args, **kwargs):
         if model.training:
@@ -375,7 +376,7 @@ def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
         return compute(self, model, inputs, *args, **kwargs)
 
     whole = accuracies(run_again(study, "whole", data).run_dir / "model")
-    monkeypatch.setattr(trainer.RasterTrainer, "compute_loss", compute_if_it_fits)
+    monkeypatch.setattr(finetune.RasterTrainer, "compute_loss", compute_if_it_fits)
     halved = accuracies(run_again(study, "halved", data).run_dir / "model")
     assert seen[:3] == [16, 8, 4]
     assert max(seen[2:]) == 4
@@ -387,7 +388,7 @@ def test_a_batch_of_one_that_does_not_fit_is_an_error(study, monkeypatch):
     def run_out(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(trainer.RasterTrainer, "compute_loss", run_out)
+    monkeypatch.setattr(finetune.RasterTrainer, "compute_loss", run_out)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         finetune.finetune(study, prepare.load_dataset(study))
 
@@ -396,7 +397,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monke
     """Evaluations say 0.1, 0.5, 0.4, 0.3, 0.2: with patience 2 the fourth is the last, and the second's weights stay."""
     data = prepare.load_dataset(study)
     told, weights = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1]), []
-    evaluate = trainer.RasterTrainer.evaluate
+    evaluate = finetune.RasterTrainer.evaluate
 
     def evaluate_as_told(self, *args, **kwargs):
         weights.append(self.model.classifier[0].weight.detach().clone())
@@ -411,8 +412,8 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monke
         told_now[0] = next(told)
         return evaluate_as_told(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer.RasterTrainer, "evaluate", evaluate_and_move_on)
-    monkeypatch.setattr(trainer, "soft_accuracy", soft_accuracy)
+    monkeypatch.setattr(finetune.RasterTrainer, "evaluate", evaluate_and_move_on)
+    monkeypatch.setattr(finetune, "soft_accuracy", soft_accuracy)
     stopped = run_again(study, "stopped", data, patience=2)
     assert accuracies(stopped.run_dir / "model").tolist() == pytest.approx([0.1, 0.5, 0.4, 0.3])
     model, _ = finetune.load_finetuned(stopped)
@@ -503,6 +504,6 @@ def test_raster_trainer_uses_the_raster_forward(study):
     batch = encoded.collate([encoded[i] for i in range(8)])
     state = torch.random.get_rng_state()
     owner = SimpleNamespace(accelerator=SimpleNamespace(autocast=nullcontext))
-    loss = trainer.RasterTrainer.compute_loss(owner, model, batch)
+    loss = finetune.RasterTrainer.compute_loss(owner, model, batch)
     assert torch.equal(state, torch.random.get_rng_state())
     torch.testing.assert_close(loss, forward_raster(model, batch).loss)

@@ -24,8 +24,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertTokenizer, ViltConfig, ViltForMaskedLM
 
+from helpers.model.forward import forward_raster
 from helpers.model.hub import fetch_checkpoint, is_hub_name, split_name
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.vilt import load_vilt
 
 ROOT = Path(__file__).parents[2]
 OFFICIAL = ROOT.parent / "shared" / "official" / "vilt-b32-mlm"

@@ -8,8 +8,8 @@ from attention.test_image_share import GRIDS, LENGTHS, make_batch
 
 from helpers.attention.image_share import attention_maps, prepare_batch, token_groups
 from helpers.heads.removal import ablate_heads
-from helpers.model.packed import PackedForward, split_microbatches
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import PackedForward, forward_raster, split_microbatches
+from helpers.model.vilt import load_vilt
 
 
 @pytest.fixture(scope="module")

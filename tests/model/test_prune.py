@@ -12,8 +12,8 @@ from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.image_share import attention_split
 from helpers.heads.removal import ablate_heads, mean_z
 from helpers.model import prune
-from helpers.model.trace import trace
-from helpers.model.vilt import forward_raster, fused_attention, load_vilt
+from helpers.model.forward import forward_raster, fused_attention, trace
+from helpers.model.vilt import load_vilt
 
 ROOT = Path(__file__).parents[2]
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -152,7 +152,8 @@ LOAD = """
 import sys, torch
 sys.path[:0] = [{root!r}, {tests!r}]
 from small import encode_noise
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 model, processor = load_vilt({folder!r})
 encoded = encode_noise(processor, [(64, 64), (64, 96), (96, 64)])
 with torch.no_grad():

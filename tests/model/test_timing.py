@@ -10,7 +10,7 @@ import torch
 
 from helpers.model import prune
 from helpers.model import timing as latency
-from helpers.model.vilt import forward_raster
+from helpers.model.forward import forward_raster
 
 
 def make_turns(seconds: dict[str, list[float]], questions: int = 1) -> pd.DataFrame:

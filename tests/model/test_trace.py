@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from attention.test_measures import GRIDS, LENGTHS, make_batch
+from attention.test_image_share import GRIDS, LENGTHS, make_batch
 
 from helpers.attention.image_share import attention_split, prepare_batch
-from helpers.model.packed import PackedForward
-from helpers.model.trace import SITES, trace
-from helpers.model.vilt import forward_raster, fused_attention, load_vilt
+from helpers.model.forward import SITES, PackedForward, forward_raster, fused_attention, trace
+from helpers.model.vilt import load_vilt
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,9 @@ from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcesso
 
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import load_rgb, soft_targets
-from helpers.model.vilt import embed_images, forward_raster, load_vilt, patch_grids, predict
+from helpers.model.finetune import predict
+from helpers.model.forward import embed_images, forward_raster, patch_grids
+from helpers.model.vilt import load_vilt
 
 SHARED = Path(__file__).parents[3] / "shared"
 ANSWERS = ["yes", "no", "red", "2"]

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, ViltModel
 
-from helpers.model.vilt import forward_raster, load_vilt
+from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
 from phantom.questions import ask_questions
 from phantom.scenes import SPLITS, make_scene, render_scene
 from tools import pretrain

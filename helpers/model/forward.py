@@ -1,0 +1,434 @@
+"""ViLT's forward pass: in raster order, fused, traced, and packed."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.models.vilt.modeling_vilt import ViltSelfAttention
+
+SITES = {  # the module of a layer that hands the value on; z is what its module receives
+    "value": "attention.attention.value",
+    "pattern": "attention.attention.dropout",
+    "z": "attention.output.dense",
+    "layer": "output",
+}
+CACHE = 4_000_000  # bytes of attention held at once on a CPU: what its cache takes
+GPU_SHARE = 1_000_000_000  # and on a GPU
+ROWS = 1024  # tokens a call of a feed-forward layer: keeps its activations at about 12 MB
+
+
+def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
+    """Rows and columns of each picture's patch grid: (batch, height, width) mask -> (batch, 2) long.
+
+    A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
+    """
+    edges = (
+        pixel_mask[:, :, 0],
+        pixel_mask[:, 0],
+    )  # first column, first row: a picture is a rectangle
+    kept = (
+        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size)
+        for edge in edges
+    )
+    return torch.stack([patches.sum((1, 2)) for patches in kept], dim=1).long()
+
+
+def embed_images(
+    model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Embed pictures for ViLT with their patches in raster order, without randomness.
+
+    ViltEmbeddings.visual_embed does the same in a random order that it then drops; logits are equal.
+    pixel_values: (batch, 3, height, width); pixel_mask: (batch, height, width), 1 on the picture.
+    Returns image_embeds (batch, 1 + P, hidden), the image's [CLS] first and zeros at padding, and
+    image_mask (batch, 1 + P) long, to pass as `image_embeds` and `pixel_mask`. Differentiable.
+    """
+    model = getattr(model, "module", model)  # out of DistributedDataParallel
+    parts = getattr(model, "vilt", model).embeddings
+    config = parts.config
+    if pixel_mask is None:
+        pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
+    patches = parts.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
+    grids = patch_grids(pixel_mask, config.patch_size)
+    counts = grids.prod(1)
+    if 0 <= config.max_image_length < counts.max():
+        raise ValueError("config.max_image_length would drop patches at random: set it to -1.")
+    side = config.image_size // config.patch_size
+    trained = parts.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+    dtype = torch.promote_types(patches.dtype, trained.dtype)  # they differ under autocast
+    embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
+    for rows, columns in grids.unique(dim=0).tolist():
+        alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
+        place = nn.functional.interpolate(
+            trained, size=(rows, columns), mode="bilinear", align_corners=True
+        )
+        embeds[alike, : rows * columns] = (patches[alike, :, :rows, :columns] + place).flatten(2).mT
+    image_cls = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
+    image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
+    return parts.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
+
+
+def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch's `image_embeds` and `pixel_mask` (batch, 1 + P), as given or embedded from its pixels, on the model's device.
+
+    pixel_values may hold a picture once for several questions, with picture_of (batch,) saying which is whose.
+    """
+    some = next(model.parameters())
+    given = {
+        name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch
+    }
+    if "image_embeds" in batch:
+        if "pixel_mask" not in given:
+            raise ValueError(
+                "a batch of image_embeds needs pixel_mask (batch, 1 + patches): 1 on patches, 0 on padding."
+            )
+        return batch["image_embeds"].to(some), given["pixel_mask"]
+    embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
+    picture_of = given.get("picture_of", slice(None))
+    return embeds[picture_of], mask[picture_of]
+
+
+def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
+    """Run ViLT on a batch with its patches in raster order; `labels` in the batch give the loss.
+
+    batch: what the processor, `EncodedQuestions.collate` or `.batches` returns (or `image_embeds` in place of
+    pixels, with `pixel_mask` of shape (batch, 1 + P)); it is moved to the model's device.
+    """
+    names = ("input_ids", "attention_mask", "token_type_ids", "labels")
+    device = next(model.parameters()).device
+    inputs = {name: batch[name].to(device) for name in names if name in batch}
+    embeds, mask = embed_batch(model, batch)
+    return model(**inputs, image_embeds=embeds, pixel_mask=mask, **kwargs)
+
+
+@contextmanager
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, ViLT attends with PyTorch's fused kernel, which holds no attention matrix: for training, not for looking.
+
+    with fused_attention(model):
+        forward_raster(model, batch).loss.backward()
+
+    Equal to transformers' eager form up to rounding, dropout of attention included. Asking for output_attentions
+    inside is a ValueError.
+    """
+    modules = [module for module in model.modules() if isinstance(module, ViltSelfAttention)]
+    for module in modules:
+        module.forward = partial(_attend_fused, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _attend_fused(
+    module, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions=False
+):
+    """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
+    if output_attentions:
+        raise ValueError(
+            "fused attention holds no attention matrix: leave fused_attention to look at one."
+        )
+    shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
+    query, key, value = (
+        part(hidden_states).view(shape).transpose(1, 2)
+        for part in (module.query, module.key, module.value)
+    )
+    mask = None if attention_mask is None else attention_mask.to(query.dtype)
+    dropout = module.dropout.p if module.training else 0.0
+    context = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return (context.transpose(1, 2).flatten(2),)
+
+
+class StopForward(Exception):
+    """Ends a forward pass; only `trace` raises and catches it."""
+
+
+@contextmanager
+def trace(
+    model: nn.Module,
+    read: Collection[str] = (),
+    edit: Mapping[str, Callable[[int, Tensor], Tensor]] | None = None,
+    layers: Iterable[int] | None = None,
+    skip: Collection[int] = (),
+    stop_after: tuple[str, int] | None = None,
+) -> Iterator[dict[str, list[Tensor | None]]]:
+    """Read, edit or stop the forward passes of a model while the block runs; see the module.
+
+    Sites, in the order of a layer: "value", what each head reads (question, token, head, d_head);
+    "pattern", the attention probabilities (question, head, query, key); "z", each head's output
+    before the projection (question, token, head, d_head); "layer", the residual stream after the
+    layer (question, token, hidden).
+    read: sites to keep, after any edit: the block gets seen[site][layer], None where none passed.
+    edit: for each site a function (layer, value) that returns the new value.
+    layers: where to read and edit, by default everywhere. skip: layers that are left out.
+    stop_after: (site, layer) at which the pass, and with it the block, ends.
+
+    A `PackedForward` is traced alike at "value" and "z", where it has (valid token, head, d_head),
+    and of the last layer's z each question's [CLS] alone. Its patterns and residual stream are what
+    walking it gives. Raises ValueError for an unknown site, for a pattern where there is none to
+    see, and where all layers are skipped.
+    """
+    edit, encoder = edit or {}, getattr(model, "vilt", model).encoder
+    whole, seen = encoder.layer, {site: [None] * len(encoder.layer) for site in read}
+    sites = {*read, *edit, *([stop_after[0]] if stop_after else [])}
+    check_sites(model, sites)
+
+    def visit(site: str, layer: int, value: Tensor) -> Tensor:
+        if site in edit:
+            value = edit[site](layer, value)
+        if site in read:
+            seen[site][layer] = value
+        if (site, layer) == stop_after:
+            raise StopForward
+        return value
+
+    with ExitStack() as stack:
+        for number in range(len(whole)) if layers is None else layers:
+            for site in sites:
+                handle = add_hook(whole[number], site, partial(visit, site, number))
+                stack.callback(handle.remove)
+        if skip:
+            stack.callback(setattr, encoder, "layer", whole)
+            encoder.layer = leave_out(whole, skip)
+        try:
+            yield seen
+        except StopForward:
+            if stop_after is None:
+                raise  # it is meant for a trace around this one
+
+
+def add_hook(layer: nn.Module, site: str, visit: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Hand a site's value, heads apart, to `visit` and what that returns back to the layer."""
+    module, size = layer.get_submodule(SITES[site]), layer.attention.attention.attention_head_size
+
+    def hook(_: nn.Module, inputs: tuple[Tensor], output: Tensor | None = None) -> Tensor:
+        value = inputs[0] if output is None else output
+        if site in ("pattern", "layer"):
+            return visit(value)
+        return visit(value.unflatten(-1, (-1, size))).flatten(-2)
+
+    if site == "z":
+        return module.register_forward_pre_hook(hook)
+    return module.register_forward_hook(hook)
+
+
+def leave_out(layers: nn.ModuleList, skip: Collection[int]) -> nn.ModuleList:
+    """The other layers; ValueError if there are none."""
+    others = [layer for number, layer in enumerate(layers) if number not in skip]
+    if not others:
+        raise ValueError(f"all {len(layers)} layers are left out: keep one at least.")
+    return nn.ModuleList(others)
+
+
+def check_sites(model: nn.Module, sites: Collection[str]) -> None:
+    """ValueError for an unknown site, and where the model's attention cannot be seen as it is."""
+    if unknown := set(sites) - set(SITES):
+        raise ValueError(f"unknown site {min(unknown)!r}: known are {', '.join(SITES)}.")
+    if "pattern" not in sites:
+        return
+    if model.training:
+        raise ValueError("in train mode attention is seen after dropout: call model.eval() first.")
+    used = model.config._attn_implementation
+    if used != "eager":
+        raise ValueError(f"with attention {used!r} ViLT does not mask padding: load it as 'eager'.")
+    layers = getattr(model, "vilt", model).encoder.layer
+    if any("forward" in vars(layer.attention.attention) for layer in layers):
+        raise ValueError("fused attention holds no pattern: leave fused_attention to look at one.")
+
+
+def check_packed(model: nn.Module) -> None:
+    """ValueError inside a trace of what the packed pass does not compute in one piece."""
+    for layer in getattr(model, "vilt", model).encoder.layer:
+        if layer.output._forward_hooks or layer.attention.attention.dropout._forward_hooks:
+            raise ValueError(
+                "the packed pass shows patterns and residual streams to who walks it:"
+                " trace it at 'value' and 'z'."
+            )
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Questions whose attention is computed at once; at ViLT-B/32 size on a CPU a single one.
+
+    questions: their places in the batch (q,). n_text: text tokens, after which the image's own CLS
+    stands. groups: bool (q, 5, tokens), as `attention.token_groups`, cut to the longest text and
+    image here. rows: (q, tokens), each token's row among the packed ones, 0 at padding. valid: bool
+    (q, tokens), or None without padding.
+    """
+
+    questions: Tensor
+    n_text: int
+    groups: Tensor
+    rows: Tensor
+    valid: Tensor | None
+
+    def gather(self, packed: Tensor) -> Tensor:
+        """These questions' tokens: (valid tokens, head, d) -> (question, head, token, d)."""
+        rows = packed.index_select(0, self.rows.flatten())
+        return rows.view(*self.rows.shape, *packed.shape[1:]).transpose(1, 2)
+
+    def scatter(self, packed: Tensor, values: Tensor) -> None:
+        """Write (question, head, token, d) to these tokens' rows of (valid tokens, head, d)."""
+        rows, values = self.rows.flatten(), values.transpose(1, 2).flatten(0, 1)
+        if self.valid is not None:
+            rows, values = rows[self.valid.flatten()], values[self.valid.flatten()]
+        packed.index_copy_(0, rows, values)
+
+
+def split_microbatches(groups: Tensor, n_text: int, size: int) -> list[Microbatch]:
+    """Split a batch, groups (batch, 5, tokens) with n_text of text, into `size` questions each."""
+    valid = groups.any(1)
+    rows = (valid.flatten().cumsum(0) - 1).view(valid.shape)
+    text_lengths = valid[:, :n_text].sum(1).tolist()
+    image_lengths = valid[:, n_text:].sum(1).tolist()
+    microbatches = []
+    for start in range(0, len(groups), size):
+        part = slice(start, start + size)
+        shortest, longest = min(text_lengths[part]), max(text_lengths[part])
+        smallest, largest = min(image_lengths[part]), max(image_lengths[part])
+        columns = [*range(longest), *range(n_text, n_text + largest)]
+        inside = valid[part][:, columns]
+        padded = shortest < longest or smallest < largest
+        microbatches.append(
+            Microbatch(
+                questions=torch.arange(len(groups), device=groups.device)[part],
+                n_text=longest,
+                groups=groups[part][:, :, columns],
+                rows=rows[part][:, columns] * inside,
+                valid=inside if padded else None,
+            )
+        )
+    return microbatches
+
+
+class PackedForward:
+    """One forward pass of ViLT in eval mode, walked layer by layer; the stock pass up to rounding.
+
+    model: a ViLT of transformers, or its inner ViltModel. inputs: a batch with image_embeds (see
+    `attention.prepare_batch`). groups: its tokens' groups. microbatch_size: questions whose
+    attention is held at once, by default as many as fit the cache of a CPU (a few large kernels
+    would wait for memory) or 1 GB of a GPU (many small ones would wait for their launch).
+    Each layer must be run to its end, as its microbatches make the z that the next one reads.
+    hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
+    (question, answer): after the last layer; None for a model without a classifier.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        groups: Tensor,
+        microbatch_size: int | None = None,
+    ) -> None:
+        if model.training:
+            raise ValueError(
+                "in train mode attention is seen after dropout: call model.eval() first."
+            )
+        check_packed(model)
+        self.model, self.core = model, getattr(model, "vilt", model)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        text = {name: inputs.get(name) for name in names}
+        images = {name: inputs[name] for name in ("image_embeds", "pixel_mask")}
+        hidden, _ = self.core.embeddings(
+            **text, **images, pixel_values=None, inputs_embeds=None, image_token_type_idx=1
+        )
+        self.hidden = hidden[groups.any(1)]
+        one = 4 * self.core.config.num_attention_heads * hidden.shape[1] ** 2
+        held = CACHE if hidden.device.type == "cpu" else GPU_SHARE
+        size = microbatch_size or max(1, held // one)
+        self.microbatches = split_microbatches(groups, inputs["input_ids"].shape[1], size)
+        # the row of each question's [CLS]
+        self.cls_rows = torch.cat([microbatch.rows[:, 0] for microbatch in self.microbatches])
+        self.logits = None
+
+    def __iter__(self) -> Iterator["PackedLayer"]:
+        for index in range(len(self.core.encoder.layer)):
+            layer = self.enter(index, self.hidden)
+            yield layer
+            self.hidden = self.leave(index, layer.z, self.hidden)
+        self.logits = self.read_answer(self.hidden)
+
+    def run(self) -> Tensor | None:
+        """The whole pass at once, for its logits or for a `trace` around it."""
+        for layer in self:
+            layer.run()
+        return self.logits
+
+    def resume(self, index: int, z: Tensor | None = None) -> Tensor | None:
+        """The logits of a pass that goes on at layer `index` with the residual stream of now.
+
+        z: of that layer, where it has been computed. For variants that share what came before: edit
+        the rest by a `trace` around this. The walk itself stays where it is.
+        """
+        n_layers = len(self.core.encoder.layer)
+        hidden = self.hidden if index < n_layers else self.hidden[self.cls_rows]
+        for number in range(index, n_layers):
+            z = self.enter(number, hidden).run() if z is None else z
+            hidden, z = self.leave(number, z, hidden), None
+        return self.read_answer(hidden)
+
+    def enter(self, index: int, hidden: Tensor) -> "PackedLayer":
+        """Layer `index` on a residual stream (valid tokens, hidden), to be run."""
+        return PackedLayer(self.core.encoder.layer[index], hidden, self.microbatches)
+
+    def leave(self, index: int, z: Tensor, hidden: Tensor) -> Tensor:
+        """The residual stream after layer `index`, from its z and the stream before it.
+
+        z: (valid tokens, head, d_head). Of the last layer the [CLS] rows alone: (question, hidden).
+        """
+        module, z = self.core.encoder.layer[index], z.flatten(1)
+        if index == len(self.core.encoder.layer) - 1:
+            z, hidden = z[self.cls_rows], hidden[self.cls_rows]
+        attended = module.attention.output(z, hidden) + hidden
+        parts = (
+            module.output(module.intermediate(module.layernorm_after(part)), part)
+            for part in attended.split(ROWS)
+        )
+        return torch.cat(list(parts))
+
+    def read_answer(self, hidden: Tensor) -> Tensor | None:
+        """Logits (question, answer) from the last layer's [CLS] rows; None without a classifier."""
+        if not hasattr(self.model, "classifier"):
+            return None
+        return self.model.classifier(self.core.pooler(self.core.layernorm(hidden)[:, None]))
+
+
+class PackedLayer:
+    """One layer of a PackedForward: walk it for (microbatch, attention), or `run` it for z.
+
+    attention: (question, head, query, key) in float32. values: (valid tokens, head, d_head), as
+    attention weighs them. z: the same shape, each head's output before the layer's output
+    projection, whose weight (hidden, head * d_head) is `projection`.
+    """
+
+    def __init__(self, module: nn.Module, hidden: Tensor, microbatches: list[Microbatch]) -> None:
+        attend, normed = module.attention.attention, module.layernorm_before(hidden)
+        shape = (len(hidden), -1, attend.attention_head_size)
+        self.query, self.key, self.values = (
+            linear(normed).view(shape) for linear in (attend.query, attend.key, attend.value)
+        )
+        self.microbatches, self.projection = microbatches, module.attention.output.dense.weight
+        self.z = torch.empty_like(self.values)
+
+    def __iter__(self) -> Iterator[tuple[Microbatch, Tensor]]:
+        scale, packed = self.query.shape[-1] ** -0.5, (self.query, self.key, self.values)
+        for microbatch in self.microbatches:
+            query, key, values = map(microbatch.gather, packed)
+            # half precision would blur the softmax
+            scores = (query.float() * scale) @ key.float().mT
+            if microbatch.valid is not None:
+                scores.masked_fill_(~microbatch.valid[:, None, None], float("-inf"))
+            attention = scores.softmax(-1)
+            microbatch.scatter(self.z, attention.to(values.dtype) @ values)
+            yield microbatch, attention
+
+    def run(self) -> Tensor:
+        """Attend in all microbatches without a look: z."""
+        for _ in self:
+            pass
+        return self.z
