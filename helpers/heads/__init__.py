@@ -1,1 +1,16 @@
-"""What heads do: their roles, and what happens without them."""
+"""What heads and layers do: their roles, what happens without them, and which can go."""
+
+from helpers.heads import compression, patching, removal, roles
+from helpers.heads.removal import ablate_heads, normalise_by_layer, removal_effects
+from helpers.heads.roles import name_heads
+
+__all__ = [
+    "ablate_heads",  # silence heads while a block runs
+    "compression",  # orders of removal, smaller models, and what training restores
+    "name_heads",  # L3H7 for each row of a table
+    "normalise_by_layer",  # importance over its layer's norm
+    "patching",  # which heads carry an answer from one image to another
+    "removal",  # the answers without each head and layer, and the gradient's estimate
+    "removal_effects",  # what removals cost, over all questions and by family, with intervals
+    "roles",  # scores of heads on roles, against heads with random weights
+]

@@ -47,7 +47,7 @@ from helpers.heads.removal import (
 from helpers.model.finetune import load_finetuned, train_model
 from helpers.model.forward import embed_batch, forward_raster, fused_attention, trace
 from helpers.model.prune import prune_model
-from helpers.model.vilt import quiet_transformers
+from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval, bootstrap_mean
@@ -61,11 +61,6 @@ SPLIT = {"split": MEASURES["split"]}
 LEARNING_RATE_FACTOR = 0.3
 Head = tuple[int, int]  # layer, head
 Removal = tuple[Sequence[Head], Sequence[int]]  # heads, and whole layers
-
-
-def list_answers(model: nn.Module) -> list[str]:
-    """The model's answers in the order of its logits."""
-    return [model.config.id2label[number] for number in range(model.config.num_labels)]
 
 
 # ------------------------------------------------------------------------------------- importance
@@ -116,8 +111,7 @@ def measure_importance_on_train(
     chosen = sample_questions(len(train), study.ablation_questions, study.seed, "permutation")
     encoded = encode(study, train.select(chosen), processor, list_answers(model))
     lower = in_measuring_precision(model, study)
-    inputs = study.settings("seed", "ablation_questions")
-    inputs["used"] = source_digest("helpers/heads")
+    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
     return tuple(
         extract_once(study, name, used, encoded, measure, layout, **inputs)
         for name, used, measure, layout in (

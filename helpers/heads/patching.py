@@ -7,13 +7,20 @@ effect = patching_effect(change, total_change)        # percent of the change th
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
+from transformers import ViltProcessor
 
+from helpers.attention.extract import AttentionTable, measure_once, sample_questions
 from helpers.data.encode import EncodedQuestions
+from helpers.data.prepare import encode
 from helpers.heads.removal import Intervention, forward_with_interventions, pack_forward, read_z
+from helpers.run.cache import source_digest
+from helpers.run.settings import Study
 from helpers.stats.cluster_robust import divide_or_nan
 
 
@@ -100,3 +107,28 @@ def patching_effect(change: np.ndarray, total_change: np.ndarray) -> np.ndarray:
 def logit_difference(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Logit of the first answer minus logit of the second, question by question."""
     return (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None]))[:, 0].float()
+
+
+def measure_patching(
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, table: AttentionTable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch each head between pairs of validation questions; once.
+
+    data: the validation questions. table: their attention, which holds the model's answers to them.
+    Of the pairs of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns
+    pairs (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
+    """
+
+    def patch(folder: Path) -> None:
+        encoded, asked = encode(study, data, processor), table.questions
+        correct = (asked["accuracy"] >= 0.5).tolist()
+        pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
+        drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
+        pairs = [pairs[number] for number in drawn]
+        change, total_change = patch_heads(model, encoded, pairs, study.extract_batch_size)
+        pairs = np.array(pairs, int).reshape(-1, 2)
+        np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
+
+    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
+    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as kept:
+        return kept["pairs"], kept["moved"], kept["whole"]

@@ -15,21 +15,33 @@ of a batch.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import ViltProcessor
 
-from helpers.attention.extract import AttentionTable
+from helpers.attention.extract import (
+    AttentionTable,
+    extract_once,
+    in_measuring_precision,
+    sample_questions,
+)
 from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
+from helpers.data.prepare import encode
 from helpers.data.vqa import score_answers
 from helpers.heads.roles import name_heads
 from helpers.model.forward import PackedForward, forward_raster, trace
+from helpers.model.vilt import list_answers
+from helpers.run.cache import source_digest
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_by_group, rank_correlation
 from helpers.stats.cluster_robust import (
     correct_p,
@@ -247,6 +259,32 @@ def removal_effects(
         names.append("name")
     names += ["family", "drop", "low", "high", "p", "p_corrected", "told", "significant"]
     return table[[*names, "n", "n_clusters"]]
+
+
+def measure_removals(
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset
+) -> tuple[AttentionTable, AttentionTable]:
+    """Remove each head and each layer in turn, and measure each head's gradient importance; once.
+
+    On `ablation_questions` of data, the validation questions, drawn with the study's seed. Returns
+    REMOVALS, measured in half precision on a GPU as attention is, and IMPORTANCE, in the model's
+    own precision; kept in shards in run_dir/removals and run_dir/importance, so that a killed run
+    continues.
+    """
+    chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
+    encoded = encode(study, data.select(chosen), processor, list_answers(model))
+    lower = in_measuring_precision(model, study)
+    means = cache(lambda: mean_z(lower, encoded, study.extract_batch_size))  # only when needed
+    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
+
+    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return removal_measures(model, batch, means())
+
+    gradient = (importance_measures, IMPORTANCE)
+    return (
+        extract_once(study, "removals", lower, encoded, measure, REMOVALS, **inputs),
+        extract_once(study, "importance", model, encoded, *gradient, **inputs),
+    )
 
 
 # ------------------------------------------------------------------------- importance by gradients

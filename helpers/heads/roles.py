@@ -6,11 +6,19 @@
 Layers and heads are counted from 0; head 7 of layer 3 is written L3H7.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+from datasets import DatasetDict
 
-from helpers.attention.extract import AttentionTable
+from helpers.attention.extract import AttentionTable, extract_once, in_measuring_precision
 from helpers.attention.image_share import image_share, special_mass, uniform_baseline
+from helpers.data.encode import EncodedQuestions
+from helpers.model.finetune import finetune
+from helpers.model.vilt import load_vilt
+from helpers.run.cache import read_record
+from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean, rank_correlation
 from helpers.stats.cluster_robust import (
     correct_p,
@@ -273,3 +281,37 @@ def compare_image_halves(
         for rows in (in_first, ~in_first)
     )
     return compare_roles(*halves, n_resamples, seed)
+
+
+# ------------------------------------------------------------- other models whose roles to compare
+
+
+def measure_second_seed(
+    study: Study, data: DatasetDict, encoded: EncodedQuestions
+) -> AttentionTable:
+    """Fine-tune once more, from the next seed, and measure that model's attention; once.
+
+    Another seed means another order of the questions, another new answer head and other dropout,
+    from the same checkpoint: L3H7 is the same head in both models. encoded: the validation
+    questions. Kept in run_dir/model_second and run_dir/attention_second. The table's questions hold
+    the second model's answers.
+    """
+    other = replace(study, seed=(study.seed + 1) % 2**32)
+    folder = finetune(other, data, name="model_second")
+    model = in_measuring_precision(load_vilt(folder, device=study.device_name())[0], study)
+    second = read_record(folder)["fingerprint"]
+    return extract_once(study, "attention_second", model, encoded, second=second)
+
+
+def measure_before_finetuning(
+    study: Study, encoded: EncodedQuestions, answers: list[str]
+) -> AttentionTable:
+    """Measure the attention of the checkpoint that fine-tuning starts from; once.
+
+    encoded: the validation questions. answers: the fine-tuned model's, for a new answer head whose
+    answers mean nothing. Kept in run_dir/attention_before.
+    """
+    checkpoint, device = study.path(study.checkpoint), study.device_name()
+    model = load_vilt(checkpoint, device=device, answers=answers, seed=study.seed)[0]
+    model, inputs = in_measuring_precision(model, study), study.settings("checkpoint", "seed")
+    return extract_once(study, "attention_before", model, encoded, **inputs)

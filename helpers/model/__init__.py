@@ -4,12 +4,13 @@ from helpers.model import finetune, timing
 from helpers.model.finetune import load_finetuned, predict
 from helpers.model.forward import forward_raster, trace
 from helpers.model.prune import count_parameters, prune_model
-from helpers.model.vilt import load_vilt
+from helpers.model.vilt import list_answers, load_vilt
 
 __all__ = [
     "count_parameters",  # how many numbers a model has learnt
     "finetune",  # fine-tune a study's checkpoint, continue after a kill, score its answers
     "forward_raster",  # run ViLT on a batch without its random patch order
+    "list_answers",  # a model's answers in the order of its logits
     "load_finetuned",  # the model that notebook 02 fine-tuned, and its processor
     "load_vilt",  # a ViLT and its processor: hub name, folder, or fresh
     "predict",  # a model's answer to every question

@@ -107,6 +107,11 @@ def name_answers(answers: Sequence[str]) -> dict:
     }
 
 
+def list_answers(model: nn.Module) -> list[str]:
+    """The model's answers in the order of its logits."""
+    return [model.config.id2label[number] for number in range(model.config.num_labels)]
+
+
 def draw_head(model: ViltForQuestionAnswering, seed: int) -> None:
     """Draw the answer head anew: the same for a seed, whatever the checkpoint held."""
     generator = torch.Generator().manual_seed(seed)

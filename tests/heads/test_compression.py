@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import ANSWERS, encode_noise, train_small
+from small import ANSWERS, encode_noise
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from helpers.data import prepare
 from helpers.heads import compression
 from helpers.model import finetune, prune
 from helpers.model.finetune import predict
@@ -146,36 +145,29 @@ def test_loss_increases_equal_those_of_pruned_models(vilt):
 # --------------------------------------------------------------------------- a study's own steps
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, phantom_root):
-    sizes = {"shard_size": 20, "extract_batch_size": 16, "ablation_questions": 30}
-    return train_small(phantom_root, tmp_path_factory.mktemp("runs"), **sizes)
-
-
 @pytest.mark.slow
-def test_importance_is_measured_once_and_on_training_questions(study):
-    data, names = prepare.load_dataset(study), ("losses", "gradients", "attention")
+def test_importance_is_measured_once_and_on_training_questions(study, finetuned):
+    (model, processor, data), names = finetuned, ("losses", "gradients", "attention")
 
     def measure():
-        model, processor = finetune.load_finetuned(study)
         tables = compression.measure_importance_on_train(study, model, processor, data["train"])
         return tables, [(study.run_dir / f"spare_{n}/made.json").stat().st_mtime_ns for n in names]
 
     tables, stamps = measure()
     asked = {*data["train"]["question_id"]} - {*data["validation"]["question_id"]}
     for table in tables:
-        assert len(table.questions) == 30
+        assert len(table.questions) == 70
         assert set(table.questions["question_id"]) <= asked
     losses, gradients, attention = tables
-    assert losses.head_loss.shape == gradients.importance.shape == (30, 4, 4)
-    np.testing.assert_allclose(attention.split.sum(-1), np.ones((30, 4, 4, 3)), atol=1e-5)
+    assert losses.head_loss.shape == gradients.importance.shape == (70, 4, 4)
+    np.testing.assert_allclose(attention.split.sum(-1), np.ones((70, 4, 4, 3)), atol=1e-5)
     assert measure()[1] == stamps
 
 
 @pytest.mark.slow
-def test_finetuning_after_pruning_goes_on_after_a_kill(study, monkeypatch):
+def test_finetuning_after_pruning_goes_on_after_a_kill(study, finetuned, monkeypatch):
     """The cut stays, weights move, only the selection questions are asked, nothing is repeated."""
-    data, removal = prepare.load_dataset(study), ([(0, 1), (1, 2)], [3])
+    (model, _, data), removal = finetuned, ([(0, 1), (1, 2)], [3])
     asked, evaluate, steps = [], finetune.RasterTrainer.evaluate, []
 
     def watch(trainer, *args, **more):
@@ -198,7 +190,7 @@ def test_finetuning_after_pruning_goes_on_after_a_kill(study, monkeypatch):
     assert folder == study.run_dir / "light_heads"
     tuned, _ = load_vilt(folder)
     assert prune.name_original(tuned) == [(0, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 2, 3])]
-    cut = prune.prune_model(finetune.load_finetuned(study)[0], *removal)
+    cut = prune.prune_model(model, *removal)
     pairs = zip(tuned.parameters(), cut.parameters(), strict=True)
     assert max((a - b).abs().max().item() for a, b in pairs) > 1e-3
     n_steps = len(steps)
@@ -206,8 +198,9 @@ def test_finetuning_after_pruning_goes_on_after_a_kill(study, monkeypatch):
     assert len(steps) == n_steps
 
 
-def test_the_selected_model_is_saved_and_replaced(study):
-    model, processor = finetune.load_finetuned(study)
+@pytest.mark.slow
+def test_the_selected_model_is_saved_and_replaced(study, finetuned):
+    model, processor, _ = finetuned
     smaller = prune.prune_model(model, [(0, 0)])
 
     def save(model):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from small import encode_noise
 
+from helpers.attention.extract import measure_attention
+from helpers.data import prepare
 from helpers.heads import patching
 from helpers.model.forward import forward_raster
 
@@ -89,3 +91,19 @@ def test_effects_are_ratios_of_sums():
     residual = 100 * (change[:, 0, 0] - 0.25 * total_change) / (16 / 3)
     np.testing.assert_allclose(found[:, 0, 0] - 25, residual)
     assert patching.patching_effect(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_study_patches_pairs_once(study, finetuned):
+    model, processor, data = finetuned
+    data = data["validation"]
+    table = measure_attention(study, model, prepare.encode(study, data, processor))
+    pairs, change, total_change = patching.measure_patching(study, model, processor, data, table)
+    assert len(pairs) > 0
+    assert change.shape == (len(pairs), 4, 4)
+    assert (total_change > 0).all()  # each question's own answer is the best of the two
+    questions, images = np.array(data["question"]), np.array(data["image_id"])
+    assert (questions[pairs[:, 0]] == questions[pairs[:, 1]]).all()
+    assert len(np.unique(images[pairs])) == 2 * len(pairs)
+    again = patching.measure_patching(study, None, processor, data, table)
+    np.testing.assert_array_equal(again[1], change)

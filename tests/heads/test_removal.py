@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from small import ANSWERS, encode_noise
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from helpers.attention.extract import extract_attention, read_attention
+from helpers.data import prepare
 from helpers.data.vqa import vqa_accuracy
 from helpers.heads import removal
 from helpers.model.finetune import predict
@@ -184,6 +186,48 @@ def test_only_a_planted_loss_is_significant():
     assert set(zip(found["layer"], found["family"], strict=True)) == {(0, "all"), (0, "why")}
     tested = table.dropna(subset=["p"])
     assert (tested["p_corrected"] >= tested["p"]).all()
+
+
+# ------------------------------------------------------------------------------------ a study's step
+
+
+@pytest.mark.slow
+def test_a_study_removes_heads_on_the_questions_drawn(study, finetuned):
+    model, processor, data = finetuned
+    removals, gradients = removal.measure_removals(study, model, processor, data["validation"])
+    asked, known = removals.questions["question_id"], data["validation"]["question_id"][:]
+    assert len(set(asked)) == len(asked) == 70 < len(known)
+    assert gradients.questions["question_id"].equals(asked)
+    drawn = data["validation"].select([known.index(number) for number in asked])
+    encoded = prepare.encode(study, drawn, processor)
+    means = removal.mean_z(model, encoded)
+    alone = removal.removal_measures(model, encoded.collate([encoded[3]]), means)
+    for name in ("mean_probability", "layer_probability"):
+        np.testing.assert_allclose(getattr(removals, name)[3], alone[name][0], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_removals_are_measured_once_and_go_on_after_a_kill(study, finetuned, monkeypatch):
+    (model, processor, data), calls = finetuned, []
+    measure = removal.removal_measures
+
+    def count_calls(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    def run():
+        other = replace(study, ablation_questions=65)
+        removal.measure_removals(other, model, processor, data["validation"])
+
+    monkeypatch.setattr(removal, "removal_measures", count_calls)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    run()  # of three shards (two batches, two, one) the first stands
+    assert len(calls) == 3 + 3
+    run()
+    assert len(calls) == 6
 
 
 # ---------------------------------------------------------------------------------------- gradients

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.attention import extract
 from helpers.attention.image_share import attention_measures
+from helpers.data import prepare
 from helpers.heads import roles
+from helpers.model.vilt import list_answers
 
 # ------------------------------------------------------------------------------- tables by hand
 
@@ -314,3 +318,42 @@ def test_agreement_by_hand():
     assert (row["correlation"], row["agreement"]) == (pytest.approx(0.8), 0.75)
     assert row["phi"] == pytest.approx(2 / np.sqrt(12))
     assert (row["passes_a"], row["passes_b"]) == (2, 1)
+
+
+# ----------------------------------------------------------------------------------- other models
+
+
+@pytest.mark.slow
+def test_other_models_answer_the_same_questions_with_other_weights(study, finetuned):
+    model, processor, data = finetuned
+    encoded = prepare.encode(study, data["validation"], processor)
+    table = extract.measure_attention(study, model, encoded)
+    before = roles.measure_before_finetuning(study, encoded, list_answers(model))
+    second = roles.measure_second_seed(study, data, encoded)
+    for other in (before, second):
+        assert other.questions["question_id"].equals(table.questions["question_id"])
+        assert np.abs(other.split - table.split).max() > 0.01
+    made = [study.run_dir / name / "made.json" for name in ("model_second", "attention_second")]
+    stamps = [path.stat().st_mtime_ns for path in made]
+    roles.measure_second_seed(study, data, encoded)
+    assert [path.stat().st_mtime_ns for path in made] == stamps
+
+
+@pytest.mark.slow
+def test_the_model_before_is_measured_in_the_precision_of_the_model(study, finetuned, monkeypatch):
+    model, processor, data = finetuned
+    encoded = prepare.encode(study, data["validation"], processor)
+    other = replace(study, run_name="half")
+    for name in ("model", "dataset"):
+        (other.folder() / name).symlink_to(study.run_dir / name)
+
+    def stop(measured, *_):
+        assert measured.dtype == torch.float16
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract, "choose_dtype", lambda *_: torch.float16)  # as on a GPU
+    monkeypatch.setattr(extract, "extract_attention", stop)
+    with pytest.raises(KeyboardInterrupt):
+        roles.measure_before_finetuning(other, encoded, list_answers(model))
+    with pytest.raises(KeyboardInterrupt):
+        extract.measure_attention(other, model, encoded)

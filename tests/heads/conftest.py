@@ -1,0 +1,19 @@
+"""One small fine-tuned study for the tests of this room."""
+
+import pytest
+from small import train_small
+
+from helpers.data import prepare
+from helpers.model import finetune
+
+
+@pytest.fixture(scope="package")
+def study(tmp_path_factory, phantom_root):
+    sizes = {"shard_size": 30, "extract_batch_size": 16, "ablation_questions": 70}
+    return train_small(phantom_root, tmp_path_factory.mktemp("runs"), **sizes)
+
+
+@pytest.fixture(scope="package")
+def finetuned(study):
+    """The study's model, its processor, and its data set."""
+    return (*finetune.load_finetuned(study), prepare.load_dataset(study))
