@@ -1,11 +1,13 @@
 """Findings: sentences computed from a run's tables, shown in the notebook and kept for the report.
 
-The second half is notebook 07: it shows what a run holds, by name, and says plainly what it does not hold.
+    state_finding(study, "03", "sinks", text)      # in notebook 03
+    findings.show_findings(study, "layers")        # in notebook 07
+
+Notebook 07 shows what a run holds, by the parts of the study, and says what it does not hold.
 """
 
 import io
 import json
-from collections.abc import Iterable
 from math import isnan
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ NOTEBOOKS = {
 
 
 class Part(NamedTuple):
-    """What the report's page on one of the study's questions shows: headlines, figure and findings, by name."""
+    """What the report's page on one of the study's questions shows, by name."""
 
     notebook: str
     headlines: tuple[str, ...]
@@ -43,22 +45,21 @@ PARTS = {
         "05", ("roles", "costliest"), "05_role_map", ("roles", "ablation", "importance", "patching")
     ),
     "optimise": Part(
-        "06",
-        ("removed", "speed"),
-        "06_curves",
+        "06", ("removed", "speed"), "06_curves",
         ("lightest", "helps", "orders", "families", "recovery", "precision"),
     ),
-}
-
-
-CLAUSES = {  # of the report's answer, by headline: its value, its detail
+}  # fmt: skip
+CLAUSES = {  # of the report's answer, by headline: {0} is its value, {1} its detail
     "accuracy": "{1} reaches a VQA accuracy of {0}.",
-    "excess": "**Layers.** In the last one, [CLS]'s share on the image differs from uniform attention by {0}.",
-    "telling": "**Question types.** Attention to the image differs between them in {0} of heads and queries.",
+    "excess": "**Layers.** In the last one, [CLS]'s share on the image differs from uniform "
+    "attention by {0}.",
+    "telling": "**Question types.** Attention to the image differs between them in {0} of heads "
+    "and queries.",
     "text_share": "By MM-SHAP, words contribute {0} to an answer.",
     "roles": "**Heads.** A role is found in {0}.",
     "costliest": "The costliest ({1}) takes {0} of accuracy with it.",
-    "removed": "**Optimising.** The lightest model within the tolerance does without {0} of the heads ({1}).",
+    "removed": "**Optimising.** The lightest model within the tolerance does without {0} of the "
+    "heads ({1}).",
     "speed": "It is {0} as the whole one ({1}).",
 }
 
@@ -66,15 +67,12 @@ CLAUSES = {  # of the report's answer, by headline: its value, its detail
 def state_finding(study: Study, notebook: str, name: str, text: str) -> Markdown:
     """Show a finding under its figure and keep it in tables/findings.json of the run.
 
-    notebook: "03"; name: what it is about ("sinks"), or ANSWER for the sentence the notebook opens with.
-    text: Markdown with effect, interval, n and baseline, computed from the data.
+    notebook: "03"; name: what it is about ("sinks"), or ANSWER for the sentence the notebook opens
+    with; text: Markdown with effect, interval, n and baseline, computed from the data.
     """
-    path = study.folder("tables") / "findings.json"
-    findings = read_findings(study)
-    findings[f"{notebook}.{name}"] = text
-    write_atomic(
-        path, json.dumps(dict(sorted(findings.items())), indent=1, ensure_ascii=False) + "\n"
-    )
+    findings = read_findings(study) | {f"{notebook}.{name}": text}
+    data = json.dumps(dict(sorted(findings.items())), indent=1, ensure_ascii=False)
+    write_atomic(study.folder("tables") / "findings.json", f"{data}\n")
     return Markdown(f"**Finding.** {text}")
 
 
@@ -91,44 +89,44 @@ def list_missing(study: Study) -> list[str]:
 
 
 def say_missing(study: Study, number: str, what: str) -> str:
-    """Why a run lacks `what` ("number") of a notebook: it has not been run, or it gave none from these questions."""
-    reason = (
-        "has not been run" if number in list_missing(study) else "gave none from these questions"
-    )
+    """Why a run lacks `what` ("number") of a notebook: not run, or too few questions for it."""
+    missing = number in list_missing(study)
+    reason = "has not been run" if missing else "gave none from these questions"
     return f"No {what}: {number} {reason}."
 
 
-def show_headlines(study: Study, names: Iterable[str]) -> Markdown:
-    """Headline numbers (`helpers.report.headlines`), a paragraph each: the number, what it is, n, run and seed."""
+def show_headlines(study: Study, part: str) -> Markdown:
+    """Headline numbers of a part (of PARTS, or one headline), a paragraph each, with n and run."""
     lines = []
-    for name in names:
-        found = read_headlines(study, [name])
-        if not found:
+    for name in PARTS[part].headlines if part in PARTS else (part,):
+        if not (found := read_headlines(study, [name])):
             lines.append(say_missing(study, NOTEBOOK[name], "number"))
             continue
         headline = found[0]
-        origin = [say_size(headline), f"run {study.run_name}", f"seed {study.seed}"]
-        lines.append(
-            f"**{say_value(headline)}**<br>{headline.label} ({headline.detail}; "
-            f"{', '.join(filter(None, origin))})"
-        )
+        about = ", ".join(filter(None, [say_size(headline), _name_run(study)]))
+        line = f"**{say_value(headline)}**<br>{headline.label} ({headline.detail}; {about})"
+        lines.append(line)
     return Markdown("\n\n".join(dict.fromkeys(lines)))  # a missing notebook is named once
 
 
-def show_findings(study: Study, notebook: str, names: Iterable[str]) -> Markdown:
-    """The named findings of a notebook, a list item each with its key; names that the run lacks are left out."""
-    findings = read_findings(study)
-    keys = [key for key in (f"{notebook}.{name}" for name in names) if key in findings]
+def _name_run(study: Study) -> str:
+    return f"run {study.run_name}, seed {study.seed}"
+
+
+def show_findings(study: Study, part: str) -> Markdown:
+    """The findings of a part (of PARTS), a list item each with its key; absent ones left out."""
+    findings, notebook = read_findings(study), PARTS[part].notebook
+    keys = [key for name in PARTS[part].findings if (key := f"{notebook}.{name}") in findings]
     if not keys:
         return Markdown(say_missing(study, notebook, "finding"))
     return Markdown("\n".join(f"- {findings[key]} `{key}`" for key in keys))
 
 
-def show_figure(study: Study, name: str) -> ShownImage | Markdown:
-    """A figure of the run, small enough for a notebook of many; where it is missing, a sentence that says so."""
-    path = study.run_dir / "figures" / f"{name}.png"
+def show_figure(study: Study, part: str) -> ShownImage | Markdown:
+    """The figure of a part (of PARTS), reduced for the report; a sentence where it is missing."""
+    path = study.run_dir / "figures" / f"{PARTS[part].figure}.png"
     if not path.is_file():
-        return Markdown(say_missing(study, name[:2], "figure"))
+        return Markdown(say_missing(study, PARTS[part].notebook, "figure"))
     return ShownImage(reduce_png(path.read_bytes()))
 
 
@@ -144,32 +142,27 @@ def reduce_png(data: bytes) -> bytes:
 
 
 def summarise(study: Study) -> str:
-    """The study's answer, a sentence a headline of this run, and what is missing or cannot be told."""
+    """The study's answer, a sentence a headline of this run, and what is missing or unknown."""
     found = read_headlines(study, tuple(CLAUSES))
     told = [headline for headline in found if not isnan(headline.value)]
-    heavy = any(headline.name == "removed" and headline.value == 0 for headline in told)
-    said = [
-        say_clause(headline)
-        for headline in told
-        if not (heavy and headline.name in PARTS["optimise"].headlines)
-    ]
-    if heavy:
-        said.append("**Optimising.** No model with fewer heads stays within the tolerance.")
+    whole_stays = any(headline.name == "removed" and headline.value == 0 for headline in told)
+    left_out = PARTS["optimise"].headlines if whole_stays else ()
+    parts = [say_clause(headline) for headline in told if headline.name not in left_out]
+    if whole_stays:
+        parts.append("**Optimising.** No model with fewer heads stays within the tolerance.")
     if untold := [headline.label for headline in found if isnan(headline.value)]:
-        said.append(f"Not enough questions to tell: {'; '.join(untold)}.")
+        parts.append(f"Not enough questions to tell: {'; '.join(untold)}.")
     if missing := list_missing(study):
-        said.append(f"Not run yet: {', '.join(missing)}.")
-    return f"{' '.join(said).removesuffix('.')} (run {study.run_name}, seed {study.seed})."
+        parts.append(f"Not run yet: {', '.join(missing)}.")
+    return f"{' '.join(parts).removesuffix('.')} ({_name_run(study)})."
 
 
 def say_clause(headline: Headline) -> str:
-    """A headline's sentence in the answer, with the number of its own questions: they differ between headlines."""
-    said = CLAUSES[headline.name].format(say_value(headline), headline.detail)
-    size = say_size(headline) if headline.name == "accuracy" else f"n = {headline.n:,.0f}"
+    """A headline's sentence in the answer, with the number of its own questions."""
+    text = CLAUSES[headline.name].format(say_value(headline), headline.detail)
     if isnan(headline.n):
-        return said
-    return (
-        f"{said.removesuffix(').')}; {size})."
-        if said.endswith(").")
-        else f"{said.removesuffix('.')} ({size})."
-    )
+        return text
+    size = say_size(headline) if headline.name == "accuracy" else f"n = {headline.n:,.0f}"
+    if text.endswith(")."):
+        return f"{text.removesuffix(').')}; {size})."
+    return f"{text.removesuffix('.')} ({size})."

@@ -1,55 +1,58 @@
-"""Headline numbers of a run as numbers: one function a headline, each of which reads the run's own tables.
+"""Headline numbers of a run: one function a headline, each of which reads the run's own tables.
 
-    for headline in read_headlines(study):
-        print(headline.label, say_value(headline))
+    for headline in headlines.read_headlines(study):
+        print(headline.label, headlines.say_value(headline))
 
-A headline is None where its notebook has not been run, and its value NaN where the questions are too few to tell.
+A headline is None where its notebook has not been run, and its value NaN where the questions are
+too few to tell.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from helpers.report.sentences import count_of, say_interval, say_number
+from helpers.report.sentences import Row, count_of, say_interval, say_number
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import has_enough_data
 
+NAN = float("nan")
+
 
 class Headline(NamedTuple):
-    """A number of one run. low, high: its 95 % interval over images, NaN without one; n: NaN if not of questions."""
+    """A number of one run, with its 95 % interval over images (NaN without one)."""
 
     name: str
     label: str  # what the number is, in any run
     detail: str  # what this run adds to it: which head, out of how many
-    value: float
-    low: float
-    high: float
-    n: float  # questions
-    n_clusters: float  # images
     unit: str
+    value: float
+    low: float = NAN
+    high: float = NAN
+    n: float = NAN  # questions; NaN if the number is not of questions
+    n_clusters: float = NAN  # images
 
 
 def read_table(study: Study, name: str) -> pd.DataFrame | None:
-    """A table of the run (tables/<name>.csv); None where the notebook that writes it has not been run."""
+    """A table of the run (tables/<name>.csv); None where its notebook has not been run."""
     path = study.run_dir / "tables" / f"{name}.csv"
     return pd.read_csv(path) if path.is_file() else None
 
 
 def find_accuracy(study: Study, answerer: str = "ViLT") -> Headline | None:
-    """VQA accuracy on all validation questions, in percent. answerer: as in 02_accuracy ("type prior", ...)."""
+    """VQA accuracy on all validation questions, in percent; answerer: as in 02_accuracy."""
     table = read_table(study, "02_accuracy")
     if table is None:
         return None
     row = table[(table["family"] == "all") & (table["answerer"] == answerer)].iloc[0]
     row = row.rename({"images": "n_clusters"})
-    return _take(row, "accuracy", "VQA accuracy", answerer, "%", scale=100)
+    return take_row(("accuracy", "VQA accuracy", answerer, "%"), row, scale=100)
 
 
 def find_excess(study: Study) -> Headline | None:
-    """Excess image share of [CLS] (text query, image key) in the last layer, which the answer is read from."""
+    """Excess image share of [CLS] in the last layer, which the answer is read from."""
     table = read_table(study, "03_layers")
     if table is None:
         return None
@@ -58,43 +61,43 @@ def find_excess(study: Study) -> Headline | None:
     ]
     row = rows.loc[rows["layer"].idxmax()]
     detail = f"L{row['layer']}, mean over heads; uniform attention: 0"
-    return _take(
-        row, "excess", "excess image share of [CLS], last layer", detail, "points", scale=100
-    )
+    label = "excess image share of [CLS], last layer"
+    return take_row(("excess", label, detail, "points"), row, scale=100)
 
 
 def find_telling(study: Study) -> Headline | None:
-    """Share of heads and queries in which question families differ (omnibus test, corrected p below 0.05)."""
+    """Share of heads and queries in which question families differ (omnibus, corrected)."""
     table = read_table(study, "04_omnibus")
     if table is None:
         return None
     tested = table.dropna(subset=["p_corrected"])
     value = 100 * (tested["p_corrected"] < 0.05).mean()  # NaN if nothing could be tested
-    most = tested.iloc[0] if len(tested) else {"n": 0, "n_clusters": 0}
-    label, detail = (
-        "heads and queries that tell question families apart",
-        f"of {len(tested)} tested",
-    )
-    return _count("telling", label, detail, value, most["n"], most["n_clusters"], "%")
+    size = tested.iloc[0] if len(tested) else {"n": 0, "n_clusters": 0}
+    label = "heads and queries that tell question families apart"
+    return _count(("telling", label, f"of {len(tested)} tested", "%"), value, size)
 
 
 def find_text_share(study: Study) -> Headline | None:
     """Textual share of MM-SHAP (T-SHAP: Parcalabescu and Frank 2023), mean over its questions."""
-    path = study.run_dir / "modality" / "shapley.parquet"
-    predictions = read_table(study, "02_predictions")
+    path, predictions = (
+        study.run_dir / "modality/shapley.parquet",
+        read_table(study, "02_predictions"),
+    )
     if predictions is None or not path.is_file():
         return None
-    shares = pd.read_parquet(
-        path, columns=["question", "text_share"]
-    )  # question: row of the validation part
+    shares = pd.read_parquet(path, columns=["question", "text_share"])  # question: its row in 02's
     images = predictions["image_id"].to_numpy()[shares["question"]]
-    interval = bootstrap_mean(shares["text_share"], images, study.bootstrap_draws, study.seed)
-    if not has_enough_data(interval.n, interval.n_clusters):
-        interval = interval._replace(estimate=np.nan, low=np.nan, high=np.nan)
-    detail = "the image has the rest"
-    return _take(
-        interval._asdict(), "text_share", "textual share (MM-SHAP)", detail, "%", scale=100
-    )
+    row = average_over_images(study, shares["text_share"], images)
+    labels = ("text_share", "textual share (MM-SHAP)", "the image has the rest", "%")
+    return take_row(labels, row, scale=100)
+
+
+def average_over_images(study: Study, values: Sequence[float], images: Sequence[int]) -> dict:
+    """Mean of questions' values with its interval over images; NaN where they are too few."""
+    row = bootstrap_mean(values, images, study.bootstrap_draws, study.seed)._asdict()
+    if not has_enough_data(row["n"], row["n_clusters"]):
+        row |= dict.fromkeys(("estimate", "low", "high"), NAN)
+    return row
 
 
 def find_roles(study: Study) -> Headline | None:
@@ -102,11 +105,11 @@ def find_roles(study: Study) -> Headline | None:
     table = read_table(study, "05_role_scores")
     if table is None:
         return None
-    n, n_clusters = table["n"].max(), table["n_clusters"].max()
+    size = table[["n", "n_clusters"]].max()
     with_role = table.groupby(["layer", "head"])["passes"].any()
-    value = float(with_role.sum()) if has_enough_data(n, n_clusters) else np.nan
+    value = with_role.sum() if has_enough_data(*size) else NAN
     detail = f"of {len(with_role)} heads, against all untrained heads"
-    return _count("roles", "heads with a role", detail, value, n, n_clusters, "heads")
+    return _count(("roles", "heads with a role", detail, "heads"), value, size)
 
 
 def find_costliest(study: Study) -> Headline | None:
@@ -115,129 +118,132 @@ def find_costliest(study: Study) -> Headline | None:
     if table is None:
         return None
     rows = table[(table["mode"] == "zero") & (table["family"] == "all")]
-    row = rows.loc[rows["drop"].idxmax()]
-    told = {} if row["told"] else dict.fromkeys(("drop", "low", "high"), np.nan)
+    row = rows.loc[rows["drop"].idxmax()].to_dict()
     detail = f"{row['name']}, put to zero" if row["told"] else "put to zero"
-    row = {**row, **told, "estimate": told.get("drop", row["drop"])}
-    return _take(row, "costliest", "accuracy lost without the costliest head", detail, "points")
+    if not row["told"]:
+        row |= dict.fromkeys(("drop", "low", "high"), NAN)
+    labels = ("costliest", "accuracy lost without the costliest head", detail, "points")
+    return take_row(labels, row, "drop")
 
 
 def find_removed(study: Study) -> Headline | None:
-    """Share of heads that the lightest model within the tolerated loss does without, whole layers included.
+    """Share of heads that the lightest model within the tolerated loss does without.
 
-    It was chosen on one half of the images; what it loses on the other is said in the detail.
+    Heads of whole layers count as well. The model was chosen on one half of the images; the detail
+    says what it loses on the other.
     """
-    chosen, total = find_lightest(study), count_parts(study)
+    chosen, total = _find_lightest(study), _count_parts(study)
     if chosen is None or total is None:
         return None
     gone = chosen["heads"] + chosen["layers"] * total["head"] / total["layer"]
-    value = np.nan if np.isnan(chosen["difference"]) else 100 * gone / total["head"]
-    label = "heads that the lightest model within the tolerance does without"
+    value = NAN if np.isnan(chosen["difference"]) else 100 * gone / total["head"]
     judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen)}"
     detail = f"“{chosen['model']}”; {judged} on the images that it was not chosen on"
     if chosen["model"] == "whole":
         detail = "the whole model stays"
-    return _count("removed", label, detail, value, chosen["n"], np.nan, "%")
+    label = "heads that the lightest model within the tolerance does without"
+    return _count(("removed", label, detail, "%"), value, {"n": chosen["n"], "n_clusters": NAN})
 
 
 def find_speed(study: Study) -> Headline | None:
-    """How many times as fast as the whole model the lightest one within the tolerated loss is, on many questions."""
-    chosen, table = find_lightest(study), read_table(study, "06_latency")
+    """How many times as fast as the whole model the lightest one is, on many questions at once."""
+    chosen, table = _find_lightest(study), read_table(study, "06_latency")
     if chosen is None or table is None:
         return None
     many = table["questions"].max()
-    row = (
-        table[(table["model"] == chosen["model"]) & (table["questions"] == many)].iloc[0].to_dict()
-    )
-    if np.isnan(chosen["difference"]):
-        row |= dict.fromkeys(("faster", "low", "high"), np.nan)
-    row |= {"estimate": row["faster"], "n": np.nan, "n_clusters": np.nan}
+    rows = table[(table["model"] == chosen["model"]) & (table["questions"] == many)]
+    row = rows.iloc[0].to_dict() | {"n": NAN, "n_clusters": NAN}
     detail = f"{many} questions at once, median of {row['rounds']} rounds"
+    if np.isnan(chosen["difference"]):
+        row |= dict.fromkeys(("faster", "low", "high"), NAN)
     if chosen["model"] == "whole":  # a time against itself
-        row |= {"low": np.nan, "high": np.nan}
+        row |= {"low": NAN, "high": NAN}
         detail = "it is the whole one"
-    return _take(row, "speed", "speed of the lightest model against the whole one", detail, "times")
+    label = "speed of the lightest model against the whole one"
+    return take_row(("speed", label, detail, "times"), row, "faster")
 
 
 def find_removable(study: Study) -> Headline | None:
-    """Share of heads that can be put to zero within the tolerated loss, without training (order by ablation).
+    """Share of heads that can be put to zero within the tolerated loss, without training.
 
-    The most heads up to which no step of the curve loses more than the tolerance; interval: none.
+    In the order by ablation, the most heads up to which no step loses more than the tolerance.
     """
-    table, total = read_table(study, "06_families"), count_parts(study)
+    table, total = read_table(study, "06_families"), _count_parts(study)
     if table is None or total is None:
         return None
     rows = table[(table["what"] == "heads removed") & (table["family"] == "all")]
     rows = rows.assign(removed=rows["removed"].astype(int)).sort_values("removed")
     within = (rows["drop"] <= study.prune_tolerance).cummin()
-    value = (
-        100 * rows["removed"].where(within, 0).max() / total["head"]
-        if rows["told"].all()
-        else np.nan
+    value = 100 * rows["removed"].where(within, 0).max() / total["head"]
+    tolerance = f"within {study.prune_tolerance:g} point, in the order by ablation"
+    labels = (
+        "removable",
+        "heads removable without training",
+        f"{tolerance}, of {total['head']} heads",
+        "%",
     )
-    label = "heads removable without training"
-    detail = f"within {study.prune_tolerance:g} point, in the order by ablation, of {total['head']} heads"
-    return _count("removable", label, detail, value, rows["n"].max(), rows["n_clusters"].max(), "%")
+    return _count(labels, value if rows["told"].all() else NAN, rows[["n", "n_clusters"]].max())
 
 
-def find_lightest(study: Study) -> dict | None:
-    """The row of the chosen model in 06_candidates; None where 06 has not been run. difference: NaN if not to be told."""
+def _find_lightest(study: Study) -> dict | None:
+    """The row of the chosen model in 06_candidates; difference is NaN if it cannot be told."""
     table = read_table(study, "06_candidates")
     return None if table is None else table[table["chosen"]].iloc[0].to_dict()
 
 
-def count_parts(study: Study) -> pd.Series | None:
-    """How many heads ("head") and layers ("layer") the whole model has, of 06_losses; None where 06 has not been run."""
+def _count_parts(study: Study) -> pd.Series | None:
+    """How many heads ("head") and layers ("layer") the whole model has."""
     table = read_table(study, "06_losses")
     return None if table is None else table["what"].value_counts()
 
 
+def take_row(labels: tuple, row: Row, column: str = "estimate", scale: float = 1) -> Headline:
+    """A headline of a table's row. labels: name, label, detail, unit."""
+    values = (scale * float(row[key]) for key in (column, "low", "high"))
+    return Headline(*labels, *values, float(row["n"]), float(row["n_clusters"]))
+
+
+def _count(labels: tuple, value: float, size: Row) -> Headline:
+    """A headline without an interval."""
+    sizes = {key: float(size[key]) for key in ("n", "n_clusters")}
+    return Headline(*labels, float(value), **sizes)
+
+
 HEADLINES: dict[str, Callable[[Study], Headline | None]] = {
-    "accuracy": find_accuracy, "excess": find_excess, "telling": find_telling, "text_share": find_text_share,
-    "roles": find_roles, "costliest": find_costliest, "removed": find_removed, "removable": find_removable,
-    "speed": find_speed,
+    "accuracy": find_accuracy, "excess": find_excess, "telling": find_telling,
+    "text_share": find_text_share, "roles": find_roles, "costliest": find_costliest,
+    "removed": find_removed, "removable": find_removable, "speed": find_speed,
 }  # fmt: skip
 NOTEBOOK = {
-    "accuracy": "02", "excess": "03", "telling": "04", "text_share": "04", "roles": "05", "costliest": "05",
-    "removed": "06", "removable": "06", "speed": "06",
+    "accuracy": "02", "excess": "03", "telling": "04", "text_share": "04", "roles": "05",
+    "costliest": "05", "removed": "06", "removable": "06", "speed": "06",
 }  # fmt: skip
 
 
-def read_headlines(study: Study, names=tuple(HEADLINES)) -> list[Headline]:
-    """The headlines of a run that its tables hold, in order; those of notebooks not yet run are left out."""
+def read_headlines(study: Study, names: Sequence[str] = tuple(HEADLINES)) -> list[Headline]:
+    """The headlines of a run, in order; those of notebooks not yet run are left out."""
     found = (HEADLINES[name](study) for name in names)
     return [headline for headline in found if headline is not None]
 
 
 def say_value(headline: Headline) -> str:
     """A headline's number with its interval: "98.9 % [98.6, 99.2]"."""
-    digits = {"heads": 0, "times": 2}.get(headline.unit, 1)
     if np.isnan(headline.value):
         return "not enough questions to tell"
+    digits = {"heads": 0, "times": 2}.get(headline.unit, 1)
     style = {"digits": digits, "sign": headline.name == "excess"}
-    unit = {"times": "times as fast"}.get(headline.unit, headline.unit)
+    unit = "times as fast" if headline.unit == "times" else headline.unit
     unit = "head" if unit == "heads" and headline.value == 1 else unit
-    said = f"{say_number(headline.value, **style)} {unit}"
-    return said if np.isnan(headline.low) else f"{said} {say_interval(headline._asdict(), **style)}"
+    value = f"{say_number(headline.value, **style)} {unit}"
+    return (
+        value if np.isnan(headline.low) else f"{value} {say_interval(headline._asdict(), **style)}"
+    )
 
 
 def say_size(headline: Headline) -> str:
-    """How many questions about how many images a headline rests on; empty where it rests on none."""
+    """How many questions about how many images a headline rests on; "" where on none."""
     if np.isnan(headline.n):
         return ""
     images = headline.n_clusters
     about = "" if np.isnan(images) else f" about {count_of(int(images), 'image')}"
     return f"n = {headline.n:,.0f} questions{about}"
-
-
-def _take(row, name: str, label: str, detail: str, unit: str, scale: float = 1) -> Headline:
-    """A headline of a row with estimate, low, high, n and n_clusters."""
-    values = (scale * float(row[key]) for key in ("estimate", "low", "high"))
-    return Headline(name, label, detail, *values, float(row["n"]), float(row["n_clusters"]), unit)
-
-
-def _count(name: str, label: str, detail: str, value, n, n_clusters, unit: str) -> Headline:
-    """A headline without an interval."""
-    return Headline(
-        name, label, detail, float(value), np.nan, np.nan, float(n), float(n_clusters), unit
-    )

@@ -65,33 +65,33 @@ def test_missing_notebooks_are_those_without_an_answer(study):
 
 
 def test_a_headline_has_its_interval_n_run_and_seed(study):
-    assert show_headlines(study, ["accuracy"]).data == (
+    assert show_headlines(study, "accuracy").data == (
         "**50.0 % [40.0, 62.5]**<br>VQA accuracy (ViLT; n = 40 questions about 20 images, run test, seed 3)"
     )
-    both = show_headlines(study, ["roles", "costliest"]).data.split("\n\n")
+    both = show_headlines(study, "heads").data.split("\n\n")
     assert [each[:6] for each in both] == ["**2 he", "**4.0 "]
 
 
 def test_a_missing_notebook_is_named_once(study):
-    said = show_headlines(study, PARTS["optimise"].headlines).data
+    said = show_headlines(study, "optimise").data
     assert said == "No number: 06 has not been run."
 
 
 def test_findings_are_listed_as_chosen_and_absent_ones_left_out(study):
     state_finding(study, "03", "trust", "trust this")
     state_finding(study, "03", "boxes", "in the box")
-    shown = show_findings(study, "03", ("boxes", "gone", "trust")).data
+    shown = show_findings(study, "layers").data
     assert shown == "- in the box `03.boxes`\n- trust this `03.trust`"
-    assert show_findings(study, "06", ("lightest",)).data == "No finding: 06 has not been run."
+    assert show_findings(study, "optimise").data == "No finding: 06 has not been run."
 
 
 def test_a_figure_is_shown_small_and_a_missing_one_explained(study):
     (study.folder("figures") / "03_layers.png").write_bytes(make_png())
-    shown = show_figure(study, "03_layers")
+    shown = show_figure(study, "layers")
     assert isinstance(shown, ShownImage)
     assert Image.open(io.BytesIO(shown.data)).width == FIGURE_WIDTH
-    assert show_figure(study, "06_curves").data == "No figure: 06 has not been run."
-    assert show_figure(study, "05_patching").data == "No figure: 05 gave none from these questions."
+    assert show_figure(study, "optimise").data == "No figure: 06 has not been run."
+    assert show_figure(study, "heads").data == "No figure: 05 gave none from these questions."
 
 
 def test_reduced_pictures_keep_their_shape_and_take_a_palette():

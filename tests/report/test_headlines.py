@@ -117,11 +117,11 @@ def test_no_head_can_go_where_the_first_step_costs_too_much(study):
     ],
 )
 def test_numbers_in_words(name, unit, numbers, said):
-    assert say_value(Headline(name, "label", "detail", *numbers, 10, 5, unit)) == said
+    assert say_value(Headline(name, "label", "detail", unit, *numbers, 10, 5)) == said
 
 
 def test_sizes_in_words():
-    blank = Headline("a", "label", "", 1, 0, 2, 3285, 500, "%")
+    blank = Headline("a", "label", "", "%", 1, 0, 2, 3285, 500)
     assert say_size(blank) == "n = 3,285 questions about 500 images"
     assert say_size(blank._replace(n_clusters=1)) == "n = 3,285 questions about 1 image"
     assert say_size(blank._replace(n_clusters=np.nan)) == "n = 3,285 questions"
