@@ -244,15 +244,14 @@ pipeline_tag: visual-question-answering
 
 `ViltModel` with {facts["weights"]:,} weights: {config.num_hidden_layers} layers, {config.num_attention_heads} heads,
 hidden size {config.hidden_size}, {config.patch_size}-pixel patches, shorter side {config.image_size} pixels (16 or 20
-patches a picture). Pre-trained by this project, from nothing, on questions about synthetic scenes
-(`phantom/scenes.py`); no photograph and no outside text went into it. It has no answer head: notebook 02 gives it
-a new one.
+patches a picture). This project pre-trained it from random weights on questions about synthetic scenes
+(`phantom/scenes.py`), without photographs or other text. It has no answer head; notebook 02 adds one.
 
-- Data: {recipe["scenes"]:,} scenes from random streams that no split of a study uses (`phantom.SPLITS`), seed {recipe["seed"]}.
-- Training: {recipe["steps"]:,} steps of {recipe["batch_size"]} questions, {facts["minutes"]:.1f} minutes on the machine that made it.
-- Accuracy on 400 further scenes, with the head it was trained with: {100 * facts["accuracy"]:.1f} %.
+- Data: {recipe["scenes"]:,} scenes from random streams that no split of a study uses, seed {recipe["seed"]}.
+- Training: {recipe["steps"]:,} steps of {recipe["batch_size"]} questions, which took {facts["minutes"]:.1f} minutes.
+- Accuracy on 400 further scenes, with the head of its pre-training: {100 * facts["accuracy"]:.1f} %.
 - Reproduce: `make pretrain`.
-- Limits: it knows the words of the phantom and nothing of photographs. Do not use it for anything but this study.
+- Limits: it knows the words of the phantom only, and no photographs. Use it for this study only.
 """
 
 
