@@ -1,9 +1,9 @@
-"""Attention measures of a whole data set: one row a question, in shards that a killed run continues.
+"""Measures of a whole data set: a row a question, made once, continued after a kill.
 
-    table = measure_attention(study, model, encoded)  # measured once, then read from the run's folder
-    table.image_share                                 # (question, layer, head, QUERY_GROUPS)
+    table = measure_attention(study, model, encoded)    # of all validation questions
+    table.image_share                                   # (question, layer, head, QUERY_GROUPS)
 
-What other modules measure once goes through `measure_once` and `extract_once` as well.
+Other measures of a study go through `measure_once` and, where they are tables, `extract_once`.
 """
 
 import copy
@@ -28,7 +28,9 @@ from helpers.model.forward import patch_grids
 from helpers.run.cache import cached_step, read_record, require, source_digest
 from helpers.run.settings import Study
 
-MEASURES = {  # of `attention_measures`; name: type, axes after the question
+Measure = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+Layout = Mapping[str, tuple[str, tuple]]
+MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the question
     "split": ("float32", ("layer", "head", 3, 5)),
     "entropy": ("float32", ("layer", "head", 3)),
     "text_distance": ("float32", ("layer", "head")),
@@ -41,6 +43,9 @@ MEASURES = {  # of `attention_measures`; name: type, axes after the question
 COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
 
+# ------------------------------------------------------------------------------- write the shards
+
+
 def extract_attention(
     model: nn.Module,
     encoded: EncodedQuestions,
@@ -48,19 +53,18 @@ def extract_attention(
     batch_size: int,
     shard_size: int,
     process: tuple[int, int] = (0, 1),
-    measure: Callable = attention_measures,
-    layout: Mapping[str, tuple] = MEASURES,
+    measure: Measure = attention_measures,
+    layout: Layout = MEASURES,
 ) -> Path:
-    """Measure the attention of every question and write one row each to folder/part-00000.parquet, ...
+    """Measure every question and write a row each to folder/part-00000.parquet, ...
 
-    Columns: question_id, image_id, family, question_type, n_words, n_patches, grid_rows, grid_cols,
-    prediction, accuracy (NaN without answers), and the measures, flattened. Rows are in the data set's order. Shards
-    that stand whole are kept, so a killed run goes on where it was; memory holds one shard. Read the result with
-    `read_attention`.
-    process: (number, processes), where several share the work: each measures every so many-th shard.
-    measure, layout: what gives a batch's measures (with "logits"), and the type and axes of those that are kept.
-    Raises ValueError where the folder holds shards of other questions, another model, shard size or measures, and
-    where the model's numbers are not finite.
+    measure, layout: what gives a batch's measures (with "logits"), and the type and axes of those
+    to keep. process: (rank, world_size). Rank r measures shards r, r + world_size, ...
+    Columns: question_id, image_id, family, question_type, COUNTS, prediction, accuracy (NaN
+    without answers), and the measures, flattened. Rows are in the data set's order. Whole shards
+    are kept, so a killed run continues; memory holds one. Read them with `read_attention`.
+    ValueError where the folder holds shards of other questions, another model, shard size or
+    measures, and where the model's numbers are not finite.
     """
     if not len(encoded):
         raise ValueError("no questions to extract attention from: the data set is empty.")
@@ -70,46 +74,49 @@ def extract_attention(
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(encoded), shard_size)
     names = [f"part-{number:05d}.parquet" for number in range(len(starts))]
-    strangers = sorted({path.name for path in folder.glob("part-*.parquet")} - set(names))
-    if strangers:
+    others = sorted({path.name for path in folder.glob("part-*.parquet")} - set(names))
+    if others:
         raise ValueError(
-            f"{folder / strangers[0]} is none of these {len(names)} shards: empty the folder first."
+            f"{folder / others[0]} is none of these {len(names)} shards: empty the folder first."
         )
     source = describe_source(model, len(encoded), layout)
-    number, processes = process
-    mine = list(zip(names, starts, strict=True))[number::processes]
-    total = sum(min(shard_size, len(encoded) - start) for _, start in mine)
+    rank, world_size = process
+    shards = [
+        (folder / name, range(start, min(start + shard_size, len(encoded))))
+        for name, start in zip(names[rank::world_size], starts[rank::world_size], strict=True)
+    ]
+    total = sum(len(rows) for _, rows in shards)
     with tqdm(total=total, desc="attention", unit="question") as progress:
-        for name, start in mine:
-            rows = range(start, min(start + shard_size, len(encoded)))
-            if (folder / name).exists():
-                check_shard(folder / name, source, encoded, rows)
+        for path, rows in shards:
+            if path.exists():
+                check_shard(path, source, encoded, rows)
                 progress.update(len(rows))
             else:
                 table = measure_rows(model, encoded, rows, batch_size, progress, source, measure)
-                # a dictionary of floats that hardly repeat costs time and saves nothing
-                pq.write_table(
-                    table,
-                    folder / f".{name}.tmp",
-                    use_dictionary=table.column_names[: -len(layout)],
-                )
-                os.replace(folder / f".{name}.tmp", folder / name)
+                temporary = path.with_name(f".{path.name}.tmp")
+                # dictionaries of floats that hardly repeat cost time and save nothing
+                pq.write_table(table, temporary, use_dictionary=table.column_names[: -len(layout)])
+                os.replace(temporary, path)
     return folder
 
 
-def describe_source(model: nn.Module, n_questions: int, layout: Mapping[str, tuple]) -> dict:
-    """What all shards of a folder share: the model's geometry and weights, how many questions they hold, which measures."""
+def describe_source(model: nn.Module, n_questions: int, layout: Layout) -> dict:
+    """What all shards of a folder share: the model's shape and weights, the measures, the count."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    geometry = {"layers": model.config.num_hidden_layers, "heads": model.config.num_attention_heads}
-    measures = {name: [kind, *axes] for name, (kind, axes) in layout.items()}
-    own = {"weights": digest.hexdigest()[:16], "dtype": str(model.dtype)}
-    return {**geometry, **own, "questions": n_questions, "measures": measures}
+    return {
+        "layers": model.config.num_hidden_layers,
+        "heads": model.config.num_attention_heads,
+        "weights": digest.hexdigest()[:16],
+        "dtype": str(model.dtype),
+        "questions": n_questions,
+        "measures": {name: [kind, *axes] for name, (kind, axes) in layout.items()},
+    }
 
 
 def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each measure of one question: {"split": ("float32", (12, 12, 3, 5)), ...}."""
+    """Type and shape of a question's measures: {"split": ("float32", (12, 12, 3, 5)), ...}."""
     sizes = {"layer": source["layers"], "head": source["heads"]}
     return {
         name: (kind, tuple(sizes.get(axis, axis) for axis in axes))
@@ -118,22 +125,14 @@ def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def check_shard(path: Path, source: dict, encoded: EncodedQuestions, rows: range) -> None:
-    """ValueError unless a shard that stands holds these rows, measured on this very model."""
-    if read_source(path) != source:
+    """ValueError unless a shard holds these rows, measured on this model."""
+    if (found := read_source(path)) != source:
         raise ValueError(
-            f"{path} is of another model or data set ({read_source(path)}, not {source}): empty the folder."
+            f"{path} is of another model or data set ({found}, not {source}): empty the folder."
         )
     held = pq.read_table(path, columns=["question_id"])["question_id"].to_pylist()
     if held != encoded.questions["question_id"].iloc[rows].tolist():
         raise ValueError(f"{path} holds other questions than rows {rows.start} to {rows.stop - 1}.")
-
-
-def read_source(path: Path) -> dict:
-    """What describe_source said when a shard was written; ValueError where it is no shard."""
-    try:
-        return json.loads(pq.read_schema(path).metadata[b"source"])
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no attention shard: delete it and extract again.") from error
 
 
 def measure_rows(
@@ -143,13 +142,11 @@ def measure_rows(
     batch_size: int,
     progress: tqdm,
     source: dict,
-    measure: Callable,
+    measure: Measure,
 ) -> pa.Table:
-    """One shard: batches are bucketed within it, its rows are in the data set's order."""
-    measures = {
-        name: np.zeros((len(rows), *shape), kind)
-        for name, (kind, shape) in measure_shapes(source).items()
-    }
+    """One shard. Batches are bucketed within it; its rows are in the data set's order."""
+    shapes = measure_shapes(source).items()
+    measures = {name: np.zeros((len(rows), *shape), kind) for name, (kind, shape) in shapes}
     counts = np.zeros((len(rows), len(COUNTS)), np.int16)
     answers = np.zeros(len(rows), np.int64)
     for indices, batch in encoded.batches(batch_size, rows):
@@ -158,35 +155,28 @@ def measure_rows(
         check_finite(found["logits"], encoded, indices, model.dtype)
         for name, values in measures.items():
             values[places] = found[name].cpu().numpy()
-        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[
-            batch["picture_of"]
-        ].numpy()
+        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)
+        grids = grids[batch["picture_of"]].numpy()
         words = batch["attention_mask"].sum(1).numpy() - 2
         counts[places] = np.column_stack([words, grids.prod(1), grids])
         answers[places] = found["logits"].argmax(1).cpu().numpy()
         progress.update(len(indices))
-    questions = describe_rows(
-        encoded, rows, [model.config.id2label[answer] for answer in answers.tolist()]
-    )
+    predictions = [model.config.id2label[answer] for answer in answers.tolist()]
+    questions = describe_rows(encoded, rows, predictions)
     questions[list(COUNTS)] = counts
-    return tabulate(questions, measures, source)
+    return to_arrow(questions, measures, source)
 
 
 def check_finite(
     logits: Tensor, encoded: EncodedQuestions, indices: list[int], dtype: torch.dtype
 ) -> None:
-    """ValueError that names a question whose logits overflowed, which half precision can bring about."""
-    broken = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if broken:
-        question = encoded.questions["question_id"].iloc[indices[broken[0]]]
-        raise ValueError(
-            f"question_id {question}: the logits in {dtype} are not finite"
-            + (
-                "; use precision='fp32'."
-                if dtype != torch.float32
-                else ": the model's weights are broken."
-            )
-        )
+    """ValueError that names a question whose logits overflowed, as half precision can."""
+    overflown = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if overflown:
+        question = encoded.questions["question_id"].iloc[indices[overflown[0]]]
+        half = dtype != torch.float32
+        advice = "; use precision='fp32'." if half else ": the model's weights are broken."
+        raise ValueError(f"question_id {question}: the logits in {dtype} are not finite{advice}")
 
 
 def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]) -> pd.DataFrame:
@@ -197,32 +187,34 @@ def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]
     return table.assign(prediction=predictions, accuracy=encoded.score(predictions, rows))
 
 
-def tabulate(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:
-    """Questions and measures as one Arrow table; a measure is a fixed-size list of its flattened axes."""
+def to_arrow(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:
+    """One Arrow table, in which a measure is a fixed-size list of its flattened axes."""
     table = pa.Table.from_pandas(questions, preserve_index=False)
     for name, values in measures.items():
         flat = pa.array(values.reshape(-1))
-        element = pa.field(
-            "element", flat.type, nullable=False
-        )  # without nulls it reads 1.3 times as fast
+        element = pa.field("element", flat.type, nullable=False)  # reads 1.3 times as fast
         kind = pa.list_(element, values[0].size)
         column = pa.FixedSizeListArray.from_arrays(flat, type=kind)
         table = table.append_column(pa.field(name, kind, nullable=False), column)
     return table.replace_schema_metadata({"source": json.dumps(source)})
 
 
-class AttentionTable:
-    """Measures of all questions, read from the shards one measure at a time, when first asked for, and then kept.
+# -------------------------------------------------------------------------------- read the shards
 
-    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. dtype: what the model ran in,
-    such as "torch.float16". The measures are attributes whose first axis is the question, such as split (n, layer,
-    head, QUERY_GROUPS, KEY_GROUPS); `attention_measures` says what each means. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and whatever
-    `reduce` is asked for read it shard by shard and keep a part of that.
+
+class AttentionTable:
+    """Measures of all questions: table.split is (question, layer, head, QUERY_GROUPS, KEY_GROUPS).
+
+    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. dtype:
+    what the model ran in, such as "torch.float16". Each measure (see `attention_measures`) is an
+    attribute whose first axis is the question, read from the shards when first asked for, and then
+    kept. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and
+    `reduce` read it shard by shard and keep a part.
     """
 
     def __init__(
         self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple], dtype: str
-    ):
+    ) -> None:
         self.questions, self.dtype, self._paths, self._shapes = questions, dtype, paths, shapes
 
     def __getattr__(self, name: str) -> np.ndarray:
@@ -233,7 +225,7 @@ class AttentionTable:
         return getattr(self, name)
 
     def reduce(self, name: str, function: Callable = np.asarray) -> np.ndarray:
-        """What `function` makes of a measure's values (question, ...), shard by shard, the first axis kept."""
+        """`function` of a measure (question, ...), shard by shard; it keeps the first axis."""
         kind, shape = self._shapes[name]
         whole, start = None, 0
         for path in self._paths:
@@ -247,27 +239,26 @@ class AttentionTable:
 
     @cached_property
     def image_share(self) -> np.ndarray:
-        """Share of attention on the image: (n, layer, head, QUERY_GROUPS)."""
+        """Share of attention on the image: (question, layer, head, QUERY_GROUPS)."""
         return self.reduce("split", image_share)
 
     @property
     def baseline(self) -> np.ndarray:
-        """Image share of uniform attention, for each question: (n,)."""
-        words, patches = (
-            self.questions[name].to_numpy(np.float32) for name in ("n_words", "n_patches")
-        )
-        return uniform_baseline(words, patches)
+        """Image share of uniform attention: (question,)."""
+        names = ("n_words", "n_patches")
+        return uniform_baseline(*(self.questions[name].to_numpy(np.float32) for name in names))
 
     @property
     def excess(self) -> np.ndarray:
-        """Image share minus the uniform baseline: (n, layer, head, QUERY_GROUPS)."""
+        """Image share minus its uniform baseline: (question, layer, head, QUERY_GROUPS)."""
         return self.image_share - self.baseline[:, None, None, None]
 
 
 def read_attention(folder: str | Path) -> AttentionTable:
     """Open the shards that `extract_attention` wrote, in order.
 
-    FileNotFoundError where there are none; ValueError where they are of different models, or do not hold all questions.
+    FileNotFoundError where there are none; ValueError where they are of different models, or do
+    not hold all questions.
     """
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
@@ -275,29 +266,46 @@ def read_attention(folder: str | Path) -> AttentionTable:
     source = read_source(paths[0])
     if "measures" not in source or "dtype" not in source:
         raise ValueError(
-            f"{paths[0]} does not say which measures it holds (an earlier version wrote it): empty the folder."
+            f"{paths[0]} does not say which measures it holds (an earlier version wrote it):"
+            " empty the folder."
         )
     for path in paths:
         if read_source(path) != source:
             raise ValueError(f"{path} has {read_source(path)}, but {paths[0].name} has {source}.")
     columns = [name for name in pq.read_schema(paths[0]).names if name not in source["measures"]]
-    questions = pa.concat_tables(
-        [pq.read_table(path, columns=columns) for path in paths]
-    ).to_pandas()
+    parts = [pq.read_table(path, columns=columns) for path in paths]
+    questions = pa.concat_tables(parts).to_pandas()
     if len(questions) != source["questions"]:
         raise ValueError(
-            f"{folder} holds {len(questions)} of {source['questions']} questions: run extract_attention again."
+            f"{folder} holds {len(questions)} of {source['questions']} questions:"
+            " run extract_attention again."
         )
     return AttentionTable(questions, paths, measure_shapes(source), source["dtype"])
 
 
-def measure_once(
-    study: Study, name: str, measure: Callable[[Path], None], once: Callable = cached_step, **inputs
-) -> Path:
-    """Do a step of measuring unless it has been done; returns its folder, run_dir/<name>.
+def read_source(path: Path) -> dict:
+    """What `describe_source` said when a shard was written; ValueError where it is no shard."""
+    try:
+        return json.loads(pq.read_schema(path).metadata[b"source"])
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no attention shard: delete it and extract again.") from error
 
-    measure: gets the folder to write to, which may hold what a killed call left. inputs: what the step depends on
-    beside the study's model, data set and sizes, and this room's code. once: how a step is done once.
+
+# ------------------------------------------------------------------------------ measures of a study
+
+
+def measure_once(
+    study: Study,
+    name: str,
+    measure: Callable[[Path], None],
+    once: Callable = cached_step,
+    **inputs: object,
+) -> Path:
+    """Make run_dir/<name> unless it is up to date; returns the folder.
+
+    measure: gets the folder to write to, which may hold what a killed call left. inputs: what the
+    step depends on beside the study's model, data set and sizes, and this room's code. once: how a
+    step is done once; `tools.launch` passes a form for several processes.
     """
     rooms = ("helpers/data", "helpers/model", "helpers/attention")
     known = {
@@ -314,26 +322,25 @@ def extract_once(
     name: str,
     model: nn.Module,
     encoded: EncodedQuestions,
-    measure: Callable = attention_measures,
-    layout: Mapping[str, tuple] = MEASURES,
+    measure: Measure = attention_measures,
+    layout: Layout = MEASURES,
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
-    **inputs,
+    **inputs: object,
 ) -> AttentionTable:
-    """`extract_attention` as a step of the study that is done once: the table of run_dir/<name>.
+    """`extract_attention` to run_dir/<name>, unless it is up to date; returns the table.
 
-    model: in the precision that it is measured in. The step depends on that precision, not on the setting: a table
-    begun on a GPU in half precision is begun again on a CPU. measure, layout, process: see `extract_attention`; once,
-    inputs: see `measure_once`.
+    model: in the precision to measure in (see `in_measuring_precision`). The step depends on that
+    precision and not on the setting, so a table begun on a GPU in half precision is begun again on
+    a CPU. process, measure, layout: see `extract_attention`; once, inputs: see `measure_once`.
     """
 
     def extract(folder: Path) -> None:
         sizes = (study.extract_batch_size, study.shard_size)
         extract_attention(model, encoded, folder, *sizes, process, measure, layout)
 
-    return read_attention(
-        measure_once(study, name, extract, once, dtype=str(model.dtype), **inputs)
-    )
+    dtype = str(model.dtype)
+    return read_attention(measure_once(study, name, extract, once, dtype=dtype, **inputs))
 
 
 def measure_attention(
@@ -344,45 +351,45 @@ def measure_attention(
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
 ) -> AttentionTable:
-    """Measure the attention of every validation question, once, and open its table.
+    """Measure the attention of every validation question; once.
 
-    model: the fine-tuned model, or with `untrained` its `random_weight_model`. Kept in run_dir/attention (or
-    attention_untrained), in shards; a killed run continues. once, process: as in `extract_once`; `tools.launch` passes
-    the forms for several processes.
+    model: the fine-tuned model, or with `untrained` its `random_weight_model`. Kept in
+    run_dir/attention or run_dir/attention_untrained. once, process: see `extract_once`.
     """
     name = "attention_untrained" if untrained else "attention"
-    seed = study.settings("seed") if untrained else {}
-    lower = in_measuring_precision(model, study)
-    return extract_once(study, name, lower, encoded, once=once, process=process, **seed)
+    inputs = study.settings("seed") if untrained else {}
+    model = in_measuring_precision(model, study)
+    return extract_once(study, name, model, encoded, once=once, process=process, **inputs)
 
 
 def load_attention(study: Study, untrained: bool = False) -> AttentionTable:
-    """The table that 03 measured; FileNotFoundError that says so where it is missing."""
+    """The table that notebook 03 measured; FileNotFoundError that names 03 where it is missing."""
     name = "attention_untrained" if untrained else "attention"
     return read_attention(require(study.folder() / name, made_by="03_layer_attention"))
 
 
 def in_measuring_precision(model: nn.Module, study: Study) -> nn.Module:
-    """The model in the precision that attention is measured in: itself, or on a GPU a copy in half precision."""
+    """The model in the precision that attention is measured in: itself, or a copy."""
     dtype = choose_dtype(study.precision, model.device.type)
     return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
 def choose_dtype(setting: str, device: str) -> torch.dtype:
-    """What attention is measured in: half precision on a GPU, unless the setting `precision` says otherwise.
+    """Half precision on a GPU, unless the setting `precision` says otherwise; float32 on a CPU.
 
-    On a CPU always float32: half is slower there. "auto" is fp16, which has eight times the resolution of bf16: against
-    fp32, single splits of the phantom differ by at most 0.01 in fp16 and 0.1 in bf16, averages far less.
+    Half is slower on a CPU. "auto" is fp16, which has eight times the resolution of bf16. Against
+    fp32 single splits of the phantom differ by at most 0.01 in fp16 and 0.1 in bf16, averages far
+    less.
     """
     halves = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16}
     return torch.float32 if device == "cpu" else halves.get(setting, torch.float32)
 
 
 def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> np.ndarray:
-    """Rows of at most `count` of n questions, drawn without replacement, in ascending order.
+    """Rows of at most `count` of n questions, drawn without replacement; in ascending order.
 
-    method: "choice" or "permutation" of NumPy's generator. Both are simple random samples, but of one seed not the
-    same; each measure keeps its own, so that its numbers stay those of earlier runs.
+    method: "choice" or "permutation" of NumPy's generator. Both are simple random samples, but not
+    the same one of a seed. Each measure keeps its own, so that its numbers stay what they were.
     """
     generator, count = np.random.default_rng(seed), min(count, n)
     if method == "permutation":
@@ -391,16 +398,16 @@ def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> n
 
 
 def random_weight_model(model: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with fresh random weights from `seed`: what attention looks like before learning.
+    """The same architecture with random weights from `seed`: a model that has learnt nothing.
 
-    Patch positions and CLS tokens are drawn too (transformers starts them at zero, which no trained ViLT has).
-    The caller's random state is untouched.
+    Patch positions and CLS tokens are random too; transformers starts them at zero, where no
+    trained ViLT has them. The caller's random state is untouched.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that seeds CUDA as well
-        twin = type(model)(copy.deepcopy(model.config))
-        parts = twin.vilt.embeddings
-        for parameter in (parts.cls_token, parts.position_embeddings):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well
+        random = type(model)(copy.deepcopy(model.config))
+        embeddings = random.vilt.embeddings
+        for parameter in (embeddings.cls_token, embeddings.position_embeddings):
             nn.init.normal_(parameter, std=model.config.initializer_range)
-    twin.tokenizer = model.tokenizer
-    return twin.to(next(model.parameters()).device).eval()
+    random.tokenizer = model.tokenizer
+    return random.to(next(model.parameters()).device).eval()

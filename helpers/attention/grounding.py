@@ -1,12 +1,15 @@
-"""Do heads and maps point at what a question asks about? Boxes as patches, the pointing game, mass in the box.
+"""Do heads and maps point at what a question asks about? Boxes, pointing game, mass in the box.
 
     hits, chance = pointing_hits(table.top_patch, table.questions, dataset)
     inside = boxes_to_patch_mask(row["boxes"], grid=(12, 16), size=(row["width"], row["height"]))
-    mass_in_box(map, inside)                       # 1 is chance
+    mass_in_box(weights, inside)    # 1 is chance
 
-A box is [x, y, width, height] in pixels of the original image, over which the patch grid is stretched. A patch is in a
-box if its centre is inside or on the edge; of a box too small to hold a centre, the patch at the box's own centre counts.
+A box is [x, y, width, height] in pixels of the original image, over which the patch grid is
+stretched. A patch is in a box if its centre is inside or on the edge; of a box that holds no
+centre, the patch at the box's own centre is.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,8 +20,10 @@ from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import divide_or_nan
 
 
-def box_to_patch_mask(box, grid, size) -> np.ndarray:
-    """Which patches a box holds: bool (rows, columns). grid: (rows, columns); size: (width, height) of the image."""
+def box_to_patch_mask(
+    box: Sequence[float], grid: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Which patches are in a box: bool (rows, columns). size: (width, height) of the image."""
     x, y, width, height = box
     (rows, columns), (image_width, image_height) = grid, size
     across = (np.arange(columns) + 0.5) / columns * image_width
@@ -31,8 +36,10 @@ def box_to_patch_mask(box, grid, size) -> np.ndarray:
     return inside
 
 
-def boxes_to_patch_mask(boxes, grid, size) -> np.ndarray:
-    """The patches that lie in any of the boxes: bool (rows, columns), none without boxes."""
+def boxes_to_patch_mask(
+    boxes: Sequence[Sequence[float]], grid: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Which patches are in any of the boxes: bool (rows, columns), all False without boxes."""
     masks = [box_to_patch_mask(box, grid, size) for box in boxes]
     return np.any([np.zeros(grid, dtype=bool), *masks], axis=0)
 
@@ -40,11 +47,12 @@ def boxes_to_patch_mask(boxes, grid, size) -> np.ndarray:
 def pointing_hits(
     top_patch: np.ndarray, questions: pd.DataFrame, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Does the patch that a head favours lie in a box that the question is about?
+    """Does the patch with the most attention lie in a box that the question is about?
 
-    top_patch: (question, ...) raster indices, below 0 for none. questions: their grids, columns grid_rows and grid_cols,
-    as an AttentionTable has them. dataset: the same questions; columns boxes (a list each), width, height. Returns hits
-    (question, ...), 0 or 1, and chance (question,), the share of patches in a box; NaN for a question without a box.
+    top_patch: (question, ...) raster indices, below 0 for none. questions: columns grid_rows and
+    grid_cols, as an AttentionTable has them. dataset: the same questions, with columns boxes,
+    width and height. Returns hits (question, ...), 0 or 1, and chance (question,), the share of
+    patches in a box; NaN for a question without a box.
     """
     if not len(top_patch) == len(questions) == len(dataset):
         rows = f"{len(top_patch)}, {len(questions)} and {len(dataset)}"
@@ -63,8 +71,8 @@ def pointing_hits(
 def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Pointing game (Zhang et al. 2018): 1 where a map's largest weight lies inside, else 0.
 
-    weights: (..., patch) or (..., rows, columns); inside: bool (patch,) or (rows, columns). Of equals the first counts.
-    NaN for a map of zeros, and where no patch is inside (a question without a box).
+    weights: (..., patch) or (..., rows, columns); inside: bool (patch,) or (rows, columns). Of
+    equals the first counts. NaN for a map of zeros, and where no patch is inside.
     """
     flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
     hit = inside.ravel()[flat.argmax(-1)].astype(float)
@@ -72,9 +80,9 @@ def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Share of a map's mass that lies inside, over the share of patches inside: 1 is chance.
+    """Share of a map's mass inside, over the share of patches inside: 1 is chance.
 
-    weights, not negative, and inside: as `point_in_box`. NaN for a map of zeros, and where no patch is inside.
+    weights (not negative), inside and NaN: as `point_in_box`.
     """
     flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
     share = divide_or_nan(flat[..., inside.ravel()].sum(-1), flat.sum(-1))
@@ -84,10 +92,11 @@ def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def ground_maps(
     row: int, question: QuestionMaps, maps: dict[str, np.ndarray], example: dict
 ) -> pd.DataFrame:
-    """Pointing and mass of each combined map and each head's [CLS] attention on one question; empty without a box.
+    """Pointing and mass of each map and of each head's [CLS] query on one question.
 
-    maps: (rows, columns) each; example: the question's row of the data set. Columns: question (row), map, layer, head
-    (-1 for a combined map), pointing, mass, chance (share of patches in the box).
+    maps: (rows, columns) each; example: the question's row of the data set. Columns: question
+    (row), map, layer, head (both -1 for a map), pointing, mass, chance (share of patches in a box).
+    Empty without a box.
     """
     if not example["boxes"]:
         return pd.DataFrame(
@@ -110,18 +119,17 @@ def ground_maps(
 
 
 def score_boxes(
-    boxes: pd.DataFrame, clusters: np.ndarray, n_resamples: int = 1000, seed: int = 0
+    boxes: pd.DataFrame, image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Pointing and mass in the box of each map and head, with 95 % intervals over images.
+    """Mean pointing and mass of each map and head, with 95 % intervals over images.
 
-    boxes: of `ground_maps`, the questions with a box; clusters: the image id of each row. Columns: map, layer, head,
-    measure ("pointing", "mass"), estimate, low, high, n, n_clusters, chance (mean share of patches in the box; 1 for
-    mass, which is counted in it).
+    boxes: of `ground_maps`; image_ids: of its rows. Columns: map, layer, head, measure ("pointing",
+    "mass"), those of an interval, chance (mean share of patches in a box; 1 for mass).
     """
     tables = [pd.DataFrame()]
     for (name, layer, head), rows in boxes.groupby(["map", "layer", "head"], sort=False):
         values = rows[["pointing", "mass"]].to_numpy()
-        interval = bootstrap_mean(values, clusters[rows.index], n_resamples, seed)
+        interval = bootstrap_mean(values, image_ids[rows.index], n_resamples, seed)
         columns = {"map": name, "layer": layer, "head": head, "measure": ["pointing", "mass"]}
         chance = [rows["chance"].mean(), 1.0]
         tables.append(interval.to_table(("measure",)).assign(**columns, chance=chance))

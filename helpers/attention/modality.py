@@ -3,8 +3,8 @@
     withheld = withheld_accuracy(model, encoded, indices, seed)         # whole modalities
     shares = mm_shap(model, encoded, indices, permutations=8, seed=0)   # token by token
 
-A token is withheld by taking it out of the sequence: no other token attends to it. [CLS], [SEP] and the
-image's own CLS always stay, and so do the positions of the tokens that are left.
+A withheld token leaves the sequence: no other token attends to it. [CLS], [SEP] and the image's
+own CLS always stay, and so do the positions of the tokens that are left.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from helpers.attention.extract import measure_once, sample_questions
-from helpers.attention.image_share import keep_patches, prepare_batch
+from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
@@ -30,7 +31,7 @@ CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
 
 
 def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """A prepared batch with some words only: each question's word pieces, from 0; [CLS] and [SEP] stay."""
+    """A prepared batch with only some word pieces of each question (from 0), [CLS] and [SEP]."""
     whole = inputs["attention_mask"]
     mask = torch.zeros(whole.shape, dtype=whole.dtype)
     for row, (kept, length) in enumerate(zip(words, whole.sum(1).tolist(), strict=True)):
@@ -38,15 +39,13 @@ def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[s
     return {**inputs, "attention_mask": mask.to(whole.device)}
 
 
-def find_first_words(ids: Tensor, tokenizer) -> list[np.ndarray]:
-    """The word pieces of each question's first word, numbered from 0: ids (batch, text) -> one array each."""
+def find_first_words(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """The word pieces, from 0, of each question's first word; ids: (batch, text)."""
     found = []
     for row in ids.tolist():
         pieces = tokenizer.convert_ids_to_tokens(row[1:])
-        end = next(
-            (place for place, piece in enumerate(pieces[1:], 1) if not piece.startswith("##")), 1
-        )
-        found.append(np.arange(end) if pieces[0] != tokenizer.sep_token else np.arange(0))
+        rest = (i for i, piece in enumerate(pieces[1:], 1) if not piece.startswith("##"))
+        found.append(np.arange(0 if pieces[0] == tokenizer.sep_token else next(rest, 1)))
     return found
 
 
@@ -58,17 +57,19 @@ def withheld_accuracy(
     seed: int,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """Ask each question with everything, without its image, with another's, and with its first word only.
+    """Answer each question with everything, and with a modality withheld or exchanged.
 
-    CONDITIONS: "intact"; "image removed" (no patches); "image exchanged" (`encoded.shuffle_images(seed)`; NaN
-    where there is one picture only); "words removed" (all but the first word: what, where, is). Columns, a
-    row a question and condition: question (row), condition, accuracy (VQA accuracy, NaN without answers),
-    probability (sigmoid of the logit of the intact model's answer). ValueError for a model in train mode.
+    CONDITIONS: "intact"; "image removed" (no patches); "image exchanged"
+    (`encoded.shuffle_images(seed)`; NaN where there is a single picture); "words removed" (all but
+    the first word: what, where, is). A row a question and condition: question (row), condition,
+    accuracy (VQA accuracy, NaN without answers), probability (of the intact model's answer, the
+    sigmoid of its logit). ValueError for a model in train mode.
     """
-    check_mode(model)
-    place = {int(index): number for number, index in enumerate(indices)}
-    labels = np.full((len(CONDITIONS), len(place)), -1)
-    probability, best = np.full(labels.shape, np.nan), torch.zeros(len(place), dtype=torch.long)
+    check_eval_mode(model)
+    indices = [int(index) for index in indices]
+    row_of = {index: row for row, index in enumerate(indices)}
+    labels = np.full((len(CONDITIONS), len(row_of)), -1)
+    probability, best = np.full(labels.shape, np.nan), torch.zeros(len(row_of), dtype=torch.long)
 
     def answer(condition: str, rows: list[int], inputs: dict[str, Tensor]) -> None:
         logits = forward_raster(model, inputs).logits.float().cpu()
@@ -79,78 +80,65 @@ def withheld_accuracy(
         probability[number, rows] = logits.gather(1, best[rows][:, None])[:, 0].sigmoid()
 
     for part, batch in encoded.batches(batch_size, indices):
-        rows, inputs = [place[index] for index in part], prepare_batch(model, batch).inputs
+        rows, inputs = [row_of[index] for index in part], prepare_batch(model, batch).inputs
         answer("intact", rows, inputs)
         answer("image removed", rows, keep_patches(inputs, [np.arange(0)] * len(rows)))
         first = find_first_words(batch["input_ids"], encoded.processor.tokenizer)
         answer("words removed", rows, keep_words(inputs, first))
     if len(encoded.sizes) > 1:
         for part, batch in encoded.shuffle_images(seed).batches(batch_size, indices):
-            answer(
-                "image exchanged",
-                [place[index] for index in part],
-                prepare_batch(model, batch).inputs,
-            )
+            inputs = prepare_batch(model, batch).inputs
+            answer("image exchanged", [row_of[index] for index in part], inputs)
+    accuracy = encoded.score(labels.T, indices, model.config.id2label).T
     tables = [
-        pd.DataFrame({"question": list(place), "condition": condition, "probability": probability[number],
-                      "accuracy": encoded.score(labels[number], list(place), model.config.id2label)})
-        for number, condition in enumerate(CONDITIONS)
-    ]  # fmt: skip
-    return pd.concat(tables, ignore_index=True)[
-        ["question", "condition", "accuracy", "probability"]
+        pd.DataFrame({"question": list(row_of), "condition": condition, "accuracy": scores})
+        for condition, scores in zip(CONDITIONS, accuracy, strict=True)
     ]
-
-
-def check_mode(model: nn.Module) -> None:
-    """ValueError for a model in train mode."""
-    if model.training:
-        raise ValueError("in train mode dropout blurs every answer: call model.eval() first.")
+    return pd.concat(tables, ignore_index=True).assign(probability=probability.ravel())
 
 
 def lose_points(withheld: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
-    """Points that questions lose, 100 (intact - condition): a row a question, a column a condition.
+    """Points lost, 100 (intact - condition): a row a question, a column a condition.
 
-    withheld: of `withheld_accuracy`; value: "accuracy" or "probability". Below 0 it is better off without.
+    withheld: of `withheld_accuracy`; value: "accuracy" or "probability".
     """
-    own = {
+    values = {
         condition: rows.set_index("question")[value]
         for condition, rows in withheld.groupby("condition")
     }
-    return pd.DataFrame(
-        {condition: 100 * (own["intact"] - own[condition]) for condition in CONDITIONS[1:]}
-    )
+    lost = {name: 100 * (values["intact"] - values[name]) for name in CONDITIONS[1:]}
+    return pd.DataFrame(lost)
 
 
 def cut_blocks(grid: tuple[int, int], count: int) -> np.ndarray:
-    """Cut a grid (rows, columns) into about `count` blocks, near to square: each patch's block, (patches,).
+    """Cut a grid (rows, columns) into about `count` near-square blocks: each patch's, (patches,).
 
-    Parcalabescu and Frank (2023): about as many parts as the text has tokens, so that the modalities have as
-    many players. Blocks are rectangles; at the finest each holds one patch.
+    About as many parts as the text has tokens, so that the modalities have as many players
+    (Parcalabescu and Frank 2023). At the finest a block is one patch.
     """
     rows, columns = grid
     down = min(max(round(np.sqrt(count * rows / columns)), 1), rows)
     across = min(max(round(count / down), 1), columns)
-    return np.add.outer(
-        np.arange(rows) * down // rows * across, np.arange(columns) * across // columns
-    ).ravel()
+    row_blocks = np.arange(rows) * down // rows
+    return np.add.outer(row_blocks * across, np.arange(columns) * across // columns).ravel()
 
 
-def draw_orders(n_players: int, permutations: int, seed) -> np.ndarray:
+def draw_orders(n_players: int, permutations: int, seed: int | Sequence[int]) -> np.ndarray:
     """Random orders of the players, each followed by its reverse: (2 * permutations, players).
 
-    Antithetic pairs (Mitchell et al. 2022, "Sampling permutations for Shapley value estimation"): who is
-    early in one is late in the other, which evens out the estimate. seed: of numpy's default_rng.
+    Antithetic pairs (Mitchell et al. 2022, "Sampling permutations for Shapley value estimation"):
+    who is early in one is late in the other, which lowers the variance of the estimate.
     """
-    rng = np.random.default_rng(seed)
-    drawn = rng.permuted(np.tile(np.arange(n_players), (permutations, 1)), axis=1)
+    generator = np.random.default_rng(seed)
+    drawn = generator.permuted(np.tile(np.arange(n_players), (permutations, 1)), axis=1)
     return np.stack([drawn, drawn[:, ::-1]], axis=1).reshape(-1, n_players)
 
 
 def shapley_values(game: Callable[[np.ndarray], np.ndarray], orders: np.ndarray) -> np.ndarray:
-    """What each player adds to the game when it joins, averaged over orders: (orders, players) -> (players,).
+    """What each player adds when it joins, averaged over orders: (orders, players) -> (players,).
 
-    game: values (m,) of coalitions, bool (m, players); asked once, and no coalition twice. What players add
-    sums to game(all) - game(none) for any orders; over all orders of the players it is the Shapley value.
+    game: values (m,) of coalitions, bool (m, players); asked once, and no coalition twice. The sum
+    is game(all) - game(none) for any orders; over all orders it is the Shapley value.
     """
     n_orders, n_players = orders.shape
     joined = np.argsort(orders, axis=1)  # when each player joins
@@ -171,21 +159,20 @@ def mm_shap(
 ) -> pd.DataFrame:
     """How much of an answer is owed to the words and how much to the image: a row a question.
 
-    MM-SHAP (Parcalabescu and Frank 2023, "MM-SHAP: A Performance-agnostic Metric for Measuring Multimodal
-    Contributions in Vision and Language Models & Tasks"): text_share = T-SHAP = Phi_T /
-    (Phi_T + Phi_V), where Phi is the sum of |phi| over a modality's players: the word pieces, and as many
-    blocks of patches (`cut_blocks`). The value of a coalition is the probability (sigmoid of the logit) of
-    the answer that the intact model gives, with the other tokens withheld. Their code masks tokens where they
-    stand, takes the softmax, and cuts ceil(sqrt(tokens))^2 blocks: shares are not to be compared as if alike.
-    Columns: question (row),
-    text_share (NaN where all phi are 0), phi_text, phi_image (Phi), signed_text, signed_image (sums of phi,
-    which add up to what all tokens together add), n_words, n_blocks.
+    text_share is T-SHAP = Phi_T / (Phi_T + Phi_V), with Phi the sum of |phi| over a modality's
+    players: the word pieces, and as many blocks of patches (Parcalabescu and Frank 2023, "MM-SHAP:
+    A Performance-agnostic Metric for Measuring Multimodal Contributions"). A coalition's value is
+    the probability (sigmoid) of the intact model's answer with all other tokens withheld. The
+    authors' code masks tokens where they stand, takes the softmax and cuts ceil(sqrt(tokens))^2
+    blocks, so its shares are not comparable.
+    Columns: question (row), text_share (NaN where all phi are 0), phi_text, phi_image (Phi),
+    signed_text, signed_image (sums of phi, which add up to what all tokens add), n_words, n_blocks.
 
-    permutations: pairs of orders a question (`draw_orders`), drawn by seed and question_id, so that a
-    question's row does not depend on the others. Noise makes every |phi| a little too large, and so tends to
-    draw text_share towards 1/2. batch_size: coalitions a forward pass. ValueError for a model in train mode.
+    permutations: pairs of orders (`draw_orders`), drawn by seed and question_id, so that a row does
+    not depend on the other questions. Noise makes every |phi| a little too large, which draws
+    text_share towards 1/2. batch_size: coalitions a pass. ValueError for a model in train mode.
     """
-    check_mode(model)
+    check_eval_mode(model)
     rows = []
     for index in tqdm(indices, desc="MM-SHAP", unit="question"):
         prepared = prepare_batch(model, encoded.collate([encoded[index]]))
@@ -193,10 +180,8 @@ def mm_shap(
         blocks = cut_blocks(tuple(prepared.grids[0].tolist()), max(n_words, 1))
         n_blocks = int(blocks.max()) + 1
         game = partial(play_coalitions, model, prepared.inputs, blocks, batch_size)
-        question_id = int(encoded.questions["question_id"].iloc[index])
-        phi = shapley_values(
-            game, draw_orders(n_words + n_blocks, permutations, [seed, question_id])
-        )
+        seeds = [seed, int(encoded.questions["question_id"].iloc[index])]
+        phi = shapley_values(game, draw_orders(n_words + n_blocks, permutations, seeds))
         text, image = np.abs(phi[:n_words]).sum(), np.abs(phi[n_words:]).sum()
         rows.append({
             "question": int(index), "text_share": float(divide_or_nan(text, text + image)),
@@ -215,16 +200,14 @@ def play_coalitions(
     batch_size: int,
     coalitions: np.ndarray,
 ) -> np.ndarray:
-    """The game of `mm_shap` on one question: probability (m,) of the intact answer with each coalition only.
+    """Probability (m,) of one question's intact answer with only the tokens of each coalition.
 
-    inputs: of the question, prepared; coalitions: bool (m, words + blocks); blocks: of `cut_blocks`.
+    inputs: prepared; blocks: of `cut_blocks`; coalitions: bool (m, words + blocks).
     """
     best = int(forward_raster(model, inputs).logits[0].argmax())
     n_words = coalitions.shape[1] - blocks.max() - 1
     words, patches = coalitions[:, :n_words], coalitions[:, n_words:][:, blocks]
-    by_size = np.argsort(
-        patches.sum(1), kind="stable"
-    )  # alike in a batch, so that little is padded
+    by_size = np.argsort(patches.sum(1), kind="stable")  # so that little is padded
     values = np.empty(len(coalitions))
     for part in np.array_split(by_size, -(-len(by_size) // batch_size)):
         copies = {name: each.expand(len(part), *each.shape[1:]) for name, each in inputs.items()}
@@ -234,56 +217,63 @@ def play_coalitions(
     return values
 
 
-def rank_agreement(x, y, groups, clusters, n_resamples: int = 1000, seed: int = 0) -> Interval:
-    """Does x rank the groups (question families) as y does? Spearman correlation of the groups' means.
+def rank_agreement(
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: Sequence[str],
+    image_ids: np.ndarray,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Spearman correlation of two measures' means over groups (question families).
 
-    x, y: (n,) values of questions, NaN where unknown: they may be known on different questions. groups,
-    clusters: (n,). n is the number of groups that both can tell (`stats.has_enough_data`), n_clusters that of their
-    images; NaN for fewer than 4. The 95 % percentile interval redraws images, and with them both
-    means together: it says how sure the ranks of these groups are, not what other groups would show.
-    Redrawing adds noise to noise: where means are close, the interval can lie below the estimate.
+    x, y: (question,), NaN where unknown, which may differ. groups, image_ids: (question,). n counts
+    the groups with enough data in both (`has_enough_data`), n_clusters their images; NaN for fewer
+    than MIN_GROUPS. The 95 % percentile interval resamples images, and both means with them: it is
+    of these groups' ranks, not of other groups. Resampling adds noise to noise, so where means are
+    close the interval can lie below the estimate.
     """
     codes, names = pd.factorize(np.asarray(groups))
-    clusters, n_clusters = _code_clusters(clusters)
-    sums, counts, told = [], [], np.ones(len(names), dtype=bool)
+    image_codes, n_images = _code_images(image_ids)
+    sums, counts, used = [], [], np.ones(len(names), dtype=bool)
     for values in (np.asarray(x, dtype=float), np.asarray(y, dtype=float)):
         known = ~np.isnan(values) & (codes >= 0)
-        cells = (clusters[known], codes[known])
+        cells = (image_codes[known], codes[known])
         for tables, weights in ((sums, values[known]), (counts, 1.0)):
-            tables.append(np.zeros((n_clusters, len(names))))
+            tables.append(np.zeros((n_images, len(names))))
             np.add.at(tables[-1], cells, weights)
-        told &= has_enough_data(counts[-1].sum(0), (counts[-1] > 0).sum(0))
-    used = int((sum(counts)[:, told] > 0).any(1).sum())
-    if told.sum() < MIN_GROUPS:
-        return Interval(np.nan, np.nan, np.nan, int(told.sum()), used)
-    weights = _draw_weights(n_clusters, n_resamples, seed)  # the first: every image once
-    means = [
-        divide_or_nan(weights @ a[:, told], weights @ b[:, told])
-        for a, b in zip(sums, counts, strict=True)
-    ]
-    ranks = [
-        rankdata(mean, axis=1, nan_policy="propagate") - (told.sum() + 1) / 2 for mean in means
-    ]
+        used &= has_enough_data(counts[-1].sum(0), (counts[-1] > 0).sum(0))
+    n, n_used_images = int(used.sum()), int((sum(counts)[:, used] > 0).any(1).sum())
+    if n < MIN_GROUPS:
+        return Interval(np.nan, np.nan, np.nan, n, n_used_images)
+    weights, ranks = _resample_images(n_images, n_resamples, seed), []
+    for total, count in zip(sums, counts, strict=True):
+        means = divide_or_nan(weights @ total[:, used], weights @ count[:, used])
+        ranks.append(rankdata(means, axis=1, nan_policy="propagate") - (n + 1) / 2)
     spread = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    return Interval(
-        *_bound(divide_or_nan((ranks[0] * ranks[1]).sum(1), spread)), int(told.sum()), used
-    )
+    correlations = divide_or_nan((ranks[0] * ranks[1]).sum(1), spread)
+    return Interval(*_percentile_interval(correlations), n, n_used_images)
 
 
-def tell_apart(
-    values, positive, groups, clusters, n_resamples: int = 1000, seed: int = 0
+def stratified_auc(
+    values: np.ndarray,
+    positive: np.ndarray,
+    groups: Sequence[str],
+    image_ids: np.ndarray,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Interval:
-    """How well a measure tells two kinds of questions apart, at equal group (question family): the AUC.
+    """AUC of a measure for two kinds of questions, within groups (question families).
 
-    The chance that a positive question has the larger value than a negative one of the same group, a tie
-    counting half: Mann-Whitney U / (n1 n2), averaged over the groups that hold both kinds, by number of
-    questions. 1/2: not at all; below: the wrong way round. values (NaN left out), positive (bool), groups,
-    clusters: (n,). n and n_clusters count these groups' questions; the 95 % interval redraws images. NaN
-    unless both kinds are `stats.has_enough_data`.
+    The chance that a positive question has the larger value than a negative one of its group, a
+    tie counting half: Mann-Whitney U / (n1 n2), averaged over the groups with both kinds, by number
+    of questions. 1/2 is no separation. values (NaN left out), positive (bool), groups, image_ids:
+    (question,). n and n_clusters count these groups' questions and images. The 95 % interval
+    resamples images. NaN unless there is enough data of both kinds.
     """
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     positive = np.asarray(positive, dtype=bool)
-    clusters, n_clusters = _code_clusters(clusters)
+    codes, n_images = _code_images(image_ids)
     used = ~np.isnan(values) & ~pd.isna(groups)
     mixed = [
         name
@@ -291,39 +281,36 @@ def tell_apart(
         if len(np.unique(positive[used & (groups == name)])) == 2
     ]
     used &= np.isin(groups, mixed)
-    n, own = int(used.sum()), len(np.unique(clusters[used]))
+    n, n_used_images = int(used.sum()), len(np.unique(codes[used]))
     kinds = [used & positive, used & ~positive]
-    if not all(has_enough_data(kind.sum(), len(np.unique(clusters[kind]))) for kind in kinds):
-        return Interval(np.nan, np.nan, np.nan, n, own)
-    weights, total, seen = _draw_weights(n_clusters, n_resamples, seed), 0, 0
+    if not all(has_enough_data(kind.sum(), len(np.unique(codes[kind]))) for kind in kinds):
+        return Interval(np.nan, np.nan, np.nan, n, n_used_images)
+    weights, total, seen = _resample_images(n_images, n_resamples, seed), 0, 0
     for name in mixed:
         rows = [kind & (groups == name) for kind in kinds]
-        more, less = (weights[:, clusters[row]] for row in rows)  # (draw, question)
+        more, less = (weights[:, codes[row]] for row in rows)  # (resample, question)
         wins = (np.sign(np.subtract.outer(values[rows[0]], values[rows[1]])) + 1) / 2
         pairs, size = more.sum(1) * less.sum(1), more.sum(1) + less.sum(1)
-        auc = divide_or_nan(
-            ((more @ wins) * less).sum(1), pairs
-        )  # NaN in a draw without either kind
+        auc = divide_or_nan(((more @ wins) * less).sum(1), pairs)  # NaN without either kind
         total, seen = total + np.nan_to_num(auc) * size, seen + size * (pairs > 0)
-    return Interval(*_bound(divide_or_nan(total, seen)), n, own)
+    return Interval(*_percentile_interval(divide_or_nan(total, seen)), n, n_used_images)
 
 
-def _code_clusters(clusters) -> tuple[np.ndarray, int]:
-    """Clusters as numbers from 0, and how many there are."""
-    codes = np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
+def _code_images(image_ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Images as numbers from 0, and how many there are."""
+    codes = np.unique(np.asarray(image_ids), return_inverse=True)[1].reshape(-1)
     return codes, int(codes.max(initial=-1)) + 1
 
 
-def _draw_weights(n_clusters: int, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each cluster counts: (1 + n_resamples, clusters), first once each, then as a bootstrap draws."""
-    drawn = np.random.default_rng(seed).multinomial(
-        n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples
-    )
-    return np.concatenate([np.ones((1, n_clusters)), drawn])
+def _resample_images(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each image counts: (1 + n_resamples, image), in the first row once each."""
+    shares = np.full(n_images, 1 / n_images)
+    drawn = np.random.default_rng(seed).multinomial(n_images, shares, n_resamples)
+    return np.concatenate([np.ones((1, n_images)), drawn])
 
 
-def _bound(replicates: np.ndarray) -> tuple[float, float, float]:
-    """The first replicate, the estimate, and the 95 % percentile bounds of the others; NaN draws left out."""
+def _percentile_interval(replicates: np.ndarray) -> tuple[float, float, float]:
+    """The first replicate, which is the estimate, and 95 % percentile bounds of the others."""
     drawn = replicates[1:][~np.isnan(replicates[1:])]
     if np.isnan(replicates[0]) or not len(drawn):
         return np.nan, np.nan, np.nan
@@ -333,11 +320,11 @@ def _bound(replicates: np.ndarray) -> tuple[float, float, float]:
 def measure_modality(
     study: Study, model: nn.Module, encoded: EncodedQuestions
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What answers lose without their words or their image, and what they owe to either by MM-SHAP; measured once.
+    """What answers lose without words or image, and what they owe to either by MM-SHAP; once.
 
-    Kept in run_dir/modality: withheld.parquet, of all questions (`withheld_accuracy`), and
-    shapley.parquet, of `shapley_questions` questions drawn with the study's seed (`mm_shap`). Returns
-    both tables. In the model's own precision: differences of probabilities are small.
+    Kept in run_dir/modality and returned: withheld.parquet, the `withheld_accuracy` of all
+    questions; shapley.parquet, the `mm_shap` of `shapley_questions`, drawn with the study's seed.
+    In the model's own precision, as differences of probabilities are small.
     """
     size = study.extract_batch_size
 

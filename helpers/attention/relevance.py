@@ -1,13 +1,12 @@
-"""More than raw attention: what heads hand on, and what the chosen answer owes to each token.
+"""Maps beyond raw attention: what heads hand on, and what an answer owes to each token.
 
     explanation = explain(model, batch)[0]
     explanation.weights("relevance")[-1, 0]   # what the answer owes to each token: (key,)
     patch_maps(explanation)["relevance"]      # the same over the picture: (rows, columns)
 
-Attention says where a head reads. Value-weighted norms (Kobayashi et al. 2020, "Attention is not only a weight") count
-each key by the vector that the head hands on. Relevance (Chefer, Gur and Wolf 2021, "Generic attention-model
-explainability for interpreting bi-modal and encoder-decoder transformers") weighs attention by the gradient of the
-answer's logit and multiplies the layers up.
+Attention says where a head reads. Value-weighted norms (Kobayashi et al. 2020) weight each key by
+the vector that the head hands on. Relevance (Chefer, Gur and Wolf 2021) weights attention by the
+gradient of the answer's logit and multiplies the layers.
 """
 
 from collections.abc import Sequence
@@ -16,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from helpers.attention.image_share import (
-    Prepared,
+    PreparedBatch,
     QuestionMaps,
     attention_maps,
     average_queries,
@@ -37,10 +37,11 @@ RELEVANCE = {  # of `relevance_measures`; name: type, axes after the question
 
 
 def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
-    """What the answer owes to each token through each token, after each layer: (layer, query, key).
+    """What each token owes to each token after each layer: (layer, query, key).
 
-    attentions, gradients: (layer, head, query, key) of one question. R starts as the identity; a layer adds A' R, with
-    A' the mean over heads of the positive part of gradient times attention (Chefer et al. 2021, equations 5 and 6).
+    attentions, gradients: (layer, head, query, key) of one question. R starts as the identity; a
+    layer adds A' R, with A' the mean over heads of the positive part of gradient times attention
+    (Chefer et al. 2021, equations 5 and 6).
     """
     relevance = torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)
     layers = []
@@ -52,10 +53,10 @@ def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
 
 @dataclass
 class Explanation:
-    """One question's attention, and what turns it into explanations of an answer; padding removed, raster order.
+    """One question's attention, and what explains an answer from it; padding removed.
 
-    maps: its QuestionMaps. answer: the label that is explained; logit: its logit. gradients: of that logit by each
-    attention weight, (layer, head, query, key). value_norms: (layer, head, key), see `attention.value_norms`.
+    maps: of `attention_maps`. answer: the label that is explained; logit: its logit. gradients: of
+    that logit by each attention weight, (layer, head, query, key). value_norms: (layer, head, key).
     """
 
     maps: QuestionMaps
@@ -65,11 +66,12 @@ class Explanation:
     value_norms: Tensor
 
     def weights(self, method: str) -> Tensor:
-        """The weights of a method, as attention has them.
+        """The weights of a method.
 
-        "attention", "value-weighted" (attention times value norm, in units of the hidden space), "gradient-weighted"
-        (the positive part of gradient times attention): (layer, head, query, key). "rollout", "relevance": (layer,
-        query, key), all that has been mixed up to and including a layer.
+        Of HEAD_METHODS (layer, head, query, key): "attention"; "value-weighted", attention times
+        value norm, in units of the hidden space; "gradient-weighted", the positive part of gradient
+        times attention. Of COMBINED_METHODS (layer, query, key), all up to a layer: "rollout",
+        "relevance". ValueError for another.
         """
         attention = self.maps.attention
         if method == "attention":
@@ -90,75 +92,72 @@ def explain(
     model: nn.Module,
     batch: dict[str, Tensor],
     answers: Sequence[str | int] | None = None,
-    tokenizer=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[Explanation]:
-    """Explain the answers to a few questions: layers * heads * tokens^2 floats each, twice.
+    """Explain the answers to a few questions: twice layers * heads * tokens^2 floats each.
 
-    batch, tokenizer: as for `attention.attention_maps`. answers: a label or index of the model's for each question;
-    None: what it answers; ValueError where it has no such answer. The model's parameters get no gradient.
+    batch, tokenizer: as for `attention_maps`. answers: for each question one of the model's labels
+    or its index, by default what the model answers; ValueError for an unknown one. The model's
+    parameters get no gradient.
     """
     prepared = prepare_batch(model, batch)
     with trace(model, read=["value"]) as seen:
         _, gradients, logits = differentiate(model, prepared, answers)
+    layers = zip(seen["value"], model.vilt.encoder.layer, strict=True)
     norms = [
         value_norms(values.detach().transpose(1, 2), layer.attention.output.dense.weight.detach())
-        for values, layer in zip(seen["value"], model.vilt.encoder.layer, strict=True)
+        for values, layer in layers
     ]
     maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids}, tokenizer)
     chosen = choose_answers(model, logits, answers)
-    found = []
-    for place, question in enumerate(maps):
-        kept = prepared.groups[place].any(0).nonzero()[:, 0]
-        label = model.config.id2label[int(chosen[place])]
-        own = torch.stack([layer[place][:, kept][:, :, kept] for layer in gradients])
-        length = torch.stack([layer[place][:, kept] for layer in norms])
-        found.append(Explanation(question, label, float(logits[place, chosen[place]]), own, length))
-    return found
+    explanations = []
+    for row, question in enumerate(maps):
+        valid = prepared.groups[row].any(0).nonzero()[:, 0]
+        answer, logit = model.config.id2label[int(chosen[row])], float(logits[row, chosen[row]])
+        gradient = torch.stack([layer[row][:, valid][:, :, valid] for layer in gradients])
+        lengths = torch.stack([layer[row][:, valid] for layer in norms])
+        explanations.append(Explanation(question, answer, logit, gradient, lengths))
+    return explanations
 
 
 def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str | int] | None) -> Tensor:
-    """The index of each question's answer: given, by its label, or the model's own best; ValueError if unknown."""
+    """Index of each question's answer, given by label or index, or by default the model's best."""
     if answers is None:
         return logits.argmax(1)
-    index = {label: number for number, label in model.config.id2label.items()}
+    labels = model.config.id2label
+    index = {label: number for number, label in labels.items()}
     numbers = [index.get(answer, answer) for answer in answers]
-    unknown = [number for number in numbers if number not in model.config.id2label]
+    unknown = [number for number in numbers if number not in labels]
     if unknown or len(answers) != len(logits):
-        what = (
-            f"{unknown[0]!r} is none of the model's answers"
-            if unknown
-            else f"{len(answers)} answers given"
-        )
+        what = f"{len(answers)} answers given"
+        if unknown:
+            what = f"{unknown[0]!r} is none of the model's answers"
         raise ValueError(
-            f"{what}: expected one of its {len(index)} labels, or an index from 0 to {len(index) - 1}, "
-            f"for each of {len(logits)} questions."
+            f"{what}: expected one of its {len(index)} labels, or an index from 0 to"
+            f" {len(index) - 1}, for each of {len(logits)} questions."
         )
     return torch.tensor(numbers, device=logits.device)
 
 
 def differentiate(
-    model: nn.Module, prepared: Prepared, answers: Sequence[str | int] | None
+    model: nn.Module, prepared: PreparedBatch, answers: Sequence[str | int] | None
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Each layer's attention (batch, head, query, key), its gradient of the answer's logit, and the logits.
+    """Each layer's attention (batch, head, query, key), its gradient of the answer, and the logits.
 
-    One backward pass of the sum of the questions' logits: questions do not meet, so each gets its own gradient.
+    One backward pass of the sum of the questions' logits. Questions do not meet, so each gets its
+    own gradient.
     """
-    inputs = {
-        **prepared.inputs,
-        "image_embeds": prepared.inputs["image_embeds"].detach().requires_grad_(),
-    }
+    embeds = prepared.inputs["image_embeds"].detach().requires_grad_()
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # or autograd would keep what the parameters' gradients need, and nobody asks for those
-    for parameter in learnt:
+    for parameter in learnt:  # or autograd would keep what only their own gradients need
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
             with trace(model, read=["pattern"]) as seen:
-                logits = forward_raster(model, inputs).logits
+                logits = forward_raster(model, {**prepared.inputs, "image_embeds": embeds}).logits
             chosen = choose_answers(model, logits, answers)
-            gradients = torch.autograd.grad(
-                logits.gather(1, chosen[:, None]).sum(), seen["pattern"]
-            )
+            explained = logits.gather(1, chosen[:, None]).sum()
+            gradients = torch.autograd.grad(explained, seen["pattern"])
     finally:
         for parameter in learnt:
             parameter.requires_grad_()
@@ -166,13 +165,13 @@ def differentiate(
 
 
 def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the model's own answers owe to each group of tokens, for a whole batch; see RELEVANCE for the layout.
+    """What the model's answers owe to each group of tokens, for a batch; see RELEVANCE.
 
-    relevance (question, 5): the [CLS] row of `propagate_relevance`'s result, less the identity it starts from, as
-    shares of KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried, from the last layer down:
-    e (I + A'_L) ... (I + A'_1), which needs no product of two matrices.
-    gradient_split (question, layer, head, 3, 5): as `attention.attention_split`, of the positive part of gradient
-    times attention, so not normalised: how much a head's reading of a group carries the answer.
+    relevance (question, 5): the [CLS] row of `propagate_relevance`, less the identity it starts
+    from, as shares of KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried,
+    from the last layer down, e (I + A'_L) ... (I + A'_1): no product of two matrices.
+    gradient_split (question, layer, head, 3, 5): as `attention_split`, of the positive part of
+    gradient times attention, not normalised: how much a head's reading carries the answer.
     logits (question, answer).
     """
     prepared = prepare_batch(model, batch)
@@ -188,18 +187,15 @@ def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     row[:, 0] -= 1
     owed = (row[:, None] @ keys)[:, 0]
     shares = owed / owed.sum(1, keepdim=True)  # 0 / 0 is NaN
-    return {
-        "relevance": shares,
-        "gradient_split": torch.stack(splits[::-1], dim=1),
-        "logits": logits,
-    }
+    split = torch.stack(splits[::-1], dim=1)
+    return {"relevance": shares, "gradient_split": split, "logits": logits}
 
 
 def patch_maps(explanation: Explanation) -> dict[str, np.ndarray]:
-    """One map over the patches for each way to make one, for the text [CLS]: name -> (rows, columns).
+    """How much [CLS] weights each patch, by five methods: name -> (rows, columns).
 
-    "raw, last layer": mean over heads of the last layer's attention; "raw, all layers" and "value-weighted": mean over
-    layers and heads; "rollout"; "relevance".
+    "raw, last layer" is the mean over heads, "raw, all layers" and "value-weighted" over layers
+    and heads; "rollout" and "relevance" are those of the last layer.
     """
     attention = explanation.weights("attention")
     rows = {

@@ -1,4 +1,4 @@
-"""Which words of a question send attention to the image, and which are read: attention by class of words.
+"""Which words of a question look at the image, and which are read: attention by class of words.
 
     classify_pieces(["what", "color", "are", "the", "chair", "##s", "?"])
     word_measures(model, batch)["word_image"][0, 2]  # first question, third layer: (head, CLASSES)
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from helpers.attention.extract import AttentionTable, extract_once
 from helpers.attention.image_share import IMAGE, prepare_batch, query_weights
@@ -33,9 +34,9 @@ with LEXICON.open(encoding="utf-8") as _table:
     WORD_CLASSES = {row["word"]: row["class"] for row in csv.DictReader(_table)}
 # what opens a yes-no question; "isn" and the like are what tokenizers leave of "isn't"
 OPENERS = {
-    "is", "are", "was", "were", "am", "do", "does", "did", "can", "could", "will", "would", "should",
-    "shall", "may", "might", "has", "have", "had", "isn", "aren", "wasn", "weren", "don", "doesn",
-    "didn", "couldn", "won", "wouldn", "shouldn", "hasn", "haven",
+    "is", "are", "was", "were", "am", "do", "does", "did", "can", "could", "will", "would", "may",
+    "should", "shall", "might", "has", "have", "had", "isn", "aren", "wasn", "weren", "don",
+    "doesn", "didn", "couldn", "won", "wouldn", "shouldn", "hasn", "haven",
 }  # fmt: skip
 DETERMINERS = {
     "a", "an", "the", "this", "that", "these", "those", "my", "your", "his", "her", "its", "our",
@@ -44,40 +45,36 @@ DETERMINERS = {
 
 
 def classify_words(words: Sequence[str]) -> list[str]:
-    """The class, one of CLASSES, of each word of one question: lower case, punctuation as words of its own.
+    """The class, one of CLASSES, of each word of a question, in lower case, punctuation apart.
 
-    punctuation: without a letter or digit. question word: the first what, which, who, where, when, why or
-    how; or a first word such as is, are, do or can (a yes-no question); and many or much right after how
-    ("how many" asks as a whole, "what color" is a question word and a colour word). A later who or which is
-    relative: a function word. All others are looked up in the lexicon, as they stand or without -s, -es,
-    -ies. What is not found is a noun right after a determiner and right before a function word or the end
-    ("is this a terminal?"), else other content.
+    punctuation: without a letter or digit. question word: the first what, which, who, where, when,
+    why or how; or a first word such as is, are, do or can (a yes-no question); and many or much
+    right after how ("how many" asks as a whole; "what color" is a question word and a colour
+    word). A later who or which is relative: a function word. All others are looked up in the
+    lexicon, as they stand or without -s, -es, -ies. A word not found is a noun right after a
+    determiner and before a function word or the end ("is this a terminal?"), else other content.
     """
     classes = [look_up(word) for word in words]
     asking = next((i for i, name in enumerate(classes) if name == "question word"), len(words))
     if words and words[0] in OPENERS:
         asking = 0
-    for place, name in enumerate(classes):
-        if place == asking or (
-            place == asking + 1 and words[asking] == "how" and words[place] in ("many", "much")
-        ):
-            classes[place] = "question word"
+    for i, name in enumerate(classes):
+        how_many = i == asking + 1 and words[asking] == "how" and words[i] in ("many", "much")
+        if i == asking or how_many:
+            classes[i] = "question word"
         elif name == "question word":
-            classes[place] = "function word"
-    for place, name in enumerate(classes):
+            classes[i] = "function word"
+    for i, name in enumerate(classes):
         if name is None:
-            after = classes[place + 1] if place + 1 < len(words) else "punctuation"
-            named = (
-                place > 0
-                and words[place - 1] in DETERMINERS
-                and after in ("function word", "punctuation")
-            )
-            classes[place] = "noun" if named else "other content"
+            after = classes[i + 1] if i + 1 < len(words) else "punctuation"
+            ends = after in ("function word", "punctuation")
+            noun = i > 0 and words[i - 1] in DETERMINERS and ends
+            classes[i] = "noun" if noun else "other content"
     return classes
 
 
 def look_up(word: str) -> str | None:
-    """A word's class whatever its place, as in the lexicon; None for a word that it does not hold."""
+    """A word's class in the lexicon, whatever its place; None for a word that is not there."""
     if not any(map(str.isalnum, word)):
         return "punctuation"
     if word[0].isdigit():
@@ -91,90 +88,84 @@ def look_up(word: str) -> str | None:
 
 
 def join_pieces(pieces: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The words that pieces make up ("chair", "##s": "chairs"), and for each piece the place of its word."""
-    words, owners = [], []
+    """Whole words ("chair", "##s": "chairs"), and for each piece the number of its word."""
+    words, word_of = [], []
     for piece in pieces:
         if piece.startswith("##") and words:
             words[-1] += piece.removeprefix("##")
         else:
             words.append(piece)
-        owners.append(len(words) - 1)
-    return words, owners
+        word_of.append(len(words) - 1)
+    return words, word_of
 
 
 def classify_pieces(pieces: Sequence[str]) -> list[str]:
-    """The class of each word piece of one question, that of its word; without [CLS] and [SEP]."""
-    words, owners = join_pieces(pieces)
+    """The class of each word piece, that of its word; pieces: without [CLS] and [SEP]."""
+    words, word_of = join_pieces(pieces)
     classes = classify_words(words)
-    return [classes[owner] for owner in owners]
+    return [classes[word] for word in word_of]
 
 
-def mark_classes(tokenizer, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Which text token is of which class: bool (batch, CLASSES, text), False at [CLS], [SEP] and padding."""
+def mark_classes(
+    tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """Which text token is of which class: bool (batch, CLASSES, text); specials are of none."""
     members = torch.zeros(len(input_ids), len(CLASSES), input_ids.shape[1], dtype=torch.bool)
-    for row, (ids, length) in enumerate(
-        zip(input_ids.tolist(), attention_mask.sum(1).tolist(), strict=True)
-    ):
+    lengths = attention_mask.sum(1).tolist()
+    for row, (ids, length) in enumerate(zip(input_ids.tolist(), lengths, strict=True)):
         pieces = tokenizer.convert_ids_to_tokens(ids[1 : length - 1])
-        for place, name in enumerate(classify_pieces(pieces), start=1):
-            members[row, CLASSES.index(name), place] = True
+        for token, name in enumerate(classify_pieces(pieces), start=1):
+            members[row, CLASSES.index(name), token] = True
     return members
 
 
 @torch.no_grad()
 def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Attention from and to the words of each class, for a whole batch; a measure for `extract_attention`.
+    """Attention from and to the words of each class; a measure for `extract_attention`.
 
-    word_image (question, layer, head, CLASSES): mean over the class's word pieces, as queries, of the mass on
-    the image (its CLS and patches). word_read (question, layer, head, READERS, CLASSES): mean over the
-    class's word pieces, as keys, of the mass that a reader (text [CLS]; mean over patches) puts on one.
-    word_place (question, CLASSES): mean place of the class's word pieces in the question, the first is 1.
+    word_image (question, layer, head, CLASSES): mean over the class's word pieces, as queries, of
+        the mass on the image (its CLS and patches).
+    word_read (question, layer, head, READERS, CLASSES): mean over the class's word pieces, as keys,
+        of the mass that a reader (text [CLS]; mean over patches) puts on one.
+    word_place (question, CLASSES): mean position of the class's word pieces; the first is 1.
     logits (question, answer).
-    NaN where a question has no word of the class. Needs `model.tokenizer`, which `load_vilt` leaves there.
+    NaN where a question has no word of the class. ValueError without `model.tokenizer`.
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
-            "word classes need the model's tokenizer: load it with load_vilt, or set model.tokenizer."
+            "word classes need model.tokenizer: load the model with load_vilt, or set it."
         )
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    members = mark_classes(tokenizer, inputs["input_ids"], inputs["attention_mask"]).to(
-        groups.device
-    )
-    walk, layers = PackedForward(model, inputs, groups), []
-    for layer in walk:
-        found = [read_classes(microbatch, attention, members) for microbatch, attention in layer]
+    members = mark_classes(tokenizer, inputs["input_ids"], inputs["attention_mask"])
+    members = members.to(groups.device)
+    forward, layers = PackedForward(model, inputs, groups), []
+    for layer in forward:
+        found = [read_classes(part, attention, members) for part, attention in layer]
         layers.append([torch.cat(parts) for parts in zip(*found, strict=True)])
-    looked, read = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
-    places = torch.arange(members.shape[2], device=members.device, dtype=torch.float32)
-    return {
-        "word_image": looked,
-        "word_read": read,
-        "word_place": query_weights(members) @ places,
-        "logits": walk.logits,
-    }
+    image, read = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
+    positions = torch.arange(members.shape[2], device=members.device, dtype=torch.float32)
+    place = query_weights(members) @ positions
+    return {"word_image": image, "word_read": read, "word_place": place, "logits": forward.logits}
 
 
 def read_classes(
     microbatch: Microbatch, attention: Tensor, members: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A microbatch's word_image and word_read in one layer; attention: (question, head, query, key)."""
-    weights = query_weights(members[microbatch.questions, :, : microbatch.n_text])[
-        :, None
-    ]  # (question, 1, class, text)
-    image = microbatch.groups[:, IMAGE].any(1).float()[:, None, :, None]
-    # (question, 1, reader, token)
-    readers = query_weights(microbatch.groups[:, READER_INDEX])[:, None]
-    looked = weights @ (attention[:, :, : microbatch.n_text] @ image)
-    return looked[..., 0], readers @ attention[..., : microbatch.n_text] @ weights.mT
+    """word_image and word_read of one layer; attention: (question, head, query, key)."""
+    n_text, groups = microbatch.n_text, microbatch.groups
+    # (question, 1, class, text) and (question, 1, reader, token)
+    weights = query_weights(members[microbatch.questions, :, :n_text])[:, None]
+    readers = query_weights(groups[:, READER_INDEX])[:, None]
+    image = groups[:, IMAGE].any(1).float()[:, None, :, None]
+    word_image = weights @ (attention[:, :, :n_text] @ image)
+    return word_image[..., 0], readers @ attention[..., :n_text] @ weights.mT
 
 
 def measure_words(study: Study, model: nn.Module, encoded: EncodedQuestions) -> AttentionTable:
-    """How much each class of words looks at the image and is read, for every validation question; measured once.
+    """`word_measures` of every validation question, in the model's own precision; once.
 
-    Kept in run_dir/words, in shards; the measures are WORD_MEASURES. Always in the model's own precision.
+    Kept in run_dir/words.
     """
-    lexicon = hash_file(LEXICON)
-    return extract_once(
-        study, "words", model, encoded, word_measures, WORD_MEASURES, lexicon=lexicon
-    )
+    inputs = {"lexicon": hash_file(LEXICON)}
+    return extract_once(study, "words", model, encoded, word_measures, WORD_MEASURES, **inputs)

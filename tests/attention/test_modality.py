@@ -25,7 +25,7 @@ from helpers.attention.modality import (
     mm_shap,
     rank_agreement,
     shapley_values,
-    tell_apart,
+    stratified_auc,
     withheld_accuracy,
 )
 from helpers.data.vqa import vqa_accuracy
@@ -433,12 +433,12 @@ def test_the_auc_of_one_family_is_mann_whitneys():
     values, positive = rng.integers(0, 6, 80).astype(float), np.arange(80) % 3 > 0
     values[positive] += rng.integers(0, 3, positive.sum())
     u = scipy_stats.mannwhitneyu(values[positive], values[~positive]).statistic
-    found = tell_apart(values, positive, ["a"] * 80, np.arange(80))
+    found = stratified_auc(values, positive, ["a"] * 80, np.arange(80))
     assert found.estimate == pytest.approx(u / (positive.sum() * (~positive).sum()))
     assert found.low < found.estimate < found.high
-    other = tell_apart(values, ~positive, ["a"] * 80, np.arange(80))
+    other = stratified_auc(values, ~positive, ["a"] * 80, np.arange(80))
     assert other.estimate == pytest.approx(1 - found.estimate)
-    half = tell_apart(np.ones(80), positive, ["a"] * 80, np.arange(80))
+    half = stratified_auc(np.ones(80), positive, ["a"] * 80, np.arange(80))
     assert half[:3] == (0.5, 0.5, 0.5)
 
 
@@ -450,20 +450,20 @@ def test_the_auc_compares_within_families_only():
     )
     values = np.where(groups == "b", 1000.0 - positive, positive)
     clusters = np.arange(45) % 15
-    found = tell_apart(values, positive, groups, clusters, n_resamples=200)
+    found = stratified_auc(values, positive, groups, clusters, n_resamples=200)
     assert found.estimate == pytest.approx((20 * 1 + 10 * 0) / 30)
     assert (found.n, found.n_clusters) == (30, 15)
     assert 0.3 < found.low < found.estimate < found.high < 1
     values[groups == "b"] = np.nan
-    assert tell_apart(values, positive, groups, clusters, n_resamples=20)[:3] == (1, 1, 1)
+    assert stratified_auc(values, positive, groups, clusters, n_resamples=20)[:3] == (1, 1, 1)
 
 
 def test_too_few_controls_tell_nothing():
     positive = np.arange(30) >= 9
-    found = tell_apart(np.arange(30), positive, ["a"] * 30, np.arange(30))
+    found = stratified_auc(np.arange(30), positive, ["a"] * 30, np.arange(30))
     assert np.isnan(found[:3]).all()
     assert np.isnan(
-        tell_apart(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))[:3]
+        stratified_auc(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))[:3]
     ).all()
 
 
@@ -472,7 +472,7 @@ def test_the_interval_of_the_auc_against_a_slow_bootstrap():
     groups, images = np.repeat(["a", "b"], 60), np.tile(np.arange(30), 4)
     positive = rng.random(120) < 0.6
     values = rng.normal(size=120) + positive + rng.normal(size=30)[images]
-    found = tell_apart(values, positive, groups, images, n_resamples=4000, seed=2)
+    found = stratified_auc(values, positive, groups, images, n_resamples=4000, seed=2)
 
     def slow_auc(rows):
         parts = [rows[groups[rows] == name] for name in ("a", "b")]
