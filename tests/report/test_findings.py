@@ -1,4 +1,4 @@
-"""helpers/report/findings.py: findings are kept, and the report shows what a run holds and says what it does not."""
+"""Findings are kept, and the report says what a run holds and what it does not hold."""
 
 import io
 
@@ -13,9 +13,7 @@ from helpers.report.findings import (
     FIGURE_WIDTH,
     NOTEBOOKS,
     PARTS,
-    list_missing,
     read_findings,
-    reduce_png,
     show_figure,
     show_findings,
     show_headlines,
@@ -52,21 +50,14 @@ def test_findings_are_kept_in_order_and_restated_in_place(tmp_path):
     state_finding(study, "03", "answer", "an “answer”")
     shown = state_finding(study, "05", "roles", "second")
     assert shown.data == "**Finding.** second"
-    assert list(read_findings(study).items()) == [
-        ("03.answer", "an “answer”"),
-        ("05.roles", "second"),
-    ]
-
-
-def test_missing_notebooks_are_those_without_an_answer(study):
-    assert list_missing(study) == ["06"]
-    state_finding(study, "06", "helps", "a finding, but no answer yet")
-    assert list_missing(study) == ["06"]
+    kept = [("03.answer", "an “answer”"), ("05.roles", "second")]
+    assert list(read_findings(study).items()) == kept
 
 
 def test_a_headline_has_its_interval_n_run_and_seed(study):
     assert show_headlines(study, "accuracy").data == (
-        "**50.0 % [40.0, 62.5]**<br>VQA accuracy (ViLT; n = 40 questions about 20 images, run test, seed 3)"
+        "**50.0 % [40.0, 62.5]**<br>VQA accuracy (ViLT; n = 40 questions about 20 images, "
+        "run test, seed 3)"
     )
     both = show_headlines(study, "heads").data.split("\n\n")
     assert [each[:6] for each in both] == ["**2 he", "**4.0 "]
@@ -92,13 +83,6 @@ def test_a_figure_is_shown_small_and_a_missing_one_explained(study):
     assert Image.open(io.BytesIO(shown.data)).width == FIGURE_WIDTH
     assert show_figure(study, "optimise").data == "No figure: 06 has not been run."
     assert show_figure(study, "heads").data == "No figure: 05 gave none from these questions."
-
-
-def test_reduced_pictures_keep_their_shape_and_take_a_palette():
-    large = Image.open(io.BytesIO(reduce_png(make_png(1760, 400))))
-    assert (large.size, large.mode) == ((880, 200), "P")
-    assert Image.open(io.BytesIO(reduce_png(make_png(300, 200)))).size == (300, 200)
-    assert len(reduce_png(make_png())) < len(make_png()) / 2
 
 
 def test_the_summary_quotes_the_headlines_and_what_is_missing(study):
@@ -138,18 +122,8 @@ def test_the_summary_where_no_lighter_model_will_do(tmp_path):
     assert "times as fast" not in text
 
 
-def test_the_summary_says_what_cannot_be_told(study):
-    save_table(study, "05_role_scores", read_table(study, "05_role_scores").assign(n=3))
-    assert "Not enough questions to tell: heads with a role." in summarise(study)
-
-
-def test_the_summary_of_a_run_without_anything(tmp_path):
-    text = summarise(Study.load(run_name="new", runs_root=str(tmp_path)))
-    assert text == "Not run yet: 01, 02, 03, 04, 05, 06 (run new, seed 0)."
-
-
 def test_names_agree_with_what_the_project_has():
-    """Headlines, notebooks and findings are named in one place each; a renamed one would go unseen."""
+    """Headlines, notebooks and findings are named in one place each; a new name would go unseen."""
     root = Study.load().root
     assert set(CLAUSES) <= set(HEADLINES)
     for number, name in NOTEBOOKS.items():

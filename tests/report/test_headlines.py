@@ -1,4 +1,4 @@
-"""helpers/report/headlines.py: each headline is the number that stands in the run's tables, or None, or NaN."""
+"""Each headline is the number that stands in the run's tables, or None, or NaN."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from helpers.report.headlines import (
     find_accuracy,
     read_headlines,
     read_table,
-    say_size,
     say_value,
 )
 from helpers.run.settings import save_table
@@ -39,12 +38,8 @@ def test_every_headline_is_the_number_in_the_tables(study):
         "roles": (2, np.nan, np.nan, 40),
         "costliest": (4, 3, 5, 40),
         "removed": (75, np.nan, np.nan, 20),  # a layer of two heads and one more, of four
-        "removable": (
-            50,
-            np.nan,
-            np.nan,
-            40,
-        ),  # 3 lose too much, so 4 do not count although they lose less
+        # 3 heads lose too much, so 4 do not count although they lose less
+        "removable": (50, np.nan, np.nan, 40),
         "speed": (1.5, 1.4, 1.6, np.nan),
     }
     for name, values in expected.items():
@@ -67,13 +62,6 @@ def test_what_has_not_been_run_is_none(study):
     assert found == [name for name in HEADLINES if NOTEBOOK[name] != "06"]
     (study.run_dir / "modality" / "shapley.parquet").unlink()
     assert read(study, "text_share") is None
-
-
-def test_a_run_without_any_table_has_no_headline(tmp_path):
-    study = make_run(tmp_path)
-    for path in [*study.folder("tables").iterdir(), *study.folder("modality").iterdir()]:
-        path.unlink()
-    assert read_headlines(study) == []
 
 
 def test_too_few_questions_give_nan(study):
@@ -118,19 +106,6 @@ def test_no_head_can_go_where_the_first_step_costs_too_much(study):
 )
 def test_numbers_in_words(name, unit, numbers, said):
     assert say_value(Headline(name, "label", "detail", unit, *numbers, 10, 5)) == said
-
-
-def test_sizes_in_words():
-    blank = Headline("a", "label", "", "%", 1, 0, 2, 3285, 500)
-    assert say_size(blank) == "n = 3,285 questions about 500 images"
-    assert say_size(blank._replace(n_clusters=1)) == "n = 3,285 questions about 1 image"
-    assert say_size(blank._replace(n_clusters=np.nan)) == "n = 3,285 questions"
-    assert say_size(blank._replace(n=np.nan)) == ""
-
-
-def test_a_table_that_is_missing_is_none(study):
-    assert read_table(study, "99_none") is None
-    assert isinstance(read_table(study, "02_accuracy"), pd.DataFrame)
 
 
 def test_a_text_share_of_too_few_questions_is_not_told(study):

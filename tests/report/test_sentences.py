@@ -107,66 +107,6 @@ def test_adjusted_differences_stay_or_not(verdicts, said):
     assert "Cannot be told here" in say("describe_adjusted", make_adjusted(), 900, 0, 7)
 
 
-def test_calibration_names_what_is_wrong_too_often():
-    kinds = {
-        "pair": "single test", "pair, adjusted": "single test",
-        "any pair, Holm": "after correction",
-        "false among found, B-H": "after correction", "mean of a family": "interval",
-        "difference of two": "interval",
-    }  # fmt: skip
-    rows = [(name, kind, 0.95 if kind == "interval" else 0.05) for name, kind in kinds.items()]
-    rates = table("procedure kind rate", *rows, half=0.01, of="rate")
-    good = say("describe_calibration", rates, 900, 300, 0.123)
-    assert "rejects in 5.0 % [4.0, 6.0]" in good
-    assert "all are as good as asked for" in good
-    wrong = rates.assign(rate=[0.2, 0.05, 0.0, 0.05, 0.8, 0.95])  # Holm may be cautious
-    wrong = wrong.assign(low=wrong["rate"] - 0.01, high=wrong["rate"] + 0.01)
-    bad = say("describe_calibration", wrong, 900, 300, 0.1)
-    assert bad.endswith("Too often wrong: pair, mean of a family.")
-
-
-def test_power_tells_the_best_and_the_worst_pair():
-    pairs = table(
-        "group_a group_b detectable p p_corrected n_a n_b",
-        ("what", "why", 0.02, 0.5, 0.5, 50, 60), ("what", "why", 0.04, 0.01, 0.02, 50, 60),
-        ("what", "who", 0.1, 0.01, 0.02, 50, 9), ("why", "who", np.nan, np.nan, np.nan, 60, 9),
-    )  # fmt: skip
-    text = say("describe_power", pairs, 0.0123)
-    assert "among these 3 tests, p has to lie below 0.012;" in text
-    assert "is 3.0 points between what and why (n = 50 and 60), and 10.0 points between" in text
-    assert "1 of the 3 measured differences is not beyond chance" in text
-    assert "All measured" in say("describe_power", pairs[1:], 0.05)
-    assert sentences.describe_power(pairs[3:], 0.05) == ""
-
-
-def test_controls_show_what_they_should_or_do_not():
-    kinds = ["needs the image", "words are enough"] * 2
-    by_kind = pd.DataFrame({"kind": kinds, "layer": [0, 0, 1, 1], "query": "[CLS]"})
-    by_kind["estimate"] = [0.5, 0.5, -0.11, -0.42]
-    rows = [(0, "[CLS]", 0.36, 0.33, 0.38), (0, "words", -0.1, -0.2, -0.05)]
-    for low, verdict in ((0.29, "shows what it should"), (-0.02, "does not show")):
-        last = (1, "[CLS]", 0.31, low, 0.33)
-        checked = table("layer query difference low high", *rows, last, p_corrected=0.001)
-        text = say("describe_controls", checked.assign(n_a=200, n_b=30), by_kind)
-        assert "in 2 of 3 layers and queries, and less in 1 " in text
-        assert "+36 points [+33, +38] in L0 ([CLS] query)" in text
-        assert "(there -11 against -42 from uniform" in text
-        assert verdict in text
-    assert "Not enough" in say("describe_controls", pd.DataFrame(), by_kind)
-
-
-def test_examples_leave_out_families_of_too_few_and_boxes_that_nobody_knows():
-    here = table("estimate n enough", (-0.2, 500, True), (-0.4, 4, False), half=0.1)
-    here.index = ["what", "where"]
-    aim = table("estimate enough", (0.24, True), half=0.05).set_axis(["what"])
-    text = say("describe_examples", here, aim, 1, ["what", "where", "why"])
-    assert "what: -20 points [-30, -10], favourite patch in a box asked about +24 points" in text
-    assert "where" not in text
-    unknown = aim.assign(estimate=np.nan, enough=False)
-    assert "has no boxes" in say("describe_examples", here, unknown, 1, ["what"])
-    assert "Not enough questions of where" in say("describe_examples", here, aim, 1, ["where"])
-
-
 def test_the_answer_on_families_in_every_outcome():
     checks = table("measure right", ("last", True), ("MM-SHAP", False))
     ranks = table("estimate n", (0.6, 7), half=0.3)
@@ -189,44 +129,6 @@ def test_the_answer_on_families_in_every_outcome():
     untold = ranks.assign(estimate=np.nan)
     text = say("describe_family_answer", NONE_FOUND, COUNTS, adjusted, untold, checks[:0])
     assert "Spearman" not in text
-
-
-@pytest.mark.parametrize(
-    ("p", "placed", "p_placed", "begins", "says"),
-    [
-        (0.001, 0.12, 0.001, "Of the classes", "1 of 1 of these stays above"),
-        (0.001, -0.02, 0.3, "Of the classes", "0 of 1 of these stay above"),
-        (0.001, np.nan, np.nan, "Of the classes", "whether by class or by place cannot be told"),
-        (0.4, np.nan, np.nan, "No class of words", "0 lie above the function words"),
-    ],
-)
-def test_words_that_look_as_they_stand_and_at_equal_place(p, placed, p_placed, begins, says):
-    rows = [("noun", 2, 0.09, p, placed, p_placed), ("colour word", 1, -0.02, 0.5, np.nan, np.nan)]
-    columns = "word_class layer estimate p_corrected placed p_corrected_placed"
-    against = table(columns, *rows, half=0.01, n=1)
-    against["p"], against["p_placed"] = against["p_corrected"], against["p_corrected_placed"]
-    against = against.assign(low_placed=placed - 0.02, high_placed=placed + 0.02)
-    text = say("describe_words", against, against[:1], 0.71)
-    assert text.startswith(begins)
-    assert "noun: +9.0 points [+8.0, +10.0] in L2 (n = 1 question" in text
-    assert "colour word: -2.0 points [-3.0, -1.0] in L1" in text
-    assert says in text
-    untold = against.assign(p=np.nan)
-    assert "Not enough" in say("describe_words", untold, untold[:0], 0.71)
-
-
-def test_words_that_are_read():
-    rows = [
-        ("noun", 1.9, 0.8, 0.001),
-        ("punctuation", 0.4, -0.6, 0.2),
-        ("colour", 1, np.nan, np.nan),
-    ]
-    extra = table("word_class times estimate p", *rows, half=0.1, n=1000)
-    text = say("describe_words_read", extra.assign(p_corrected=extra["p"]))
-    assert "noun 1.9, against 1.1 (difference +0.8 [+0.7, +0.9], n = 1,000); punctuation" in text
-    assert "n = 1,000; not beyond chance)" in text
-    assert "colour" not in text
-    assert "Not enough" in say("describe_words_read", extra[2:])
 
 
 def test_losses_name_the_most_and_the_least():
@@ -309,67 +211,6 @@ def test_roles_are_counted_against_chance():
         assert say("describe_roles", make_scores(*NO, n=n), 0, 0).startswith(f"{said} not enough")
 
 
-@pytest.mark.parametrize(
-    ("weak", "untrained", "said"),
-    [
-        (51, 34, "51 would pass, but so do 34 pairs of untrained heads against their neighbours."),
-        (1, 1, "1 would pass, but so does 1 pair of untrained heads against their neighbours."),
-        (51, 0, "51 would pass, and no untrained head does against its neighbour."),
-        (0, 0, "none would pass, and no untrained head does against its neighbour."),
-        (0, 1, "none would pass, while 1 pair of untrained heads against their neighbours does."),
-    ],
-)
-def test_a_weaker_test_is_judged_by_what_untrained_heads_pass(weak, untrained, said):
-    assert say("describe_roles", make_scores(*NO), weak, untrained).endswith(said)
-
-
-CHANGES = table(
-    "name first second change low high p_corrected",
-    ("L0H0", 0.5, -0.2, -0.7, -0.8, -0.6, 0.001), ("L0H1", 0.1, 0.2, 0.1, 0.0, 0.2, 0.3),
-    role="sink", n=900, n_clusters=300,
-)  # fmt: skip
-
-
-def test_roles_are_found_again_or_not():
-    rows = table("role correlation agreement passes_a passes_b", ("sink", 0.9, 1.0, 2, 2),
-                 ("grounding", 0.8, 0.5, 1, 2), n_heads=2, told=True)  # fmt: skip
-    names = ("other half of the images", "another fine-tuning seed", "before fine-tuning")
-    again = pd.concat([rows.assign(comparison=name) for name in names])
-    text = say("describe_stability", again, CHANGES, 2, 1)
-    assert "against the other half of the images: rank correlations over heads from 0.80 to" in text
-    # three of four verdicts pass on one side, four of four on the other: chance agrees in 3/4 * 1
-    assert "75 % of verdicts are the same (75 % were it chance); another fine-tuning seed: " in text
-    assert "; those before fine-tuning: " in text
-    assert "gained 2 and lost 1 of 2 possible roles; it changed 1 of 2 scores beyond chance" in text
-    assert "from 0.50 to -0.20 (change -0.70 [-0.80, -0.60], n = 900 questions)." in text
-    one = say("describe_stability", again.query("role == 'sink'"), CHANGES, 0, 0)
-    assert "rank correlation over heads 0.90, for the one role that sets them apart" in one
-    untold = again.assign(correlation=np.nan, told=False)
-    for changes in (CHANGES.assign(n=5), CHANGES.assign(p_corrected=np.nan), CHANGES[:0]):
-        text = say("describe_stability", untold, changes, 0, 0)
-        assert "no role sets the heads apart; not enough questions for verdicts; another" in text
-        assert "cannot be shown with these questions" in text
-
-
-def test_cards_say_who_is_needed_and_who_is_not():
-    cards = table(
-        "role name passes hit_significant hit_drop hit_low hit_high hit_family",
-        ("sink", "L0H0", True, True, 40.0, 30.0, np.nan, "why"),
-        ("local", "L0H1", True, False, 3.0, -1.0, 6.0, "is/are"),
-        ("grounding", "L1H1", False, True, 90.0, 80.0, 99.0, "who"),
-    )
-    text = say("describe_cards", cards, 900, 400)
-    assert "Of 2 roles that some head has, 1 belongs to a head whose removal costs a family" in text
-    assert "“sink” (L0H0): “why” loses 40.0 points [no interval]." in text
-    assert "For “local” (L0H1) no such cost is shown" in text
-    assert "Of 1 role that some head has, none belongs" in say("describe_cards", cards[1:2], 9, 4)
-    assert "all questions together lose" in say(
-        "describe_cards", cards.assign(hit_family="all"), 9, 4
-    )
-    assert "no role to check" in say("describe_cards", cards[2:], 1, 1)
-    assert "most of all" not in say("describe_cards", cards.assign(hit_drop=-9.0), 900, 400)
-
-
 ASKED = sentences.RemovalQuestions(400, 150, 3, span(98.4, 0.8))
 
 
@@ -428,44 +269,12 @@ def test_the_special_head_leads_by_most_and_a_gain_is_no_loss():
     assert "not enough questions" in say("describe_special", None)
 
 
-def test_layers_that_cost_and_heads_that_stand_in_for_each_other():
-    whole = table("drop significant", (90.0, True), (-0.02, False), half=5, of="drop", told=True)
-    joint = table("layer estimate p_corrected", (0, 8.0, 0.2), (1, 6.0, 0.01), half=2)
-    text = say("describe_layer_removals", whole, joint, ASKED)
-    assert "layer is L0: 90.0 points [85.0, 95.0], the cheapest L1: 0.0 points [-5.0, 5.0]" in text
-    assert "That L1 costs anything is not shown. All heads of L1 together cost 6.0 points" in text
-    for untested in (joint.assign(p_corrected=np.nan), joint[:0]):
-        text = say("describe_layer_removals", whole.assign(significant=False), untested, ASKED)
-        assert "That any layer's removal costs accuracy is not shown. No layer's heads" in text
-    few = say("describe_layer_removals", whole.assign(told=False), joint, ASKED._replace(n=1))
-    assert few.startswith("1 question is not enough")
-
-
 def make_agreement(cls=0.0, words=0.0, gradient=0.8, moved=0.1) -> pd.DataFrame:
     zeroed, carried = "accuracy lost, head zeroed", "change carried (5.9)"
     names = (*sentences.LOOKING, "number of the layer", "gradient")
     values = zip(names, (cls, words, -0.5, gradient), strict=True)
     rows = [(name, zeroed, value) for name, value in values] + [(zeroed, carried, moved)]
     return table("first second correlation", *rows, half=0.3, of="correlation", over="all heads")
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({}, "is not shown; heads with larger gradients cost more."),
-        ({"cls": 0.5}, "heads that attend more to the image cost more; "),
-        ({"words": -0.5}, "heads that attend more to the image cost less; "),
-        ({"cls": 0.5, "words": -0.5}, "depends on the query; "),
-        ({"gradient": 0.1}, "that heads with larger gradients cost more is not shown."),
-    ],
-)
-def test_importance_is_predicted_or_not(values, said):
-    found = sentences.find_correlations(make_agreement(**values))
-    text = say("describe_importance", found, 16, 400)
-    assert said in text
-    assert "-0.50 [-0.80, -0.20] with the number of the layer alone" in text
-    assert sentences.find_correlations(make_agreement(cls=np.nan)) is None
-    assert "no importance to predict" in say("describe_importance", None, 16, 400)
 
 
 def make_carriers(*shares: float, significant=True) -> pd.DataFrame:
@@ -557,52 +366,6 @@ def test_orders_against_chance():
     assert "2.5 points (in the estimate) pay for" in text
     few = say("describe_orders", HALFWAY, alone, {**BASE, "n": 1, "n_clusters": 1}, free, 1)
     assert few.startswith("1 question about 1 image is not enough")
-
-
-def test_families_that_lose_gain_or_are_too_few():
-    def describe(*rows) -> str:
-        columns = "what removed family drop significant told"
-        costs = table(columns, *rows, half=2, of="drop", n=147)
-        quarter = costs[(costs["what"] == "heads removed") & (costs["family"] != "all")]
-        return say("describe_families", costs, quarter, "4 of 16 heads", "L2")
-
-    rare, heads = ("heads removed", "4", "rare", 80.0, False, False), ("heads removed", "4")
-    who, all_ = (
-        (*heads, "who", 0.0, False, True),
-        ("layers removed", "+L2", "all", 12.8, True, True),
-    )
-    text = describe((*heads, "why", 9.8, True, True), who, rare, all_)
-    assert "loses most is “why”: 9.8 points [7.8, 11.8] (n = 147), the one that loses least" in text
-    assert "Without the cheapest layer, L2, all questions together lose 12.8 points" in text
-    assert "rare" not in text
-    gain, layers = (*heads, "why", -9.8, True, True), ("layers removed", "+L2\nL1")
-    text = describe(gain, (*layers, "who", -3.0, True, True))
-    assert "no family loses accuracy in the estimate; “why” gains least: +9.8 points" in text
-    assert "In 2 of 2 cells" in text
-    assert "“who” with layers removed up to L1, 3.0 points." in text
-    text = describe((*heads, "why", 5.0, True, True))
-    assert "the family that loses most is “why”: 5.0 points [3.0, 7.0] (n = 147). That" in text
-    assert describe(rare).startswith("No family has 10 questions on 5 images")
-
-
-def test_training_brings_back():
-    rows = [("whole", 0.0, -0.2), ("4 heads cut", -4.6, -0.8), ("L2 left out", -13.0, -2.0)]
-    recovery = table("model before after", *rows)
-    gains = {"whole": span(20.0), "4 heads cut": span(3.8), "L2 left out": span(11.0)}
-    text = say("describe_recovery", recovery, gains, MANY)
-    assert "“L2 left out”: -13.0 points against the whole model before the training, -2.0" in text
-    assert "gains 20.0 [19.0, 21.0] (n = 1,648 questions about 250 images)" in text
-    nothing = say("describe_recovery", recovery, dict.fromkeys(gains, span(0.0)), MANY)
-    assert nothing.startswith("That a training brings anything back is not shown.")
-    assert "(n = 6 questions about 1 image)" in say("describe_recovery", recovery, gains, FEW)
-
-
-def test_lower_precisions():
-    tried = {"bf16": {**FAST, "change": span(-0.04), "bytes": 0.5}}
-    text = say("describe_precision", tried, 1, FEW, 31, "a GPU")
-    assert "bf16 is 1.03 times as fast [1.01, 1.05] as fp32, at +0.0 points [-1.0, 1.0]" in text
-    assert "(too few questions to tell)" in text
-    assert "No lower precision" in say("describe_precision", {}, 1, FEW, 31, "CPU")
 
 
 @pytest.mark.parametrize(
