@@ -1,7 +1,7 @@
-"""Figures of attention by question family: layers, heads, pairs of families, controls, examples.
+"""Figures of notebook 04: attention by question family and word class, and what answers need.
 
-Tables come in tidy form, shares of attention in [0, 1]; axes show percentage points. `query` is the text query
-("[CLS]" or "words"), a panel each, in order of appearance.
+Tables come in tidy form, shares of attention in [0, 1]; axes show percentage points. `query` is the
+text query ("[CLS]" or "words"), a panel each, in order of appearance.
 """
 
 from collections.abc import Sequence
@@ -9,30 +9,83 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import offset_copy
 
 from helpers.figures.style import (
+    BASELINE,
+    DARK_GREY,
+    GREEN,
     GREY,
     IMAGE_COLOR,
+    ORANGE,
+    PALE,
+    PINK,
+    SKY,
     TEXT_COLOR,
-    close_figure,
-    draw_intervals,
-    figure_style,
+    TOO_FEW,
+    fill_grid,
+    format_points,
     name_layers,
-    show_heatmap,
-    show_picture,
+    name_rows,
+    place_legend,
+    plot_cells,
+    plot_heads_grid,
+    plot_intervals,
+    plot_layers,
+    plot_map,
+    plot_picture,
+    set_title,
+    shade_unread_layer,
+    styled,
 )
 
-FAMILY_STYLE = {  # a colour (mostly Okabe-Ito) and a marker, the same in every figure
-    "what": ("#0072B2", "o"), "what color": ("#D55E00", "s"), "where": ("#009E73", "^"), "why": ("#CC79A7", "v"),
-    "how many": ("#E69F00", "D"), "how": ("#882255", "P"), "who": ("#333333", "X"), "which": ("#A6A000", "<"),
-    "is/are": ("#56B4E9", ">"), "other": (GREY, "*"),
+FAMILY_STYLE = {  # a colour and a marker, the same in every figure
+    "what": (TEXT_COLOR, "o"), "what color": (IMAGE_COLOR, "s"), "where": (GREEN, "^"),
+    "why": (PINK, "v"), "how many": (ORANGE, "D"), "how": ("#882255", "P"), "who": ("#333333", "X"),
+    "which": ("#A6A000", "<"), "is/are": (SKY, ">"), "other": (GREY, "*"),
 }  # fmt: skip
-EMPTY = "#EFEFEF"  # cells in which nothing was found; those not tested are hatched as well
-TOO_FEW = "not enough questions to tell"
-VERDICTS = {  # of a difference, raw and adjusted; colour and marker
+CLASS_STYLE = {  # the same for classes of words; blue for text and vermilion for image are taken
+    "question word": ("#882255", "v"), "colour word": (ORANGE, "D"), "noun": (GREEN, "o"),
+    "other content": (SKY, "s"), "function word": ("#333333", "X"), "punctuation": (GREY, "P"),
+}  # fmt: skip
+VERDICTS = {  # of a difference, raw and adjusted
     "survives": (IMAGE_COLOR, "s"), "does not survive": (TEXT_COLOR, "o"),
-    "only when adjusted": ("#009E73", "^"), "never beyond chance": (GREY, "."),
+    "only when adjusted": (GREEN, "^"), "never beyond chance": (GREY, "."),
 }  # fmt: skip
+NEEDS = {  # title: (unit, baseline, colour, measures with the name of each)
+    "[CLS] looks at the image": (
+        "excess image share, points", 0, IMAGE_COLOR,
+        {"image share, last layer": "last layer", "image share, all layers": "mean of layers"},
+    ),
+    "answer without the image": (
+        "accuracy lost, points", 0, IMAGE_COLOR,
+        {"image removed": "removed", "image exchanged": "exchanged"},
+    ),
+    "answer without the words": (
+        "accuracy lost, points", 0, TEXT_COLOR, {"words removed": "all but the first word"},
+    ),
+    "image's part by MM-SHAP": (
+        "share of |Shapley values|, %", 50, IMAGE_COLOR, {"MM-SHAP": "image blocks"},
+    ),
+}  # fmt: skip
+SCORES = {  # title, axis, value that says nothing, limits
+    "ranks": ("does it rank families as the loss does?", "Spearman, n families", 0, (-1.1, 1.1)),
+    "controls": ("does it tell controls apart?", "AUC, n questions", 0.5, (-0.03, 1.03)),
+}  # fmt: skip
+RATE_LOOKS = {
+    "single test": (GREEN, "o"),
+    "after correction": (PINK, "s"),
+    "interval": (ORANGE, "D"),
+}
+RATE_GOALS = (  # stated rate, what is good enough, axis, title: of tests, of intervals
+    (5, (3, 7), "false rejections, %", "Finding what is not there"),
+    (95, (92, 98), "intervals that hold the truth, %", "Holding what is there"),
+)
+UNIFORM = "excess image share, points\n({} query, image key; share − uniform)"
 
 
 def style_family(name: str) -> tuple[str, str]:
@@ -40,291 +93,434 @@ def style_family(name: str) -> tuple[str, str]:
     return FAMILY_STYLE.get(name, (GREY, "."))
 
 
-def name_family(name: str, n: int, enough: bool) -> str:
-    """A family as axes and legends name it: n under the name, and a mark where the questions are too few."""
+def name_group(name: str, n: int, enough: bool) -> str:
+    """A family or class with n under its name, and a mark where the questions are too few."""
     return f"{name}\nn = {n:,}" + ("" if enough else "\ntoo few")
 
 
-def plot_family_layers(table: pd.DataFrame):
-    """Excess image share of each family by layer, with intervals; open markers where the questions are too few.
+def plot_groups(axis: Axes, table: pd.DataFrame, column: str, looks: dict, spread: float) -> None:
+    """A line over layers for each group (family or word class), and the uniform baseline at 0.
 
-    table: family, query, layer, estimate, low, high, n, enough. The words' last layer is shaded: no answer reads it.
+    table: the column that names the group, layer, estimate, low, high, n, enough. Markers are open
+    where questions are too few. spread: layers between the first and the last group.
     """
-    queries, families = list(table["query"].unique()), list(table["family"].unique())
-    n_layers = table["layer"].max() + 1
-    with figure_style():
-        figure, axes = plt.subplots(1, len(queries), figsize=(10, 4.6), sharey=True, squeeze=False)
-        for axis, query in zip(axes.flat, queries, strict=True):
-            for number, family in enumerate(families):
-                rows = table[(table["family"] == family) & (table["query"] == query)].sort_values(
-                    "layer"
-                )
-                place = rows["layer"] + 0.07 * (number - (len(families) - 1) / 2)
-                draw_family(axis, rows, place, *style_family(family))
-            draw_baseline(axis, n_layers, f"{query} query")
-            if query != "[CLS]":
-                shade_unread(axis, n_layers)
-        axes[0, 0].set_ylabel(
-            "excess image share, points\n(text query, image key; share − uniform)"
-        )
-        handles = [axes[0, 0].containers[number] for number in range(len(families))]
-        labels = [name_family(*row) for row in summarise_families(table)]
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(families), 10), fontsize=8.5
-        )
-        figure.suptitle(
-            "How much more than uniform does each family look at the image?", fontsize=11
-        )
-    return close_figure(figure)
+    groups = list(table[column].unique())
+    for number, group in enumerate(groups):
+        rows = table[table[column] == group]
+        enough = bool(rows["enough"].all())
+        color, marker = looks.get(group, (GREY, "."))
+        shift = spread * (number / max(len(groups) - 1, 1) - 0.5)
+        label = name_group(group, rows["n"].max(), enough)
+        plot_layers(axis, rows, color, marker, "-", label, shift, hollow=not enough)
+    axis.axhline(0, **BASELINE)
+    look = {"color": DARK_GREY, "fontsize": 8, "transform": axis.get_yaxis_transform()}
+    axis.text(0.005, 0, "uniform", va="bottom", **look)
+    name_layers(axis, int(table["layer"].max()) + 1)
 
 
-def summarise_families(table: pd.DataFrame) -> list[tuple]:
-    """(family, n, enough) of each family, in order of appearance."""
-    first = table.groupby("family", sort=False, observed=True)[["n", "enough"]].first()
-    return list(first.itertuples(name=None))
+@styled
+def plot_family_layers(table: pd.DataFrame) -> Figure:
+    """Excess image share of each family by layer, with intervals; open markers: too few questions.
+
+    table: family, query, layer, estimate, low, high, n, enough. The words' last layer is shaded: no
+    answer reads it.
+    """
+    queries = list(table["query"].unique())
+    figure, axes = plt.subplots(1, len(queries), figsize=(10, 4.6), sharey=True, squeeze=False)
+    for axis, query in zip(axes.flat, queries, strict=True):
+        rows = table[table["query"] == query]
+        plot_groups(axis, rows, "family", FAMILY_STYLE, 0.4)
+        axis.set_title(f"{query} query")
+        if query != "[CLS]":
+            shade_unread_layer(axis, int(table["layer"].max()) + 1)
+    axes[0, 0].set_ylabel(UNIFORM.format("text"))
+    place_legend(figure, axes[0, :1], ncols=10, fontsize=8.5)
+    set_title(figure, "How much more than uniform does each family look at the image?")
+    return figure
 
 
-def draw_family(axis, rows: pd.DataFrame, place, color: str, marker: str, line: str = "-") -> None:
-    """One family's (or kind's) points and intervals in percentage points, joined by a thin line."""
-    scaled = 100 * rows[["estimate", "low", "high"]].astype(float)
-    draw_intervals(axis, scaled, place, color, "", marker)
-    axis.plot(place, scaled["estimate"], color=color, linewidth=0.8, linestyle=line, alpha=0.7)
-    if not rows["enough"].all():
-        axis.containers[-1].lines[0].set_markerfacecolor("white")
+@styled
+def plot_separation(table: pd.DataFrame) -> Figure:
+    """Which heads separate families, and by how much: layers downwards, heads across.
 
-
-def draw_baseline(axis, n_layers: int, title: str) -> None:
-    """Layers across, the uniform baseline at 0, and light lines to read values by."""
-    name_layers(axis, n_layers)
-    axis.axhline(0, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
-    axis.text(-0.45, 0, "uniform", color="#5A5A5A", fontsize=8, va="bottom")
-    axis.set(xlim=(-0.5, n_layers - 0.5), title=title)
-    axis.grid(axis="y", alpha=0.25)
-
-
-def shade_unread(axis, n_layers: int) -> None:
-    """Shade the last layer, where only the [CLS] query reaches the answer."""
-    axis.axvspan(n_layers - 1.5, n_layers - 0.5, color=EMPTY, zorder=-1)
-    axis.text(n_layers - 0.53, 0.02, "no answer reads this", ha="right", va="bottom", fontsize=7.5, color="#5A5A5A",
-              rotation=90, transform=axis.get_xaxis_transform())  # fmt: skip
-
-
-def plot_separation(table: pd.DataFrame):
-    """Which heads separate families, and by how much: a cell a head, layers downwards, heads across.
-
-    table: query, layer, head, difference (size of the largest difference found, NaN for none), label (which
-    pair, "more > less"), tested. With more than eight heads a cell shows the number alone.
+    table: query, layer, head, difference (size of the largest difference found, NaN for none),
+    label (which pair, "more > less"), tested (else hatched). With more than eight heads a cell shows the
+    number alone.
     """
     queries = list(table["query"].unique())
     shape = (table["layer"].max() + 1, table["head"].max() + 1)
-    height = max(3.0, 0.62 * shape[0] + 1.6) if shape[1] <= 8 else 0.36 * shape[0] + 1.6
     largest = 100 * np.nanmax([*table["difference"], 0.01])
-    labels = (
-        table["label"].astype(object).fillna("").str.replace(" > ", " >\n")
-    )  # or long pairs leave their cell
-    longest = max(len(line) for label in labels for line in ("what color >", *label.split("\n")))
+    points = 100 * table["difference"]
+    texts = [f"{p:.0f}" if p >= 1 else f"{p:.1f}" for p in points]
+    if shape[1] <= 8:  # a line for each family of the pair, or long pairs leave their cell
+        labels = table["label"].astype(object).fillna("").str.replace(" > ", " >\n")
+        texts = [f"{text}\n{label}".strip() for text, label in zip(texts, labels, strict=True)]
+    longest = max(len(line) for text in [*texts, "what color >"] for line in text.split("\n"))
     font = min(8, 600 / (len(queries) * shape[1]) / (0.62 * longest)) if shape[1] <= 8 else 6.8
-    with figure_style():
-        figure, axes = plt.subplots(1, len(queries), figsize=(10, height), squeeze=False)
-        for axis, query in zip(axes.flat, queries, strict=True):
-            rows = table.assign(label=labels)[table["query"] == query]
-            cells = np.full(shape, np.nan)
-            cells[rows["layer"], rows["head"]] = 100 * rows["difference"]
-            artist = axis.imshow(cells, cmap="cividis", vmin=0, vmax=largest, aspect="auto")
-            axis.set_facecolor(EMPTY)
-            for row in rows.itertuples():
-                digits = 0 if row.difference >= 0.01 else 1
-                text = "" if np.isnan(row.difference) else f"{100 * row.difference:.{digits}f}"
-                text += f"\n{row.label}" if text and shape[1] <= 8 else ""
-                write_cell(
-                    axis,
-                    row.head,
-                    row.layer,
-                    text,
-                    100 * row.difference / largest,
-                    row.tested,
-                    font,
-                )
-            name_cells(
-                axis,
-                *(
-                    [f"{mark}{i}" for i in range(size)]
-                    for mark, size in zip("HL", shape[::-1], strict=True)
-                ),
-            )
-            axis.set(xlabel="head", ylabel="layer", title=f"{query} query")
-        figure.colorbar(artist, ax=axes, label="largest difference, points", pad=0.01)
-        figure.suptitle(
-            "Largest difference in image share between two families, head by head", fontsize=11
+    table = table.assign(points=points, text=np.where(points.isna(), "", texts))
+    height = max(3.0, 0.62 * shape[0] + 1.6) if shape[1] <= 8 else 0.36 * shape[0] + 1.6
+    figure, axes = plt.subplots(1, len(queries), figsize=(10, height), squeeze=False)
+    for axis, query in zip(axes.flat, queries, strict=True):
+        rows = table[table["query"] == query]
+        look = {"cmap": "cividis", "fontsize": font}
+        look["hatched"] = (
+            fill_grid(rows.assign(hatched=1.0 - rows["tested"]), "hatched", shape) == 1
         )
-    return close_figure(figure)
+        values, texts = (fill_grid(rows, column, shape) for column in ("points", "text"))
+        image = plot_heads_grid(axis, values, texts, (0, largest), **look)
+        axis.set_title(f"{query} query")
+    figure.colorbar(image, ax=axes, label="largest difference, points", pad=0.01)
+    set_title(figure, "Largest difference in image share between two families, head by head")
+    return figure
 
 
-def write_cell(
-    axis, x: int, y: int, text: str, shade: float, tested: bool, size: float = 6.8
-) -> None:
-    """Text in a cell, light on dark and dark on light; hatching where nothing was tested."""
-    if not tested:
-        axis.add_patch(
-            plt.Rectangle(
-                (x - 0.5, y - 0.5),
-                1,
-                1,
-                facecolor=EMPTY,
-                edgecolor="#BDBDBD",
-                hatch="//",
-                linewidth=0,
-            )
-        )
-    elif text:
-        axis.text(
-            x,
-            y,
-            text,
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="black" if shade > 0.55 else "white",
-        )
+def _say_too_few(axis: Axes) -> None:
+    """An empty panel that says why."""
+    axis.text(0.5, 0.5, TOO_FEW, ha="center", va="center", transform=axis.transAxes)
+    axis.axis("off")
 
 
-def name_cells(axis, across: Sequence[str], down: Sequence[str]) -> None:
-    """Name columns and rows of a grid of cells, with white lines between the cells."""
-    axis.set_xticks(range(len(across)), across, fontsize=8)
-    axis.set_yticks(range(len(down)), down, fontsize=8)
-    axis.set_xticks(np.arange(len(across) + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(len(down) + 1) - 0.5, minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.5)
-    axis.tick_params(which="both", length=0)
-    axis.spines[:].set_visible(False)
+@styled
+def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
+    """Which families differ: for each pair, how many heads tell it apart, and the median effect.
 
-
-def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame):
-    """Which families differ: for each pair, how many heads tell it apart, and the median size of the effect.
-
-    table: query, group_a, group_b, heads (tested), apart (of these, how many tell the pair apart), g (median size
-    of Hedges g over the heads tested). sizes: indexed by family, columns questions and enough. A pair with no head
-    tested is hatched.
+    table: query, group_a, group_b, heads (tested), apart (of these, how many tell the pair apart),
+    g (median size of Hedges g over the heads tested). sizes: indexed by family, columns questions and
+    enough. A pair with no head tested is hatched.
     """
     queries, families = list(table["query"].unique()), list(sizes.index)
-    labels = [name_family(row.Index, row.questions, row.enough) for row in sizes.itertuples()]
-    place, size = {name: i for i, name in enumerate(families)}, len(families)
-    with figure_style():
-        figure, axes = plt.subplots(
-            1, max(1, len(queries)), figsize=(10, 0.48 * size + 1.9), squeeze=False, sharey=True
-        )
-        figure.suptitle("How many heads tell two families apart?", fontsize=11)
-        if table.empty:
-            axes[0, 0].text(0.5, 0.5, TOO_FEW, ha="center", va="center")
-            axes[0, 0].axis("off")
-            return close_figure(figure)
-        for axis, query in zip(axes.flat, queries, strict=True):
-            cells = np.full((size, size), np.nan)
-            for row in table[table["query"] == query].itertuples():
-                x, y = sorted((place[row.group_a], place[row.group_b]))
-                share = row.apart / row.heads if row.heads else np.nan
-                cells[y, x] = 100 * share
-                text = f"{row.apart} of {row.heads}\ng {row.g:.1f}"
-                write_cell(axis, x, y, text, share, row.heads > 0)
-            artist = axis.imshow(cells, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-            name_cells(axis, families, labels)
-            axis.set(title=f"{query} query", xlim=(-0.5, size - 1.5), ylim=(size - 0.5, 0.5))
-            axis.tick_params(axis="x", rotation=35)
-        figure.colorbar(artist, ax=axes, label="heads that tell them apart, %", pad=0.01)
-    return close_figure(figure)
+    names = [name_group(row.Index, row.questions, row.enough) for row in sizes.itertuples()]
+    n, size = len(families), (10, 0.48 * len(families) + 1.9)
+    figure, axes = plt.subplots(1, max(1, len(queries)), figsize=size, squeeze=False, sharey=True)
+    set_title(figure, "How many heads tell two families apart?")
+    if table.empty:
+        _say_too_few(axes[0, 0])
+        return figure
+    for axis, query in zip(axes.flat, queries, strict=True):
+        values, hatched = np.full((n, n), np.nan), np.zeros((n, n), bool)
+        texts = np.full((n, n), "", dtype=object)
+        for row in table[table["query"] == query].itertuples():
+            column, line = sorted((families.index(row.group_a), families.index(row.group_b)))
+            hatched[line, column] = row.heads == 0
+            values[line, column] = 100 * row.apart / row.heads if row.heads else np.nan
+            texts[line, column] = f"{row.apart} of {row.heads}\ng {row.g:.1f}"
+        look = {"cmap": "cividis", "fontsize": 6.8, "hatched": hatched}
+        image = plot_cells(axis, values, texts, names, families, (0, 100), **look)
+        image.set_cmap(plt.colormaps["cividis"].with_extremes(bad="none"))  # each pair once
+        axis.set(title=f"{query} query", xlim=(-0.5, n - 1.5), ylim=(n - 0.5, 0.5))
+        axis.tick_params(axis="x", rotation=35)
+    figure.colorbar(image, ax=axes, label="heads that tell them apart, %", pad=0.01)
+    return figure
 
 
-def plot_adjustment(table: pd.DataFrame):
-    """Differences between families, raw against adjusted for question length and patch count: a point a head and pair.
+@styled
+def plot_adjustment(table: pd.DataFrame) -> Figure:
+    """Differences between families, raw against adjusted for question length and patch count.
 
-    table: query, difference, adjusted, verdict (one of VERDICTS).
+    table: query, difference, adjusted, verdict (one of VERDICTS): a point a head and pair.
     """
     queries = list(table["query"].unique())
-    verdicts = {name: look for name, look in VERDICTS.items() if (table["verdict"] == name).any()}
     drawn = table.dropna(subset=["difference", "adjusted"])
-    reach = 105 * max(
-        0.01, drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0
-    )
-    with figure_style():
-        figure, axes = plt.subplots(1, max(1, len(queries)), figsize=(10, 4.9), squeeze=False)
-        if table.empty:
-            axes[0, 0].text(0.5, 0.5, TOO_FEW, ha="center", va="center")
-            axes[0, 0].axis("off")
-        for axis, query in zip(axes.flat, queries, strict=False):
-            axis.plot([-reach, reach], [-reach, reach], color=GREY, linestyle="--", linewidth=1)
-            for verdict, (color, marker) in verdicts.items():
-                rows = drawn[(drawn["query"] == query) & (drawn["verdict"] == verdict)]
-                axis.scatter(100 * rows["difference"], 100 * rows["adjusted"], color=color, marker=marker, s=16,
-                             alpha=0.6, linewidths=0, label=verdict)  # fmt: skip
-            axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{query} query",
-                     xlabel="raw difference, points", ylabel="adjusted difference, points")  # fmt: skip
-            if drawn.empty:
-                axis.text(0, 0, TOO_FEW, ha="center", va="center")
-        if len(drawn):
-            figure.legend(
-                *axes[0, 0].get_legend_handles_labels(),
-                loc="outside lower center",
-                ncols=len(verdicts),
+    largest = drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0
+    reach = 105 * max(0.01, largest)
+    figure, axes = plt.subplots(1, max(1, len(queries)), figsize=(10, 4.9), squeeze=False)
+    if drawn.empty:
+        for axis in axes.flat:
+            _say_too_few(axis)
+    for axis, query in zip(axes.flat, queries if len(drawn) else (), strict=False):
+        axis.plot([-reach, reach], [-reach, reach], **BASELINE)
+        for verdict, (color, marker) in VERDICTS.items():
+            rows = (
+                100
+                * drawn.loc[
+                    (drawn["query"] == query) & (drawn["verdict"] == verdict),
+                    ["difference", "adjusted"],
+                ]
             )
-        figure.suptitle(
-            "Do differences in image share survive equal length and patch count?", fontsize=11
-        )
-    return close_figure(figure)
+            if (table["verdict"] == verdict).any():
+                look = {"color": color, "marker": marker, "s": 16, "alpha": 0.6, "linewidths": 0}
+                axis.scatter(rows["difference"], rows["adjusted"], label=verdict, **look)
+        limits = {"xlim": (-reach, reach), "ylim": (-reach, reach), "aspect": "equal"}
+        axis.set(xlabel="raw difference, points", ylabel="adjusted difference, points", **limits)
+        axis.set_title(f"{query} query")
+    place_legend(figure, axes.flat)
+    set_title(figure, "Do differences in image share survive equal length and patch count?")
+    return figure
 
 
-def plot_controls(table: pd.DataFrame):
-    """Image-needing questions against words-only controls of the same families, by layer, with intervals.
+@styled
+def plot_controls(table: pd.DataFrame) -> Figure:
+    """Image-needing questions against words-only controls of the same families, by layer.
 
-    table: family, query, kind (two, in order), layer, estimate, low, high, n, enough. A row of panels a query.
+    table: family, query, kind (two, in order), layer, estimate, low, high, n, enough. A row of
+    panels a query, a column a family.
     """
     queries, families, kinds = (list(table[name].unique()) for name in ("query", "family", "kind"))
+    size = (max(5.5, 2.05 * len(families)), 2.5 * len(queries) + 0.9)
+    grid = {"nrows": len(queries), "ncols": len(families), "squeeze": False}
+    figure, axes = plt.subplots(**grid, figsize=size, sharex=True, sharey=True)
     n_layers = table["layer"].max() + 1
-    width = max(5.5, 2.05 * len(families))
-    with figure_style():
-        figure, axes = plt.subplots(len(queries), len(families), figsize=(width, 2.5 * len(queries) + 0.9),
-                                    sharex=True, sharey=True, squeeze=False)  # fmt: skip
-        for (i, j), axis in np.ndenumerate(axes):
-            rows = table[(table["query"] == queries[i]) & (table["family"] == families[j])]
-            for number, kind in enumerate(kinds):
-                own = rows[rows["kind"] == kind].sort_values("layer")
-                look = (
-                    (style_family(families[j])[0], "o", "-")
-                    if number == 0
-                    else ("#5A5A5A", "s", ":")
-                )
-                draw_family(axis, own, own["layer"] + 0.12 * (2 * number - 1), *look)
+    for (i, j), axis in np.ndenumerate(axes):
+        rows = table[(table["query"] == queries[i]) & (table["family"] == families[j])]
+        looks = [(style_family(families[j])[0], "o", "-"), (DARK_GREY, "s", ":")]
+        for number, (kind, look) in enumerate(zip(kinds, looks, strict=False)):
+            own = rows[rows["kind"] == kind]
+            plot_layers(axis, own, *look, kind, 0.12 * (2 * number - 1), hollow=~own["enough"])
+        axis.axhline(0, **BASELINE)
+        name_layers(axis, n_layers)
+        axis.set_xlabel("layer" if i == len(queries) - 1 else "")
+        if i == 0:
             counts = rows.groupby("kind", sort=False, observed=True)["n"].first()
-            draw_baseline(
-                axis,
-                n_layers,
-                f"{families[j]}\nn = {' and '.join(f'{n:,}' for n in counts)}" if i == 0 else "",
-            )
-            axis.set_xlabel("layer" if i == len(queries) - 1 else "")
-            if j == 0:
-                axis.set_ylabel(f"{queries[i]} query\nexcess image share, points")
-            if queries[i] != "[CLS]":
-                shade_unread(axis, n_layers)
-        figure.legend(axes[0, 0].containers[:2], kinds, loc="outside lower center", ncols=2)
-        figure.suptitle(
-            "Words-only controls against image-needing questions of the same family", fontsize=11
-        )
-    return close_figure(figure)
+            n = " and ".join(f"{count:,}" for count in counts)
+            axis.set_title(f"{families[j]}\nn = {n}")
+        if j == 0:
+            axis.set_ylabel(f"{queries[i]} query\nexcess image share, points")
+        if queries[i] != "[CLS]":
+            shade_unread_layer(axis, n_layers)
+    place_legend(figure, axes[0, :1])
+    set_title(figure, "Words-only controls against image-needing questions of the same family")
+    return figure
 
 
-def plot_maps(examples: Sequence[dict], query: str):
-    """Questions side by side: above, the picture with the boxes asked about; below, one query's attention over it.
+@styled
+def plot_example_maps(examples: Sequence[dict], query: str) -> Figure:
+    """Questions side by side: the picture with the boxes asked about, and below it the attention.
 
-    examples: dicts with picture, boxes, title, weights (rows, columns; shares in [0, 1]) and caption. One colour
-    scale for all, so that pictures can be compared.
+    examples: dicts with picture, boxes, title, weights (rows, columns; shares in [0, 1]) and
+    caption. One colour scale for all, so that pictures can be compared.
     """
     largest = 100 * max(float(np.max(example["weights"])) for example in examples)
-    with figure_style():
-        size = (max(5.5, 3.3 * len(examples)), 6.6)
-        figure, axes = plt.subplots(2, len(examples), figsize=size, squeeze=False)
-        for (above, below), example in zip(axes.T, examples, strict=True):
-            show_picture(above, example["picture"], example["title"], example["boxes"])
-            weights = 100 * np.asarray(example["weights"])
-            artist = show_heatmap(below, example["picture"], weights, "", example["boxes"], largest)
-            below.set_xlabel(example["caption"], fontsize=8.5)
-        figure.colorbar(artist, ax=axes, label=f"{query} query's attention, % a patch", pad=0.01)
-    return close_figure(figure)
+    size = (max(5.5, 3.3 * len(examples)), 6.6)
+    figure, axes = plt.subplots(2, len(examples), figsize=size, squeeze=False)
+    for (above, below), example in zip(axes.T, examples, strict=True):
+        plot_picture(above, example["picture"], example["title"], example["boxes"])
+        weights = 100 * np.asarray(example["weights"])
+        image = plot_map(below, example["picture"], weights, "", example["boxes"], largest)
+        below.set_xlabel(example["caption"], fontsize=8.5)
+    figure.colorbar(image, ax=axes, label=f"{query} query's attention, % a patch", pad=0.01)
+    return figure
+
+
+@styled
+def plot_class_layers(table: pd.DataFrame) -> Figure:
+    """Excess image share of each class of words by layer, with intervals: a line a class.
+
+    table: word_class, layer, estimate, low, high, n (questions with such words), enough. Open
+    markers: too few questions; the last layer is shaded: no answer reads its words.
+    """
+    n_layers = table["layer"].max() + 1
+    figure, axis = plt.subplots(figsize=(10, 4.6))
+    shade_unread_layer(axis, n_layers)
+    plot_groups(axis, table.dropna(subset=["estimate"]), "word_class", CLASS_STYLE, 0.45)
+    name_layers(axis, n_layers)
+    axis.set_ylabel(UNIFORM.format("word"))
+    axis.set_title("How much more than uniform does each class of words look at the image?")
+    place_legend(figure, [axis], ncols=6, fontsize=8.5)
+    return figure
+
+
+@styled
+def plot_class_families(table: pd.DataFrame, layer: int) -> Figure:
+    """Excess image share by question family (down) and class of words (across) in one layer.
+
+    table: family, word_class, estimate, n, enough; families and classes in order. A class that a
+    family's questions have not is hatched; with too few questions the number stands in brackets.
+    """
+    families, classes = list(table["family"].unique()), list(table["word_class"].unique())
+    points = 100 * table["estimate"]
+    largest = np.nanmax([*points.abs(), 1])
+    numbers = [format_points(value, "+") for value in points.fillna(0)]
+    numbers = np.where(table["enough"], numbers, [f"({number})" for number in numbers])
+    texts = [f"{number}   n = {n:,}" for number, n in zip(numbers, table["n"], strict=True)]
+    table = table.assign(points=points, text=texts)
+    cells = {
+        column: table.pivot_table(
+            index="family", columns="word_class", values=column, aggfunc="first"
+        )
+        .reindex(index=families, columns=classes)
+        .to_numpy()
+        for column in ("points", "text")
+    }
+    hatched = np.isnan(cells["points"].astype(float))
+    size = (10, 0.42 * len(families) + 1.4)
+    figure, axis = plt.subplots(figsize=size)
+    limits = (-largest, largest)
+    image = plot_cells(axis, *cells.values(), families, classes, limits, hatched=hatched)
+    axis.set_title(f"Excess image share of the words of each family, L{layer}")
+    figure.colorbar(image, ax=axis, label="excess image share, points", pad=0.01)
+    return figure
+
+
+@styled
+def plot_strips(examples: Sequence[dict]) -> Figure:
+    """Questions word by word: tokens across, layers down, a token's attention on the image.
+
+    examples: dicts with title, words (word pieces), classes and share (layer, word) in [0, 1], the
+    mean over heads. The widths of the panels follow the number of words; one colour scale for all.
+    The last layer is hatched: no answer reads its words.
+    """
+    n_layers, lengths = len(examples[0]["share"]), [len(example["words"]) for example in examples]
+    grid = {"ncols": len(examples), "width_ratios": lengths, "squeeze": False, "sharey": True}
+    figure, axes = plt.subplots(**grid, figsize=(10, max(2.6, 0.26 * n_layers + 1.9)))
+    for axis, example in zip(axes[0], examples, strict=True):
+        image = _plot_strip(axis, example)
+    axes[0, 0].set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
+    figure.colorbar(image, ax=axes, label="attention on\nthe image, %", pad=0.01)
+    place_legend(figure, axes[0], ncols=6, fontsize=8.5)
+    return figure
+
+
+def _plot_strip(axis: Axes, example: dict) -> AxesImage:
+    """One question's strip, its words underneath, the marker of a word's class above."""
+    share = 100 * np.asarray(example["share"], float)
+    n_layers, n_words = share.shape
+    image = axis.imshow(share, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    look = {"facecolor": (1, 1, 1, 0.75), "edgecolor": GREY, "hatch": "//", "linewidth": 0}
+    axis.add_patch(Rectangle((-0.5, n_layers - 1.5), n_words, 1, **look))
+    look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(range(n_words), example["words"], **look)
+    above = offset_copy(axis.get_xaxis_transform(), axis.figure, y=7, units="points")
+    for position, name in enumerate(example["classes"]):
+        color, marker = CLASS_STYLE[name]
+        look = {"color": color, "marker": marker, "linestyle": "", "label": name}
+        axis.plot(position, 1, clip_on=False, transform=above, **look)
+    axis.set(xlim=(-0.5, n_words - 0.5), ylim=(n_layers - 0.5, -0.5))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(example["title"], fontsize=9, pad=16)
+    return image
+
+
+@styled
+def plot_needs(table: pd.DataFrame) -> Figure:
+    """The measures of what answers need: a family a row, a panel each of NEEDS.
+
+    table: family, kind (the first in colour; a second, controls, grey and below), measure (those of
+    NEEDS), estimate, low, high (points or %), n, enough. Measures without numbers get no panel.
+    Hollow: the panel's second measure; faint: too few questions to tell. A panel whose n are not
+    those at the left writes its own.
+    """
+    table = table.dropna(subset=["estimate"])
+    families, kinds = list(table["family"].unique()), list(table["kind"].unique())
+    panels = {t: panel for t, panel in NEEDS.items() if table["measure"].isin(panel[3]).any()}
+    counts = _count_questions(table, families, kinds)
+    size = (10, 1.9 + (0.3 + 0.18 * len(kinds)) * len(families))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
+        unit, baseline, color, names = panel
+        axis.axvline(baseline, **BASELINE)
+        rows = table[table["measure"].isin(names)]
+        _plot_needs_panel(axis, rows, families, kinds, list(names), color)
+        own = _count_questions(rows, families, kinds)
+        if own != counts:
+            for row, n in enumerate(own):
+                _write_beside(axis, row, f"n = {n}")
+        marks = dict(zip(names, "●◇" if len(names) > 1 else " ", strict=False))
+        used = [
+            f"{marks[key]} {name}".strip()
+            for key, name in names.items()
+            if key in set(rows["measure"])
+        ]
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(f"{unit}\n{'  '.join(used)}", fontsize=9)
+        axis.grid(axis="x")
+    labels = [f"{family}\nn = {n}" for family, n in zip(families, counts, strict=True)]
+    name_rows(axes[0, 0], labels)
+    controls = f" (grey squares: {kinds[1]})" if kinds[1:] else ""
+    set_title(figure, f"What do the answers of each family need?{controls}")
+    return figure
+
+
+def _plot_needs_panel(
+    axis: Axes, table: pd.DataFrame, families: list, kinds: list, measures: list, color: str
+) -> None:
+    """Points and intervals: in a family's row kinds one below the other, and measures within."""
+    for index, row in table.iterrows():
+        own = table["kind"][table["family"] == row["family"]]
+        here = [kind for kind in kinds if kind in set(own)]
+        measure, number = measures.index(row["measure"]), len(here) * len(measures)
+        step = here.index(row["kind"]) * len(measures) + measure - (number - 1) / 2
+        position = families.index(row["family"]) + 0.64 * step / max(len(kinds) * len(measures), 2)
+        is_first = row["kind"] == kinds[0]
+        look = {"color": color if is_first else DARK_GREY, "capsize": 2}
+        look |= {"marker": "oD"[measure] if is_first else "s", "alpha": 1 if row["enough"] else 0.4}
+        hollow = measure > 0
+        plot_intervals(axis, [position], table.loc[[index]], horizontal=True, hollow=hollow, **look)
+
+
+def _count_questions(table: pd.DataFrame, families: list, kinds: list) -> list[str]:
+    """The most questions behind a number of each family, kind by kind, such as "428 + 72"."""
+    most = table.pivot_table(index="family", columns="kind", values="n", aggfunc="max")
+    most = most.reindex(index=families, columns=kinds)
+    most[kinds[0]] = most[kinds[0]].fillna(0)
+    return [" + ".join(f"{n:,.0f}" for n in row[~np.isnan(row)]) for row in most.to_numpy()]
+
+
+def _write_beside(axis: Axes, row: int, text: str) -> None:
+    """A small text at the right of an axis, beside a row."""
+    look = {"va": "center", "fontsize": 8, "color": DARK_GREY}
+    axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), **look)
+
+
+@styled
+def plot_scores(table: pd.DataFrame) -> Figure:
+    """How the measures agree over families with the accuracy lost, and tell controls apart.
+
+    table: measure (the first at the top), score ("ranks", "controls"), estimate, low, high, n. A
+    score without numbers gets no panel; dashed: what a measure that knows nothing would get.
+    """
+    table = table.dropna(subset=["estimate"])
+    measures = list(table["measure"].unique())
+    scores = [name for name in SCORES if name in set(table["score"])]
+    size = (10 if len(scores) > 1 else 6.5, 1.5 + 0.36 * len(measures))
+    figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
+    for axis, score in zip(axes[0], scores, strict=True):
+        title, unit, nothing, limits = SCORES[score]
+        axis.axvline(nothing, **BASELINE)
+        for measure, row in table[table["score"] == score].groupby("measure"):
+            is_attention, position = measure.startswith("image share"), measures.index(measure)
+            color, marker = (IMAGE_COLOR, "o") if is_attention else (GREEN, "^")
+            plot_intervals(axis, [position], row, horizontal=True, color=color, marker=marker)
+            _write_beside(axis, position, f"n = {row['n'].item():,}")
+        axis.set(title=title, xlabel=unit, xlim=limits)
+        axis.grid(axis="x")
+    name_rows(axes[0, 0], measures)
+    set_title(figure, "Attention (circles) and interventions (triangles); dashed: nothing is told")
+    return figure
+
+
+@styled
+def plot_calibration(table: pd.DataFrame) -> Figure:
+    """Simulated rates with their intervals, against the stated 5 % (tests) and 95 % (intervals).
+
+    table: procedure, kind (a key of RATE_LOOKS; "interval" goes to the right), rate, low, high in
+    [0, 1]. Shaded: what is held to be good enough. A rate that is NaN is said to be missing.
+    """
+    table = table.sort_values(
+        "kind", key=lambda kinds: kinds.map([*RATE_LOOKS].index), kind="stable"
+    )
+    is_interval = table["kind"] == "interval"
+    size = (10, 0.36 * max((~is_interval).sum(), is_interval.sum()) + 1.7)
+    figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
+    panels = zip(axes, (table[~is_interval], table[is_interval]), RATE_GOALS, strict=True)
+    for axis, rows, (stated, band, label, title) in panels:
+        axis.axvspan(*band, color=PALE, zorder=-1)
+        axis.axvline(stated, **BASELINE)
+        rows = rows.reset_index(drop=True)
+        for kind, (color, marker) in RATE_LOOKS.items():
+            own = rows[rows["kind"] == kind]
+            if len(own):
+                look = {"scale": 100, "horizontal": True, "color": color, "marker": marker}
+                plot_intervals(axis, own.index, own, ("rate", "low", "high"), label=kind, **look)
+        for position in rows.index[rows["rate"].isna()]:
+            look = {"ha": "center", "va": "center", "fontsize": 8.5, "backgroundcolor": PALE}
+            axis.text(stated, position, TOO_FEW, **look)
+        low, high = 100 * np.nanmin([*rows["low"], 1.0]), 100 * np.nanmax([*rows["high"], 0.0])
+        low, high = min(band[0] - 1, low - 0.5), max(band[1] + 1, high + 0.5)
+        axis.set_xlim(low if stated > 50 else 0, high if stated < 50 else 100)
+        axis.set(xlabel=label, title=title)
+        name_rows(axis, list(rows["procedure"]))
+        axis.tick_params(axis="y", length=0)
+    place_legend(figure, axes)
+    set_title(figure, "How often are the study's own tests and intervals wrong?")
+    return figure

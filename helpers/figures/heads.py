@@ -1,102 +1,111 @@
-"""Figures of notebook 05: role scores and the role map, from `heads.score_roles`; figures are returned, not shown."""
+"""Figures of notebook 05: roles of heads, what their removal costs, and what predicts it.
+
+Layers run downwards, heads across. Tables come from helpers.heads: `roles.score_roles`,
+`roles.compare_roles`, `removal.removal_effects`, `importance.rank_measures`.
+"""
+
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from helpers.figures.style import (
+    BASELINE,
+    GREEN,
     GREY,
     IMAGE_COLOR,
+    ORANGE,
+    PINK,
+    SKY,
     TEXT_COLOR,
-    close_figure,
-    figure_style,
-    measure_bars,
+    fill_grid,
+    format_points,
+    name_rows,
+    pick_ink,
+    place_legend,
+    plot_drops,
+    plot_heads_grid,
+    plot_intervals,
+    plot_map,
+    set_title,
+    styled,
 )
 
 ROLE_LOOKS = {  # role: short name, colour; the short name stands beside the colour everywhere
     "text->image reader": ("W→I", IMAGE_COLOR),
     "image->text reader": ("P→T", TEXT_COLOR),
-    "[CLS] reader of words": ("C→W", "#56B4E9"),
-    "[CLS] reader of patches": ("C→P", "#E69F00"),
-    "text local": ("T near", "#009E73"),
+    "[CLS] reader of words": ("C→W", SKY),
+    "[CLS] reader of patches": ("C→P", ORANGE),
+    "text local": ("T near", GREEN),
     "text global": ("T far", "#8FD9C0"),
-    "patch local": ("P near", "#CC79A7"),
+    "patch local": ("P near", PINK),
     "patch global": ("P far", "#EBC9DC"),
     "sink": ("sink", "#B0B0B0"),
     "grounding": ("box", "#F0E442"),
 }
 LEAST_SCORE = -1.0  # scores of readers can fall far below; they are drawn at this edge
+COMPARISON_LOOKS = (("o", TEXT_COLOR), ("s", IMAGE_COLOR), ("D", GREEN))  # marker, colour
+OUTCOME_LOOKS = (("o", "#000000"), ("s", PINK), ("D", GREEN))
+MODES = {  # what stands in for what is taken away
+    "zero": "head's output replaced by zero",
+    "mean": "head's output replaced by its mean",
+    "attention": "all heads of the layer replaced by zero",
+    "layer": "whole layer left out",
+}
+CORRELATION = {"xlabel": "rank correlation over heads", "xlim": (-1.05, 1.05)}
 
 
-def plot_role_scores(scores: pd.DataFrame):
+@styled
+def plot_role_scores(scores: pd.DataFrame) -> Figure:
     """Every head's score on every role, with intervals, against its untrained self: a panel a role.
 
     scores: columns layer, head, name, role, score, low, high, null, passes.
     """
     roles = list(scores["role"].unique())
-    rows = -(-len(roles) // 2)
-    with figure_style():
-        figure, axes = plt.subplots(
-            rows, 2, figsize=(10, 1.9 * rows + 0.6), sharex=True, sharey=True, squeeze=False
-        )
-        for axis in axes.flat[len(roles) :]:
-            axis.axis("off")
-        for axis, role in zip(axes.flat, roles, strict=False):
-            _draw_role(axis, scores[scores["role"] == role].reset_index(drop=True))
-            axis.set_title(f"{role} ({ROLE_LOOKS[role][0]})", fontsize=9.5)
-        for column in range(2):
-            shown = [row for row in range(rows) if 2 * row + column < len(roles)]
-            if shown:
-                _name_heads(
-                    axes[shown[-1], column], scores.drop_duplicates("name").reset_index(drop=True)
-                )
-        axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-        figure.supylabel("role score (0: uniform or chance, 1: the most possible)", fontsize=10)
-        figure.suptitle(
-            "Role scores of every head, trained and untrained (95 % intervals over images)",
-            fontsize=11,
-        )
-    return close_figure(figure)
+    n_rows = -(-len(roles) // 2)
+    size = (10, 1.9 * n_rows + 0.6)
+    figure, axes = plt.subplots(n_rows, 2, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(roles) :]:
+        axis.axis("off")
+    for number, role in enumerate(roles):
+        axis, rows = axes.flat[number], scores[scores["role"] == role].reset_index(drop=True)
+        _plot_role(axis, rows)
+        axis.set_title(f"{role} ({ROLE_LOOKS[role][0]})", fontsize=9.5)
+        if number + 2 >= len(roles):  # the last panel of its column
+            _name_heads(axis, rows)
+    axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
+    place_legend(figure, axes.flat)
+    figure.supylabel("role score (0: uniform or chance, 1: the most possible)", fontsize=10)
+    intervals = "95 % intervals over images"
+    set_title(figure, f"Role scores of every head, trained and untrained ({intervals})")
+    return figure
 
 
-def _draw_role(axis, heads: pd.DataFrame) -> None:
-    """One panel of `plot_role_scores`: points at their score, or an arrow at the edge where it is lower."""
-    place = np.arange(len(heads))
+def _plot_role(axis: Axes, heads: pd.DataFrame) -> None:
+    """One panel of `plot_role_scores`: points, or an arrow at the edge where a score is lower."""
+    null = heads["null"].clip(lower=LEAST_SCORE)
     axis.axhline(0, color=GREY, linewidth=0.8)
-    axis.axhline(
-        heads["null"].max(), color=GREY, linewidth=1, linestyle=":", label="highest untrained head"
-    )
-    axis.plot(
-        place,
-        heads["null"].clip(lower=LEAST_SCORE),
-        "s",
-        color=GREY,
-        markersize=4,
-        label="untrained",
-    )
-    size = 5 if len(heads) <= 32 else 3
-    for passes, face, label in (
-        (False, "white", "trained"),
-        (True, TEXT_COLOR, "trained, has the role"),
-    ):
-        rows = heads["passes"].to_numpy(bool) == passes
-        inside = rows & (heads["score"] >= LEAST_SCORE).to_numpy()
-        score = heads["score"].to_numpy(float)
-        spread = measure_bars(score, heads["low"], heads["high"])
-        axis.errorbar(place[inside], score[inside], yerr=spread[:, inside], fmt="o", color=TEXT_COLOR,
-                      markerfacecolor=face, markersize=size, linewidth=1, label=label)  # fmt: skip
-        below = rows & (score < LEAST_SCORE)
-        axis.plot(place[below], np.full(below.sum(), LEAST_SCORE), "v", color=TEXT_COLOR, markerfacecolor="white",
-                  markersize=size)  # fmt: skip
+    look = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+    axis.axhline(heads["null"].max(), label="highest untrained head", **look)
+    axis.plot(heads.index, null, "s", color=GREY, markersize=4, label="untrained")
+    look = {"color": TEXT_COLOR, "markersize": 5 if len(heads) <= 32 else 3}
+    passes = heads["passes"].astype(bool)
+    for has_role, label in ((False, "trained"), (True, "trained, has the role")):
+        rows = heads[(passes == has_role) & (heads["score"] >= LEAST_SCORE)]
+        columns, options = ("score", "low", "high"), {"hollow": not has_role, "capsize": 0}
+        plot_intervals(axis, rows.index, rows, columns, label=label, **options, **look)
+    below = heads.index[heads["score"] < LEAST_SCORE]
+    axis.plot(below, [LEAST_SCORE] * len(below), "v", markerfacecolor="white", **look)
     for start in np.flatnonzero(np.diff(heads["layer"])):
         axis.axvline(start + 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
 
 
-def _name_heads(axis, heads: pd.DataFrame, most: int = 32) -> None:
+def _name_heads(axis: Axes, heads: pd.DataFrame, most: int = 32) -> None:
     """A tick a head, or a tick a layer where there are more heads than fit."""
     axis.tick_params(labelbottom=True)
     if len(heads) <= most:
@@ -107,43 +116,272 @@ def _name_heads(axis, heads: pd.DataFrame, most: int = 32) -> None:
     axis.set_xlabel("head (first layer at the left)")
 
 
-def plot_role_map(scores: pd.DataFrame):
-    """Which head has which roles: layers downwards, heads across, a coloured and named band for each role.
+@styled
+def plot_role_map(scores: pd.DataFrame) -> Figure:
+    """Which head has which roles: a coloured and named band for each role, the clearest on top.
 
-    scores: columns layer, head, name, role, score, passes, reaches_answer. Best role on top; a role that the
-    answer cannot depend on is pale and in brackets; a head without a role is white.
+    scores: columns layer, head, name, role, score, passes, reaches_answer. A role that the answer
+    cannot depend on is pale and in brackets; a head without a role is white.
     """
     n_layers, n_heads = scores["layer"].max() + 1, scores["head"].max() + 1
-    wide, high = (1.5, 0.95) if n_heads <= 6 else (0.8, 0.72)  # inches a head
+    width, height = (1.5, 0.95) if n_heads <= 6 else (0.8, 0.72)  # inches a head
     passed = scores[scores["passes"]].sort_values("score", ascending=False, kind="stable")
-    with figure_style():
-        size = (max(7.5, wide * n_heads + 1), high * n_layers + 1.9)
-        figure, axis = plt.subplots(figsize=size)
-        for (layer, head), own in passed.groupby(["layer", "head"]):
-            for number, row in enumerate(own.itertuples()):
-                short, color = ROLE_LOOKS[row.role]
-                bottom, part = layer - 0.5 + number / len(own), 1 / len(own)
-                axis.add_patch(Rectangle((head - 0.5, bottom), 1, part, facecolor=color, linewidth=0,
-                                         alpha=1 if row.reaches_answer else 0.35))  # fmt: skip
-                dark = (
-                    np.dot(mpl.colors.to_rgb(color), (0.299, 0.587, 0.114)) < 0.45
-                    and row.reaches_answer
-                )
-                axis.text(head, bottom + part / 2, short if row.reaches_answer else f"({short})", ha="center",
-                          va="center_baseline", fontsize=min(9, 52 * high * part), color="white" if dark else "black")  # fmt: skip
-        for layer, head in np.ndindex(n_layers, n_heads):
-            axis.add_patch(
-                Rectangle(
-                    (head - 0.5, layer - 0.5), 1, 1, fill=False, edgecolor="#444444", linewidth=0.8
-                )
-            )
-        axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5))
-        axis.set_title("Roles of each head, the clearest on top")
-        axis.set_xticks(range(n_heads), [f"H{head}" for head in range(n_heads)])
-        axis.set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
-        axis.set(xlabel="head", ylabel="layer (L0 reads the embeddings)")
-        axis.tick_params(length=0)
-        handles = [Patch(facecolor=ROLE_LOOKS[role][1], label=f"{ROLE_LOOKS[role][0]}: {role}")
-                   for role in scores["role"].unique()]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
-    return close_figure(figure)
+    size = (max(7.5, width * n_heads + 1), height * n_layers + 1.9)
+    figure, axis = plt.subplots(figsize=size)
+    for (layer, head), own in passed.groupby(["layer", "head"]):
+        share = 1 / len(own)  # of the cell's height
+        for number, row in enumerate(own.itertuples()):
+            short, color = ROLE_LOOKS[row.role]
+            bottom, reaches = layer - 0.5 + number * share, row.reaches_answer
+            look = {"facecolor": color, "linewidth": 0, "alpha": 1 if reaches else 0.35}
+            axis.add_patch(Rectangle((head - 0.5, bottom), 1, share, **look))
+            look = {
+                "ha": "center",
+                "va": "center_baseline",
+                "fontsize": min(9, 52 * height * share),
+            }
+            ink = pick_ink(mpl.colors.to_rgb(color)) if reaches else "black"
+            name = short if reaches else f"({short})"
+            axis.text(head, bottom + share / 2, name, color=ink, **look)
+    for layer, head in np.ndindex(n_layers, n_heads):
+        look = {"fill": False, "edgecolor": "#444444", "linewidth": 0.8}
+        axis.add_patch(Rectangle((head - 0.5, layer - 0.5), 1, 1, **look))
+    axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5))
+    axis.set_title("Roles of each head, the clearest on top")
+    axis.set_xticks(range(n_heads), [f"H{head}" for head in range(n_heads)])
+    axis.set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
+    axis.set(xlabel="head", ylabel="layer (L0 reads the embeddings)")
+    axis.tick_params(length=0)
+    looks = {role: ROLE_LOOKS[role] for role in scores["role"].unique()}
+    handles = [Patch(facecolor=c, label=f"{short}: {role}") for role, (short, c) in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
+    return figure
+
+
+@styled
+def plot_comparisons(table: pd.DataFrame) -> Figure:
+    """Would the same heads have the same roles again? Rank correlations and verdicts, by role.
+
+    table: of `compare_roles`, with a column comparison (three at most); NaN draws nothing.
+    """
+    roles, names = list(table["role"].unique()), list(table["comparison"].unique())
+    size = (10, 0.42 * len(roles) + 1.6)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
+    for number, name in enumerate(names):
+        rows = table[table["comparison"] == name].set_index("role").reindex(roles)
+        position = np.arange(len(roles)) + 0.22 * (number - (len(names) - 1) / 2)
+        marker, color = COMPARISON_LOOKS[number]
+        columns, look = ("correlation", "low", "high"), {"marker": marker, "color": color}
+        plot_intervals(left, position, rows, columns, horizontal=True, label=name, **look)
+        right.plot(100 * rows["agreement"], position, linestyle="", **look)
+    left.axvline(0, **BASELINE)
+    name_rows(left, roles, fontsize=9)
+    left.set(title="Do scores rank the heads alike?", **CORRELATION)
+    right.set(title="Do the same heads have the role?", xlim=(-3, 103))
+    right.set_xlabel("% of heads with the same verdict")
+    left.grid(axis="y")
+    right.grid(axis="y")
+    place_legend(figure, [left])
+    return figure
+
+
+@styled
+def plot_role_cards(cards: Sequence[dict]) -> Figure:
+    """A card for each role: its clearest head, a typical map, its score, what its removal costs.
+
+    cards: dicts with role, name, question, passes, score, low, high, highest_null; drops: a table
+    with family, drop, significant; and either tokens and weights (token,), or picture, weights
+    (rows, columns) and boxes.
+    """
+    n_rows = -(-len(cards) // 2)
+    figure = plt.figure(figsize=(10.5, 2.5 * n_rows))
+    parts = figure.subfigures(n_rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
+    for part, card in zip(parts.flat, cards, strict=False):
+        verdict = "" if card["passes"] else " (no role)"
+        score, low, high, null = (
+            format_points(card[name], digits=2) for name in ("score", "low", "high", "highest_null")
+        )
+        title = f"score {score} [{low}, {high}], untrained at most {null}"
+        title = f"{card['role']}: {card['name']}{verdict}\n{title}"
+        part.suptitle(title, fontsize=9.5, x=0.02, ha="left")
+        left, right = part.subplots(1, 2, width_ratios=(1.25, 1))
+        if "tokens" in card:
+            tokens = [token.replace("$", r"\$") for token in card["tokens"]]
+            size = min(7, 75 / len(tokens))  # the card is about 100 points high
+            _plot_bars(left, card["weights"], tokens, TEXT_COLOR, "share of attention", size)
+        else:
+            plot_map(left, card["picture"], card["weights"], boxes=card["boxes"])
+        left.set_title(card["question"].replace("$", r"\$"), fontsize=8, wrap=True)
+        drops = card["drops"]
+        colors = np.where(drops["significant"], IMAGE_COLOR, "#BBBBBB")
+        _plot_bars(right, drops["drop"], drops["family"], colors, "points lost without it", 7)
+        right.axvline(0, color=GREY, linewidth=0.8)
+        right.set_ylim(max(4, len(drops)) - 0.5, -0.5)
+    return figure
+
+
+def _plot_bars(
+    axis: Axes,
+    values: Sequence[float],
+    names: Sequence[str],
+    color: str | np.ndarray,
+    label: str,
+    fontsize: float,
+) -> None:
+    """Horizontal bars in a card, the first at the top."""
+    axis.barh(range(len(names)), values, color=color)
+    name_rows(axis, names, fontsize=fontsize)
+    axis.set_xlabel(label, fontsize=8)
+    axis.tick_params(axis="x", labelsize=7)
+
+
+@styled
+def plot_ablation(effects: pd.DataFrame, most: int = 24) -> Figure:
+    """Accuracy lost without each head or layer: these downwards, families across, a panel a mode.
+
+    effects: columns mode (of MODES), name, family, drop, n, told (enough questions), significant;
+    names in the order to be shown. Significant cells are framed and bold; families with too few
+    questions stay grey. Of more than `most` names, those with the largest effects are shown.
+    """
+    largest_drop = effects["drop"].abs().where(effects["told"], 0)
+    weight = largest_drop.groupby(effects["name"], sort=False).max()
+    kept = set(weight.nlargest(most).index)
+    names = [name for name in weight.index if name in kept]
+    families, modes = list(effects["family"].unique()), list(effects["mode"].unique())
+    counts = effects.groupby("family")["n"].first()
+    labels = [f"{family}\nn={counts[family]}" for family in families]
+    width = len(modes) * (0.52 * len(families) + 0.5) + 1.6
+    size = (max(6.5, width), 0.27 * len(names) + 2.1)
+    figure, axes = plt.subplots(1, len(modes), figsize=size, sharey=True, squeeze=False)
+    for axis, mode in zip(axes.flat, modes, strict=True):
+        rows, index = effects[effects["mode"] == mode], ("name", "family")
+        image = plot_drops(axis, rows, index, names, families, weight.max())
+        axis.set_xticks(range(len(families)), labels, rotation=55, fontsize=8)
+        axis.set(title=MODES[mode], xlabel="question family")
+    what = "head" if "head" in effects else "layer"
+    axes[0, 0].set_ylabel(what)
+    figure.colorbar(image, ax=axes, label="accuracy lost, points", pad=0.01)
+    some = f"the {len(names)} of {len(weight)} {what}s that matter most"
+    which = f"each {what}" if len(names) == len(weight) else some
+    set_title(figure, f"Accuracy lost without {which}")
+    return figure
+
+
+@styled
+def plot_largest_effects(effects: pd.DataFrame) -> Figure:
+    """The largest effects with their intervals, for each way of ablation; zero is no effect.
+
+    effects: columns mode, name, family, drop, low, high, n; heads and families in the order shown.
+    """
+    cells = effects.drop_duplicates(["name", "family"])
+    figure, axis = plt.subplots(figsize=(10, 3.9))
+    axis.axhline(0, **BASELINE)
+    for number, (mode, own) in enumerate(effects.groupby("mode", sort=False)):
+        rows = cells[["name", "family"]].merge(own, how="left", on=["name", "family"])
+        position = np.arange(len(cells)) + 0.24 * number - 0.12
+        (marker, color), substitute = OUTCOME_LOOKS[mode == "mean"], {"mean": "its mean"}
+        look = {
+            "marker": marker,
+            "color": color,
+            "label": f"replaced by {substitute.get(mode, mode)}",
+        }
+        plot_intervals(axis, position, rows, ("drop", "low", "high"), **look)
+    labels = [f"{c.name}\n{c.family}\nn={c.n}" for c in cells.itertuples()]
+    axis.set_xticks(range(len(cells)), labels, fontsize=8.5)
+    axis.set(ylabel="accuracy lost, points", xlabel="head and question family")
+    axis.grid(axis="y")
+    largest = f"The {len(cells)} largest effects of removing one head"
+    set_title(figure, f"{largest} (95 % intervals over images)")
+    place_legend(figure, [axis])
+    return figure
+
+
+@styled
+def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 5) -> Figure:
+    """Does attention predict importance? Accuracy lost without a head against what it attends to.
+
+    table: a row a head with layer, name, drop, low, high and the columns of `measures`,
+    {column: axis label with its unit}. The `named` heads that matter most are labelled; colour and marker of a
+    point: its layer.
+    """
+    colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, int(table["layer"].max()) + 1))
+    figure, axes = plt.subplots(1, len(measures), figsize=(10, 4), sharey=True, squeeze=False)
+    for axis, (column, label) in zip(axes.flat, measures.items(), strict=True):
+        axis.axhline(0, **BASELINE)
+        axis.axvline(0, **BASELINE)
+        for layer, rows in table.groupby("layer"):
+            look = {"marker": "osD^"[layer % 4], "color": colors[layer], "label": f"L{layer}"}
+            columns = ("drop", "low", "high")
+            plot_intervals(axis, rows[column], rows, columns, linewidth=0.8, capsize=0, **look)
+        for number, row in enumerate(table.nlargest(named, "drop").to_dict("records")):
+            offset = {"xytext": (5, (3, -10)[number % 2]), "textcoords": "offset points"}
+            axis.annotate(row["name"], (row[column], row["drop"]), fontsize=8, **offset)
+        axis.set_xlabel(label)
+    axis = axes[0, 0]
+    axis.set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
+    ticks = mpl.ticker.SymmetricalLogLocator(linthresh=1, base=10, subs=(1, 2, 5))
+    axis.yaxis.set_major_locator(ticks)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="layer")
+    points = "one point a head (95 % intervals)"
+    set_title(figure, f"Attention to the image against accuracy lost, {points}")
+    return figure
+
+
+@styled
+def plot_agreement(
+    table: pd.DataFrame, predictors: Sequence[str], outcomes: Sequence[str]
+) -> Figure:
+    """Do cheap measures of a head predict what interventions find? A panel a value of `over`.
+
+    table: of `rank_measures` (rank correlations). predictors: measures in rows; outcomes: those
+    they are held against, three at most.
+    """
+    panels, size = list(table["over"].unique()), (10, 0.46 * len(predictors) + 1.7)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    for axis, over in zip(axes.flat, panels, strict=True):
+        axis.axvline(0, **BASELINE)
+        own = table[table["over"] == over].set_index(["first", "second"])
+        for number, outcome in enumerate(outcomes):
+            rows = own.reindex([(predictor, outcome) for predictor in predictors])
+            position = np.arange(len(predictors)) + 0.24 * (number - (len(outcomes) - 1) / 2)
+            marker, color = OUTCOME_LOOKS[number]
+            look = {"horizontal": True, "marker": marker, "color": color, "label": outcome}
+            plot_intervals(axis, position, rows, ("correlation", "low", "high"), capsize=0, **look)
+        axis.set(title=over, xticks=(-1, -0.5, 0, 0.5, 1), **CORRELATION)
+        axis.grid(axis="y")
+    name_rows(axes[0, 0], predictors, fontsize=9)
+    place_legend(figure, axes[0, :1], title="against")
+    question = "What predicts the effect of an intervention on a head?"
+    set_title(figure, f"{question} (95 % intervals over heads)")
+    return figure
+
+
+@styled
+def plot_carriers(table: pd.DataFrame, named: int = 12) -> Figure:
+    """Which heads carry an answer from one image to another: all heads, and the strongest.
+
+    table: a row a head with layer, head, name, share, low, high (in % of the whole change),
+    significant.
+    """
+    shape = (table["layer"].max() + 1, table["head"].max() + 1)
+    largest = max(1.0, table["share"].abs().max())
+    size = (10, max(3.2, 0.3 * shape[0] + 1.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.25, 1))
+    values = fill_grid(table, "share", shape)
+    framed = fill_grid(table.assign(framed=1.0 * table["significant"]), "framed", shape) == 1
+    texts = [["" if np.isnan(v) else format_points(v) for v in row] for row in values]
+    image = plot_heads_grid(left, values, texts, (-largest, largest), framed=framed)
+    left.set_title("every head")
+    figure.colorbar(image, ax=left, label="% of the change carried", pad=0.02)
+    order = table["share"].abs().nlargest(named).index
+    first = table.loc[order].reset_index(drop=True)
+    right.axvline(0, **BASELINE)
+    look = {"color": "black", "markersize": 4, "capsize": 0}
+    plot_intervals(right, first.index, first, ("share", "low", "high"), horizontal=True, **look)
+    name_rows(right, first["name"], fontsize=8)
+    right.set_title(f"the {len(first)} largest (95 % intervals)")
+    right.set_xlabel("% of the change carried")
+    set_title(figure, "The answer's change that comes with one head from another image")
+    return figure

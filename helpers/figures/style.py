@@ -1,313 +1,313 @@
-"""The look of every figure, and the pictures with boxes and heatmaps that all notebooks share.
+"""Where a figure's look is set: colours, matplotlib's settings, and what is drawn in many figures.
 
 A plotting function takes arrays or tables, returns the matplotlib figure, and never calls show.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import wraps
+from textwrap import fill
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+from PIL.Image import Image
 
-TEXT_COLOR, IMAGE_COLOR, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#8C8C8C",
-)  # Okabe-Ito blue and vermilion; grey: baselines
+Picture = Image | np.ndarray
+Boxes = Sequence[Sequence[float]]  # [x, y, width, height] each, in pixels
+
+# Okabe-Ito; grey for baselines
+TEXT_COLOR, IMAGE_COLOR, GREY = "#0072B2", "#D55E00", "#8C8C8C"
+GREEN, PINK, SKY, ORANGE = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+DARK_GREY, PALE = "#5A5A5A", "#EFEFEF"  # small remarks; bands and empty cells
 GROUP_COLORS = {
-    "cls": "#5A5A5A", "words": TEXT_COLOR, "sep": "#9A9A9A", "img_cls": "#E69F00", "patches": IMAGE_COLOR,
+    "cls": DARK_GREY, "words": TEXT_COLOR, "sep": "#9A9A9A", "img_cls": ORANGE,
+    "patches": IMAGE_COLOR,
 }  # fmt: skip
 GROUP_NAMES = {
-    "cls": "[CLS]",
-    "words": "words",
-    "sep": "[SEP]",
-    "img_cls": "image CLS",
-    "patches": "patches",
-}
+    "cls": "[CLS]", "words": "words", "sep": "[SEP]", "img_cls": "image CLS", "patches": "patches",
+}  # fmt: skip
+BASELINE = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 0}
+TOO_FEW = "not enough questions to tell"
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
-    "legend.frameon": False, "image.cmap": "cividis", "text.parse_math": False,  # a question may hold two dollar signs
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
+    "axes.titlelocation": "left", "grid.alpha": 0.25, "legend.frameon": False,
+    "image.cmap": "cividis", "errorbar.capsize": 2.5, "lines.markersize": 5,
+    "text.parse_math": False,  # a question may hold two dollar signs
 }  # fmt: skip
 
 
-@contextmanager
-def figure_style() -> Iterator[None]:
-    """Inside, figures have the project's look: `with figure_style(): figure, axes = plt.subplots()`."""
-    with mpl.rc_context(STYLE):
-        yield
+def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorate a plotting function: the project's look inside, and pyplot lets go of the figure.
 
-
-def close_figure(figure):
-    """Return a figure that pyplot no longer holds, so that a notebook shows it once and memory stays flat."""
-    plt.close(figure)
-    return figure
-
-
-def show_picture(axis, picture, title: str = "", boxes: Sequence[Sequence[float]] = ()) -> None:
-    """Draw a picture (PIL or array) with its boxes [x, y, width, height] in its own pixels."""
-    picture = np.asarray(picture)
-    height, width = picture.shape[:2]
-    look = {"cmap": "gray", "clim": (0, 255)}  # counts for a grey picture only
-    axis.imshow(picture, extent=(0, width, height, 0), **look)
-    for x, y, w, h in boxes:
-        axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=3.2))
-        axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="black", linewidth=1.4))
-    if title:  # wrapping measures what lies between two dollar signs as mathematics, unless they are escaped
-        axis.set_title(title.replace("$", r"\$"), fontsize=9, wrap=True, parse_math=True)
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def show_heatmap(
-    axis, picture, weights: np.ndarray, title: str = "", boxes=(), largest: float | None = None
-):
-    """Lay attention over a picture: weights (rows, columns), the patch grid stretched over the whole picture.
-
-    largest: the weight that gets the full colour; None: the largest here. Returns the image artist (for a colour bar).
+    So a notebook shows a figure once, and memory stays flat.
     """
-    picture = np.asarray(picture)
-    height, width = picture.shape[:2]
-    show_picture(axis, picture.mean(-1) if picture.ndim == 3 else picture, title)
-    artist = axis.imshow(
-        weights, extent=(0, width, height, 0), cmap="cividis", alpha=0.72, vmin=0,
-        vmax=largest or max(float(np.max(weights)), 1e-12), interpolation="nearest",
-    )  # fmt: skip
-    for x, y, w, h in boxes:
-        axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor="white", linewidth=2))
-    return artist
+
+    @wraps(plot)
+    def plot_with_style(*args: object, **kwargs: object) -> Figure:
+        with mpl.rc_context(STYLE):
+            figure = plot(*args, **kwargs)
+        plt.close(figure)
+        return figure
+
+    return plot_with_style
 
 
-def measure_bars(estimate, low, high) -> np.ndarray:
-    """Lengths (2, n) of error bars below and above; 0 where there is no interval, or on the side that it leaves out."""
+def set_title(figure: Figure, title: str) -> None:
+    """Title of a whole figure, at the left, in lines of at most 95 characters."""
+    figure.suptitle(fill(title, 95), x=0.01, ha="left", fontsize=11)
+
+
+def place_legend(figure: Figure, axes: Sequence[Axes], ncols: int = 5, **look: object) -> None:
+    """One legend below the figure for all axes, each label once."""
+    found = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        columns = min(len(found), ncols)
+        figure.legend(found.values(), found, loc="outside lower center", ncols=columns, **look)
+
+
+def format_points(value: float, sign: str = "", digits: int = 0) -> str:
+    """A number for a cell: a true minus sign, no -0. sign: "+" writes it for positive numbers."""
+    text = f"{value:{sign}.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def measure_bars(estimate: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Lengths (2, n) of error bars below and above; 0 where there is no interval.
+
+    Also 0 on a side where the interval leaves the estimate out.
+    """
     lengths = [np.subtract(estimate, low, dtype=float), np.subtract(high, estimate, dtype=float)]
     return np.nan_to_num(lengths).clip(min=0)
 
 
-def draw_intervals(
-    axis, table: pd.DataFrame, place: Sequence[float], color: str, label: str, marker: str = "o"
-):
-    """Points with their 95 % intervals from columns estimate, low, high (an absent interval draws no bar)."""
-    estimate = table["estimate"].to_numpy(float)
-    spread = measure_bars(estimate, table["low"], table["high"])
-    axis.errorbar(
-        place,
-        estimate,
-        yerr=spread,
-        fmt=marker,
-        color=color,
-        capsize=2.5,
-        label=label,
-        markersize=5,
-    )
+def plot_intervals(
+    axis: Axes,
+    position: ArrayLike,
+    rows: pd.DataFrame,
+    columns: tuple[str, str, str] = ("estimate", "low", "high"),
+    scale: float = 1,
+    horizontal: bool = False,
+    hollow: bool = False,
+    **look: object,
+) -> ErrorbarContainer:
+    """Points with their 95 % intervals, from three columns of a table times `scale`.
+
+    position: one for each row, along the other axis; horizontal: the values run along x. An absent
+    interval draws no bar. hollow: markers are white inside. look: of matplotlib's errorbar.
+    """
+    estimate, low, high = (scale * rows[column].to_numpy(float) for column in columns)
+    bars, position = measure_bars(estimate, low, high), np.asarray(position, dtype=float)
+    look = {"marker": "o", "linestyle": "", "linewidth": 1.2} | look
+    look |= {"markerfacecolor": "white"} if hollow else {}
+    if horizontal:
+        return axis.errorbar(estimate, position, xerr=bars, **look)
+    return axis.errorbar(position, estimate, yerr=bars, **look)
 
 
-def name_layers(axis, n_layers: int) -> None:
-    """Give an axis one tick a layer, L0 at the left."""
+def plot_layers(
+    axis: Axes,
+    rows: pd.DataFrame,
+    color: str,
+    marker: str,
+    line: str = "-",
+    label: str = "",
+    shift: float = 0,
+    hollow: ArrayLike = False,
+) -> ErrorbarContainer:
+    """A line over layers in per cent, with intervals.
+
+    rows: a row a layer, with layer, estimate, low, high (shares in [0, 1]). shift: to the right, in
+    layers, so that neighbouring bars do not hide each other. hollow: bool, or one for each row;
+    those markers are white inside (too few questions, or a layer that cannot reach the answer).
+    """
+    rows = rows.assign(hollow=hollow).sort_values("layer")
+    place, is_open = rows["layer"].to_numpy() + shift, rows["hollow"].to_numpy(bool)
+    look = {"color": color, "marker": marker, "markersize": 5.5}
+    line_look = look | {"linestyle": line, "label": label}
+    container = plot_intervals(axis, place, rows, scale=100, hollow=is_open.all(), **line_look)
+    estimate = 100 * rows["estimate"].to_numpy(float)
+    look |= {"linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.5, "zorder": 3}
+    axis.plot(place[is_open], estimate[is_open], **look)
+    return container
+
+
+def name_layers(axis: Axes, n_layers: int) -> None:
+    """Give an axis one tick a layer, L0 at the left, and light lines to read values by."""
     axis.set_xticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
-    axis.set_xlabel("layer (L0 reads the embeddings)")
+    axis.set(xlabel="layer (L0 reads the embeddings)", xlim=(-0.5, n_layers - 0.5))
+    axis.grid(axis="y")
 
 
-def plot_study(tokens: Sequence[str], grid: tuple[int, int]):
-    """The study in one picture: the data flow, and the token sequence of one ViLT input by group.
+def name_rows(axis: Axes, names: Sequence[str], **look: object) -> None:
+    """Name the rows of a plot of horizontal intervals or bars, the first at the top."""
+    axis.set_yticks(range(len(names)), names, **look)
+    axis.set_ylim(len(names) - 0.45, -0.55)
 
-    tokens: the question's tokens with [CLS] and [SEP]; grid: rows and columns of the image's patches.
+
+def shade_unread_layer(axis: Axes, n_layers: int) -> None:
+    """Shade the last layer, where only the [CLS] query reaches the answer."""
+    axis.axvspan(n_layers - 1.5, n_layers - 0.5, color=PALE, zorder=-1)
+    axis.text(
+        n_layers - 0.53, 0.02, "no answer reads this", ha="right", va="bottom", fontsize=7.5,
+        color=DARK_GREY, rotation=90, transform=axis.get_xaxis_transform(),
+    )  # fmt: skip
+
+
+def plot_cells(
+    axis: Axes,
+    values: ArrayLike,
+    texts: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    limits: tuple[float, float],
+    cmap: str = "RdBu_r",
+    fontsize: float = 8,
+    framed: np.ndarray | None = None,
+    hatched: np.ndarray | None = None,
+) -> AxesImage:
+    """A grid of coloured cells with a text in each, such as layers downwards and heads across.
+
+    values: (row, column), NaN for an empty cell; texts: the same shape, "" for none. limits: values
+    of the first and the last colour. framed: bool (row, column), bold in a frame (significant);
+    hatched: bool (row, column), not tested. Returns the image, for a colour bar.
     """
-    steps = ["question\n+ image", "one sequence\nof tokens", "ViLT: one stack\nof layers", "text [CLS]\n→ answer",
-             "every layer, head:\nattention → split", "families, roles,\nablation"]  # fmt: skip
-    n_patches = grid[0] * grid[1]
-    groups = ["cls"] + ["words"] * (len(tokens) - 2) + ["sep", "img_cls"] + ["patches"] * n_patches
-    with figure_style():
-        figure, (flow, line) = plt.subplots(2, 1, figsize=(10, 3.6), height_ratios=(1, 1.1))
-        for place, step in enumerate(steps):
-            flow.text(place, 0, step, ha="center", va="center", fontsize=9,
-                      bbox={"boxstyle": "round,pad=0.45", "facecolor": "#F3F3F3", "edgecolor": GREY})  # fmt: skip
-            if place:
-                flow.add_patch(
-                    FancyArrowPatch(
-                        (place - 0.60, 0), (place - 0.44, 0), arrowstyle="-|>", mutation_scale=11
-                    )
-                )
-        flow.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.6, 0.6))
-        flow.set_title("What happens to a question and its image, and what is measured")
-        for place, group in enumerate(groups):
-            line.add_patch(Rectangle((place, 0), 0.92, 1, color=GROUP_COLORS[group]))
-        names = [*tokens, "image\nCLS"]
-        for place, name in enumerate(names):
-            line.text(
-                place + 0.46,
-                -0.15,
-                name,
-                rotation=55,
-                ha="right",
-                va="top",
-                fontsize=8,
-                rotation_mode="anchor",
-            )
-        middle = len(names) + n_patches / 2
-        line.text(
-            middle,
-            -0.25,
-            f"{grid[0]} × {grid[1]} patches, row by row",
-            ha="center",
-            va="top",
-            fontsize=9,
-        )
-        for place, text, color in (
-            (len(tokens) / 2, "text", TEXT_COLOR),
-            (middle, "image", IMAGE_COLOR),
-        ):
-            line.text(place, 1.12, text, ha="center", color=color, fontweight="bold")
-        line.set(xlim=(-0.5, len(groups) + 0.5), ylim=(-2.1, 1.7))
-        line.set_title("The token sequence: five groups of keys, one softmax over all of them")
-        flow.axis("off")
-        line.axis("off")
-    return close_figure(figure)
+    values, texts = np.asarray(values, dtype=float), np.asarray(texts, dtype=object)
+    colors = mpl.colormaps[cmap].with_extremes(bad=PALE)
+    image = axis.imshow(values, cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto")
+    framed = np.zeros(values.shape, bool) if framed is None else framed
+    hatched = np.zeros(values.shape, bool) if hatched is None else hatched
+    for (row, column), text in np.ndenumerate(texts):
+        corner, is_framed = (column - 0.5, row - 0.5), framed[row, column]
+        if hatched[row, column]:
+            look = {"facecolor": PALE, "edgecolor": "#BDBDBD", "hatch": "//", "linewidth": 0}
+            axis.add_patch(Rectangle(corner, 1, 1, **look))
+        elif text:
+            color = pick_ink(image.to_rgba(values[row, column]))
+            weight = "bold" if is_framed else "normal"
+            look = {"ha": "center", "va": "center", "fontsize": fontsize, "fontweight": weight}
+            axis.text(column, row, text, color=color, **look)
+        if is_framed:
+            corner = (column - 0.46, row - 0.46)
+            axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black"))
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.2, alpha=1)
+    axis.tick_params(which="both", length=0, labelsize=8.5 if len(columns) <= 8 else 7.5)
+    axis.spines[:].set_visible(False)
+    return image
 
 
-def plot_dataset(questions: pd.DataFrame, top_answers: int = 12):
-    """The data at a glance: families, answers, question lengths, patch counts.
+def plot_heads_grid(
+    axis: Axes, values: np.ndarray, texts: ArrayLike, limits: tuple[float, float], **look: object
+) -> AxesImage:
+    """`plot_cells` of (layer, head): layers downwards, heads across."""
+    n_layers, n_heads = np.shape(values)
+    layers, heads = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
+    look = {"fontsize": 9 if n_heads <= 8 else 6} | look
+    image = plot_cells(axis, values, texts, layers, heads, limits, **look)
+    axis.set(xlabel="head", ylabel="layer")
+    return image
 
-    questions: one row a question with part (train, validation), family, multiple_choice_answer, n_words, n_patches.
+
+def plot_drops(
+    axis: Axes,
+    effects: pd.DataFrame,
+    index: tuple[str, str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    largest: float,
+) -> AxesImage:
+    """A grid of accuracy lost: cells framed where significant, empty where questions are too few.
+
+    effects: the two columns of `index` (down, across), drop, told, significant.
     """
-    with figure_style():
-        figure, axes = plt.subplots(2, 2, figsize=(10, 6.2))
-        families = questions["family"].value_counts().index
-        colors = ["#56B4E9", GREY][: questions["part"].nunique()]
-        sns.countplot(
-            questions, y="family", hue="part", order=families, palette=colors, ax=axes[0, 0]
-        )
-        axes[0, 0].set(xlabel="questions", ylabel="", title="Questions of each family")
-        axes[0, 0].legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
-        common = questions["multiple_choice_answer"].value_counts().head(top_answers).index
-        sns.countplot(
-            questions, y="multiple_choice_answer", order=common, color="#009E73", ax=axes[0, 1]
-        )
-        axes[0, 1].set(
-            xlabel="questions", ylabel="", title=f"The {len(common)} most common answers"
-        )
-        sns.histplot(
-            questions,
-            x="n_words",
-            discrete=True,
-            shrink=0.8,
-            color=TEXT_COLOR,
-            alpha=1,
-            ax=axes[1, 0],
-        )
-        axes[1, 0].set(xlabel="word pieces", ylabel="questions", title="Word pieces in a question")
-        sns.histplot(
-            questions,
-            x="n_patches",
-            discrete=True,
-            shrink=0.8,
-            color=IMAGE_COLOR,
-            alpha=1,
-            ax=axes[1, 1],
-        )
-        axes[1, 1].set(xlabel="patches", ylabel="questions", title="Patches in an image")
-        for axis in axes[1]:
-            axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    return close_figure(figure)
+    told = effects[effects["told"]]
+    values, significant = (
+        told.assign(cell=told[column].astype(float))
+        .pivot_table(index=index[0], columns=index[1], values="cell")
+        .reindex(index=rows, columns=columns)
+        .to_numpy(float)
+        for column in ("drop", "significant")
+    )
+    texts = [["" if np.isnan(v) else format_points(v) for v in row] for row in values]
+    limits = (-max(1.0, largest), max(1.0, largest))
+    look = {"framed": significant == 1, "fontsize": 7.5}
+    return plot_cells(axis, values, texts, rows, columns, limits, **look)
 
 
-def plot_examples(examples: Sequence[dict], columns: int = 3):
-    """Questions with their pictures: dicts with picture, title, boxes and a caption under the picture."""
-    rows = -(-len(examples) // columns)
-    with figure_style():
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(3.4 * columns, 3.5 * rows), squeeze=False
-        )
-        for axis in axes.flat[len(examples) :]:
-            axis.axis("off")
-        for axis, example in zip(axes.flat, examples, strict=False):
-            show_picture(axis, example["picture"], example["title"], example.get("boxes", ()))
-            axis.set_xlabel(example.get("caption", ""), fontsize=8)
-    return close_figure(figure)
+def size_heads_grid(n_layers: int, n_heads: int) -> tuple[float, float]:
+    """Inches of a figure with two such grids side by side."""
+    return 10, max(2.4, 1.1 + 4.3 * n_layers / n_heads * (0.8 if n_heads <= 6 else 1))
 
 
-def plot_patches(picture, resized: np.ndarray, grid: tuple[int, int]):
-    """What pre-processing does to one picture: as it came, resized, and cut into numbered patches."""
-    with figure_style():
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
-        height, width = np.asarray(picture).shape[:2]
-        show_picture(axes[0], picture, f"as it came: {width} × {height} pixels")
-        rows, columns = resized.shape[:2]
-        show_picture(axes[1], resized, f"resized for ViLT: {columns} × {rows} pixels")
-        show_picture(axes[2], resized, f"{grid[0]} × {grid[1]} patches, numbered in raster order")
-        high, wide = rows / grid[0], columns / grid[1]
-        for patch in range(grid[0] * grid[1]):
-            y, x = divmod(patch, grid[1])
-            axes[2].add_patch(
-                Rectangle(
-                    (x * wide, y * high), wide, high, fill=False, edgecolor="white", linewidth=1
-                )
-            )
-            if grid[0] * grid[1] <= 60:
-                axes[2].text((x + 0.06) * wide, (y + 0.06) * high, str(patch), va="top", fontsize=8,
-                             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0})  # fmt: skip
-    return close_figure(figure)
+def fill_grid(rows: pd.DataFrame, column: str, shape: tuple[int, int]) -> np.ndarray:
+    """One column of a table with layer and head as an array (layer, head).
 
-
-def plot_training(curves: pd.DataFrame, prior: float):
-    """Loss and validation accuracy against the step: columns step, loss, eval_accuracy (NaN where not measured)."""
-    with figure_style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-        loss, accuracy = curves.dropna(subset=["loss"]), curves.dropna(subset=["eval_accuracy"])
-        left.plot(loss["step"], loss["loss"], color="#009E73", marker=".")
-        left.set(
-            xlabel="training step",
-            ylabel="BCE × number of answers",
-            title="Training loss (lower is better)",
-        )
-        left.set_ylim(bottom=0)
-        right.plot(accuracy["step"], 100 * accuracy["eval_accuracy"], color=TEXT_COLOR, marker="o")
-        right.axhline(100 * prior, color=GREY, linestyle="--")
-        right.text(
-            accuracy["step"].max(),
-            100 * prior + 1,
-            "type prior",
-            ha="right",
-            va="bottom",
-            color=GREY,
-        )
-        right.set(
-            xlabel="training step",
-            ylabel="VQA accuracy, %",
-            ylim=(0, 102),
-            title="Accuracy on validation questions",
-        )
-    return close_figure(figure)
-
-
-def plot_accuracy(table: pd.DataFrame):
-    """VQA accuracy of each answerer by family with intervals.
-
-    table: columns family, answerer, estimate, low, high (in [0, 1]) and n; families and answerers in order.
+    Cells without a row are NaN, or "" in a column of texts.
     """
-    colors = ("#009E73", "#CC79A7", "#56B4E9", GREY)
-    families, answerers = list(table["family"].unique()), list(table["answerer"].unique())
-    counts = table.groupby("family", sort=False)["n"].first()
-    with figure_style():
-        figure, axis = plt.subplots(figsize=(10, 4))
-        for number, answerer in enumerate(answerers):
-            rows = table[table["answerer"] == answerer].set_index("family").reindex(families)
-            scaled = 100 * rows[["estimate", "low", "high"]]
-            place = np.arange(len(families)) + 0.16 * (number - (len(answerers) - 1) / 2)
-            draw_intervals(axis, scaled, place, colors[number % 4], answerer, "os^D"[number % 4])
-        axis.set_xticks(
-            range(len(families)), [f"{family}\nn={counts[family]}" for family in families]
-        )
-        axis.set(
-            ylabel="VQA accuracy, %",
-            ylim=(-3, 103),
-            title="Accuracy by question family (95 % intervals over images)",
-        )
-        axis.grid(axis="y", alpha=0.25)
-        axis.legend(ncols=len(answerers), loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return close_figure(figure)
+    is_number = pd.api.types.is_numeric_dtype(rows[column])
+    grid = np.full(shape, np.nan) if is_number else np.full(shape, "", dtype=object)
+    grid[rows["layer"], rows["head"]] = rows[column]
+    return grid
+
+
+def pick_ink(color: Sequence[float]) -> str:
+    """Black or white, whichever is read better on a colour (RGB or RGBA in [0, 1])."""
+    return "white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.45 else "black"
+
+
+def plot_picture(axis: Axes, picture: Picture, title: str = "", boxes: Boxes = ()) -> None:
+    """Draw a picture (PIL or array) with its boxes, in its own pixels."""
+    picture = np.asarray(picture)
+    height, width = picture.shape[:2]
+    look = {"cmap": "gray", "clim": (0, 255)}  # counts for a grey picture only
+    axis.imshow(picture, extent=(0, width, height, 0), **look)
+    _outline(axis, boxes, white=3.2, black=1.4)
+    if title:  # wrapping takes what lies between two dollar signs as mathematics, unless escaped
+        axis.set_title(title.replace("$", r"\$"), fontsize=9, wrap=True, parse_math=True)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def plot_map(
+    axis: Axes,
+    picture: Picture,
+    weights: np.ndarray,
+    title: str = "",
+    boxes: Boxes = (),
+    largest: float | None = None,
+) -> AxesImage:
+    """Lay attention over a picture: weights (rows, columns), the patch grid over all of it.
+
+    largest: the weight that gets the full colour; None: the largest here. Returns the image, for a
+    colour bar.
+    """
+    picture = np.asarray(picture)
+    height, width = picture.shape[:2]
+    plot_picture(axis, picture.mean(-1) if picture.ndim == 3 else picture, title)
+    largest = largest or max(float(np.max(weights)), 1e-12)
+    look = {"alpha": 0.72, "vmin": 0, "vmax": largest, "interpolation": "nearest"}
+    image = axis.imshow(weights, extent=(0, width, height, 0), cmap="cividis", **look)
+    _outline(axis, boxes, white=2)
+    return image
+
+
+def _outline(axis: Axes, boxes: Boxes, **lines: float) -> None:
+    """Boxes as outlines: a line of the given width for each named colour, one upon the other."""
+    for x, y, width, height in boxes:
+        for color, line in lines.items():
+            look = {"fill": False, "edgecolor": color, "linewidth": line}
+            axis.add_patch(Rectangle((x, y), width, height, **look))

@@ -1,394 +1,250 @@
-"""Figures of notebook 04: families by layer, by head, in pairs, adjusted, and against controls."""
+"""Figures of notebook 04: the numbers drawn are the table's, also for few families and questions."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.patches import Rectangle
-from reading import is_hollow, read_bars, read_legend, read_texts, read_ticks, read_title, render
+from reading import is_hollow, read_bars, read_texts, read_ticks, render
 
+from helpers.attention.word_classes import CLASSES
 from helpers.data.vqa import FAMILIES
-from helpers.figures import families as plots
+from helpers.figures import families as figures
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
-TOO_FEW = "not enough questions to tell"
+PICTURE = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+KINDS = ("needs the image", "words are enough")
 
 
 def make_layers(
-    families=("what", "why"), n_layers=3, queries=("[CLS]", "words"), kinds=None
+    families=("what", "why"), n_layers=3, queries=("[CLS]", "words"), kinds=KINDS
 ) -> pd.DataFrame:
-    """Shares that tell their place: tenths by family, hundredths by layer, thousandths by query and kind."""
+    """Shares that tell their place: tenths by family, hundredths by layer, thousandths by query, kind."""
     rows = [
-        {"family": family, "query": query, "kind": kind, "layer": layer, "estimate": estimate, "low": estimate - 0.01,
-         "high": estimate + 0.02, "n": 1000 * (f + 1) + k, "enough": True}
-        for f, family in enumerate(families) for q, query in enumerate(queries) for k, kind in enumerate(kinds or [None])
+        {"family": family, "query": query, "kind": kind, "layer": layer, "estimate": estimate,
+         "low": estimate - 0.01, "high": estimate + 0.02, "n": 1000 * (f + 1) + k, "enough": family != "why"}
+        for f, family in enumerate(families) for q, query in enumerate(queries) for k, kind in enumerate(kinds)
         for layer in range(n_layers) for estimate in [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1]
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def find_shade(axis) -> list[tuple[float, float]]:
-    """Ends of the shaded layers."""
-    return [
-        (p.get_x(), p.get_x() + p.get_width()) for p in axis.patches if isinstance(p, Rectangle)
-    ]
-
-
-# -------------------------------------------------------------------------------------------------- families
-
-
-def test_every_family_has_a_look_of_its_own():
-    looks = {family: plots.style_family(family) for family in FAMILIES}
-    colors, markers = zip(*looks.values(), strict=True)
-    assert len(set(colors)) == len(set(markers)) == len(FAMILIES)
-    assert plots.style_family("never heard of") not in looks.values()
-
-
-def test_name_of_a_family_says_n_and_too_few():
-    assert plots.name_family("why", 1234, True) == "why\nn = 1,234"
-    assert plots.name_family("why", 3, False).endswith("\ntoo few")
+def test_every_family_and_class_has_a_look_of_its_own():
+    for names, looks in ((FAMILIES, figures.FAMILY_STYLE), (CLASSES, figures.CLASS_STYLE)):
+        colors, markers = zip(*(looks[name] for name in names), strict=True)
+        assert len(set(colors)) == len(set(markers)) == len(names)
 
 
 def test_families_by_layer():
-    table = make_layers()
-    table.loc[table["family"] == "why", "enough"] = False
-    figure = plots.plot_family_layers(table.sample(frac=1, random_state=3))
+    table = make_layers(kinds=KINDS[:1])
+    figure = figures.plot_family_layers(table)
     render(figure)
-    assert [read_title(axis) for axis in figure.axes] in (
-        ["[CLS] query", "words query"],
-        ["words query", "[CLS] query"],
-    )
-    for axis in figure.axes:
-        q = "words" in read_title(axis)
-        for f, family in enumerate(("what", "why")):
-            color, marker = plots.style_family(family)
-            container = next(c for c in axis.containers if c.lines[0].get_color() == color)
-            expected = 100 * np.array(
-                [0.1 * f + 0.01 * layer + 0.001 * q - 0.1 for layer in range(3)]
-            )
+    for q, axis in enumerate(figure.axes):
+        for f, container in enumerate(axis.containers):
+            expected = 100 * (0.1 * f + 0.01 * np.arange(3) + 0.001 * q - 0.1)
             np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
-            np.testing.assert_allclose(container.lines[0].get_xydata()[:, 0], [0, 1, 2], atol=0.3)
-            np.testing.assert_allclose(
-                read_bars(container), np.stack([expected - 1, expected + 2], axis=1)
-            )
-            assert container.lines[0].get_marker() == marker
-            assert is_hollow(container.lines[0]) == (
-                family == "why"
-            )  # too few questions: open marker
-        assert "uniform" in read_texts(axis)
-        assert any(
-            np.all(np.asarray(line.get_ydata()) == 0) and line.get_linestyle() == "--"
-            for line in axis.lines
-        )
-        assert find_shade(axis) == (
-            [(1.5, 2.5)] if q else []
-        )  # no answer reads the last layer's words
-        assert read_ticks(axis, "x") == ["L0", "L1", "L2"]
-    assert set(read_legend(figure.legends[0])) == {"what\nn = 1,000", "why\nn = 2,000\ntoo few"}
-    assert "text query, image key" in figure.axes[0].get_ylabel()
-    assert "points" in figure.axes[0].get_ylabel()
+            np.testing.assert_allclose(container.lines[0].get_xdata(), [0, 1, 2], atol=0.3)
+            bounds = np.stack([expected - 1, expected + 2], axis=1)
+            np.testing.assert_allclose(read_bars(container), bounds)
+            assert is_hollow(container.lines[0]) == (f == 1)  # too few questions
 
 
-def test_legend_of_families_points_at_their_marks():
-    figure = plots.plot_family_layers(make_layers())
-    legend = figure.legends[0]
-    for handle, label in zip(legend.legend_handles, read_legend(legend), strict=True):
-        family = label.split("\n")[0]
-        assert to_hex(handle.get_color()[0]) == plots.style_family(family)[0].lower()
-
-
-@pytest.mark.parametrize(
-    ("families", "n_layers"), [(("other",), 1), (FAMILIES, 12)], ids=["one", "all"]
-)
+@pytest.mark.parametrize(("families", "n_layers"), [(("other",), 1), (FAMILIES, 12)])
 def test_families_of_other_numbers_and_without_intervals(families, n_layers):
-    table = make_layers(families, n_layers).assign(low=np.nan, high=np.nan)
-    table["family"] = pd.Categorical(
-        table["family"], FAMILIES
-    )  # as the notebook has it, with unused categories
-    figure = plots.plot_family_layers(table)
+    table = make_layers(families, n_layers, kinds=KINDS[:1]).assign(low=np.nan, high=np.nan)
+    table["family"] = pd.Categorical(table["family"], FAMILIES)  # with unused categories
+    figure = figures.plot_family_layers(table)
     render(figure)
     assert [len(axis.containers) for axis in figure.axes] == [len(families)] * 2
-    bars = read_bars(figure.axes[0].containers[0])
-    np.testing.assert_array_equal(bars[:, 0], bars[:, 1])
-    assert len(read_legend(figure.legends[0])) == len(families)
 
 
-# -------------------------------------------------------------------------------------------------- separation
-
-
-def make_cells(
-    n_layers: int, n_heads: int, label="what color > how many", queries=("[CLS]", "words")
-) -> pd.DataFrame:
-    """Hundredths by head and layer; head 0 of layer 0 found nothing; the last layer's words were not tested."""
-    rows = []
-    for query in queries:
-        for layer, head in np.ndindex(n_layers, n_heads):
-            tested = query == "[CLS]" or layer < n_layers - 1
-            found = tested and (layer, head) != (0, 0)
-            size = (1 + layer + n_layers * head) / 200 if found else np.nan
-            rows.append((query, layer, head, size, label if found else np.nan, tested))
-    return pd.DataFrame(rows, columns=["query", "layer", "head", "difference", "label", "tested"])
-
-
-def test_separation_shows_size_and_pair():
-    figure = plots.plot_separation(make_cells(3, 2))
-    cls, words, bar = figure.axes
-    drawn = np.ma.filled(cls.images[0].get_array(), np.nan)
-    np.testing.assert_allclose(drawn, [[np.nan, 2], [1, 2.5], [1.5, 3]])
-    assert np.isnan(np.ma.filled(words.images[0].get_array(), np.nan)[2]).all()
-    assert cls.images[0].get_clim() == words.images[0].get_clim() == (0, 3)
-    for axis, name in ((cls, "[CLS] query"), (words, "words query")):
-        assert read_title(axis) == name
-        assert (axis.get_xlabel(), axis.get_ylabel()) == ("head", "layer")
-        assert read_ticks(axis, "x") == ["H0", "H1"]
-        assert read_ticks(axis, "y") == ["L0", "L1", "L2"]
-        assert axis.yaxis_inverted()
-    written = {text.get_position(): text.get_text().split() for text in cls.texts}  # (head, layer)
-    assert set(written) == {(1, 0), (0, 1), (1, 1), (0, 2), (1, 2)}  # nothing found: an empty cell
-    assert written[1, 0] == ["2", "what", "color", ">", "how", "many"]
-    assert "points" in bar.get_ylabel()
-
-
-def test_cells_that_were_not_tested_are_hatched():
-    cls, words, _ = plots.plot_separation(make_cells(3, 2)).axes
-    assert not cls.patches
-    assert {(p.get_x() + 0.5, p.get_y() + 0.5) for p in words.patches if p.get_hatch()} == {
-        (0, 2),
-        (1, 2),
-    }
-
-
-def test_text_is_light_on_dark_and_dark_on_light():
-    table = make_cells(1, 3, queries=["[CLS]"]).assign(difference=[0.05, 0.2, 1.0], label="a > b")
-    texts = plots.plot_separation(table).axes[0].texts
-    assert [text.get_color() for text in texts] == [
-        "white",
-        "white",
-        "black",
-    ]  # cividis: yellow is large
-
-
-@pytest.mark.parametrize(
-    ("n_layers", "n_heads", "label"),
-    [(4, 4, "what color > how many"), (2, 6, "what color > how many"), (2, 8, "none of the above > what color"),
-     (12, 12, "what color > how many")],
-)  # fmt: skip
-def test_labels_stay_in_their_cells(n_layers, n_heads, label):
-    figure = plots.plot_separation(make_cells(n_layers, n_heads, label))
+@pytest.mark.parametrize("families", [("what",), FAMILIES[:7]])
+def test_controls_stand_beside_the_questions_of_their_family(families):
+    figure = figures.plot_controls(make_layers(families))
     render(figure)
-    for axis in figure.axes[:2]:
-        assert axis.texts
-        assert min(text.get_fontsize() for text in axis.texts) >= (
-            6.5 if n_heads <= 6 else 3
-        )  # to be read
-        for text in axis.texts:
-            x, y = text.get_position()
-            ends = axis.transData.transform([(x - 0.5, y + 0.5), (x + 0.5, y - 0.5)])
-            box = text.get_window_extent()
-            assert ends[0, 0] <= box.x0 < box.x1 <= ends[1, 0], text.get_text()
-            assert ends[0, 1] <= box.y0 < box.y1 <= ends[1, 1], text.get_text()
-
-
-def test_many_heads_show_the_number_alone():
-    axis = plots.plot_separation(make_cells(12, 12)).axes[0]
-    assert len(axis.texts) == 143
-    assert all(text.get_text().isdigit() for text in axis.texts)
-
-
-@pytest.mark.parametrize("empty", [np.nan, None])
-def test_separation_where_nothing_was_found_or_tested(empty):
-    table = make_cells(2, 1).assign(difference=np.nan, label=empty)
-    table.loc[0, "tested"] = True
-    table.loc[1:, "tested"] = False
-    figure = plots.plot_separation(table)
-    render(figure)
-    cls, words, _ = figure.axes
-    assert not cls.texts
-    assert not words.texts
-    assert len(cls.patches) + len(words.patches) == 3
-
-
-# --------------------------------------------------------------------------------------------------- all pairs
-
-
-def make_sizes(*families) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"questions": 1500, "enough": [f != "why" for f in families]}, index=list(families)
-    )
-
-
-def test_pairs_count_heads_below_the_diagonal():
-    rows = [("[CLS]", "what", "where", 16, 4, 0.51), ("[CLS]", "why", "what", 0, 0, np.nan),
-            ("[CLS]", "where", "why", 0, 0, np.nan), ("words", "where", "what", 12, 12, 1.96)]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["query", "group_a", "group_b", "heads", "apart", "g"])
-    figure = plots.plot_pairs(table, make_sizes("what", "where", "why"))
-    render(figure)
-    cls, words, bar = figure.axes
-    np.testing.assert_allclose(
-        cls.images[0].get_array().filled(-1), [[-1, -1, -1], [25, -1, -1], [-1, -1, -1]]
-    )
-    np.testing.assert_allclose(
-        words.images[0].get_array().filled(-1)[1], [100, -1, -1]
-    )  # in either order of names
-    assert {text.get_position(): text.get_text() for text in cls.texts} == {
-        (0, 1): "4 of 16\ng 0.5"
-    }
-    assert read_texts(words) == ["12 of 12\ng 2.0"]
-    hatched = {(p.get_x() + 0.5, p.get_y() + 0.5) for p in cls.patches if p.get_hatch()}
-    assert hatched == {(0, 2), (1, 2)}  # what-why and where-why: too few questions
-    assert cls.images[0].get_clim() == (0, 100)
-    assert read_ticks(cls, "y") == [
-        "what\nn = 1,500",
-        "where\nn = 1,500",
-        "why\nn = 1,500\ntoo few",
-    ]
-    assert read_ticks(cls, "x") == ["what", "where", "why"]
-    assert cls.get_ylim() == (2.5, 0.5)  # the first row and the last column would be empty
-    assert cls.get_xlim() == (-0.5, 1.5)
-    assert "%" in bar.get_ylabel()
-
-
-@pytest.mark.parametrize("families", [("what",), ()], ids=["one", "none"])
-def test_pairs_of_fewer_than_two_families(families):
-    table = pd.DataFrame(columns=["query", "group_a", "group_b", "heads", "apart", "g"])
-    figure = plots.plot_pairs(table, make_sizes(*families))
-    render(figure)
-    assert read_texts(figure.axes[0]) == [TOO_FEW]
-
-
-# -------------------------------------------------------------------------------------------------- adjustment
-
-
-def test_adjustment_draws_a_point_a_pair():
-    rows = [("[CLS]", 0.3, 0.2, "survives"), ("[CLS]", -0.1, 0.0, "does not survive"), ("[CLS]", 0.4, 0.4, "survives"),
-            ("words", -0.5, -0.2, "survives"), ("words", np.nan, np.nan, "never beyond chance"),
-            ("words", 0.1, np.nan, "survives")]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["query", "difference", "adjusted", "verdict"])
-    figure = plots.plot_adjustment(table)
-    render(figure)
-    cls, words = figure.axes
-    drawn = {
-        dots.get_label(): dots.get_offsets().tolist()
-        for dots in cls.collections
-        if len(dots.get_offsets())
-    }
-    assert drawn == {"survives": [[30, 20], [40, 40]], "does not survive": [[-10, 0]]}
-    assert np.concatenate([dots.get_offsets() for dots in words.collections]).tolist() == [
-        [-50, -20]
-    ]
-    colors = [
-        to_hex(dots.get_facecolor()[0]) for dots in cls.collections if len(dots.get_offsets())
-    ]
-    assert len(set(colors)) == 2
-    assert read_legend(figure.legends[0]) == ["survives", "does not survive", "never beyond chance"]
-    alone = plots.plot_adjustment(
-        table[table["verdict"] == "does not survive"]
-    )  # looks the same in every run
-    assert to_hex(alone.axes[0].collections[0].get_facecolor()[0]) == colors[1]
-    for axis in figure.axes:
-        low, high = axis.get_xlim()
-        assert low == -high
-        assert high > 50
-        assert axis.get_ylim() == (low, high)
-        assert axis.get_aspect() == 1
-        diagonal = axis.lines[0].get_xydata()
-        np.testing.assert_array_equal(diagonal[:, 0], diagonal[:, 1])
-        assert "points" in axis.get_xlabel()
-        assert axis.get_ylabel().startswith("adjusted")
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [[], [("[CLS]", np.nan, np.nan, "never"), ("words", np.nan, np.nan, "never")]],
-    ids=["no pair", "untested"],
-)
-def test_adjustment_of_nothing(rows):
-    table = pd.DataFrame(rows, columns=["query", "difference", "adjusted", "verdict"])
-    table = table.astype({"difference": float, "adjusted": float})
-    figure = plots.plot_adjustment(table)
-    render(figure)
-    assert len(figure.axes) == max(1, len(rows))
-    assert all(read_texts(axis) == [TOO_FEW] for axis in figure.axes)
-    assert not figure.legends
-
-
-# ---------------------------------------------------------------------------------------------------- controls
-
-
-def test_controls_beside_the_questions_they_control():
-    kinds = ["needs the image", "words are enough"]
-    figure = plots.plot_controls(make_layers(kinds=kinds))
-    render(figure)
-    panels = np.array(figure.axes).reshape(2, 2)  # queries down, families across
-    assert [read_title(axis) for axis in panels[0]] == [
-        "what\nn = 1,000 and 1,001",
-        "why\nn = 2,000 and 2,001",
-    ]
-    assert [read_title(axis) for axis in panels[1]] == ["", ""]
+    panels = np.array(figure.axes).reshape(2, len(families))
     for (q, f), axis in np.ndenumerate(panels):
-        assert len(axis.containers) == 2
         for k, container in enumerate(axis.containers):
-            expected = 100 * np.array(
-                [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1 for layer in range(3)]
-            )
+            expected = 100 * (0.1 * f + 0.01 * np.arange(3) + 0.001 * q + 0.002 * k - 0.1)
             np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
-            np.testing.assert_allclose(
-                read_bars(container), np.stack([expected - 1, expected + 2], axis=1)
-            )
-        needs, enough = (container.lines[0] for container in axis.containers)
-        assert needs.get_marker() != enough.get_marker()
-        assert needs.get_color() != enough.get_color()
-        assert (
-            np.less(needs.get_xdata(), enough.get_xdata())
-        ).all()  # side by side: no bar hides the other
-        assert find_shade(axis) == ([(1.5, 2.5)] if q else [])
-        assert axis.get_xlabel() == ("layer" if q else "")
-    assert panels[0, 0].get_ylabel().startswith("[CLS] query")
-    assert panels[1, 0].get_ylabel().startswith("words query")
-    assert read_legend(figure.legends[0]) == kinds
 
 
-def test_controls_of_one_family_with_too_few_questions():
-    table = make_layers(("how",), 12, ("[CLS]",), ["a", "b"]).assign(low=np.nan, high=np.nan)
-    table["enough"] = table["kind"] == "a"
-    table["kind"] = pd.Categorical(table["kind"], ["a", "b"])
-    figure = plots.plot_controls(table)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (12, 12)])
+def test_separation_writes_each_head_its_largest_difference(shape):
+    rows = [
+        {"query": query, "layer": layer, "head": head, "label": "what color > how many",
+         "difference": 0.1 * layer + 0.01 * head + 0.004 if head != 2 else np.nan, "tested": head != 3}
+        for query in ("[CLS]", "words") for layer, head in np.ndindex(*shape)
+    ]  # fmt: skip
+    figure = figures.plot_separation(pd.DataFrame(rows))
     render(figure)
-    assert [is_hollow(container.lines[0]) for container in figure.axes[0].containers] == [
-        False,
-        True,
-    ]
-    assert len(figure.axes) == 1
+    image = figure.axes[0].images[0].get_array()
+    assert image[0, 0] == pytest.approx(0.4)
+    assert read_texts(figure.axes[0])[0].startswith("0.4")
+    if shape[1] > 3:
+        assert np.ma.is_masked(image[1, 2])
+        assert image[2, 1] == pytest.approx(21.4)
+    nothing = pd.DataFrame(rows).assign(difference=np.nan, tested=False, label=None)
+    render(figures.plot_separation(nothing))
 
 
-# ---------------------------------------------------------------------------------------------------- examples
-
-
-def make_example(name: str, weights, grey=False) -> dict:
-    picture = np.full((20, 30) if grey else (20, 30, 3), 99, np.uint8)
-    return {"picture": picture, "boxes": [(2, 3, 4, 5)] if name == "what" else [], "title": f"{name}: is it?",
-            "weights": np.asarray(weights), "caption": f"answer: {name}"}  # fmt: skip
-
-
-def test_examples_share_one_scale():
-    examples = [
-        make_example("what", [[0.1, 0.2, 0.0]]),
-        make_example("where", [[0.0], [0.4]], grey=True),
-    ]
-    figure = plots.plot_maps(examples, "[CLS], L2")
+def test_pairs_count_the_heads_that_tell_families_apart():
+    families = ["what", "why", "how many"]
+    sizes = pd.DataFrame(
+        {"questions": [1500, 20, 3], "enough": [True, True, False]}, index=families
+    )
+    rows = [("[CLS]", "why", "what", 4, 3, 0.52), ("[CLS]", "what", "how many", 0, 0, np.nan)]
+    table = pd.DataFrame(rows, columns=["query", "group_a", "group_b", "heads", "apart", "g"])
+    figure = figures.plot_pairs(table, sizes)
     render(figure)
-    above, below, bar = figure.axes[:2], figure.axes[2:4], figure.axes[4]
-    assert [read_title(axis) for axis in above] == ["what: is it?", "where: is it?"]
-    assert [axis.get_xlabel() for axis in below] == ["answer: what", "answer: where"]
-    np.testing.assert_allclose(below[0].images[1].get_array(), [[10, 20, 0]])
-    np.testing.assert_allclose(below[1].images[1].get_array(), [[0], [40]])
-    assert {axis.images[1].get_clim() for axis in below} == {(0, 40)}
-    assert [len(axis.patches) for axis in above] == [2, 0]  # a white and a black frame
-    assert [len(axis.patches) for axis in below] == [1, 0]
-    assert bar.get_ylabel() == "[CLS], L2 query's attention, % a patch"
+    axis = figure.axes[0]
+    assert axis.images[0].get_array()[1, 0] == 75
+    assert {text.get_position(): text.get_text() for text in axis.texts} == {
+        (0, 1): "3 of 4\ng 0.5"
+    }
+    assert [patch.get_xy() for patch in axis.patches] == [(-0.5, 1.5)]  # not tested: hatched
+    assert read_ticks(axis, "y") == ["what\nn = 1,500", "why\nn = 20", "how many\nn = 3\ntoo few"]
+    render(figures.plot_pairs(table[:0], sizes))
 
 
-def test_one_example_without_attention():
-    figure = plots.plot_maps([make_example("why", np.zeros((2, 3)))], "words, L0")
+def test_adjusted_differences_are_drawn_by_verdict():
+    verdicts = [*figures.VERDICTS, "survives"]
+    table = pd.DataFrame({"query": "[CLS]", "difference": [0.1, 0.2, 0.3, 0.4, np.nan],
+                          "adjusted": [0.2, -0.1, 0.0, 0.1, 0.3], "verdict": verdicts})  # fmt: skip
+    figure = figures.plot_adjustment(table)
+    render(figure)
+    drawn = {points.get_label(): points.get_offsets() for points in figure.axes[0].collections}
+    assert list(drawn) == list(figures.VERDICTS)
+    np.testing.assert_allclose(drawn["survives"], [[10, 20]])
+    np.testing.assert_allclose(drawn["does not survive"], [[20, -10]])
+    for empty in (table[:0], table.assign(adjusted=np.nan)):
+        assert read_texts(figures.plot_adjustment(empty).axes[0]) == [figures.TOO_FEW]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_example_maps_share_one_scale(n):
+    weights = [np.full((2, 3), 0.1 * (i + 1)) for i in range(n)]
+    examples = [{"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "weights": w, "caption": "no"}
+                for w in weights]  # fmt: skip
+    figure = figures.plot_example_maps(examples, "[CLS], L3")
+    render(figure)
+    heatmaps = [axis.images[1] for axis in figure.axes[n : 2 * n]]
+    for heatmap, expected in zip(heatmaps, weights, strict=True):
+        np.testing.assert_allclose(heatmap.get_array(), 100 * expected)
+        assert heatmap.get_clim() == pytest.approx((0, 10 * n))
+
+
+# ---------------------------------------------------------------------------------------- word classes
+
+
+@pytest.mark.parametrize("n_layers", [1, 4])
+def test_classes_by_layer(n_layers):
+    rows = [
+        {"word_class": name, "layer": layer, "estimate": 0.1 * c + 0.01 * layer if c else np.nan, "n": 100 * c,
+         "enough": c > 1}
+        for c, name in enumerate(CLASSES) for layer in range(n_layers)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table = table.assign(low=table["estimate"] - 0.02, high=table["estimate"] + 0.01)
+    figure = figures.plot_class_layers(table)
+    render(figure)
+    drawn = figure.axes[0].containers
+    assert len(drawn) == len(CLASSES) - 1  # no line where nothing is known
+    for c, container in enumerate(drawn, 1):
+        expected = 10 * c + np.arange(n_layers)
+        np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
+        assert is_hollow(container.lines[0]) == (c == 1)
+
+
+def test_classes_by_family_in_one_layer():
+    rows = [("what", "noun", -0.251, 1500, True), ("what", "colour word", np.nan, 0, False),
+            ("why", "noun", 0.1, 7, False), ("why", "colour word", 0.0, 40, True)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["family", "word_class", "estimate", "n", "enough"])
+    figure = figures.plot_class_families(table, 2)
+    render(figure)
+    axis = figure.axes[0]
+    drawn = axis.images[0].get_array().filled(np.nan)
+    np.testing.assert_allclose(drawn, [[-25.1, np.nan], [10, 0]])
+    assert {text.get_position(): text.get_text() for text in axis.texts} == {
+        (0, 0): "−25   n = 1,500", (0, 1): "(+10)   n = 7", (1, 1): "0   n = 40",
+    }  # fmt: skip
+    assert [patch.get_xy() for patch in axis.patches if patch.get_hatch()] == [(0.5, -0.5)]
+
+
+@pytest.mark.parametrize("n_layers", [1, 12])
+def test_strips_draw_each_word_of_each_question(n_layers):
+    shares = [np.arange(n_layers * n).reshape(n_layers, n) / 200 for n in (3, 5)]
+    examples = [{"title": "a question", "words": ["w"] * share.shape[1], "classes": ["noun"] * share.shape[1],
+                 "share": share} for share in shares]  # fmt: skip
+    figure = figures.plot_strips(examples)
+    render(figure)
+    for axis, share in zip(figure.axes, shares, strict=False):
+        np.testing.assert_allclose(axis.images[0].get_array(), 100 * share)
+        assert len(axis.lines) == share.shape[1]  # the marker of each word's class
+
+
+# ----------------------------------------------------------------------------------- needs, calibration
+
+
+def make_needs(families=("what", "why"), kinds=("questions", "controls")) -> pd.DataFrame:
+    measures = [measure for panel in figures.NEEDS.values() for measure in panel[3]]
+    rows = [
+        {"family": family, "kind": kind, "measure": measure, "estimate": 10 * f + m + 5 * k, "n": 100 * (f + 1) + k,
+         "enough": True}
+        for f, family in enumerate(families) for k, kind in enumerate(kinds) for m, measure in enumerate(measures)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table.assign(low=table["estimate"] - 2, high=table["estimate"] + 1)
+
+
+def test_needs_draw_every_measure_in_the_row_of_its_family():
+    figure = figures.plot_needs(make_needs())
+    render(figure)
+    number = 0
+    for axis, panel in zip(figure.axes, figures.NEEDS.values(), strict=True):
+        points = [tuple(c.lines[0].get_xydata()[0]) for c in axis.containers]
+        names = range(number, number + len(panel[3]))
+        expected = {(10 * f + m + 5 * k, f) for f in range(2) for k in range(2) for m in names}
+        assert {(x, round(y)) for x, y in points} == expected
+        assert len({y for _, y in points}) == len(points)  # none hides another
+        number += len(panel[3])
+    assert read_ticks(figure.axes[0], "y") == ["what\nn = 100 + 101", "why\nn = 200 + 201"]
+
+
+def test_needs_say_where_their_questions_are_fewer_and_leave_out_what_is_unknown():
+    table = make_needs(kinds=("questions",))
+    table.loc[table["measure"] == "MM-SHAP", "n"] = 7
+    table = table[table["measure"] != "words removed"]
+    figure = figures.plot_needs(table)
     render(figure)
     assert len(figure.axes) == 3
+    assert [read_texts(axis) for axis in figure.axes] == [[], [], ["n = 7", "n = 7"]]
+
+
+@pytest.mark.parametrize("scores", [("ranks",), ("ranks", "controls")])
+def test_scores_of_measures(scores):
+    rows = [(measure, score, 0.2 * m, 0.1, 0.9, 7) for m, measure in enumerate(("MM-SHAP", "image share"))
+            for score in scores]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["measure", "score", "estimate", "low", "high", "n"])
+    figure = figures.plot_scores(table)
+    render(figure)
+    assert len(figure.axes) == len(scores)
+    for axis in figure.axes:
+        points = {tuple(c.lines[0].get_xydata()[0]) for c in axis.containers}
+        assert points == {(0, 0), (0.2, 1)}
+
+
+@pytest.mark.parametrize("rates", [(0.05, 0.03, 0.04, 0.94), (np.nan, 0.4, np.nan, np.nan)])
+def test_calibration_draws_rates_beside_the_stated_ones(rates):
+    kinds = ["after correction", "single test", "single test", "interval"]
+    table = pd.DataFrame({"procedure": list("abcd"), "kind": kinds, "rate": rates, "n": 9})
+    table = table.assign(low=table["rate"] - 0.01, high=table["rate"] + 0.02)
+    figure = figures.plot_calibration(table)
+    render(figure)
+    points = [
+        tuple(np.round(point, 9)) for axis in figure.axes for c in axis.containers
+        for point in c.lines[0].get_xydata() if not np.isnan(point[0])
+    ]  # fmt: skip
+    rows = [2, 0, 1, 0]  # single tests first
+    expected = {(100 * rate, row) for rate, row in zip(rates, rows, strict=True) if rate == rate}
+    assert set(points) == expected
+    missing = sum(text == figures.TOO_FEW for axis in figure.axes for text in read_texts(axis))
+    assert missing == np.isnan(rates).sum()

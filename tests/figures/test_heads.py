@@ -1,13 +1,12 @@
-"""Figures of notebook 05: scores and roles of heads."""
+"""Figures of notebook 05: the numbers drawn are the table's, also for one head and for many."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
-from matplotlib.patches import Rectangle
-from reading import is_hollow, read_bars, read_legend, read_ticks, read_title, render
+from PIL import Image
+from reading import is_hollow, read_bars, read_texts, read_ticks, render
 
-from helpers.figures import heads as plots
+from helpers.figures import heads as figures
 from helpers.heads.roles import ROLES
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
@@ -19,150 +18,194 @@ def make_scores(
     """Scores that tell their place: tenths by role, hundredths by head; even heads pass."""
     rows = [
         {"layer": layer, "head": head, "name": f"L{layer}H{head}", "role": role, "score": score, "low": score - 0.02,
-         "high": score + 0.03, "null": score - 0.1, "passes": head % 2 == 0, "reaches_answer": layer < n_layers - 1 or "CLS" in role}
+         "high": score + 0.03, "null": score - 0.1, "passes": head % 2 == 0,
+         "reaches_answer": layer < n_layers - 1 or "CLS" in role}
         for r, role in enumerate(roles) for layer, head in np.ndindex(n_layers, n_heads)
         for score in [0.1 + 0.1 * r + 0.01 * (layer * n_heads + head)]
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
+def make_effects(
+    names=("L0H0", "L0H1"), families=("all", "why"), modes=("zero", "mean")
+) -> pd.DataFrame:
+    rows = [
+        {"mode": mode, "name": name, "head": i, "family": family, "drop": 10 * i + f + 0.4 * m,
+         "n": 7 if family == "why" else 40, "told": family != "why" or i > 0, "significant": i > 0}
+        for m, mode in enumerate(modes) for i, name in enumerate(names) for f, family in enumerate(families)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table.assign(low=table["drop"] - 2, high=table["drop"] + 3)
+
+
 def test_every_role_has_a_name_and_a_colour_of_its_own():
-    assert set(plots.ROLE_LOOKS) == set(ROLES)
-    names, colors = zip(*plots.ROLE_LOOKS.values(), strict=True)
+    assert set(figures.ROLE_LOOKS) == set(ROLES)
+    names, colors = zip(*figures.ROLE_LOOKS.values(), strict=True)
     assert len(set(names)) == len(set(colors)) == len(ROLES)
 
 
-# ------------------------------------------------------------------------------------------------- role scores
-
-
-def test_role_scores_against_the_untrained_self():
-    figure = plots.plot_role_scores(make_scores())
+def test_role_scores_stand_beside_those_of_the_untrained_self():
+    figure = figures.plot_role_scores(make_scores())
     render(figure)
     panels = [axis for axis in figure.axes if axis.axison]
-    assert (len(figure.axes), len(panels)) == (4, 3)  # an odd number of roles leaves a panel empty
-    short = [plots.ROLE_LOOKS[role][0] for role in ("sink", "text local", "[CLS] reader of words")]
-    assert [read_title(axis) for axis in panels] == [
-        f"sink ({short[0]})", f"text local ({short[1]})", f"[CLS] reader of words ({short[2]})",
-    ]  # fmt: skip
+    assert (len(figure.axes), len(panels)) == (4, 3)  # an odd number of roles leaves one empty
     for r, axis in enumerate(panels):
-        trained = {c.get_label(): c for c in axis.containers}
-        fails, passes = trained["trained"], trained["trained, has the role"]
+        fails, passes = axis.containers
         score = 0.1 + 0.1 * r + 0.01 * np.arange(4)
-        np.testing.assert_array_equal(fails.lines[0].get_xdata(), [1, 3])
-        np.testing.assert_array_equal(passes.lines[0].get_xdata(), [0, 2])
-        np.testing.assert_allclose(fails.lines[0].get_ydata(), score[[1, 3]])
-        np.testing.assert_allclose(passes.lines[0].get_ydata(), score[[0, 2]])
-        np.testing.assert_allclose(
-            read_bars(passes), np.stack([score - 0.02, score + 0.03], axis=1)[[0, 2]]
-        )
+        bounds = np.stack([score - 0.02, score + 0.03], axis=1)
+        for container, heads in ((fails, [1, 3]), (passes, [0, 2])):
+            points = np.stack([heads, score[heads]], axis=1)
+            np.testing.assert_allclose(container.lines[0].get_xydata(), points)
+            np.testing.assert_allclose(read_bars(container), bounds[heads])
         assert is_hollow(fails.lines[0])
         assert not is_hollow(passes.lines[0])
-        lines = {line.get_label(): line for line in axis.lines}
-        np.testing.assert_allclose(lines["untrained"].get_ydata(), score - 0.1)
-        np.testing.assert_allclose(lines["highest untrained head"].get_ydata(), score[3] - 0.1)
-    assert [t for t in read_ticks(panels[2], "x") if t] == ["L0H0", "L0H1", "L1H0", "L1H1"]
-    assert set(read_legend(figure.legends[0])) == {
-        "highest untrained head", "untrained", "trained", "trained, has the role",
-    }  # fmt: skip
-    assert "0: uniform or chance, 1: the most possible" in figure.get_supylabel()
-    assert "95 %" in figure.get_suptitle()
+        untrained = next(line for line in axis.lines if line.get_label() == "untrained")
+        np.testing.assert_allclose(untrained.get_ydata(), score - 0.1)
 
 
-def test_scores_below_the_edge_become_arrows():
-    table = make_scores(roles=["sink"]).assign(
-        score=[-3.0, 0.5, -0.9, 0.2], null=[-2.0, 0, 0, 0], passes=False
-    )
-    table[["low", "high"]] = np.nan
-    axis = plots.plot_role_scores(table).axes[0]
-    arrows = [line for line in axis.lines if line.get_marker() == "v" and len(line.get_xdata())]
-    assert [line.get_xydata().tolist() for line in arrows] == [[[0, -1]]]
-    points = next(c for c in axis.containers if c.get_label() == "trained")
-    assert points.lines[0].get_xydata().tolist() == [[1, 0.5], [2, -0.9], [3, 0.2]]
-    bars = read_bars(points)
-    np.testing.assert_array_equal(bars[:, 0], bars[:, 1])  # no interval: no bar
-    squares = next(line for line in axis.lines if line.get_label() == "untrained")
-    assert squares.get_ydata().tolist() == [-1, 0, 0, 0]
-    low, high = axis.get_ylim()
-    assert low < -1
-    assert high > 1
-
-
-def test_scores_of_twelve_by_twelve_heads_name_layers():
-    figure = plots.plot_role_scores(make_scores(12, 12, list(ROLES)))
-    axis = figure.axes[-1]
-    assert len(figure.axes) == len(ROLES)
-    assert read_ticks(axis, "x") == [f"L{layer}" for layer in range(12)]
-    np.testing.assert_allclose(
-        axis.get_xticks(), 12 * np.arange(12) + 5.5
-    )  # in the middle of its twelve heads
-    apart = [line for line in axis.lines if list(line.get_xdata()) == [11.5, 11.5]]
-    assert len(apart) == 1  # between L0 and L1
-
-
-# ---------------------------------------------------------------------------------------------------- role map
-
-
-def find_bands(axis) -> dict:
-    """(layer, head) -> [(text, colour, alpha), ...], the top band first."""
-    filled = [p for p in axis.patches if isinstance(p, Rectangle) and p.get_fill()]
-    bands = {}
-    for band, text in zip(filled, axis.texts, strict=True):
-        x, y = text.get_position()
-        assert band.get_x() <= x <= band.get_x() + band.get_width()
-        assert band.get_y() <= y <= band.get_y() + band.get_height()
-        look = (
-            band.get_y(),
-            text.get_text(),
-            to_hex(band.get_facecolor()).upper(),
-            band.get_alpha(),
-        )
-        bands.setdefault((round(y), round(x)), []).append(look)
-    return {place: [look[1:] for look in sorted(looks)] for place, looks in bands.items()}
-
-
-def test_role_map_puts_the_clearest_role_on_top():
-    rows = [(0, 0, "sink", 0.3, True, True), (0, 0, "text local", 0.7, True, True), (0, 1, "sink", 0.9, False, True),
-            (1, 1, "grounding", 0.2, True, False), (1, 0, "sink", 0.1, False, True)]  # fmt: skip
-    table = pd.DataFrame(
-        rows, columns=["layer", "head", "role", "score", "passes", "reaches_answer"]
-    )
-    table["name"] = "x"
-    figure = plots.plot_role_map(table)
+@pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (12, 12)])
+def test_role_scores_of_other_numbers_of_heads_and_far_below(n_layers, n_heads):
+    scores = make_scores(n_layers, n_heads, tuple(ROLES))
+    scores.loc[0, ["score", "low", "high"]] = [-7, -8, -6]
+    figure = figures.plot_role_scores(scores)
     render(figure)
-    axis = figure.axes[0]
-    assert axis.yaxis_inverted()
-    looks = plots.ROLE_LOOKS
-    assert find_bands(axis) == {
-        (0, 0): [(*looks["text local"], 1), (*looks["sink"], 1)],
-        (1, 1): [
-            (f"({looks['grounding'][0]})", looks["grounding"][1], 0.35)
-        ],  # cannot reach the answer
+    arrow = next(line for line in figure.axes[0].lines if line.get_marker() == "v")
+    np.testing.assert_array_equal(arrow.get_xydata(), [[0, figures.LEAST_SCORE]])
+
+
+@pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (2, 3), (12, 12)])
+def test_role_map_names_the_roles_of_each_head(n_layers, n_heads):
+    scores = make_scores(n_layers, n_heads)
+    axis = figures.plot_role_map(scores).axes[0]
+    render(axis.figure)
+    short = [figures.ROLE_LOOKS[role][0] for role in scores["role"].unique()]
+    for layer, head in np.ndindex(n_layers, n_heads):
+        here = [
+            t
+            for t in axis.texts
+            if t.get_position()[0] == head and round(t.get_position()[1]) == layer
+        ]
+        words = [t.get_text() for t in sorted(here, key=lambda t: t.get_position()[1])]
+        last = layer == n_layers - 1
+        expected = [short[2], *(f"({name})" if last else name for name in (short[1], short[0]))]
+        assert words == (expected if head % 2 == 0 else [])  # the clearest on top
+
+
+@pytest.mark.parametrize("names", [("seed",), ("seed", "images", "before")])
+def test_comparisons_draw_correlations_and_agreement(names):
+    rows = [
+        {"role": role, "comparison": name, "correlation": 0.1 * r + 0.2 * c, "low": 0.0, "high": 0.9, "agreement": 0.5}
+        for c, name in enumerate(names) for r, role in enumerate(("sink", "grounding"))
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.loc[0, ["correlation", "low", "high", "agreement"]] = np.nan
+    figure = figures.plot_comparisons(table)
+    render(figure)
+    left, right = figure.axes
+    assert len(left.containers) == len(right.lines) == len(names)
+    for c, container in enumerate(left.containers):
+        expected = [np.nan if c == 0 else 0.2 * c, 0.1 + 0.2 * c]
+        np.testing.assert_allclose(container.lines[0].get_xdata(), expected)
+        np.testing.assert_allclose(right.lines[c].get_xdata()[1], 50)
+
+
+def test_role_cards_show_a_map_or_tokens_and_what_removal_costs():
+    drops = pd.DataFrame(
+        {"family": ["all", "why"], "drop": [3.0, -1], "significant": [True, False]}
+    )
+    card = {"role": "sink", "name": "L0H1", "question": "why $?", "passes": True, "score": -0.4,
+            "low": -0.5, "high": 0.1, "highest_null": 0.0, "drops": drops}  # fmt: skip
+    tokens = card | {"tokens": ["[CLS]", "why", "[SEP]"], "weights": [0.2, 0.3, 0.5]}
+    weights = np.array([[0.1, 0.2]])
+    shown = card | {
+        "picture": Image.new("RGB", (30, 20)),
+        "weights": weights,
+        "boxes": [[1, 1, 5, 5]],
     }
-    frames = [p for p in axis.patches if isinstance(p, Rectangle) and not p.get_fill()]
-    assert len(frames) == 4  # every head, also one without a role
-    assert read_ticks(axis, "x") == ["H0", "H1"]
-    assert read_ticks(axis, "y") == ["L0", "L1"]
-    assert axis.get_xlabel() == "head"
-    assert axis.get_ylabel().startswith("layer")
-    labels = [f"{looks[role][0]}: {role}" for role in ("sink", "text local", "grounding")]
-    assert read_legend(figure.legends[0]) == labels
-
-
-def test_role_map_of_nobody():
-    figure = plots.plot_role_map(make_scores(1, 1).assign(passes=False))
+    figure = figures.plot_role_cards([tokens, shown, shown | {"passes": False}])
     render(figure)
-    assert find_bands(figure.axes[0]) == {}
+    axes = figure.axes
+    assert [bar.get_width() for bar in axes[0].patches] == [0.2, 0.3, 0.5]
+    assert [bar.get_width() for bar in axes[1].patches] == [3, -1]
+    np.testing.assert_array_equal(axes[2].images[1].get_array(), weights)
+    render(figures.plot_role_cards([tokens]))
 
 
-@pytest.mark.parametrize(("n_heads", "n_roles"), [(4, 6), (12, 4)])
-def test_roles_fit_their_bands(n_heads, n_roles):
-    scores = make_scores(3, n_heads, list(ROLES)[:n_roles]).assign(passes=True)
-    figure = plots.plot_role_map(scores)
+def test_ablation_draws_what_each_head_costs_each_family():
+    figure = figures.plot_ablation(make_effects())
     render(figure)
-    axis = figure.axes[0]
-    assert len(axis.texts) == 3 * n_heads * n_roles
-    cell = axis.get_window_extent().width / n_heads
-    band = axis.get_window_extent().height / 3 / n_roles
-    for text in axis.texts[: 2 * n_roles]:
-        assert text.get_window_extent().width <= cell
-        assert text.get_fontsize() * figure.dpi / 72 <= 1.1 * band
+    for m, axis in enumerate(figure.axes[:2]):
+        drawn = axis.images[0].get_array().filled(np.nan)
+        np.testing.assert_allclose(drawn, [[0.4 * m, np.nan], [10 + 0.4 * m, 11 + 0.4 * m]])
+        bold = [t.get_position() for t in axis.texts if t.get_fontweight() == "bold"]
+        assert bold == [(0, 1), (1, 1)]
+
+
+def test_ablation_of_many_heads_shows_those_that_matter_most():
+    names = [f"L{i // 12}H{i % 12}" for i in range(144)]
+    figure = figures.plot_ablation(make_effects(names, modes=("zero",)), most=5)
+    render(figure)
+    assert read_ticks(figure.axes[0], "y") == names[-5:]
+    few = make_effects(modes=("layer",)).assign(told=False)
+    figure = figures.plot_ablation(few)
+    render(figure)
+    assert read_texts(figure.axes[0]) == []
+
+
+def test_largest_effects_have_a_point_for_each_way_of_ablation():
+    effects = make_effects()
+    effects = effects.drop(index=effects.index[-1])  # one way has not been tried
+    axis = figures.plot_largest_effects(effects).axes[0]
+    render(axis.figure)
+    for container, expected in zip(
+        axis.containers, ([0, 1, 10, 11], [0.4, 1.4, 10.4]), strict=True
+    ):
+        values = container.lines[0].get_ydata()[: len(expected)]
+        np.testing.assert_allclose(values, expected)
+        bounds = np.stack([values - 2, values + 3], axis=1)
+        np.testing.assert_allclose(read_bars(container)[: len(expected)], bounds)
+
+
+@pytest.mark.parametrize("n_layers", [1, 12])
+def test_importance_has_a_point_a_head(n_layers):
+    rows = [
+        {"layer": i, "name": f"L{i}H0", "drop": 30 - i, "low": 20, "high": 40, "share": i / 10}
+        for i in range(n_layers)
+    ]
+    figure = figures.plot_importance(pd.DataFrame(rows), {"share": "image share"}, named=1)
+    render(figure)
+    points = [tuple(c.lines[0].get_xydata()[0]) for c in figure.axes[0].containers]
+    assert points == [(i / 10, 30 - i) for i in range(n_layers)]
+    assert read_texts(figure.axes[0]) == ["L0H0"]
+
+
+def test_agreement_draws_each_predictor_against_each_outcome():
+    rows = [
+        {"over": over, "first": first, "second": second, "correlation": 0.1 * i + 0.3 * j, "low": -0.1, "high": 0.9}
+        for over in ("all heads", "layer 0") for i, first in enumerate("ab") for j, second in enumerate("xy")
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).drop(index=0)  # a pair that nobody measured
+    figure = figures.plot_agreement(table, ["a", "b"], ["x", "y"])
+    render(figure)
+    x, y = figure.axes[0].containers
+    np.testing.assert_allclose(x.lines[0].get_xdata(), [np.nan, 0.1])
+    np.testing.assert_allclose(y.lines[0].get_xdata(), [0.3, 0.4])
+    np.testing.assert_allclose(np.round(y.lines[0].get_ydata()), [0, 1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (12, 12)])
+def test_carriers_draw_all_heads_and_the_strongest(shape):
+    rows = [
+        {"layer": layer, "head": head, "name": f"L{layer}H{head}", "share": layer - 10.0 * head,
+         "low": layer - 10.0 * head - 1, "high": layer - 10.0 * head + 2, "significant": head == 0}
+        for layer, head in np.ndindex(*shape)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    figure = figures.plot_carriers(table, named=2)
+    render(figure)
+    left, right = figure.axes[:2]
+    np.testing.assert_allclose(left.images[0].get_array(), np.array(table["share"]).reshape(shape))
+    strongest = table.loc[table["share"].abs().nlargest(2).index]
+    drawn = right.containers[0]
+    np.testing.assert_allclose(drawn.lines[0].get_xdata(), strongest["share"])
+    assert read_ticks(right, "y") == list(strongest["name"])

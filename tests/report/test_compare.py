@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import read_texts, read_ticks, read_title, render
 
-from helpers.figures.runs import plot_runs
+from helpers.figures.models import plot_runs
 from helpers.report.compare import (
     compare_runs,
     compare_with_literature,
