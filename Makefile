@@ -1,5 +1,6 @@
 # make run    the whole study into runs/$(RUN_NAME) (default: the embedded phantom; a few minutes on 2 cores)
-# make test   unit, property and notebook tests
+# make test   everything but CUDA: the tests, the committed notebooks once, and what they left
+# make test-plain   the tests that execute no notebook; test-sample: the notebooks on real VQAv2
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/settings.py)
@@ -25,7 +26,7 @@ export PYTHONHASHSEED := 0
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
 
-.PHONY: run sweep test lint render bench pretrain clean
+.PHONY: run sweep test test-plain test-sample lint render bench pretrain clean
 
 run: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
@@ -33,9 +34,17 @@ run: $(VENV)/made
 sweep: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --seeds $(SEEDS)
 
-test: $(VENV)/made
-	$(BIN)/python -m pytest
+# One thread a process: the models are small, and two threads take twice as long as one.
+test-plain: export OMP_NUM_THREADS := 1
+test-plain: $(VENV)/made
+	$(BIN)/python -m pytest -m "not gpu and not notebooks"
+
+test: test-plain
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks
+	$(BIN)/python -m pytest -m notebooks tests/tools
+
+test-sample: $(VENV)/made
+	TEST_SAMPLE=1 $(BIN)/python -m pytest -m notebooks -k real_questions tests/tools
 
 lint: $(VENV)/made
 	$(BIN)/ruff check .

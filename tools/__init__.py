@@ -1,1 +1,1 @@
-"""Command lines that nobody imports: run the notebooks, pre-train the embedded model, use several GPUs."""
+"""Command lines that nobody imports: run the notebooks, pre-train a model, use several GPUs."""

@@ -1,4 +1,4 @@
-"""The heavy steps of a study on several devices, all processes together: fine-tuning, and both attention tables.
+"""The heavy steps of a study by several processes together: fine-tuning and attention.
 
     accelerate launch --multi_gpu --num_processes 4 -m tools.launch --profile full
     make run PROFILE=full
@@ -25,9 +25,7 @@ from helpers.run.cache import cached_step
 from helpers.run.settings import Study
 from tools.command import add_settings, read_settings
 
-WAIT = timedelta(
-    days=1
-)  # that processes wait for each other: the first downloads while the others stand by
+WAIT = timedelta(days=1)  # processes wait for the first one while it downloads
 
 
 def make_together(
@@ -89,10 +87,8 @@ def main(words: list[str] | None = None) -> int:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print(
-            "stopped: a GPU's memory is too small; --set device_batch_size=... (training) or extract_batch_size=... (measuring) less",
-            file=sys.stderr,
-        )
+        advice = "--set device_batch_size=... (training) or extract_batch_size=... (measuring) less"
+        print(f"stopped: a GPU's memory is too small; {advice}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,11 +1,11 @@
-"""Pre-training of the embedded small ViLT on phantom scenes of its own: `make pretrain`.
+"""Pre-train the embedded small ViLT on phantom scenes of its own: `make pretrain`.
 
-The real study starts from a ViLT that millions of captions have taught to bind words to places. This is the
-phantom's stand-in for it: a ViLT of 0.26 million weights that learns the same from questions about scenes that
-no study ever sees (random streams of their own, see phantom.SPLITS). Its answer head is thrown away.
-What makes it learn in minutes: a curriculum from one group of objects to all, position embeddings that
-start as low-frequency cosines, wide initial weights, answers that start at their log-odds, and Muon
-(Jordan et al. 2024) for the encoder's matrices.
+The real study starts from a ViLT that millions of captions have taught to bind words to places. The
+phantom starts from this small one, which learns the same from questions about scenes that no study
+sees (random streams of their own, see phantom.scenes.SPLITS). Its answer head is thrown away.
+What makes it learn in minutes: a curriculum from one group of objects to all, position embeddings
+that start as low-frequency cosines, wide initial weights, answers that start at their log-odds, and
+Muon (Jordan et al. 2024) for the encoder's matrices.
 """
 
 import argparse
@@ -44,9 +44,9 @@ CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "phantom-vilt"
 
 
 def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Pre-train the small ViLT and save it (safetensors, tokenizer, image processor, model card) in `folder`.
+    """Pre-train the small ViLT and save it with its processor and model card in `folder`.
 
-    Returns the measured facts that the model card states: accuracy on fresh scenes, weights, minutes.
+    Returns the facts that the model card states: accuracy on further scenes, weights, minutes.
     """
     start = time.perf_counter()
     torch.manual_seed(seed)
@@ -68,18 +68,13 @@ def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) 
         "weights": sum(p.numel() for p in model.vilt.parameters()),
         "minutes": (time.perf_counter() - start) / 60,
     }
-    save(
-        model,
-        tokenizer,
-        folder,
-        facts,
-        {"scenes": scenes, "steps": steps, "batch_size": batch_size, "seed": seed},
-    )
+    recipe = {"scenes": scenes, "steps": steps, "batch_size": batch_size, "seed": seed}
+    save(model, tokenizer, folder, facts, recipe)
     return facts
 
 
 def make_examples(indices: range, groups: int, seed: int) -> list[tuple]:
-    """Scenes and their questions: (scene, Asked) pairs, from the pre-training's own random streams."""
+    """(scene, Asked) pairs from the pre-training's own random streams."""
     scenes = [make_scene("pretrain", seed, index, groups) for index in indices]
     return [
         (scene, asked)
@@ -91,7 +86,7 @@ def make_examples(indices: range, groups: int, seed: int) -> list[tuple]:
 def build_tokenizer(questions: list[str]) -> BertTokenizer:
     """A WordPiece tokenizer of the questions' words and of those in VQAv2's question types.
 
-    Plurals are spelled with a suffix piece ("dogs" is "dog ##s"), so that word pieces can be seen at work.
+    Plurals are spelled with a suffix piece ("dogs" is "dog ##s"), so that word pieces occur.
     """
     words = set(re.findall(r"[a-z]+", " ".join([*questions, *QUESTION_TYPES]).lower()))
     for word in sorted(words):
@@ -112,16 +107,15 @@ def build_model(n_words: int, answers: list[str]) -> ViltForQuestionAnswering:
 
 
 def encode_examples(
-    examples, model, tokenizer, answers
+    examples: list[tuple], model: nn.Module, tokenizer: BertTokenizer, answers: list[str]
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Examples as tensors, one tuple for each picture size, so that no batch needs image padding.
 
-    Each: pictures (scene, 3, height, width) uint8; the scene, token ids and answer of each question.
+    Each: pictures (scene, 3, height, width) uint8; scene, token ids and answer of each question.
     """
     image_processor = build_image_processor(model.config)
-    ids = tokenizer([asked.question for _, asked in examples], padding=True, return_tensors="pt")[
-        "input_ids"
-    ]
+    questions = [asked.question for _, asked in examples]
+    ids = tokenizer(questions, padding=True, return_tensors="pt")["input_ids"]
     sizes: dict[tuple, dict] = {}
     for (scene, asked), tokens in zip(examples, ids, strict=True):
         pictures, rows = sizes.setdefault(scene.size, ({}, []))
@@ -137,15 +131,13 @@ def encode_examples(
 
 
 def start_weights(model: ViltForQuestionAnswering, labels: Tensor) -> None:
-    """Start patch positions from low-frequency cosines of row and column, and answers at their log-odds."""
+    """Start patch positions from cosines of row and column, and answers at their log-odds."""
     parts, config = model.vilt.embeddings, model.config
     side = config.image_size // config.patch_size
-    waves = torch.cos(
-        math.pi * torch.outer(torch.arange(side) + 0.5, torch.arange(1, 4)) / side
-    )  # (side, 3)
-    places = torch.cat(
-        [waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)], dim=-1
-    )
+    angles = math.pi * torch.outer(torch.arange(side) + 0.5, torch.arange(1, 4)) / side
+    waves = torch.cos(angles)  # (side, 3)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    places = torch.cat([rows, columns], dim=-1)
     share = (torch.bincount(labels, minlength=config.num_labels) / len(labels)).clamp(min=1e-4)
     with torch.no_grad():
         parts.position_embeddings[0, 1:] = places.flatten(0, 1) @ torch.randn(6, config.hidden_size)
@@ -167,7 +159,7 @@ def make_batch(part: tuple, rows: Tensor, levels: Tensor) -> dict[str, Tensor]:
 def train(
     model: nn.Module, stages: list[list[tuple]], steps: int, batch_size: int, seed: int
 ) -> None:
-    """Train in place: stage by stage, Muon for the encoder's matrices, AdamW for all else, warm-up and cosine."""
+    """Train in place, stage by stage: Muon for the encoder's matrices, AdamW for all else."""
     matrices = [p for name, p in model.named_parameters() if "encoder" in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not ("encoder" in name and p.ndim == 2)]
     optimizers = [
@@ -175,24 +167,18 @@ def train(
         torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01),
     ]
     warm = max(1, steps // 50)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            o,
-            lambda s: (
-                min(1, (s + 1) / warm) * (0.01 + 0.99 * (1 + math.cos(math.pi * s / steps)) / 2)
-            ),
-        )
-        for o in optimizers
-    ]
+
+    def rate(step: int) -> float:  # warm-up and cosine
+        cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2
+        return min(1, (step + 1) / warm) * cosine
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in optimizers]
     levels = normalise_levels(build_image_processor(model.config))
     rng = np.random.default_rng(seed)
     model.train()
     for step in tqdm(range(steps), desc="pre-training"):
-        parts = next(
-            stage
-            for stage, (_, until, _) in zip(stages, STAGES, strict=True)
-            if step <= until * steps
-        )
+        pairs = zip(stages, STAGES, strict=True)
+        parts = next(stage for stage, (_, until, _) in pairs if step <= until * steps)
         sizes = np.array([len(part[3]) for part in parts])
         part = parts[rng.choice(len(parts), p=sizes / sizes.sum())]
         rows = torch.from_numpy(rng.integers(len(part[3]), size=batch_size))
@@ -221,7 +207,7 @@ def measure_accuracy(model: nn.Module, parts: list[tuple]) -> float:
 def save(
     model: nn.Module, tokenizer: BertTokenizer, folder: Path, facts: dict, recipe: dict
 ) -> None:
-    """Save the body (not the answer head), tokenizer, image processor and model card; replace what was there."""
+    """Save the model without its answer head, its processor and model card, in place of the old."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -242,14 +228,19 @@ pipeline_tag: visual-question-answering
 ---
 # phantom-vilt: a small ViLT for the embedded study
 
-`ViltModel` with {facts["weights"]:,} weights: {config.num_hidden_layers} layers, {config.num_attention_heads} heads,
-hidden size {config.hidden_size}, {config.patch_size}-pixel patches, shorter side {config.image_size} pixels (16 or 20
-patches a picture). This project pre-trained it from random weights on questions about synthetic scenes
-(`phantom/scenes.py`), without photographs or other text. It has no answer head; notebook 02 adds one.
+`ViltModel` with {facts["weights"]:,} weights: {config.num_hidden_layers} layers,
+{config.num_attention_heads} heads, hidden size {config.hidden_size},
+{config.patch_size}-pixel patches, shorter side {config.image_size} pixels (16 or 20 patches a
+picture). This project pre-trained it from random weights on questions about synthetic scenes
+(`phantom/scenes.py`), without photographs or other text. It has no answer head; notebook 02 adds
+one.
 
-- Data: {recipe["scenes"]:,} scenes from random streams that no split of a study uses, seed {recipe["seed"]}.
-- Training: {recipe["steps"]:,} steps of {recipe["batch_size"]} questions, which took {facts["minutes"]:.1f} minutes.
-- Accuracy on 400 further scenes, with the head of its pre-training: {100 * facts["accuracy"]:.1f} %.
+- Data: {recipe["scenes"]:,} scenes from random streams that no split of a study uses, seed
+  {recipe["seed"]}.
+- Training: {recipe["steps"]:,} steps of {recipe["batch_size"]} questions, which took
+  {facts["minutes"]:.1f} minutes.
+- Accuracy on 400 further scenes, with the head of its pre-training:
+  {100 * facts["accuracy"]:.1f} %.
 - Reproduce: `make pretrain`.
 - Limits: it knows the words of the phantom only, and no photographs. Use it for this study only.
 """

@@ -1,7 +1,6 @@
 """Settings of a run, steps done once, and what is recorded about a run."""
 
 from importlib import import_module
-from typing import Any
 
 MODULES = {
     "Study": "settings",  # every setting of a run, its folders and its device
@@ -15,8 +14,8 @@ MODULES = {
 __all__ = list(MODULES)
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: install_missing must work before pydantic is installed."""
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use: install_missing must work without pydantic."""
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

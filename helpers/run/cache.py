@@ -1,4 +1,4 @@
-"""Steps that are done once: folders that appear whole or not at all, and continue where a kill left them."""
+"""Steps done once: folders that appear whole or not at all, and continue where a kill left them."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ from pathlib import Path
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
+JSON = dict | list | str | int | float | bool | None
+RECORD = "made.json"  # in a step's folder: its inputs, their fingerprint, the seconds it took
 
 
 def cached_step(folder: Path, make: Callable[[Path], None], inputs: dict) -> Path:
-    """Do a step unless it has been done: `cached_step(study.folder() / "model", train, {"epochs": 3})`.
+    """Do a step unless it is up to date: `cached_step(run / "model", train, {"epochs": 3})`.
 
-    folder: stands if its made.json holds the same `inputs` (compared as JSON: a tuple equals a list).
-    make: called with the hidden folder `.{name}.{fingerprint}.part` beside it, which may hold what an
-        earlier, killed call left there for the same `inputs`; whole at return, it becomes `folder`.
-    Killed at any moment, the old or the new folder stands, or the next call continues the work. A second
-    process waits for the first and finds the folder made.
+    folder: up to date if its record holds the same inputs, compared as JSON.
+    make: called with the hidden folder `.{name}.{fingerprint}.part` beside it, which may hold what
+        an earlier, killed call with the same inputs left there; it becomes `folder` afterwards.
+    Killed at any moment, either the old or the new folder is there, or the next call continues the
+    work. A second process waits for the first and finds the folder made.
     """
     folder = Path(folder)
-    key = fingerprint(inputs)
-    part = folder.with_name(f".{folder.name}.{key[:12]}.part")
+    part = folder.with_name(f".{folder.name}.{fingerprint(inputs)[:12]}.part")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(folder):
-        _settle_kill(folder, keep=part)
-        if _is_made(folder, key):
+        _mend_kill(folder, keep=part)
+        if has_inputs(folder, inputs):
             return folder
-        if not _is_made(part, key):
+        if not has_inputs(part, inputs):
             part.mkdir(exist_ok=True)
             start = time.perf_counter()
             make(part)
-            seconds = round(time.perf_counter() - start, 3)
-            made = {"inputs": inputs, "fingerprint": key, "seconds": seconds}
-            write_atomic(part / "made.json", json.dumps(made, indent=1))
+            write_record(part, inputs, seconds=round(time.perf_counter() - start, 3))
         _replace_folder(part, folder)
     return folder
 
 
 def _replace_folder(part: Path, folder: Path) -> None:
-    """Let `part` become `folder`. Two folders cannot be swapped at once: _settle_kill mends a kill."""
+    """Let `part` become `folder`. _mend_kill mends a kill between the moves."""
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         os.rename(folder, old)
@@ -56,12 +55,12 @@ def _replace_folder(part: Path, folder: Path) -> None:
         _discard(old, folder)
 
 
-def _settle_kill(folder: Path, keep: Path) -> None:
-    """Undo what a killed call left half done, and remove unfinished work of other settings."""
+def _mend_kill(folder: Path, keep: Path) -> None:
+    """Undo what a killed call left half done, and remove unfinished work with other inputs."""
     old, trash = (folder.with_name(f".{folder.name}.{end}") for end in ("old", "trash"))
     if trash.exists():
         shutil.rmtree(trash)
-    if old.exists() and _read_made(folder) is None:
+    if old.exists() and find_record(folder) is None:
         if folder.exists():  # Study.folder() may have created it, empty, since the kill
             _discard(folder, folder)
         os.rename(old, folder)
@@ -80,80 +79,74 @@ def _discard(path: Path, folder: Path) -> None:
     shutil.rmtree(trash)
 
 
-def lock_path(path: Path) -> FileLock:
-    """Keeps other processes of this machine from working on `path`; the lock of a killed process is gone with it.
-
-    The lock lies in the machine's own temporary folder: on a mounted drive it could outlive the machine.
-    """
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    folder = Path(tempfile.gettempdir()) / f"vilt-attention-{user}"
-    folder.mkdir(exist_ok=True)
-    return FileLock(
-        folder / f"{hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]}.lock"
-    )
+def write_record(folder: Path, inputs: dict, **facts: object) -> None:
+    """Record what a folder was made from, and further facts about it."""
+    record = {"inputs": inputs, "fingerprint": fingerprint(inputs), **facts}
+    write_atomic(folder / RECORD, json.dumps(record, indent=1))
 
 
-def _read_made(folder: Path) -> dict | None:
-    """What cached_step wrote about `folder`; None if it did not make it."""
-    try:
-        made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return made if isinstance(made, dict) and "fingerprint" in made else None
+def find_record(folder: Path) -> dict | None:
+    """What `write_record` wrote about a folder; None where there is nothing readable."""
+    record = read_json(Path(folder) / RECORD)
+    return record if record is not None and "fingerprint" in record else None
 
 
-def _is_made(folder: Path, key: str) -> bool:
-    made = _read_made(folder)
-    return made is not None and fingerprint(made.get("inputs")) == key
+def read_record(folder: Path) -> dict:
+    """As `find_record`, with a FileNotFoundError where there is nothing readable."""
+    record = find_record(folder)
+    if record is None:
+        reason = f"is missing or unfinished (no readable {RECORD} in it)"
+        raise FileNotFoundError(f"{_name_step(folder)} {reason}")
+    return record
 
 
-def to_json(value, what: str):
+def has_inputs(folder: Path, inputs: dict) -> bool:
+    """Whether a folder was made from these inputs."""
+    record = find_record(folder)
+    return record is not None and fingerprint(record.get("inputs")) == fingerprint(inputs)
+
+
+def require(folder: Path, made_by: str) -> Path:
+    """A step's folder; FileNotFoundError that says which notebook makes it, if it is missing."""
+    if find_record(folder) is None:
+        advice = f"run notebooks/{made_by}.ipynb with RUN_NAME={Path(folder).parent.name!r} first"
+        raise FileNotFoundError(f"{_name_step(folder)} is missing: {advice}")
+    return Path(folder)
+
+
+def _name_step(folder: Path) -> str:
+    """Run and step, without the machine's own path: a message may end up in a saved notebook."""
+    return "/".join(Path(folder).parts[-2:])
+
+
+def fingerprint(inputs: object) -> str:
+    """SHA-256 (hex) of `inputs` as JSON, whatever the order of its keys."""
+    text = json.dumps(to_json(inputs, "inputs"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def to_json(value: object, what: str) -> JSON:
     """`value` as it comes back from JSON (tuples as lists, keys as strings)."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{what} must be plain JSON (dict, list, str, number, None): {error}"
-        ) from None
+        message = f"{what} must be plain JSON (dict, list, str, number, None): {error}"
+        raise ValueError(message) from None
 
 
-def fingerprint(inputs) -> str:
-    """SHA-256 (hex) of `inputs` as JSON, whatever the order of its keys."""
-    text = json.dumps(to_json(inputs, "inputs"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def read_json(path: Path) -> dict | None:
+    """The object that a JSON file holds; None where the file is missing, empty or cut."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_record(folder: Path) -> dict:
-    """What cached_step recorded about a folder: inputs, fingerprint, seconds.
-
-    FileNotFoundError where the folder is missing or unfinished.
-    """
-    made = _read_made(Path(folder))
-    if made is None:
-        raise FileNotFoundError(
-            f"{_short(folder)} is missing or unfinished (no readable made.json in it)"
-        )
-    return made
-
-
-def require(folder: Path, made_by: str) -> Path:
-    """`folder` if cached_step has made it, else a FileNotFoundError that says which notebook makes it."""
-    folder = Path(folder)
-    if _read_made(folder) is None:
-        advice = f"run notebooks/{made_by}.ipynb with RUN_NAME={folder.parent.name!r} first"
-        raise FileNotFoundError(f"{_short(folder)} is missing: {advice}")
-    return folder
-
-
-def _short(folder: Path) -> str:
-    """Run and step, without the machine's own path: a message may end up in a committed notebook."""
-    return "/".join(Path(folder).parts[-2:])
 
 
 def source_digest(*folders: str) -> str:
@@ -167,10 +160,22 @@ def source_digest(*folders: str) -> str:
         if not sources:
             raise ValueError(f"source_digest: there is no code in {folder}")
         for source in sources:
-            digest.update(
-                f"{folder}/{source.name}\n{source.read_text(encoding='utf-8')}\n".encode()
-            )
+            text = source.read_text(encoding="utf-8")
+            digest.update(f"{folder}/{source.name}\n{text}\n".encode())
     return digest.hexdigest()
+
+
+def lock_path(path: Path) -> FileLock:
+    """Keep other processes of this machine from working on `path`; a killed process lets go of it.
+
+    The lock is in the machine's own temporary folder: on a mounted drive it could outlive the
+    machine.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    folder = Path(tempfile.gettempdir()) / f"vilt-attention-{user}"
+    folder.mkdir(exist_ok=True)
+    name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]
+    return FileLock(folder / f"{name}.lock")
 
 
 def write_atomic(path: Path, data: bytes | str) -> Path:

@@ -10,31 +10,14 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-TOOLS = (
-    "nbval",
-    "pytest",
-    "hypothesis",
-    "selenium",
-    "ruff",
-)  # of the tests: no notebook needs them
-NEVER = (
-    "torch",
-    "ipywidgets",
-    "ipykernel",
-    "notebook",
-)  # Colab's own fit its drivers and its front end
-KEEP = (
-    *NEVER,
-    "torchvision",
-    "torchaudio",
-    "ipython",
-    "tornado",
-    "numpy",
-    "pandas",
-)  # no version may move
+TOOLS = ("nbval", "pytest", "pytest-xdist", "hypothesis", "selenium", "ruff")  # of the tests only
+NEVER = ("torch", "ipywidgets", "ipykernel", "notebook")  # Colab's own fit its drivers
+# no version of these may move
+KEEP = (*NEVER, "torchvision", "torchaudio", "ipython", "tornado", "numpy", "pandas")
 LEAST = {  # older ones count as missing; of anything else any version will do
-    "transformers": (5, 5),  # the first whose ViltImageProcessorPil does without torchvision
+    "transformers": (5, 5),  # the first whose ViltImageProcessorPil works without torchvision
     "datasets": (4,),  # the first with datasets.List
+    "pydantic": (2,),
 }
 
 
@@ -59,29 +42,24 @@ def mount_drive(folder: str = "vilt-attention-runs") -> str | None:
 def missing_packages(root: str | Path) -> list[str]:
     """What the notebooks need and this Python lacks, as pinned: ["papermill==2.7.0"].
 
-    root: the folder of requirements.txt. A package that is there in any version is not missing, unless it
-    is older than LEAST. Never names the tools of the tests, nor what is NEVER to be installed.
+    root: the folder of requirements.txt. A package that is there in any version is not missing,
+    unless it is older than LEAST. Never names TOOLS, nor what is NEVER to be installed.
     """
     lines = Path(root, "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [re.match(r"([\w.-]+)==([^\s;#]+)", line.lower()) for line in lines]
     wanted = [pin.groups() for pin in pins if pin and pin[1] not in (*TOOLS, *NEVER)]
-    return [
-        f"{name}=={pin}"
-        for name, pin in wanted
-        if _numbers(_find_version(name)) < LEAST.get(name, (0,))
-    ]
+    found = {name: _numbers(_find_version(name)) for name, _ in wanted}
+    return [f"{name}=={pin}" for name, pin in wanted if found[name] < LEAST.get(name, (0,))]
 
 
 def install_missing(root: str | Path) -> str:
     """Install `missing_packages(root)` and move nothing in KEEP: `print(install_missing(ROOT))`.
 
-    Returns one line about what was done. Ends the notebook's run with one sentence where torch is missing
-    or pip cannot do it. Where nothing is missing pip is not called.
+    Returns one line about what was done. Ends the notebook's run with one sentence where torch is
+    missing or pip cannot do it. Where nothing is missing pip is not called.
     """
     if _find_version("torch") is None:
-        raise SystemExit(
-            "PyTorch is not installed here, and this project does not install it on Colab."
-        )
+        raise SystemExit("PyTorch is not installed here, and is not installed by this project.")
     missing = missing_packages(root)
     if not missing:
         return "Every package is there: nothing was installed."
@@ -90,14 +68,15 @@ def install_missing(root: str | Path) -> str:
     importlib.invalidate_caches()
     after = _list_versions()
     replaced = sorted(name for name in loaded if before.get(name) != after.get(name))
-    warning = (
-        f" Replaced after import: {', '.join(replaced)}. Restart the session, then run this again."
-    )
-    return f"Installed {', '.join(missing)}.{warning if replaced else ''}"
+    line = f"Installed {', '.join(missing)}."
+    if replaced:
+        line += f" Replaced after import: {', '.join(replaced)}."
+        line += " Restart the session, then run this again."
+    return line
 
 
 def _run_pip(missing: list[str]) -> None:
-    """Install exactly these, whatever is in KEEP staying at its version; SystemExit with pip's reason."""
+    """Install exactly these and move nothing in KEEP; SystemExit with pip's reason."""
     kept = [f"{name}=={version}\n" for name in KEEP if (version := _find_version(name))]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")
@@ -115,10 +94,8 @@ def _read_reason(stdout: str, stderr: str) -> str:
     errors = re.findall(r"^error: (.*[^:])$", stderr, flags=re.MULTILINE | re.IGNORECASE)
     errors = errors or stderr.strip().splitlines()[-1:] or ["pip did not say why"]
     causes = re.search(r"The conflict is caused by:\n(.+?)\n\s*\n", stdout, flags=re.DOTALL)
-    lines = [
-        re.sub(r" \(from versions:.+\)", "", errors[0]),
-        *(causes[1].splitlines() if causes else []),
-    ]
+    first = re.sub(r" \(from versions:.+\)", "", errors[0])
+    lines = [first, *(causes[1].splitlines() if causes else [])]
     return "; ".join(line.strip().rstrip(".") for line in lines) + "."
 
 
@@ -140,7 +117,7 @@ def _list_versions() -> dict[str, str]:
 
 
 def _list_loaded() -> set[str]:
-    """The distributions of which a module is imported; shared name spaces such as google do not count."""
+    """The distributions of which a module is imported; name spaces such as google do not count."""
     owners = metadata.packages_distributions()
     loaded = [name for name in owners if getattr(sys.modules.get(name), "__file__", None)]
     return {owner for name in loaded for owner in owners[name]}

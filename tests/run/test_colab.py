@@ -1,4 +1,4 @@
-"""Colab: what the setup cell fetches and installs there, and that it leaves everything else alone."""
+"""Colab: what the setup cell fetches and installs there, and leaves alone."""
 
 import json
 import os
@@ -41,6 +41,7 @@ COLAB_HAS = {  # of June 2026 (github.com/googlecolab/backend-info), as far as i
     "entrypoints": "0.4",
     "tenacity": "9.1.4",
     "tqdm": "4.67.3",
+    "pydantic": "2.12.3",
 }
 PINS = dict(
     line.split("==")
@@ -90,7 +91,7 @@ def fake_colab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """Two commits of what the setup cell needs of the working tree: the address of a git repository."""
+    """The address of a git repository with two commits of what the setup cell needs."""
     source = tmp_path_factory.mktemp("published")
     shutil.copytree(
         ROOT / "helpers", source / "helpers", ignore=shutil.ignore_patterns("__pycache__")
@@ -143,7 +144,7 @@ def python312(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def virtual_machine(tmp_path_factory, python312, fake_colab, published):
-    """A machine like Colab's: `run(code, **stand-ins)` there returns the result and what pip would install.
+    """A machine like Colab's: `run(code, **stand-ins)` returns the result and pip's report.
 
     pip resolves for real, but stops before it installs.
     """
@@ -232,14 +233,15 @@ def test_a_failing_fetch_is_one_sentence(tmp_path, fake_colab):
 
 @pytest.mark.parametrize("start", [".", "notebooks", "../beside", "../stale"])
 def test_outside_colab_the_cell_only_finds_the_root(tmp_path, start):
-    """No git, no pip, no word; and another project's `helpers` is out of the way, already imported or not."""
+    """No git, no pip, no word; and another project's `helpers` is out of the way."""
     project, stale = tmp_path / "vilt-attention", tmp_path / "stale"
     for folder in (project / "notebooks", tmp_path / "beside", stale / "helpers"):
         folder.mkdir(parents=True)
     (project / "helpers").symlink_to(ROOT / "helpers")
     (stale / "helpers" / "__init__.py").touch()
     before = "import subprocess\nsubprocess.run = None\nimport helpers\n"
-    after = "from helpers.run.settings import Study\nprint(sys.path.index(str(ROOT)), sys.path.count(str(ROOT)), ROOT)"
+    after = "from helpers.run import Study\nroot = str(ROOT)\n"
+    after += "print(sys.path.index(root), sys.path.count(root), root)"
     result = run_cells(f"{before}{SETUP}\n{SETUP}\n{after}", project / start, stale, on_colab=False)
     assert (result.stdout, result.stderr) == (f"0 1 {project}\n", "")
 
@@ -270,10 +272,9 @@ def test_drive_keeps_the_run_on_colab_and_changes_nothing_elsewhere(
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with `installed`, and requirements.txt: `asked` records what pip is asked to do there."""
-    (tmp_path / "requirements.txt").write_text(
-        "# pins\ntorch==2.13.0\nTransformers==5.23.0  # ours\nscipy==1.17.1\nnumpy==2.4.6\nruff==0.17.6\n"
-    )
+    """A machine with `installed`: `asked` records what pip is asked to do there."""
+    pins = "# pins|torch==2.13.0|Transformers==5.23.0  # ours|scipy==1.17.1|numpy==2.4.6|ruff==1"
+    (tmp_path / "requirements.txt").write_text(pins.replace("|", "\n"))
     world = SimpleNamespace(
         root=tmp_path, installed={"torch": "2.9.0+cu126", "numpy": "2.0.2"}, asked=[]
     )
@@ -341,13 +342,13 @@ def test_without_torch_nothing_is_installed(machine):
 
 PIP_SAYS = [
     (
-        "ERROR: Could not find a version that satisfies the requirement a==9 (from versions: 1, 2)\nERROR: No",
+        "ERROR: Could not find a version that satisfies a==9 (from versions: 1, 2)\nERROR: No",
         "",
-        "Could not find a version that satisfies the requirement a==9.",
+        "Could not find a version that satisfies a==9.",
     ),
     (
         "WARNING: w\nERROR: Cannot install a==1 because of conflicts.\nERROR: ResolutionImpossible: see",
-        "x\nThe conflict is caused by:\n    a 1 depends on b==2\n    The user asked for b==3\n\nTo fix this",
+        "x\nThe conflict is caused by:\n    a 1 depends on b==2\n    The user asked for b==3\n\n",
         "Cannot install a==1 because of conflicts; a 1 depends on b==2; The user asked for b==3.",
     ),
     ("ERROR: Exception:\nTraceback\nOSError: disk is full\n", "", "OSError: disk is full."),

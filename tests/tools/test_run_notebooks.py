@@ -1,4 +1,4 @@
-"""The chain: order, what stands, what is redone, and what a failure leaves behind."""
+"""The runner: order, what is up to date, what is redone, and what a failure leaves behind."""
 
 import base64
 import io
@@ -12,15 +12,25 @@ from PIL import Image
 from helpers.report.findings import read_findings
 from helpers.run.cache import cached_step
 from helpers.run.settings import Study
-from tools import run_notebooks as chain
+from tools import run_notebooks as runner
 
 OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
 SETUP = """
-import sys
+import json, sys
 sys.path.insert(0, {root!r})
-from helpers.report.findings import state_finding
-from helpers.run.settings import Study
+from helpers.run import Study
 study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
+
+def state_finding(study, number, name, text):  # as helpers.report does, which is slow to import
+    path = study.folder("tables") / "findings.json"
+    findings = json.loads(path.read_text()) if path.is_file() else {{}}
+    path.write_text(json.dumps(findings | {{f"{{number}}.{{name}}": text}}))
+"""
+
+
+MAKE = """
+from helpers.run.cache import cached_step
+cached_step(study.folder() / "{name}", lambda folder: None, {inputs})
 """
 
 
@@ -42,7 +52,7 @@ def world(tmp_path, monkeypatch):
     sources.mkdir()
     write_notebook(sources, "01_first", "state_finding(study, '01', 'answer', f'seed {SEED}')")
     write_notebook(sources, "02_second", "print(sum([1, 2]))")
-    monkeypatch.setattr(chain, "list_notebooks", lambda root: sorted(sources.glob("*.ipynb")))
+    monkeypatch.setattr(runner, "list_notebooks", lambda root: sorted(sources.glob("*.ipynb")))
     settings = {"runs_root": str(tmp_path / "runs")}
     study = Study.load(run_name="test", **settings)
     lines = []
@@ -50,7 +60,7 @@ def world(tmp_path, monkeypatch):
     def run(**parameters):
         del lines[:]
         given = {"RUN_NAME": "test", "SETTINGS": settings, **parameters}
-        return chain.run_chain(study, given, lines.append)
+        return runner.run_notebooks(study, given, lines.append)
 
     return sources, study, run, lines
 
@@ -62,7 +72,7 @@ def test_a_second_run_redoes_nothing_and_a_changed_notebook_only_what_follows(wo
     assert [line[:5] for line in lines] == ["[1/2]", "[2/2]"]
     first, second = (path.stat().st_mtime_ns for path in done)
     run()
-    assert all("stands" in line for line in lines)
+    assert all("up to date" in line for line in lines)
     assert (first, second) == tuple(path.stat().st_mtime_ns for path in done)
     write_notebook(sources, "02_second", "print(sum([1, 2, 3]))")
     run()
@@ -76,9 +86,9 @@ def test_a_parameter_changes_only_the_notebooks_that_have_it(world):
     _, _, run, lines = world
     run(SEED=1)
     run(SEED=1, RUNS=["another"])
-    assert all("stands" in line for line in lines)
+    assert all("up to date" in line for line in lines)
     run(SEED=2)
-    assert not any("stands" in line for line in lines)
+    assert not any("up to date" in line for line in lines)
 
 
 def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(world):
@@ -97,21 +107,21 @@ def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(wor
     (other / "02_accuracy.csv").write_text("estimate\n0.5\n")
     run(RUNS=["other", "test"])
     run(RUNS=["other", "test"])
-    assert all("stands" in line for line in lines)
+    assert all("up to date" in line for line in lines)
     (other / "02_accuracy.csv").write_text("estimate\n0.6\n")
     run(RUNS=["other", "test"])
-    assert ["stands" in line for line in lines] == [True, True, False]
+    assert ["up to date" in line for line in lines] == [True, True, False]
 
 
 def test_a_run_to_compare_with_that_is_not_there_is_said_before_anything_is_run(
     world, monkeypatch, capsys
 ):
     _, study, _, _ = world
-    monkeypatch.setattr(chain, "run_chain", lambda *arguments: pytest.fail("ran"))
+    monkeypatch.setattr(runner, "run_notebooks", lambda *arguments: pytest.fail("ran"))
     words = ["--set", f"runs_root={study.runs_root}", "--runs", "nope"]
-    assert chain.main(words) == 1
+    assert runner.main(words) == 1
     assert "RUNS: 'nope' holds no tables" in capsys.readouterr().err
-    assert chain.main(["--seeds", "0", "1", "--runs", "another"]) == 1
+    assert runner.main(["--seeds", "0", "1", "--runs", "another"]) == 1
     assert "--runs" in capsys.readouterr().err
 
 
@@ -124,10 +134,10 @@ def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
     notebook.cells[0].metadata["tags"] = ["slide"]
     nbformat.write(notebook, path)
     run()
-    pages = [study.run_dir / name for name in chain.PAGES]
+    pages = [study.run_dir / name for name in ("report.html", "slides.html")]
     assert all("Title" in page.read_text() for page in pages)
     run()
-    assert all("stands" in line for line in lines)
+    assert all("up to date" in line for line in lines)
     pages[0].unlink()
     run()
     assert pages[0].is_file()
@@ -135,14 +145,14 @@ def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
 
 def test_a_sweep_is_a_run_a_seed_and_the_last_compares_them(monkeypatch):
     seen = []
-    monkeypatch.setattr(chain, "run_command", lambda settings, runs: seen.append((settings, runs)))
-    assert chain.main(["--seeds", "0", "3", "--set", "epochs=1"]) == 0
+    monkeypatch.setattr(runner, "run_study", lambda settings, runs: seen.append((settings, runs)))
+    assert runner.main(["--seeds", "0", "3", "--set", "epochs=1"]) == 0
     assert [(own["run_name"], own["seed"], own["epochs"]) for own, _ in seen] == [
         ("phantom-seed0", 0, "1"),
         ("phantom-seed3", 3, "1"),
     ]
     assert [runs for _, runs in seen] == [[], ["phantom-seed0", "phantom-seed3"]]
-    assert chain.main(["--seeds", "1", "1"]) == 1
+    assert runner.main(["--seeds", "1", "1"]) == 1
 
 
 def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
@@ -156,11 +166,12 @@ def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
     )
 
 
-def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
+def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     sources, study, run, lines = world
     write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
     write_notebook(sources, "03_third", "print(3)")
-    with pytest.raises(chain.ChainError, match=r"02_second, cell \d+ .*RuntimeError: no such head"):
+    message = r"02_second, cell \d+ .*RuntimeError: no such head"
+    with pytest.raises(runner.NotebookError, match=message):
         run()
     folder = study.folder("notebooks")
     assert (folder / "01_first.ipynb").is_file()
@@ -170,14 +181,14 @@ def test_a_failing_notebook_stops_the_chain_and_keeps_what_was_done(world):
     kept = (folder / "01_first.ipynb").stat().st_mtime_ns
     write_notebook(sources, "02_second", "x = 1")
     run()
-    assert "stands" in lines[0]
+    assert "up to date" in lines[0]
     assert (folder / "01_first.ipynb").stat().st_mtime_ns == kept
     assert not (folder / "02_second.failed.ipynb").exists()
 
 
-def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
+def test_a_notebook_is_not_up_to_date_once_what_it_had_made_is_gone(world):
     sources, study, run, _ = world
-    make = "from helpers.run.cache import cached_step\nmake_once(study.folder() / 'made', lambda folder: None, {'x': 1})"
+    make = MAKE.format(name="made", inputs="{'x': 1}")
     write_notebook(sources, "02_second", make)
     done = run()
     before = done[1].stat().st_mtime_ns
@@ -189,7 +200,7 @@ def test_a_notebook_does_not_stand_once_what_it_had_made_is_gone(world):
 
 def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
     widget = new_output(
-        "display_data", data={chain.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"}
+        "display_data", data={runner.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"}
     )
     text = new_output("stream", name="stdout", text="kept")
     cell = new_code_cell(
@@ -198,7 +209,7 @@ def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
     notebook = new_notebook(
         cells=[cell], metadata={"papermill": {"input_path": "/x"}, "widgets": {"state": {}}}
     )
-    cleaned = chain.clean_notebook(notebook)
+    cleaned = runner.clean_notebook(notebook)
     assert cleaned.cells[0].outputs == [text]
     assert cleaned.cells[0].metadata == {"tags": ["a"]}
     assert set(cleaned.metadata) == {"kernelspec", "language_info"}
@@ -207,12 +218,12 @@ def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
 def test_a_stale_run_folder_does_not_make_early_notebooks_run_twice(world):
     """What a later notebook makes anew does not unsettle an earlier one (it once did)."""
     sources, _, run, lines = world
-    make = "from helpers.run.cache import cached_step\nmake_once(study.folder() / 'late', lambda folder: None, {'x': SEED})"
+    make = MAKE.format(name="late", inputs="{'x': SEED}")
     write_notebook(sources, "02_second", make)
     run(SEED=1)
     run(SEED=2)
     run(SEED=2)
-    assert all("stands" in line for line in lines)
+    assert all("up to date" in line for line in lines)
 
 
 def test_shrinking_keeps_a_figure_readable():
@@ -221,12 +232,12 @@ def test_shrinking_keeps_a_figure_readable():
     buffer = io.BytesIO()
     figure.save(buffer, format="PNG")
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    small = chain.shrink_png(encoded)
+    small = runner.shrink_png(encoded)
     assert len(small) < 0.6 * len(encoded)
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB")).astype(int)
     assert seen.shape == (200, 300, 3)
     assert np.abs(seen - np.asarray(figure)).mean() < 6
-    assert chain.shrink_png(small) == small
+    assert runner.shrink_png(small) == small
 
 
 @pytest.mark.parametrize(
@@ -239,7 +250,7 @@ def test_shrinking_keeps_a_figure_readable():
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(words, message, capsys):
-    assert chain.main(words) == 1
+    assert runner.main(words) == 1
     said = capsys.readouterr().err
     assert said.startswith("stopped: ")
     assert message in said
@@ -249,8 +260,8 @@ def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
     _, study, _, _ = world
     seen = {}
     monkeypatch.setattr(
-        chain,
-        "run_chain",
+        runner,
+        "run_notebooks",
         lambda study, parameters, say: seen.update(study=study, given=parameters),
     )
     words = [
@@ -262,7 +273,7 @@ def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
         f"runs_root={study.runs_root}",
         "epochs=2",
     ]
-    assert chain.main(words) == 0
+    assert runner.main(words) == 0
     assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
     expected = {
         "SEED": 3,
@@ -278,27 +289,58 @@ def test_what_is_deleted_or_changed_by_others_is_made_again(world, spoil):
     run(SEED=7)
     (study.run_dir / spoil).unlink()
     run(SEED=7)
-    assert not any("stands" in line for line in lines)
+    assert not any("up to date" in line for line in lines)
     assert (study.run_dir / spoil).is_file()
     run(SEED=7)
-    assert all("stands" in line for line in lines)
+    assert all("up to date" in line for line in lines)
 
 
 def test_a_step_redone_by_hand_with_other_settings_unsettles_the_run(world):
     sources, study, run, lines = world
-    make = "from helpers.run.cache import cached_step\nmake_once(study.folder() / 'model', lambda folder: None, {'x': SEED})"
+    make = MAKE.format(name="model", inputs="{'x': SEED}")
     write_notebook(sources, "02_second", make)
     run(SEED=1)
     cached_step(study.run_dir / "model", lambda folder: None, {"x": 2})
     run(SEED=1)
-    assert not any("stands" in line for line in lines)
+    assert not any("up to date" in line for line in lines)
+
+
+@pytest.mark.parametrize("left", ["", '{"inputs": {"01', "{}", '{"inputs": {}, "fingerprint": ""}'])
+def test_a_cut_record_means_run_again(world, left):
+    _, study, run, lines = world
+    run(SEED=7)
+    for path in (study.run_dir / "notebooks" / "made.json", study.run_dir / "run.json"):
+        path.write_text(left)
+    (study.folder("cut") / "made.json").write_text(left)
+    run(SEED=7)
+    assert not any("up to date" in line for line in lines)
+    run(SEED=7)
+    assert all("up to date" in line for line in lines)
+
+
+def test_a_killed_run_continues_with_the_notebook_it_was_killed_in(world):
+    """02 had begun to write over what 01 and an earlier 02 left; 01 is not run again for that."""
+    sources, study, run, lines = world
+    write_notebook(sources, "02_second", "state_finding(study, '02', 'answer', f'seed {SEED}')")
+    run(SEED=1)
+    interrupt = "raise RuntimeError('killed')"
+    write_notebook(sources, "02_second", "state_finding(study, '02', 'answer', 'half')", interrupt)
+    with pytest.raises(runner.NotebookError):
+        run(SEED=1)
+    write_notebook(sources, "02_second", "state_finding(study, '02', 'answer', f'seed {SEED}')")
+    run(SEED=1)
+    assert ["up to date" in line for line in lines] == [True, False]
+    assert read_findings(study) == {"01.answer": "seed 1", "02.answer": "seed 1"}
+    (study.run_dir / "tables" / "findings.json").unlink()
+    run(SEED=1)
+    assert not any("up to date" in line for line in lines)
 
 
 def test_a_kernel_that_dies_is_reported_with_its_cell(world):
     sources, study, run, _ = world
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     write_notebook(sources, "02_second", "x = 1", kill, "y = 2")
-    with pytest.raises(chain.ChainError, match=r"02_second, cell 5: .*died"):
+    with pytest.raises(runner.NotebookError, match=r"02_second, cell 5: .*died"):
         run()
     folder = study.folder("notebooks")
     assert (folder / "02_second.failed.ipynb").is_file()
