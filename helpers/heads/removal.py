@@ -8,8 +8,8 @@
     lost = score_removals(read_attention(folder), "zero_head", answers, model.config.id2label)
     effects = removal_effects(lost, families, image_ids)
 
-Whatever comes before a head is the same with and without it, so it is computed once for all removals
-of a batch.
+What comes before a head is the same with and without it, so it is computed once for all removals of
+a batch.
 """
 
 from collections import defaultdict
@@ -148,10 +148,10 @@ def read_z(forward: PackedForward) -> list[Tensor]:
 def forward_with_interventions(
     forward: PackedForward, interventions: Sequence[Intervention]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Run a packed pass once and yield (row of interventions, logits (question, answer)) as reached.
+    """Run a packed pass once and yield the logits of each variant as it is reached.
 
-    Each variant costs only what comes after its intervention. `forward.logits`, in the end, are
-    those without any.
+    Yields (row of interventions, logits (question, answer)). Each variant costs only what comes
+    after its intervention. `forward.logits`, in the end, are those without any.
     """
     for index, layer in enumerate(forward):
         z = layer.run()

@@ -181,10 +181,10 @@ def compare_scores(
 ) -> pd.DataFrame:
     """What changes in each head's roles from one model to another (before and after fine-tuning)?
 
-    first, second: attention of both on the same questions; hits: `pointing_hits` of each. A row a role
-    and head: layer, head, name, role, first, second (mean scores), change (second - first, paired
-    by question), low, high (95 %, errors clustered by image), p, p_corrected (Benjamini-Hochberg
-    over roles and heads), n, n_clusters.
+    first, second: attention of both on the same questions; hits: `pointing_hits` of each. A row a
+    role and head: layer, head, name, role, first, second (mean scores), change (second - first,
+    paired by question), low, high (95 %, errors clustered by image), p, p_corrected
+    (Benjamini-Hochberg over roles and heads), n, n_clusters.
     """
     _require_same_questions(first, second)
     before, after = score_by_question(first, first_hits), score_by_question(second, second_hits)

@@ -948,7 +948,7 @@ class Lightest(NamedTuple):
 
     name: str  # "whole" if there is none
     n_models: int  # candidates, the whole one among them
-    n_choosing: int  # questions that it was chosen on
+    n_selection: int  # questions that it was chosen on
     fewer: float  # percent of the parameters that it does without
     change: dict  # points of accuracy, on the test split: estimate, low, high
     tolerance: float  # points that it may lose
@@ -1190,7 +1190,7 @@ def _say_none(found: Lightest) -> str:
     return (
         f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} "
         "of the whole one with fewer parameters "
-        f"(n = {found.n_choosing:,} questions that choose)"
+        f"(n = {found.n_selection:,} questions that choose)"
     )
 
 

@@ -1,6 +1,6 @@
 """Activation patching against a model whose hooks hand over a head's output, and pairs by hand."""
 
-from contextlib import ExitStack
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,42 +21,40 @@ def alike(vilt):
 
 
 @torch.no_grad()
-def patch_slowly(model, source, target, layer, head):
-    """Logits of the target with the output of one head taken from the source by hooks."""
+def run_hooked(model, batch, layer, hook):
+    """Logits of a question with a hook on what a layer's output projection reads."""
     dense = model.vilt.encoder.layer[layer].attention.output.dense
-    columns = slice(16 * head, 16 * (head + 1))
-    kept = []
-    with ExitStack() as stack:
-        handle = dense.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone()))
-        stack.callback(handle.remove)
-        first = forward_raster(model, source).logits[0]
-
-    def hand_over(_, args):
-        context = args[0].clone()
-        context[..., columns] = kept[0][..., columns]
-        return (context,)
-
-    with ExitStack() as stack:
-        stack.callback(dense.register_forward_pre_hook(hand_over).remove)
-        patched = forward_raster(model, target).logits[0]
-    return first, forward_raster(model, target).logits[0], patched
+    handle = dense.register_forward_pre_hook(hook)
+    logits = forward_raster(model, batch).logits[0]
+    handle.remove()
+    return logits
 
 
 def test_patching_equals_hooks(vilt, alike):
-    model = vilt[0]
-    pairs = [(0, 4), (5, 13), (7, 3)]
+    model, pairs = vilt[0], [(0, 4), (5, 13), (7, 3)]
     change, total_change = patching.patch_heads(model, alike, pairs, batch_size=2)
     assert change.shape == (3, 4, 4)
-    for layer, head in np.ndindex(4, 4):
-        for row, pair in enumerate(pairs):
-            batches = (alike.collate([alike[index]]) for index in pair)
-            first, second, patched = patch_slowly(model, *batches, layer, head)
-            a, b = first.argmax(), second.argmax()
-            before, after, other = (
-                float(logits[a] - logits[b]) for logits in (second, patched, first)
-            )
-            assert change[row, layer, head] == pytest.approx(after - before, abs=1e-4)
-            assert total_change[row] == pytest.approx(other - before, abs=1e-4)
+    for pair, layer in itertools.product(range(3), range(4)):
+        source, target = (alike.collate([alike[index]]) for index in pairs[pair])
+        zs = []
+        of_source = run_hooked(model, source, layer, lambda _, args, zs=zs: zs.append(args[0]))
+        of_target = run_hooked(model, target, layer, lambda *_: None)
+        a, b = of_source.argmax(), of_target.argmax()
+        base = float(of_target[a] - of_target[b])
+        assert total_change[pair] == pytest.approx(
+            float(of_source[a] - of_source[b]) - base, abs=1e-4
+        )
+        for head in range(4):
+            columns = slice(16 * head, 16 * (head + 1))
+
+            def hand_over(_, args, columns=columns, z=zs[0]):
+                patched = args[0].clone()
+                patched[..., columns] = z[..., columns]
+                return (patched,)
+
+            logits = run_hooked(model, target, layer, hand_over)
+            expected = float(logits[a] - logits[b]) - base
+            assert change[pair, layer, head] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_question_patched_with_itself_does_not_move(vilt, alike):
@@ -73,12 +71,12 @@ def test_pairs_by_hand():
         sizes=[(32, 32), (32, 32), (32, 32), (32, 32), (64, 32), (32, 32)],
     )
     answers = ["cat", "cat", "dog", "dog", "dog", "dog", "owl"]
-    right = [True, True, True, True, True, True, True]
-    # 0 and 1 have one answer; 2 differs from 0; 3 asks something else; 4 has another shape; 5 shows 0's image again
-    # and 6 pairs with what is left over
-    assert patching.find_pairs(encoded, answers, right) == [(0, 2), (1, 6)]
-    right[0] = False
-    assert patching.find_pairs(encoded, answers, right) == [(1, 2), (5, 6)]
+    correct = [True] * 7
+    # 0 and 1 have one answer; 2 differs from 0; 3 asks something else; 4 has another shape; 5 shows
+    # 0's image again; 6 pairs with what is left
+    assert patching.find_pairs(encoded, answers, correct) == [(0, 2), (1, 6)]
+    correct[0] = False
+    assert patching.find_pairs(encoded, answers, correct) == [(1, 2), (5, 6)]
     assert patching.find_pairs(encoded, answers, [False] * 7) == []
 
 
@@ -87,7 +85,7 @@ def test_effects_are_ratios_of_sums():
     found = patching.patching_effect(change, total_change)
     assert found.shape == (3, 1, 1)
     assert found.mean() == pytest.approx(100 * 4 / 16)
-    # delta method: the variance of a ratio of means is that of (change - r total_change) / mean(total_change)
+    # delta method: a ratio r of means varies as (change - r total_change) / mean(total_change)
     residual = 100 * (change[:, 0, 0] - 0.25 * total_change) / (16 / 3)
     np.testing.assert_allclose(found[:, 0, 0] - 25, residual)
     assert patching.patching_effect(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)

@@ -120,12 +120,13 @@ def compare_with_edited(measured, encoded, mode, cell, edited):
     np.testing.assert_allclose(found, probability, atol=1e-5)
     assert getattr(table, f"{name}_answer")[:, *cell].tolist() == logits.argmax(1).tolist()
     answers, labels = [list(ten) for ten in encoded.questions["answers"]], model.config.id2label
-    before, after = (
-        np.array([vqa_accuracy(labels[number], ten) for number, ten in zip(numbers, answers, strict=True)])
-        for numbers in (intact.argmax(1).tolist(), logits.argmax(1).tolist())
-    )  # fmt: skip
+
+    def score(logits):
+        numbers = zip(logits.argmax(1).tolist(), answers, strict=True)
+        return np.array([vqa_accuracy(labels[number], ten) for number, ten in numbers])
+
     lost = removal.score_removals(table, mode, answers, labels)[:, *cell]
-    np.testing.assert_allclose(lost, 100 * (before - after))
+    np.testing.assert_allclose(lost, 100 * (score(intact) - score(logits)))
     return lost
 
 
@@ -188,7 +189,7 @@ def test_only_a_planted_loss_is_significant():
     assert (tested["p_corrected"] >= tested["p"]).all()
 
 
-# ------------------------------------------------------------------------------------ a study's step
+# ----------------------------------------------------------------------------------- a study's step
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ def uniform_table(shapes, n_layers=1, n_heads=1):
     """
     words, rows, columns = np.array(shapes).T
     patches, number, one = rows * columns, np.arange(len(shapes)), np.ones_like(words)
-    questions = pd.DataFrame({"question_id": number, "image_id": number // 2, "n_words": words,
-                              "n_patches": patches, "grid_rows": rows, "grid_cols": columns})  # fmt: skip
+    questions = pd.DataFrame({"question_id": number, "image_id": number // 2, "n_words": words})
+    questions = questions.assign(n_patches=patches, grid_rows=rows, grid_cols=columns)
     sizes = np.stack([one, words, one, one, patches], axis=-1)
     text = [np.mean([abs(i - j) for i in range(n) for j in range(n)]) for n in words]
     patch = [mean_patch_distance(r, c) for _, r, c in shapes]
@@ -273,11 +273,13 @@ def make_effects(**columns):
 
 
 def test_role_cards_by_hand():
-    scores = pd.DataFrame(
-        {"role": role, "layer": 1, "head": head, "name": f"L1H{head}", "score": score, "low": score - 0.1,
-         "high": score + 0.1, "highest_null": 0.3, "passes": (role, head) == ("text local", 1), "reaches_answer": True}
-        for role, own in {"sink": [0.2, 0.9], "text local": [0.5, 0.4]}.items() for head, score in enumerate(own)
-    )  # fmt: skip
+    rows = [
+        ("sink", 0, 0.2, False), ("sink", 1, 0.9, False),
+        ("text local", 0, 0.5, False), ("text local", 1, 0.4, True),
+    ]  # fmt: skip
+    scores = pd.DataFrame(rows, columns=["role", "head", "score", "passes"])
+    scores["name"] = "L1H" + scores["head"].astype(str)
+    scores = scores.assign(layer=1, low=0, high=1, highest_null=0.3, reaches_answer=True)
 
     def make_card(effects, role="sink"):
         return roles.make_role_cards(scores, effects).set_index("role").loc[role]
