@@ -84,8 +84,8 @@ def write_page(path: str | Path, cards: Sequence[dict], title: str) -> Path:
 def show_page(cards: Sequence[dict], title: str, token: int = 0) -> widgets.VBox:
     """The page of one question as a widget, under controls that step through questions and layers.
 
-    The page stands in a frame of its own that may run its script but reach nothing outside, so that
-    JupyterLab, VS Code and Colab all show it. token: the query that it starts with.
+    The page stands in a frame of its own (srcdoc, as folium's maps do) because notebooks run no
+    script of a widget's HTML; it can reach nothing outside. token: the query that it starts with.
     """
     n_layers, _ = check_cards(cards)
     # a message to the browser is UTF-8, which half an emoji is not
