@@ -44,9 +44,8 @@ def encoded():
 @pytest.fixture
 def needle(monkeypatch):
     """A model that says "yes" with probability 0.8 where it sees patch 3 of 4, and else "no": 0.2 for "yes"."""
-    embeds = torch.arange(5.0)[None, :, None].repeat(
-        2, 1, 1
-    )  # 0: the image's CLS; 1 to 4: the patches
+    # 0: the image's CLS; 1 to 4: the patches
+    embeds = torch.arange(5.0)[None, :, None].repeat(2, 1, 1)
     inputs = {"image_embeds": embeds, "pixel_mask": torch.ones(2, 5, dtype=torch.long)}
 
     def answer(_, given):
@@ -83,9 +82,8 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
     np.testing.assert_array_equal(curves.accuracy[:, :, 0], says_yes)
     np.testing.assert_array_equal(curves.accuracy[:, :, 1], ~says_yes)
     areas = curve_area(curves.probability, HALVES)[:, :, 0]
-    np.testing.assert_allclose(
-        areas, [[0.275, 0.725], [0.725, 0.275]]
-    )  # (0.8 + 0.2) / 8 + 0.75 * 0.2, and so on
+    # (0.8 + 0.2) / 8 + 0.75 * 0.2, and so on
+    np.testing.assert_allclose(areas, [[0.275, 0.725], [0.725, 0.275]])
 
 
 def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypatch):
@@ -145,20 +143,10 @@ def test_answers_are_those_of_the_questions_asked(needle):
     ]  # deletion: "yes" until the patch goes
 
 
-def test_the_number_of_patches_is_rounded(needle):
-    curves = perturbation_curves(
-        *needle, [0, 1], {"a": [np.array([3, 0, 1, 2])] * 2}, (0, 0.12, 0.2, 1)
-    )
-    np.testing.assert_allclose(
-        curves.probability[0, 0, 0], [0.8, 0.8, 0.2, 0.2], atol=1e-6
-    )  # 0.48 and 0.8 of a patch
-
-
 def test_the_scoreboard_resamples_images():
     rng = np.random.default_rng(0)
-    levels = np.repeat(
-        rng.random(12), 5
-    )  # five questions an image, all alike: the image is what varies
+    # five questions an image, all alike: the image is what varies
+    levels = np.repeat(rng.random(12), 5)
     curves = Curves(
         ["random"], (0, 1), np.tile(levels[:, None], (1, 2, 1, 2)), np.zeros((1, 2, 60, 2))
     )
@@ -196,9 +184,8 @@ class TestRemoving:
 
     @torch.no_grad()
     def test_leaving_a_token_out_is_masking_it(self, model, encoded):
-        inputs = prepare_batch(
-            model, encoded.collate([encoded[1], encoded[3]])
-        ).inputs  # 24 and 16 patches
+        # 24 and 16 patches
+        inputs = prepare_batch(model, encoded.collate([encoded[1], encoded[3]])).inputs
         kept = [np.array([23, 4, 7]), np.array([0, 15])]
         mask = torch.zeros_like(inputs["pixel_mask"])
         mask[:, 0] = mask[0, [24, 5, 8]] = mask[1, [1, 16]] = 1

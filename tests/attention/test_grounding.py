@@ -71,9 +71,8 @@ def test_no_patch_is_no_hit_and_rows_must_agree():
 
 
 class TestBoxes:
-    inside = boxes_to_patch_mask(
-        [[0, 0, 100, 50], [250, 150, 20, 20]], (2, 3), (300, 200)
-    )  # patches of 100 x 100 pixels
+    # patches of 100 x 100 pixels
+    inside = boxes_to_patch_mask([[0, 0, 100, 50], [250, 150, 20, 20]], (2, 3), (300, 200))
 
     def test_boxes_join(self):
         assert self.inside.tolist() == [[True, False, False], [False, False, True]]
@@ -112,9 +111,8 @@ class TestBoxes:
             }
         )
         both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
-        clusters = np.r_[
-            np.arange(24), np.repeat(np.arange(6), 4)
-        ]  # a map's own rows: not the first 24
+        # a map's own rows: not the first 24
+        clusters = np.r_[np.arange(24), np.repeat(np.arange(6), 4)]
         row = score_boxes(both, clusters, n_resamples=200).set_index("map").loc["rollout"].iloc[0]
         expected = bootstrap_mean(point, clusters[24:], 200, 0)
         assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx(

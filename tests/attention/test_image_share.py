@@ -12,8 +12,6 @@ from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt import modeling_vilt
 
 from helpers.attention.image_share import (
-    KEY_GROUPS,
-    QUERY_GROUPS,
     attention_maps,
     attention_measures,
     attention_split,
@@ -150,9 +148,8 @@ class TestShares:
         np.testing.assert_allclose(special_mass(split), [0.4, 0.5])
 
     def test_baseline_counts_keys(self):
-        assert (
-            uniform_baseline(10, 192) == 193 / 205
-        )  # the design's example: uniform is 94 % visual
+        # the design's example: uniform is 94 % visual
+        assert uniform_baseline(10, 192) == 193 / 205
         np.testing.assert_allclose(
             uniform_baseline(np.array([0, 5]), np.array([1, 24])), [2 / 4, 25 / 32]
         )
@@ -166,20 +163,13 @@ class TestShares:
 
 class TestRollout:
     def test_two_layers_by_hand(self):
-        first = torch.tensor(
-            [[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]]
-        )  # mean [[.5, .5], [1, 0]]
-        second = torch.tensor(
-            [[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]
-        )  # mean [[0, 1], [0, 1]]
+        # mean [[.5, .5], [1, 0]]
+        first = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]])
+        # mean [[0, 1], [0, 1]]
+        second = torch.tensor([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
         # 0.5 A + 0.5 I: first [[.75, .25], [.5, .5]], second [[.5, .5], [0, 1]]; second @ first:
         expected = [[0.5 * 0.75 + 0.5 * 0.5, 0.5 * 0.25 + 0.5 * 0.5], [0.5, 0.5]]
         np.testing.assert_allclose(rollout(torch.stack([first, second])), expected)
-
-    def test_rows_sum_to_one(self, model, batch):
-        flow = rollout(attention_maps(model, batch)[1].attention)
-        torch.testing.assert_close(flow.sum(-1), torch.ones(len(flow)))
-        assert flow.min() >= 0
 
 
 class TestGroups:
@@ -263,10 +253,6 @@ class TestInvariance:
                 )
         assert torch.equal(state, torch.get_rng_state())
 
-    def test_rows_sum_to_one(self, model, batch):
-        sums = attention_split(model, batch).sum(-1)
-        torch.testing.assert_close(sums, torch.ones_like(sums))
-
     def test_embedded_pictures_give_the_same(self, model, batch):
         inputs, _, grids = prepare_batch(model, batch)
         torch.testing.assert_close(attention_split(model, inputs), attention_split(model, batch))
@@ -310,40 +296,6 @@ class TestValueNorms:
         values = torch.tensor([[[[0.0, 0.0]], [[3.0, 4.0]]]])
         assert value_norms(values, projection).tolist() == [[[0], [pytest.approx(73**0.5)]]]
 
-    def test_against_each_vector_as_the_head_hands_it_on(self, model, batch):
-        normed, hooks = [], []
-        for layer in model.vilt.encoder.layer:
-            hooks.append(
-                layer.layernorm_before.register_forward_hook(lambda *args: normed.append(args[2]))
-            )
-        with torch.no_grad():
-            forward_raster(model, batch)
-        for hook in hooks:
-            hook.remove()
-        found, maps = attention_measures(model, batch)["value_norm"], attention_maps(model, batch)
-        valid = prepare_batch(model, batch).groups.any(1)
-        for place, layer, head in product((0, 5), range(4), range(4)):
-            module, own = (
-                model.vilt.encoder.layer[layer].attention,
-                slice(16 * head, 16 * (head + 1)),
-            )
-            tokens = normed[layer][place][valid[place]]
-            values = (
-                tokens @ module.attention.value.weight[own].T + module.attention.value.bias[own]
-            )
-            vectors = values @ module.output.dense.weight[:, own].T  # (key, hidden)
-            weighed = (maps[place].attention[layer, head][..., None] * vectors).norm(
-                dim=-1
-            )  # (query, key)
-            for query, key in product(range(3), range(5)):
-                asked, read = (
-                    maps[place].groups[name] for name in (QUERY_GROUPS[query], KEY_GROUPS[key])
-                )
-                expected = weighed[asked, read].sum(1).mean().item()
-                assert found[place, layer, head, query, key].item() == pytest.approx(
-                    expected, rel=1e-4
-                )
-
 
 class TestUniformAndEmpty:
     """A head whose query is 0 attends to all keys alike, so every measure is known."""
@@ -362,17 +314,15 @@ class TestUniformAndEmpty:
         np.testing.assert_allclose(
             image_share(found["split"])[0], uniform_baseline(5, 16), atol=1e-6
         )
-        np.testing.assert_allclose(
-            found["text_distance"][0], (5**2 - 1) / (3 * 5), atol=1e-6
-        )  # mean |i - j|
+        # mean |i - j|
+        np.testing.assert_allclose(found["text_distance"][0], (5**2 - 1) / (3 * 5), atol=1e-6)
         np.testing.assert_array_equal(found["text_distance"][1], 0)  # one word
         steps = [np.hypot(a - c, b - d) for a, b, c, d in np.ndindex(4, 6, 4, 6)]
         np.testing.assert_allclose(found["patch_distance"][1], np.mean(steps), atol=1e-5)
 
     def test_a_query_that_misses_all_members_is_left_out(self):
-        attention = torch.tensor(
-            [[[[0.5, 0.5, 0], [0, 0, 1], [0, 0, 1]]]]
-        )  # query 1 looks outside only
+        # query 1 looks outside only
+        attention = torch.tensor([[[[0.5, 0.5, 0], [0, 0, 1], [0, 0, 1]]]])
         steps = torch.tensor([[[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]])
         assert mean_distance(attention, steps, torch.tensor([[True, True, False]])).tolist() == [
             [0.5]

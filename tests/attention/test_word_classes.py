@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from small import ANSWERS, encode_noise
 
 from helpers.attention import word_classes as words
-from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.image_share import attention_maps, attention_split, image_share
 from helpers.attention.word_classes import (
     CLASSES,
@@ -164,14 +163,6 @@ def test_random_words_and_sizes(model):
             np.testing.assert_allclose(found[name][row], values, atol=1e-5, err_msg=name)
 
 
-def test_the_batch_does_not_matter(model, encoded):
-    together = word_measures(model, encoded.collate([encoded[row] for row in range(len(encoded))]))
-    for row in range(len(encoded)):
-        alone = word_measures(model, encoded.collate([encoded[row]]))
-        for name in together:
-            np.testing.assert_allclose(alone[name][0], together[name][row], atol=1e-5)
-
-
 def test_classes_partition_the_word_pieces(model, encoded):
     batch = encoded.collate([encoded[row] for row in range(4)])
     members = mark_classes(model.tokenizer, batch["input_ids"], batch["attention_mask"])
@@ -179,19 +170,6 @@ def test_classes_partition_the_word_pieces(model, encoded):
     inside[:, 0] = False  # [CLS]
     inside[torch.arange(4), batch["attention_mask"].sum(1) - 1] = False  # [SEP]
     assert torch.equal(members.sum(1), inside.long())
-
-
-def test_extraction_keeps_the_measures(model, encoded, tmp_path):
-    layout = words.WORD_MEASURES
-    table = read_attention(
-        extract_attention(model, encoded, tmp_path, 5, 7, measure=word_measures, layout=layout)
-    )
-    assert table.word_image.shape == (12, 4, 4, 6)
-    assert table.word_read.shape == (12, 4, 4, 2, 6)
-    for row in (0, 7, 11):
-        expected = next(average_by_hand(model, encoded.collate([encoded[row]])))
-        for name, values in expected.items():
-            np.testing.assert_allclose(getattr(table, name)[row], values, atol=1e-5)
 
 
 def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
