@@ -161,17 +161,17 @@ def average_over_orders(accuracy: np.ndarray) -> Interval:
 
 
 def average_lead(
-    leads: np.ndarray, clusters: np.ndarray, n_resamples: int = 1000, seed: int = 0
+    leads: np.ndarray, image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
 ) -> Interval:
     """Mean lead of one order over random ones, with a 95 % interval over orders and over images.
 
     leads: (random order, question), points by which the order is ahead of that one. The distances
     from the mean to the limits of the two intervals, that of `average_over_orders` and a bootstrap
-    over images (clusters), add up as squares (Zou and Donner 2008). The limits are NaN with a
+    over images (image_ids), add up as squares (Zou and Donner 2008). The limits are NaN with a
     single random order. n: random orders; n_clusters: images.
     """
     over_orders = average_over_orders(leads.mean(1))
-    over_images = bootstrap_mean(leads.mean(0), clusters, n_resamples, seed)
+    over_images = bootstrap_mean(leads.mean(0), image_ids, n_resamples, seed)
     mean = over_orders.estimate
     low = np.hypot(over_orders.low - mean, over_images.low - mean)
     high = np.hypot(over_orders.high - mean, over_images.high - mean)

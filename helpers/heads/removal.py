@@ -229,24 +229,24 @@ def score_removals(
 def removal_effects(
     lost: np.ndarray,
     families: Sequence[str],
-    clusters: Sequence[int],
+    image_ids: Sequence[int],
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """What each removal costs over all questions and per family: a row a removal and family.
 
-    lost: (question, layer[, head]) of `score_removals`; families, clusters (images): (question,).
+    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,).
     Columns: layer, head and name (where lost has heads), family ("all" first), drop (mean points
     lost), low, high (95 %, bootstrap over images), p (of neither loss nor gain, errors clustered by
     image), p_corrected (Benjamini-Hochberg over all rows), told (whether there are enough
     questions), significant, n, n_clusters.
     """
-    families, clusters = np.asarray(families), np.asarray(clusters)
+    families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = HEAD_AXES[: lost.ndim - 1], []
     for groups in (np.repeat("all", len(lost)), families):
-        table = bootstrap_by_group(lost, groups, clusters, n_resamples, seed, axes=axes)
+        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes=axes)
         members = [groups == group for group in pd.unique(groups)]
-        tests = [mean_difference_test(lost[rows], clusters[rows], axes) for rows in members]
+        tests = [mean_difference_test(lost[rows], image_ids[rows], axes) for rows in members]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
     table = pd.concat(tables, ignore_index=True)
     table = table.rename(columns={"group": "family", "estimate": "drop"})
