@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench_extract import make_batch, time_run
+from bench_extract import make_batch
 
 from helpers.heads.removal import (
     Intervention,
@@ -25,6 +25,7 @@ from helpers.heads.removal import (
     pack_forward,
 )
 from helpers.model.forward import forward_raster
+from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
 
 
@@ -74,8 +75,7 @@ def main() -> None:
         logits = [run() for run in variants.values()]
         apart = max((each - logits[0]).abs().max().item() for each in logits)
         turns = [
-            {name: time_run(run, given.device) for name, run in variants.items()}
-            for _ in range(given.rounds)
+            {name: time_run(run) for name, run in variants.items()} for _ in range(given.rounds)
         ]
     *_, ours = variants
     print(

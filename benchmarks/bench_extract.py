@@ -36,6 +36,7 @@ from helpers.attention.extract import extract_attention
 from helpers.attention.image_share import attention_measures, attention_split
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import read_vqa
+from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
 
 COCO_SIZES = (
@@ -71,15 +72,6 @@ def reduce_stock(model, batch: dict[str, Tensor]) -> Tensor:
     )
 
 
-def time_run(run: Callable, device: str) -> float:
-    """Seconds of one run, to the end of what it started on a GPU."""
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def measure_memory(name: str, n: int, device: str, dtype: torch.dtype, threads: int) -> float:
     """What a variant adds at its peak over the loaded model and batch, in MB, in a process of its own."""
     torch.set_num_threads(threads)
@@ -108,7 +100,7 @@ def measure_rate(device: str, dtype: torch.dtype) -> float:
     """The machine's matrix-product rate at ViLT-B/32's largest layer, in floating-point operations a second."""
     tokens = torch.randn(1832, 768, device=device, dtype=dtype)
     layer = torch.nn.Linear(768, 3072, device=device, dtype=dtype)
-    runs = [time_run(lambda: [layer(tokens) for _ in range(10)], device) for _ in range(6)]
+    runs = [time_run(lambda: [layer(tokens) for _ in range(10)]) for _ in range(6)]
     return 10 * 2 * 1832 * 768 * 3072 / min(runs[1:])
 
 
@@ -133,9 +125,7 @@ def bench_batch(model, n: int, rounds: int, device: str, dtype: torch.dtype) -> 
     """(a), (b) and (c) on one batch: seconds, ratios within a round, added memory, operations."""
     batch = make_batch(n, device, dtype)
     variants = list_variants(model, batch)
-    turns = [
-        {name: time_run(run, device) for name, run in variants.items()} for _ in range(rounds + 1)
-    ][1:]
+    turns = [{name: time_run(run) for name, run in variants.items()} for _ in range(rounds + 1)][1:]
     fresh = {
         "mp_context": multiprocessing.get_context("spawn"),
         "max_tasks_per_child": 1,
@@ -205,9 +195,7 @@ def bench_data(
     start = time.perf_counter()
     encoded = EncodedQuestions(dataset, processor)  # decodes and resizes each picture once
     prepared = time.perf_counter() - start
-    ours = time_run(
-        lambda: extract_attention(model, encoded, folder / "shards", batch_size, 1024), device
-    )
+    ours = time_run(lambda: extract_attention(model, encoded, folder / "shards", batch_size, 1024))
     some = dataset.select(range(0, len(dataset), max(1, len(dataset) // 24)))
     dtype = next(model.parameters()).dtype
 
@@ -218,9 +206,9 @@ def bench_data(
             ).to(device, dtype)
             reduce_stock(model, inputs)
 
-    theirs = time_run(follow_tutorials, device) / len(some)
+    theirs = time_run(follow_tutorials) / len(some)
     batches = [batch for _, batch in encoded.batches(batch_size)]
-    split = time_run(lambda: [attention_split(model, batch) for batch in batches], device)
+    split = time_run(lambda: [attention_split(model, batch) for batch in batches])
     split, ours, prepared = (seconds / len(dataset) for seconds in (split, ours, prepared))
     pictures = len(encoded.sizes)
     print(

@@ -7,7 +7,7 @@ from helpers.model.prune import count_parameters, prune_model
 from helpers.model.vilt import list_answers, load_vilt
 
 __all__ = [
-    "count_parameters",  # how many numbers a model has learnt
+    "count_parameters",  # how many parameters a model has
     "finetune",  # fine-tune a study's checkpoint, continue after a kill, score its answers
     "forward_raster",  # run ViLT on a batch without its random patch order
     "list_answers",  # a model's answers in the order of its logits

@@ -1,4 +1,4 @@
-"""Fine-tuning ViLT: once, continued after a kill, on whatever device is there; and scoring its answers."""
+"""Fine-tune ViLT once, on whatever device there is, continued after a kill; score its answers."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
     ViltForQuestionAnswering,
+    ViltProcessor,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -48,25 +50,16 @@ EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 def finetune(
     study: Study, data: DatasetDict, once: Callable = cached_step, name: str = "model"
 ) -> Path:
-    """Fine-tune the study's checkpoint with a new answer head; returns run_dir/<name> (model, processor, curves).
+    """Fine-tune the study's checkpoint with a new answer head: run_dir/<name>, for `load_vilt`.
 
-    Starts from `study.checkpoint`, answers from the training questions only. Keeps the weights with the best
-    accuracy on the validation questions, and stops when `study.patience` evaluations brought no better ones. A
-    killed run continues from its last checkpoint. Where the memory of a single GPU is too small for a step, the step
-    is divided further until it fits. `training.csv` keeps one row per log entry: step, epoch, loss, validation accuracy.
-    once: how the step is done once; `launch` passes the form for several processes.
+    The answers are those of the training questions. Keeps the weights with the best accuracy on the
+    validation questions, and stops after `study.patience` evaluations without improvement. A killed
+    run continues from its last checkpoint. A step too large for the memory of a single GPU is
+    divided until it fits. `training.csv` has a row per log entry: step, epoch, loss, accuracy.
+    once: makes the folder once; `launch` passes the form for several processes.
     """
-    names = (
-        "checkpoint",
-        "seed",
-        "max_answers",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "head_learning_rate",
-        "precision",
-        "patience",
-    )
+    names = ("checkpoint", "seed", "max_answers", "epochs", "batch_size", "learning_rate",
+             "head_learning_rate", "precision", "patience")  # fmt: skip
     inputs = {
         **study.settings(*names),
         "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
@@ -76,8 +69,8 @@ def finetune(
     return once(study.folder() / name, lambda folder: _train(study, data, folder), inputs)
 
 
-def load_finetuned(study: Study):
-    """(model, processor) that 02 fine-tuned; FileNotFoundError that says so where it is missing."""
+def load_finetuned(study: Study) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """The model that notebook 02 fine-tuned, and its processor; FileNotFoundError if missing."""
     folder = require(study.folder() / "model", made_by="02_finetune")
     return load_vilt(folder, device=study.device_name())
 
@@ -85,17 +78,13 @@ def load_finetuned(study: Study):
 def _checkpoint_stamp(study: Study) -> dict[str, str]:
     """Digest of each file of a local checkpoint; empty for a hub name or a fresh model."""
     folder = Path(study.path(study.checkpoint))
-    return (
-        {f.name: hash_file(f) for f in sorted(folder.glob("*")) if f.is_file()}
-        if folder.is_dir()
-        else {}
-    )
+    return {file.name: hash_file(file) for file in sorted(folder.glob("*")) if file.is_file()}
 
 
 def _train(study: Study, data: DatasetDict, folder: Path) -> None:
     """Train from the study's checkpoint, with a new answer head."""
 
-    def load():
+    def load() -> tuple[nn.Module, EncodedQuestions, EncodedQuestions]:
         answers = build_vocabulary(data["train"]["answers"], study.max_answers)
         model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
         pictures = load_pictures(study, processor)
@@ -110,9 +99,10 @@ def _train(study: Study, data: DatasetDict, folder: Path) -> None:
 
 
 def train_model(study: Study, load: Callable, folder: Path) -> None:
-    """Train the model that `load` gives, with training and validation questions (encoded, with labels), into a folder.
+    """Train the model that `load` returns into a folder.
 
-    The step is divided further each time that a GPU's memory is too small for it, and the model loaded anew.
+    load: gives the model, and the training and validation questions, encoded with labels. Each time
+    that a GPU's memory is too small, the step is divided further and the model loaded anew.
     """
     parts = count_parts(study, study.device_batch_size or study.batch_size)
     while not (folder / "training.csv").is_file():  # written last
@@ -121,11 +111,10 @@ def train_model(study: Study, load: Callable, folder: Path) -> None:
         except torch.cuda.OutOfMemoryError:
             size = study.batch_size // (parts * count_processes())
             if size == 1 or count_processes() > 1:
-                raise  # several devices would wait for this one for ever: device_batch_size is the remedy there
+                raise  # other devices would wait for this one for ever: lower device_batch_size
             parts = count_parts(study, size // 2)
-            logger.warning(
-                "the GPU's memory is too small for a step: dividing it into %d parts", parts
-            )
+            problem = "the GPU's memory is too small for a step"
+            logger.warning("%s: dividing it into %d parts", problem, parts)
         torch.cuda.empty_cache()
 
 
@@ -135,7 +124,7 @@ def count_processes() -> int:
 
 
 def count_parts(study: Study, device_batch_size: int) -> int:
-    """Passes that a step takes, each with at most so many questions on a device and all equally many."""
+    """Equal passes of a step, with at most `device_batch_size` questions on a device each."""
     processes = count_processes()
     if study.batch_size % processes:
         raise ValueError(
@@ -157,7 +146,7 @@ def _train_in_parts(
     folder: Path,
     parts: int,
 ) -> None:
-    """Train with each step divided into `parts` passes over all devices, from the last checkpoint if there is one."""
+    """Train from the last checkpoint, if any, with each step divided into `parts` passes."""
     sampler = BucketSampler(train, study.batch_size, study.seed)
     trainer = RasterTrainer(
         model=model,
@@ -176,11 +165,8 @@ def _train_in_parts(
         mend_checkpoints(checkpoints)
     trainer.accelerator.wait_for_everyone()
     with fused_attention(model), quiet_transformers():
-        trainer.train(
-            resume_from_checkpoint=get_last_checkpoint(checkpoints)
-            if checkpoints.is_dir()
-            else None
-        )
+        last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             model.save_pretrained(folder)
@@ -192,21 +178,17 @@ def _train_in_parts(
 
 
 def mend_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill left half written or half removed; find the best one where the run has moved."""
+    """Remove checkpoints that a kill left incomplete; find the best one if the run has moved."""
     for checkpoint in folder.glob("checkpoint-*"):
-        files = [
-            checkpoint / name for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")
-        ]
+        names = ("model.safetensors", "optimizer.pt", "scheduler.pt")
+        whole = all((checkpoint / name).is_file() for name in names)
+        whole &= any(checkpoint.glob("rng_state*"))
         state = checkpoint / "trainer_state.json"
         try:
             seen = json.loads(state.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             seen = None
-        if (
-            seen is None
-            or not all(file.is_file() for file in files)
-            or not any(checkpoint.glob("rng_state*"))
-        ):
+        if seen is None or not whole:
             shutil.rmtree(checkpoint)
         elif seen["best_model_checkpoint"]:
             seen["best_model_checkpoint"] = str(folder / Path(seen["best_model_checkpoint"]).name)
@@ -214,15 +196,13 @@ def mend_checkpoints(folder: Path) -> None:
 
 
 def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) -> TrainingArguments:
-    """The Trainer's arguments for a study: each step's questions over all devices, in `parts` passes on each."""
+    """The Trainer's arguments for a study, with each step in `parts` passes on every device."""
     on_gpu = study.device_name() != "cpu"
     precision = choose_precision(study.precision, study.device_name())
     steps = max(1, n_questions // study.batch_size) * study.epochs
     logging_steps = -(-steps // (4 * EVALUATIONS))
     evaluation_steps = -(-steps // EVALUATIONS) if logging_steps == 1 else 4 * logging_steps
-    size = study.batch_size // (
-        parts * count_processes()
-    )  # count_parts sees to it that nothing remains
+    size = study.batch_size // (parts * count_processes())  # even: see count_parts
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -259,11 +239,9 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
 
 
 def choose_precision(setting: str, device: str) -> str:
-    """fp32, fp16 or bf16: the setting, or for "auto" what the device has hardware for (a T4 has none for bf16)."""
+    """fp32, fp16 or bf16: the setting, or for "auto" what the device's hardware has (T4: fp16)."""
     if setting == "fp16" and device == "cpu":
-        raise ValueError(
-            "setting precision='fp16': it wants a GPU; use bf16, fp32 or auto on a CPU"
-        )
+        raise ValueError("setting precision='fp16' wants a GPU: use bf16, fp32 or auto on a CPU")
     if setting != "auto":
         return setting
     if device == "cpu":
@@ -272,45 +250,35 @@ def choose_precision(setting: str, device: str) -> str:
 
 
 def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
-    """AdamW with a higher rate for the new head; biases and norms are not decayed (as ViLT's authors do)."""
-    groups: dict[tuple[bool, bool], list] = {}
+    """AdamW with a higher rate for the new head and no decay of biases and norms, as in ViLT."""
+    by_kind: dict[tuple[bool, bool], list] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith("classifier"), parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": study.head_learning_rate if is_head else study.learning_rate,
-                "weight_decay": 0.01 if is_matrix else 0.0,
-            }
-            for (is_head, is_matrix), parameters in groups.items()
-        ],
-        fused=choose_precision(study.precision, study.device_name())
-        != "fp16",  # else overflows go unnoticed
-    )
+        kind = (name.startswith("classifier"), parameter.ndim > 1)
+        by_kind.setdefault(kind, []).append(parameter)
+    groups = []
+    for (is_head, is_matrix), parameters in by_kind.items():
+        rate = study.head_learning_rate if is_head else study.learning_rate
+        decay = 0.01 if is_matrix else 0.0
+        groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    # the fused form would leave overflows in fp16 unnoticed
+    fused = choose_precision(study.precision, study.device_name()) != "fp16"
+    return torch.optim.AdamW(groups, fused=fused)
 
 
 def start_bias(model: nn.Module, train: EncodedQuestions) -> None:
-    """Start the head's bias at the answers' log-odds, so that training need not learn the prior first."""
+    """Start the head's bias at the answers' log-odds, so that the prior need not be learnt."""
     total = np.zeros(train.n_answers)
-    for where, scores in train.targets:
-        total[where] += scores
+    for answers, scores in train.targets:
+        total[answers] += scores
     mean = (total / len(train)).clip(1e-4, 1 - 1e-4)
     with torch.no_grad():
         model.classifier[3].bias.copy_(torch.from_numpy(np.log(mean / (1 - mean))))
 
 
 def score_predictions(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """Official accuracy of each prediction, beside what splits it: one row a question, in dataset order."""
-    columns = [
-        "question_id",
-        "image_id",
-        "question",
-        "question_type",
-        "family",
-        "needs_image",
-        "answers",
-    ]
+    """Each question with its prediction and its official accuracy, in the order of the data set."""
+    columns = ["question_id", "image_id", "question", "question_type", "family", "needs_image",
+               "answers"]  # fmt: skip
     table = dataset.select_columns([*columns, "multiple_choice_answer"]).to_pandas()
     table = table.merge(predictions, on="question_id", validate="one_to_one")
     table["accuracy"] = score_answers(table["prediction"], table["answers"])
@@ -320,7 +288,10 @@ def score_predictions(predictions: pd.DataFrame, dataset: Dataset) -> pd.DataFra
 def predict(
     model: ViltForQuestionAnswering, encoded: EncodedQuestions, batch_size: int = 64
 ) -> pd.DataFrame:
-    """Answer every question: question_id, prediction, confidence (sigmoid of the top logit), in order."""
+    """Answer every question, in order.
+
+    Columns: question_id, prediction, confidence (sigmoid of the top logit).
+    """
     best = torch.zeros(len(encoded), dtype=torch.long)
     confidence = torch.zeros(len(encoded))
     was_training = model.training
@@ -336,14 +307,15 @@ def predict(
 
 
 class BucketSampler(torch.utils.data.Sampler):
-    """Random batches of questions alike in picture size, so that little is padding; the same for seed and epoch.
+    """Random batches of questions alike in picture size, so that little is padding.
 
-    Questions are shuffled, sorted within pools of POOL batches, cut into batches, and these shuffled. The costliest
-    batch comes first, so that too large a batch size fails at once. What does not fill a batch waits for another
-    epoch: so a step in parts weighs every question as the whole step does.
+    Questions are shuffled, sorted within pools of POOL batches, cut into batches, and these are
+    shuffled, alike for a seed and epoch. The costliest batch comes first, so that too large a batch
+    size fails at once. Incomplete batches are dropped, so that gradient accumulation weights every
+    question equally.
     """
 
-    def __init__(self, encoded: EncodedQuestions, batch_size: int, seed: int):
+    def __init__(self, encoded: EncodedQuestions, batch_size: int, seed: int) -> None:
         self.encoded, self.seed, self.epoch = encoded, seed, 0
         self.batch_size = min(batch_size, len(encoded))
 
@@ -368,71 +340,80 @@ class BucketSampler(torch.utils.data.Sampler):
 
 
 def cut(items: list, size: int) -> list[list]:
-    """Consecutive parts of `size` items; the last may be shorter."""
+    """Consecutive parts of `size` items, of which the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 class RasterTrainer(Trainer):
-    """Trainer whose forward pass keeps the patches in raster order, with batches from a BucketSampler."""
+    """Trainer with patches in raster order and batches from a BucketSampler."""
 
-    def __init__(self, *args, sampler: BucketSampler, **kwargs):
+    def __init__(self, *args: Any, sampler: BucketSampler, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sampler = sampler
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: those of parts are averaged
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: average that of parts
 
-    def _get_train_sampler(self, train_dataset=None) -> BucketSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         return self.sampler
 
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The loss of a batch in raster order, with the model's outputs if wanted."""
         with self.accelerator.autocast():  # images are embedded outside of the model's own forward
             outputs = forward_raster(model, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def _get_eval_sampler(self, eval_dataset) -> list[int]:
+    def _get_eval_sampler(self, eval_dataset: EncodedQuestions) -> list[int]:
         return sorted(range(len(eval_dataset)), key=eval_dataset.weigh)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, and each question's accuracy in place of its logits, which take 2.7 GB for all of VQAv2."""
+    def prediction_step(
+        self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, and each question's accuracy in place of its logits: 2.7 GB for all of VQAv2."""
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            loss, outputs = self.compute_loss(
-                model, self._prepare_inputs(inputs), return_outputs=True
-            )
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         accuracy = soft_accuracy(outputs.logits, inputs["labels"].to(outputs.logits.device))
         return loss, accuracy, accuracy
 
 
 class EpochSetter(TrainerCallback):
-    """Tells the sampler each epoch; accelerate's own set_epoch misses it where several processes continue a run."""
+    """Tells the sampler each epoch, which accelerate misses where processes continue a run."""
 
-    def __init__(self, sampler: BucketSampler):
+    def __init__(self, sampler: BucketSampler) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first batch of an epoch."""
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class Patience(EarlyStoppingCallback):
-    """Early stopping that stays: a run that was killed after it had stopped trains one step, whose weights are dropped."""
+    """Early stopping that survives a restart.
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    A run resumed after stopping takes one extra step, which is discarded.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop at once if the run that is resumed had stopped."""
         super().on_train_begin(args, state, control, **kwargs)
-        control.should_training_stop = (
-            self.early_stopping_patience_counter >= self.early_stopping_patience
-        )
+        waited = self.early_stopping_patience_counter
+        control.should_training_stop = waited >= self.early_stopping_patience
 
 
 class StepsBar(ProgressCallback):
-    """A tqdm bar over the training steps, with the last loss and accuracy; TQDM_DISABLE silences it."""
+    """A tqdm bar over the training steps with the last loss and accuracy; mind TQDM_DISABLE."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the loss and accuracy that were logged."""
         if self.training_bar is not None:
             shown = {name: logs[name] for name in ("loss", "eval_accuracy") if name in (logs or {})}
             self.training_bar.set_postfix(shown)
 
-    def on_prediction_step(self, args, state, control, **kwargs):
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """No second bar while the model is evaluated."""
 
 
 def soft_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """VQA accuracy of each question's top answer, in [0, 1]: logits and soft targets (question, answer) -> (question,)."""
+    """VQA accuracy of each top answer, in [0, 1]: twice (question, answer) -> (question,)."""
     return targets.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]

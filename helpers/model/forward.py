@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.models.vilt.modeling_vilt import ViltSelfAttention
+from transformers.utils import ModelOutput
 
 SITES = {  # the module of a layer that hands the value on; z is what its module receives
     "value": "attention.attention.value",
@@ -22,19 +24,16 @@ ROWS = 1024  # tokens a call of a feed-forward layer: keeps its activations at a
 
 
 def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
-    """Rows and columns of each picture's patch grid: (batch, height, width) mask -> (batch, 2) long.
+    """Rows and columns of each picture's patches: (batch, height, width) mask -> (batch, 2) long.
 
-    A patch counts where its first pixel does, which is ViLT's own rule (ViltEmbeddings.visual_embed).
+    A patch counts where its first pixel does: ViLT's own rule (ViltEmbeddings.visual_embed).
     """
-    edges = (
-        pixel_mask[:, :, 0],
-        pixel_mask[:, 0],
-    )  # first column, first row: a picture is a rectangle
-    kept = (
+    edges = (pixel_mask[:, :, 0], pixel_mask[:, 0])  # a picture is a rectangle
+    patch_edges = (
         nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size)
         for edge in edges
     )
-    return torch.stack([patches.sum((1, 2)) for patches in kept], dim=1).long()
+    return torch.stack([edge.sum((1, 2)) for edge in patch_edges], dim=1).long()
 
 
 def embed_images(
@@ -42,61 +41,64 @@ def embed_images(
 ) -> tuple[Tensor, Tensor]:
     """Embed pictures for ViLT with their patches in raster order, without randomness.
 
-    ViltEmbeddings.visual_embed does the same in a random order that it then drops; logits are equal.
-    pixel_values: (batch, 3, height, width); pixel_mask: (batch, height, width), 1 on the picture.
-    Returns image_embeds (batch, 1 + P, hidden), the image's [CLS] first and zeros at padding, and
-    image_mask (batch, 1 + P) long, to pass as `image_embeds` and `pixel_mask`. Differentiable.
+    ViltEmbeddings.visual_embed does so in a random order that it then drops; logits are equal.
+    pixel_values: (batch, 3, height, width). pixel_mask: (batch, height, width), 1 on the picture.
+    Returns, to pass as `image_embeds` and `pixel_mask`: (batch, 1 + patches, hidden), the image's
+    own CLS first and zeros at padding, and (batch, 1 + patches) long. Differentiable.
     """
     model = getattr(model, "module", model)  # out of DistributedDataParallel
-    parts = getattr(model, "vilt", model).embeddings
-    config = parts.config
+    modules = getattr(model, "vilt", model).embeddings
+    config = modules.config
     if pixel_mask is None:
         pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
-    patches = parts.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
+    patches = modules.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
     grids = patch_grids(pixel_mask, config.patch_size)
     counts = grids.prod(1)
     if 0 <= config.max_image_length < counts.max():
         raise ValueError("config.max_image_length would drop patches at random: set it to -1.")
     side = config.image_size // config.patch_size
-    trained = parts.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+    trained = modules.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
     dtype = torch.promote_types(patches.dtype, trained.dtype)  # they differ under autocast
     embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
     for rows, columns in grids.unique(dim=0).tolist():
         alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
-        place = nn.functional.interpolate(
+        positions = nn.functional.interpolate(
             trained, size=(rows, columns), mode="bilinear", align_corners=True
         )
-        embeds[alike, : rows * columns] = (patches[alike, :, :rows, :columns] + place).flatten(2).mT
-    image_cls = (parts.cls_token + parts.position_embeddings[:, :1]).expand(len(patches), -1, -1)
+        placed = patches[alike, :, :rows, :columns] + positions
+        embeds[alike, : rows * columns] = placed.flatten(2).mT
+    image_cls = (modules.cls_token + modules.position_embeddings[:, :1]).expand(
+        len(patches), -1, -1
+    )
     image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
-    return parts.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
+    return modules.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
 
 
 def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A batch's `image_embeds` and `pixel_mask` (batch, 1 + P), as given or embedded from its pixels, on the model's device.
+    """A batch's `image_embeds` and `pixel_mask` (batch, 1 + patches), on the model's device.
 
-    pixel_values may hold a picture once for several questions, with picture_of (batch,) saying which is whose.
+    As given, or embedded from `pixel_values`, which may hold a picture once for several questions;
+    picture_of (batch,) then says which picture is whose.
     """
-    some = next(model.parameters())
-    given = {
-        name: batch[name].to(some.device) for name in ("pixel_mask", "picture_of") if name in batch
-    }
+    some, names = next(model.parameters()), ("pixel_mask", "picture_of")
+    given = {name: batch[name].to(some.device) for name in names if name in batch}
     if "image_embeds" in batch:
         if "pixel_mask" not in given:
-            raise ValueError(
-                "a batch of image_embeds needs pixel_mask (batch, 1 + patches): 1 on patches, 0 on padding."
-            )
+            shape = "(batch, 1 + patches): 1 on patches, 0 on padding"
+            raise ValueError(f"a batch of image_embeds needs pixel_mask {shape}.")
         return batch["image_embeds"].to(some), given["pixel_mask"]
     embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
     picture_of = given.get("picture_of", slice(None))
     return embeds[picture_of], mask[picture_of]
 
 
-def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
+def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs: Any) -> ModelOutput:
     """Run ViLT on a batch with its patches in raster order; `labels` in the batch give the loss.
 
-    batch: what the processor, `EncodedQuestions.collate` or `.batches` returns (or `image_embeds` in place of
-    pixels, with `pixel_mask` of shape (batch, 1 + P)); it is moved to the model's device.
+    forward_raster(model, batch).logits     # (question, answer)
+
+    batch: what the processor, `EncodedQuestions.collate` or `.batches` returns, or `image_embeds`
+    in place of pixels (see `embed_batch`). kwargs: for the model, such as output_attentions.
     """
     names = ("input_ids", "attention_mask", "token_type_ids", "labels")
     device = next(model.parameters()).device
@@ -107,13 +109,13 @@ def forward_raster(model: nn.Module, batch: dict[str, Tensor], **kwargs):
 
 @contextmanager
 def fused_attention(model: nn.Module) -> Iterator[None]:
-    """Inside, ViLT attends with PyTorch's fused kernel, which holds no attention matrix: for training, not for looking.
+    """Let ViLT attend with PyTorch's fused kernel while the block runs: fast, nothing to look at.
 
     with fused_attention(model):
         forward_raster(model, batch).loss.backward()
 
-    Equal to transformers' eager form up to rounding, dropout of attention included. Asking for output_attentions
-    inside is a ValueError.
+    Equal to transformers' eager form up to rounding, dropout of attention included. Asking for the
+    attention is a ValueError. No `trace`: it puts one kernel for several steps and edits none.
     """
     modules = [module for module in model.modules() if isinstance(module, ViltSelfAttention)]
     for module in modules:
@@ -126,17 +128,18 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _attend_fused(
-    module, hidden_states: Tensor, attention_mask: Tensor | None = None, output_attentions=False
-):
+    module: ViltSelfAttention,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    output_attentions: bool = False,
+) -> tuple[Tensor]:
     """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
     if output_attentions:
-        raise ValueError(
-            "fused attention holds no attention matrix: leave fused_attention to look at one."
-        )
+        raise ValueError("fused attention holds no pattern: leave fused_attention to look at one.")
     shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
     query, key, value = (
-        part(hidden_states).view(shape).transpose(1, 2)
-        for part in (module.query, module.key, module.value)
+        linear(hidden_states).view(shape).transpose(1, 2)
+        for linear in (module.query, module.key, module.value)
     )
     mask = None if attention_mask is None else attention_mask.to(query.dtype)
     dropout = module.dropout.p if module.training else 0.0
@@ -145,7 +148,7 @@ def _attend_fused(
 
 
 class StopForward(Exception):
-    """Ends a forward pass; only `trace` raises and catches it."""
+    """Ends a forward pass; raised and caught by `trace` alone."""
 
 
 @contextmanager
@@ -157,7 +160,13 @@ def trace(
     skip: Collection[int] = (),
     stop_after: tuple[str, int] | None = None,
 ) -> Iterator[dict[str, list[Tensor | None]]]:
-    """Read, edit or stop the forward passes of a model while the block runs; see the module.
+    """Read, edit or stop the forward passes of a model while the block runs.
+
+    with trace(model, read=["pattern"]) as seen:
+        forward_raster(model, batch)
+    seen["pattern"][3]     # what layer 3 attends to
+    with trace(model, edit={"z": lambda layer, z: z / 2}):
+        forward_raster(model, batch)    # every head says half as much
 
     Sites, in the order of a layer: "value", what each head reads (question, token, head, d_head);
     "pattern", the attention probabilities (question, head, query, key); "z", each head's output

@@ -1,12 +1,12 @@
-"""A physically smaller ViLT: heads cut out of their layers' projections, whole layers left out.
+"""A physically smaller ViLT: heads cut out of the projections, whole layers left out.
 
     lighter = prune_model(model, heads=[(0, 3), (2, 1)], layers=[3])
     lighter.save_pretrained(folder)         # its shape stands in config.json
     lighter, processor = load_vilt(folder)  # in any later process
 
-Before any further training the answers are those of `heads.ablate_heads` with zero in place of the heads.
-Such a model answers questions. `attention_split` wants as many heads in every layer, and tables of attention
-(`extract_attention`) a model of which only whole layers were left out.
+Before any further training the answers are those of `heads.ablate_heads` in mode "zero".
+`attention_split` wants as many heads in every layer, and `extract_attention` a model of which only
+whole layers were left out.
 """
 
 import copy
@@ -21,14 +21,14 @@ PARTS = ("query", "key", "value")
 
 
 class LighterViltForQuestionAnswering(ViltForQuestionAnswering):
-    """ViLT whose layers may have fewer heads than config.num_attention_heads, which keeps the size of a head.
+    """ViLT whose layers may have fewer heads than config.num_attention_heads.
 
-    config.kept_heads: for each layer the numbers of its heads, and config.kept_layers: of the layers, in the
-    model that was first cut. `load_vilt` takes this class where a checkpoint's configuration holds
-    kept_heads.
+    config.kept_heads: for each layer the numbers of its heads in the model that was first pruned.
+    config.kept_layers: the numbers of its layers there. `load_vilt` takes this class for a
+    checkpoint whose configuration has kept_heads.
     """
 
-    def __init__(self, config: ViltConfig):
+    def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
         for layer, kept in zip(self.vilt.encoder.layer, config.kept_heads, strict=True):
             resize_attention(layer.attention, len(kept), config)
@@ -50,9 +50,9 @@ def prune_model(
 ) -> LighterViltForQuestionAnswering:
     """A copy of a model without these heads (layer, head) and without these whole layers.
 
-    Numbers count in `model` as it is, also where it is a lighter one already (`name_original` tells the
-    first names). ValueError where something is removed twice, does not exist, or where nothing would be left
-    of a layer or of the model.
+    Numbers count in `model` as it is, even if it has been pruned before (`name_original` gives the
+    first names). ValueError if something is removed twice or does not exist, or if nothing would be
+    left of a layer or of the model.
     """
     kept = choose_kept(model, heads, layers)
     names = name_original(model)
@@ -69,14 +69,16 @@ def prune_model(
 
 
 def name_original(model: nn.Module) -> list[tuple[int, list[int]]]:
-    """What layers and heads were called before any was cut out: for each layer its number and its heads'."""
+    """Each layer's number and those of its heads, as they were before any pruning."""
     layers = model.vilt.encoder.layer
     whole = [[*range(layer.attention.attention.num_attention_heads)] for layer in layers]
     numbers = getattr(model.config, "kept_layers", None) or [*range(len(layers))]
     return list(zip(numbers, getattr(model.config, "kept_heads", None) or whole, strict=True))
 
 
-def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
+def choose_kept(
+    model: nn.Module, heads: Sequence[tuple[int, int]], layers: Sequence[int]
+) -> dict[int, list[int]]:
     """The heads that stay, by layer, for `prune_model`; its errors are raised here."""
     counts = [len(own) for _, own in name_original(model)]
     heads = [tuple(head) for head in heads]
@@ -84,18 +86,13 @@ def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
         head = rest[0] if rest else 0
         if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
             what = f"L{layer}H{head}" if rest else f"L{layer}"
-            raise ValueError(
-                f"{what} cannot be removed: this model has {counts} heads in its layers."
-            )
-    named = Counter(
-        [*(f"L{layer}H{head}" for layer, head in heads), *(f"L{layer}" for layer in layers)]
-    )
-    twice = [name for name, times in named.items() if times > 1]
+            has = f"this model has {counts} heads in its layers"
+            raise ValueError(f"{what} cannot be removed: {has}.")
+    names = [f"L{layer}H{head}" for layer, head in heads] + [f"L{layer}" for layer in layers]
+    twice = [name for name, times in Counter(names).items() if times > 1]
     twice += [f"L{layer}H{head}" for layer, head in heads if layer in set(layers)]
     if twice:
-        raise ValueError(
-            f"{twice[0]} is removed twice (a layer takes its heads along): name it once."
-        )
+        raise ValueError(f"{twice[0]} is removed twice (a layer has its heads): name it once.")
     gone = set(heads)
     kept = {
         layer: [head for head in range(count) if (layer, head) not in gone]
@@ -106,14 +103,13 @@ def choose_kept(model: nn.Module, heads, layers) -> dict[int, list[int]]:
         raise ValueError(f"all {len(counts)} layers are removed: keep one at least.")
     empty = [layer for layer, own in kept.items() if not own]
     if empty:
-        raise ValueError(
-            f"nothing is left of L{empty[0]}'s heads: keep one, or remove the whole layer."
-        )
+        what = f"nothing is left of L{empty[0]}'s heads"
+        raise ValueError(f"{what}: keep one, or remove the whole layer.")
     return kept
 
 
 def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Tensor]:
-    """The model's weights, cut to these heads of these layers, under their names in the lighter model."""
+    """The weights of these heads of these layers, under their names in the pruned model."""
     prefix, weights = "vilt.encoder.layer.", {}
     size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
     places = {old: new for new, old in enumerate(kept)}
@@ -133,5 +129,5 @@ def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Ten
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers a model has learnt."""
+    """How many parameters a model has."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -478,7 +478,7 @@ class TestFusedAttention:
     def test_it_is_gone_afterwards_and_refuses_to_show_attention(self, padded):
         answers, inputs = padded
         model, _ = load_vilt("fresh-small", answers=answers)
-        with fused_attention(model), pytest.raises(ValueError, match="no attention matrix"):
+        with fused_attention(model), pytest.raises(ValueError, match="holds no pattern"):
             forward_raster(model, inputs, output_attentions=True)
         assert forward_raster(model, inputs, output_attentions=True).attentions[0] is not None
 

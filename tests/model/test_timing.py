@@ -106,16 +106,6 @@ def test_real_passes_take_time_and_leave_the_model_alone(vilt, encoded):
     )  # the fused attention has left
 
 
-def test_threads_come_back_after_an_error():
-    before = torch.get_num_threads()
-    with latency.fix_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-    with pytest.raises(KeyError), latency.fix_threads(before + 1):
-        raise KeyError
-    assert torch.get_num_threads() == before
-
-
 @torch.no_grad()
 def test_lower_precisions_answer_nearly_alike(vilt, encoded):
     model, batch = vilt[0], encoded.collate([encoded[row] for row in range(12)])
