@@ -74,7 +74,8 @@ class TestRows:
         assert table.column_names == [
             "question_id", "image_id", "family", "question_type", "prediction", "accuracy",
             "n_words", "n_patches", "grid_rows", "grid_cols",
-            "split", "entropy", "text_distance", "patch_distance", "top_patch", "value_norm", "flow", "rollout",
+            "split", "entropy", "text_distance", "patch_distance", "top_patch", "value_norm",
+            "flow", "rollout",
         ]  # fmt: skip
         assert len(table) == 5
         assert table.schema.field("split").type.list_size == LAYERS * HEADS * 15
@@ -222,7 +223,7 @@ def extract_many(folder):
 
 
 def assert_same_measures(first, second):
-    """The same shards and rows, and measures to 1e-5: the last bits of a matrix product differ between processes."""
+    """The same shards, rows, and measures to 1e-5: last bits differ between processes."""
     assert list(read_bytes(first)) == list(read_bytes(second))
     one, other = read_attention(first), read_attention(second)
     assert one.questions["question_id"].tolist() == other.questions["question_id"].tolist()

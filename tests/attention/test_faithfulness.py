@@ -1,4 +1,4 @@
-"""helpers/attention/faithfulness.py: a model whose answer hangs on one patch, known areas, and boxes by hand."""
+"""helpers/attention/faithfulness.py: an answer that depends on one patch, known areas."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def encoded():
 
 @pytest.fixture
 def needle(monkeypatch):
-    """A model that says "yes" with probability 0.8 where it sees patch 3 of 4, and else "no": 0.2 for "yes"."""
+    """A model that says "yes" with probability 0.8 where it sees patch 3 of 4, and else 0.2."""
     # 0: the image's CLS; 1 to 4: the patches
     embeds = torch.arange(5.0)[None, :, None].repeat(2, 1, 1)
     inputs = {"image_embeds": embeds, "pixel_mask": torch.ones(2, 5, dtype=torch.long)}
@@ -87,7 +87,7 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
 
 
 def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypatch):
-    """Of 15 patches a half is 7.5, which rounds to 8 and so leaves 7; the answer here is how many are seen."""
+    """Half of 15 patches rounds to 8 and leaves 7. The answer is how many patches are seen."""
     inputs = {
         "image_embeds": torch.zeros(1, 16, 2),
         "pixel_mask": torch.ones(1, 16, dtype=torch.long),
@@ -178,8 +178,11 @@ class TestRemoving:
         np.testing.assert_allclose(
             curves.probability[0, 0], curves.probability[1, 1, :, ::-1], atol=1e-5
         )
-        alone = [perturbation_curves(model, encoded, [index], {"order": [each]}, HALVES).probability[0, :, 0]
-                 for index, each in zip(chosen, order, strict=True)]  # fmt: skip
+        alone = [
+            perturbation_curves(model, encoded, [index], {"order": [each]}, HALVES)
+            for index, each in zip(chosen, order, strict=True)
+        ]
+        alone = [each.probability[0, :, 0] for each in alone]
         np.testing.assert_allclose(np.stack(alone, axis=1), curves.probability[0], atol=1e-5)
 
     @torch.no_grad()

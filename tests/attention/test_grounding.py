@@ -1,4 +1,4 @@
-"""helpers/attention/grounding.py: boxes as patches, the pointing game and mass in the box, by hand and by walking."""
+"""helpers/attention/grounding.py: boxes, pointing game, mass in the box."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from helpers.stats.bootstrap import bootstrap_mean
 
 
 def point(top_patch, grids, boxes, sizes):
-    """`pointing_hits` of questions with these boxes [x, y, width, height] on images (width, height)."""
+    """`pointing_hits` of questions with these boxes on images of these (width, height)."""
     questions = pd.DataFrame(grids, columns=["grid_rows", "grid_cols"])
     width, height = zip(*sizes, strict=True)
     numbers = {"width": Value("int32"), "height": Value("int32")}
@@ -30,7 +30,7 @@ def point(top_patch, grids, boxes, sizes):
 
 
 def test_boxes_by_hand():
-    # a 400 x 200 image under 2 x 4 patches: each patch is 100 x 100, centres at 50, 150, ...; the edge counts
+    # 400 x 200 under 2 x 4 patches of 100 x 100, centres at 50, 150, ...; the edge counts
     pair = [[0, 0, 60, 60], [340, 140, 60, 60]]
     boxes = [[[0, 0, 150, 50]], [[0, 0, 160, 160]], [[310, 110, 10, 10]], pair, []]
     top = np.array([[0, 1], [5, 2], [7, 6], [7, 3], [0, 0]])
@@ -131,7 +131,8 @@ class TestBoxes:
             ["map", "measure"]
         )
         assert table["estimate"].to_dict() == {
-            ("rollout", "pointing"): 0.5, ("rollout", "mass"): 1.5, ("L0H0", "pointing"): 0.5, ("L0H0", "mass"): 4.5,
+            ("rollout", "pointing"): 0.5, ("rollout", "mass"): 1.5,
+            ("L0H0", "pointing"): 0.5, ("L0H0", "mass"): 4.5,
         }  # fmt: skip
         assert (table["n"] == 2).all()
         assert table.loc[("L0H0", "pointing"), ["layer", "head"]].tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""helpers/attention/image_share.py against transformers' own attentions with their random patch order undone."""
+"""helpers/attention/image_share.py against transformers' attentions in raster order."""
 
 from itertools import pairwise, product
 
@@ -52,7 +52,7 @@ def make_batch(grids, lengths, patch=16, words=20, seed=0):
 
 
 def stock_attentions(model, batch):
-    """Per question (layer, head, query, key) in float64: eager attentions, padding out, raster order."""
+    """Eager attentions a question (layer, head, query, key): float64, no padding, raster order."""
     embeddings, caught = model.vilt.embeddings, []
     stock = embeddings.visual_embed
 
@@ -291,7 +291,7 @@ class TestInvariance:
 
 class TestValueNorms:
     def test_by_hand(self):
-        """One head of two: value (3, 4) through W = [[1, 0], [0, 2], [0, 0]] is (3, 8, 0), of norm sqrt(73)."""
+        """One head of two: (3, 4) through W = [[1, 0], [0, 2], [0, 0]] is (3, 8, 0)."""
         projection = torch.tensor([[9.0, 9, 1, 0], [9, 9, 0, 2], [9, 9, 0, 0]])
         values = torch.tensor([[[[0.0, 0.0]], [[3.0, 4.0]]]])
         assert value_norms(values, projection).tolist() == [[[0], [pytest.approx(73**0.5)]]]
@@ -405,7 +405,7 @@ class TestPlantedPatch:
             assert found["logits"].isfinite().all()
 
     def test_stock_maps_do_not(self, planted):
-        """What the module is for: the same head seen through output_attentions lights random patches."""
+        """Why the module exists: through output_attentions the same head lights random patches."""
         model, layer, head = planted
         batch, lit = show_patch((4, 6), 1, 2), set()
         for seed in range(8):

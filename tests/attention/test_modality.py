@@ -1,4 +1,4 @@
-"""helpers/attention/modality.py: withheld tokens are gone, Shapley values exact where they can be, ranks and AUC."""
+"""helpers/attention/modality.py: withheld tokens, Shapley values, ranks and AUC."""
 
 from itertools import permutations
 from math import factorial
@@ -38,8 +38,8 @@ def answer_without(model, inputs, words, patches) -> torch.Tensor:
     """Logits of one question whose other tokens are cut out of the sequence; there is no mask."""
     length = inputs["input_ids"].shape[1]
     hidden, _ = model.vilt.embeddings(
-        inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"], None, inputs["pixel_mask"],
-        None, inputs["image_embeds"], image_token_type_idx=1,
+        inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"], None,
+        inputs["pixel_mask"], None, inputs["image_embeds"], image_token_type_idx=1,
     )  # fmt: skip
     kept = [0, *(np.asarray(words, dtype=int) + 1), length - 1, length]
     hidden = hidden[:, [*kept, *(np.asarray(patches, dtype=int) + length + 1)]]
@@ -58,7 +58,7 @@ def prepare_one(model, encoded, index) -> dict:
     ("words", "patches"), [([0, 2, 3], range(24)), ([1], [5, 6, 20]), ([], []), ([2, 5], [0])]
 )
 def test_a_withheld_token_is_as_good_as_cut_out(vilt, encoded, words, patches):
-    """A gap in the text's mask takes a word away as a key, and nothing else: the others keep their places."""
+    """A gap in the text's mask removes a word as a key; the others keep their positions."""
     model, inputs = vilt[0], prepare_one(vilt[0], encoded, 6)
     kept = keep_patches(keep_words(inputs, [np.array(words)]), [np.array(patches)])
     logits = forward_raster(model, kept).logits[0]
@@ -424,7 +424,7 @@ def test_the_auc_of_one_family_is_mann_whitneys():
 
 
 def test_the_auc_compares_within_families_only():
-    """Told apart in a (20 questions), the wrong way round in b (10); c holds one kind and does not count."""
+    """Separated in a (20 questions), the wrong way round in b (10); c holds one kind only."""
     groups = np.repeat(["a", "b", "c"], [20, 10, 15])
     positive = np.concatenate(
         [np.arange(20) % 2 == 0, np.arange(10) % 2 == 0, np.ones(15, dtype=bool)]

@@ -49,8 +49,10 @@ def test_relevance_of_two_layers_by_hand():
                               [[[0.2, 0.8], [0.6, 0.4]], [[0.4, 0.6], [1.0, 0.0]]]])  # fmt: skip
     gradient = torch.tensor([[[[2.0, -1.0], [1.0, 1.0]], [[-3.0, 5.0], [2.0, 0.0]]],
                              [[[5.0, 0.5], [-1.0, 1.0]], [[0.0, 1.0], [0.2, 9.0]]]])  # fmt: skip
-    # first layer: heads (gA)+ = [[1, 0], [0, 1]] and [[0, 0], [1, 0]], mean [[.5, 0], [.5, .5]]; R = I + mean
-    # second layer: [[1, .4], [0, .4]] and [[0, .6], [.2, 0]], mean [[.5, .5], [.1, .2]]; R = R + mean R
+    # first layer: heads (gA)+ = [[1, 0], [0, 1]] and [[0, 0], [1, 0]],
+    # mean [[.5, 0], [.5, .5]]; R = I + mean
+    # second layer: [[1, .4], [0, .4]] and [[0, .6], [.2, 0]],
+    # mean [[.5, .5], [.1, .2]]; R = R + mean R
     first = torch.tensor([[1.5, 0.0], [0.5, 1.5]])
     second = first + torch.tensor(
         [[0.5 * 1.5 + 0.5 * 0.5, 0.5 * 1.5], [0.1 * 1.5 + 0.2 * 0.5, 0.2 * 1.5]]
@@ -69,7 +71,7 @@ def test_rollout_ends_where_attention_rollout_does(model, batch):
 
 class TestGradients:
     def test_against_finite_differences(self, batch):
-        """Add a little to one attention weight, after the softmax, and see what the answer's logit does."""
+        """Add a little to one attention weight after the softmax: how does the logit change?"""
         exact, step = load_vilt("fresh-small", answers=ANSWERS)[0].double(), 1e-4
         inputs = {
             name: value.double() if value.is_floating_point() else value
@@ -160,7 +162,7 @@ class TestGradients:
 
 
 def nudge(model, batch, layer, question, head, query, key, step):
-    """Logits when one attention weight of one question is larger by `step`; ViLT's softmax goes through its dropout."""
+    """Logits when one attention weight of one question is larger by `step`."""
 
     def add(_, __, probabilities):
         probabilities = probabilities.clone()
@@ -206,7 +208,7 @@ class TestExplanations:
                     )
 
     def test_value_weights_by_the_definition(self, explained, model, batch):
-        """|a (W_O^h (W_V^h LN(x) + b_V^h))|, a weight at a time, from the input that the layer norm gives."""
+        """|a (W_O^h (W_V^h LN(x) + b_V^h))|, a weight at a time, from the normed input."""
         normed, question = [], 3
         hooks = [
             layer.layernorm_before.register_forward_hook(

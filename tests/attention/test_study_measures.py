@@ -73,7 +73,8 @@ def test_relevance_is_measured_once_and_shared_out(study, measured):
 
 @pytest.mark.parametrize(
     ("setting", "device", "expected"),
-    [("auto", "cuda", torch.float16), ("bf16", "cuda", torch.bfloat16), ("fp32", "cuda", torch.float32),
+    [("auto", "cuda", torch.float16), ("bf16", "cuda", torch.bfloat16),
+     ("fp32", "cuda", torch.float32),
      ("auto", "cpu", torch.float32), ("bf16", "cpu", torch.float32)],
 )  # fmt: skip
 def test_precision(setting, device, expected):
@@ -81,7 +82,7 @@ def test_precision(setting, device, expected):
 
 
 def test_a_table_begun_on_a_gpu_is_begun_again_on_a_cpu(study, measured, monkeypatch):
-    """The setting is the same ("auto"), what it means is not: the half-made shards are not taken."""
+    """The setting is the same ("auto"), what it means is not: no half shard is kept."""
     _, model, encoded, table = measured
     given = {"model": model, "encoded": encoded, "study": replace(study, run_name="moved")}
     for name in ("model", "dataset"):
@@ -105,7 +106,7 @@ def test_a_table_begun_on_a_gpu_is_begun_again_on_a_cpu(study, measured, monkeyp
 
 
 def test_half_precision_agrees_with_full_on_average(measured, tmp_path):
-    """The stated bound: single splits within 0.01, means over questions within 0.0005 (fp16, as on a GPU)."""
+    """fp16, as on a GPU: single splits within 0.01, means over questions within 0.0005."""
     _, model, encoded, table = measured
     half = extract_attention(copy.deepcopy(model).half(), encoded, tmp_path, 32, 50)
     difference = read_attention(half).split - table.split
