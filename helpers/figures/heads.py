@@ -1,7 +1,7 @@
 """Figures of notebook 05: roles of heads, what their removal costs, and what predicts it.
 
 Layers run downwards, heads across. Tables come from helpers.heads: `roles.score_roles`,
-`roles.compare_roles`, `removal.removal_effects`, `importance.rank_measures`.
+`roles.compare_roles`, `removal.removal_effects`, `removal.rank_measures`.
 """
 
 from collections.abc import Sequence

@@ -265,7 +265,7 @@ class Microbatch:
     """Questions whose attention is computed at once; at ViLT-B/32 size on a CPU a single one.
 
     questions: their places in the batch (q,). n_text: text tokens, after which the image's own CLS
-    stands. groups: bool (q, 5, tokens), as `attention.token_groups`, cut to the longest text and
+    stands. groups: bool (q, 5, tokens), as `image_share.token_groups`, cut to the longest text and
     image here. rows: (q, tokens), each token's row among the packed ones, 0 at padding. valid: bool
     (q, tokens), or None without padding.
     """
@@ -319,7 +319,7 @@ class PackedForward:
     """One forward pass of ViLT in eval mode, walked layer by layer; the stock pass up to rounding.
 
     model: a ViLT of transformers, or its inner ViltModel. inputs: a batch with image_embeds (see
-    `attention.prepare_batch`). groups: its tokens' groups. microbatch_size: questions whose
+    `image_share.prepare_batch`). groups: its tokens' groups. microbatch_size: questions whose
     attention is held at once, by default as many as fit the cache of a CPU (a few large kernels
     would wait for memory) or 1 GB of a GPU (many small ones would wait for their launch).
     Each layer must be run to its end, as its microbatches make the z that the next one reads.

@@ -235,7 +235,7 @@ def compare_groups(
     Ordinary least squares; variances from leaving out an image at a time, and degrees of freedom from how
     the groups lie in the images (`helpers.stats.cluster_robust`): a group on few images counts as few. The omnibus is
     the approximate Hotelling test of Pustejovsky and Tipton (2018). How often these tests err was measured
-    with `helpers.stats.simulate`; see tests/test_simulate.py. Hedges g: the (adjusted) difference over the pooled
+    with `helpers.stats.simulate`; see tests/stats/test_simulate.py. Hedges g: the (adjusted) difference over the pooled
     standard deviation of the groups' raw values, times 1 - 3 / (4 df - 1).
 
     Groups that are not `has_enough_data` are left out of the fit, and their pairs are NaN. So is a column whose

@@ -1,4 +1,4 @@
-"""helpers/model/packed.py: the same numbers as the padded forward, in microbatches of any size."""
+"""helpers/model/forward.py: the same numbers as the padded forward, in microbatches of any size."""
 
 import weakref
 
