@@ -1,10 +1,12 @@
-"""What does reusing the computation before the removed head save, over all layers, at ViLT-B/32 size?
+"""What does reusing the computation before the removed head save, over all layers, at ViLT-B/32
+size?
 
 python benchmarks/bench_ablate.py
 python benchmarks/bench_ablate.py --device cuda --batch-size 32 --heads 12
 
-For some heads of each of the 12 layers (all with --heads 12), on one batch of mixed COCO sizes: (a) a stock forward
-pass for each head, silenced by a hook; (b) ours, from the head's layer on. Weights are random ("fresh-b32"). Medians of the ratios within a round.
+For some heads of each of the 12 layers (all with --heads 12), on one batch of mixed COCO sizes:
+(a) a stock forward pass for each head, silenced by a hook; (b) ours, from the head's layer on.
+Weights are random ("fresh-b32"). Medians of the ratios within a round.
 """
 
 import argparse
@@ -79,7 +81,8 @@ def main() -> None:
         ]
     *_, ours = variants
     print(
-        f"{len(heads)} heads of 12 layers, batch {given.batch_size}, {given.device}, {given.threads} threads"
+        f"{len(heads)} heads of 12 layers, batch {given.batch_size}, {given.device}, "
+        f"{given.threads} threads"
     )
     print(f"logits agree to {apart:.1e}")
     for name in variants:

@@ -1,13 +1,14 @@
-"""How much time and memory does measuring attention take at ViLT-B/32 size, against the stock model?
+"""What do measures of attention cost at ViLT-B/32 size, in time and memory?
 
-python benchmarks/bench_extract.py                                      a batch, and a generated data set
-python benchmarks/bench_extract.py --data-root ../shared/vqav2_sample   the photographs there
+python benchmarks/bench_extract.py                                a batch, and a generated data set
+python benchmarks/bench_extract.py --data-root FOLDER             the photographs there
 python benchmarks/bench_extract.py --device cuda --dtype fp16 --batch-size 64
 
-One batch of mixed COCO sizes, the variants in turn: (a) the stock forward without attentions; (b) the stock forward
-with output_attentions=True, reduced to the split; (c) ours: split and entropy, and all measures. Then a data set: ours
-against the tutorials' way, processor and stock forward one question at a time. Weights are random ("fresh-b32"): time
-does not depend on them. Medians and ratios within a round, so that other work on the machine disturbs them little.
+One batch of mixed COCO sizes, the variants in turn: (a) the stock forward without attentions; (b)
+the stock forward with output_attentions=True, reduced to the split; (c) ours: split and entropy,
+and all measures. Then a data set: ours against the tutorials' way, processor and stock forward
+one question at a time. Weights are random ("fresh-b32"): time does not depend on them. Medians
+and ratios within a round, so that other work on the machine disturbs them little.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def make_batch(n: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def reduce_stock(model, batch: dict[str, Tensor]) -> Tensor:
-    """The usual way: every layer's matrices at once, then mass on text and on image for each query."""
+    """The usual way: all layers' matrices at once, then each query's mass on text and image."""
     layers = model(**batch, output_attentions=True).attentions
     n_text = batch["input_ids"].shape[1]
     return torch.stack(
@@ -73,7 +74,7 @@ def reduce_stock(model, batch: dict[str, Tensor]) -> Tensor:
 
 
 def measure_memory(name: str, n: int, device: str, dtype: torch.dtype, threads: int) -> float:
-    """What a variant adds at its peak over the loaded model and batch, in MB, in a process of its own."""
+    """What a variant adds at its peak to the loaded model, in MB, in a process of its own."""
     torch.set_num_threads(threads)
     model = load_vilt("fresh-b32")[0].to(device, dtype)
     run = list_variants(model, make_batch(n, device, dtype))[name]
@@ -97,7 +98,7 @@ def read_status(name: str) -> float:
 
 
 def measure_rate(device: str, dtype: torch.dtype) -> float:
-    """The machine's matrix-product rate at ViLT-B/32's largest layer, in floating-point operations a second."""
+    """The machine's rate of matrix products at ViLT-B/32's largest layer, in FLOP a second."""
     tokens = torch.randn(1832, 768, device=device, dtype=dtype)
     layer = torch.nn.Linear(768, 3072, device=device, dtype=dtype)
     runs = [time_run(lambda: [layer(tokens) for _ in range(10)]) for _ in range(6)]
@@ -146,7 +147,8 @@ def bench_batch(model, n: int, rounds: int, device: str, dtype: torch.dtype) -> 
         memory = f"{added[name]:6.0f} MB added, {added[name] / added[usual]:.2f} of (b)"
         work = count_operations(run)
         print(
-            f"{seconds:7.3f} s  {ratio:5.2f} of (a)  {memory}  {work / 1e9:5.0f} GFLOP at {work / seconds / rate:4.0%}"
+            f"{seconds:7.3f} s  {ratio:5.2f} of (a)  {memory}  "
+            f"{work / 1e9:5.0f} GFLOP at {work / seconds / rate:4.0%}"
             f" of that rate  {name}"
         )
 
@@ -177,7 +179,7 @@ def make_questions(folder: Path, n_images: int, per_image: int) -> Dataset:
 def bench_data(
     model, processor, dataset: Dataset, folder: Path, batch_size: int, device: str
 ) -> None:
-    """A whole data set: ours from prepared pictures, and the tutorials' way, one question at a time."""
+    """A whole data set: ours from prepared pictures, the tutorials' one question at a time."""
     words = sorted(
         {word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()}
     )
@@ -212,7 +214,8 @@ def bench_data(
     split, ours, prepared = (seconds / len(dataset) for seconds in (split, ours, prepared))
     pictures = len(encoded.sizes)
     print(
-        f"\n{len(dataset)} questions about {pictures} pictures, batches of {batch_size}; tutorials on {len(some)}"
+        f"\n{len(dataset)} questions about {pictures} pictures, batches of {batch_size}; "
+        f"tutorials on {len(some)}"
     )
     for seconds, name in (
         (theirs, "processor and stock forward with output_attentions=True, one question at a time"),

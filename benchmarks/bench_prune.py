@@ -3,8 +3,9 @@
 python benchmarks/bench_prune.py
 python benchmarks/bench_prune.py --device cuda --batch-size 32 --rounds 31
 
-Weights are random ("fresh-b32"): time does not depend on them, nor on which heads and layers go. One
-question at once, and a batch of mixed COCO sizes; models in turn within a round, ratios in pairs.
+Weights are random ("fresh-b32"): time does not depend on them, nor on which heads and layers go.
+One question at once, and a batch of mixed COCO sizes; models in turn within a round, ratios in
+pairs.
 """
 
 import argparse
@@ -61,9 +62,11 @@ def main() -> None:
     for row in compare_turns(turns, "whole").itertuples():
         model = models[row.model]
         memory = measure_memory(model, batches[row.questions])
+        parameters = count_parameters(models[row.model.partition(",")[0]])
         print(
-            f"{row.questions:3} at once  {row.model:24} {1000 * row.seconds:8.1f} ms  {row.faster:5.2f} times as fast "
-            f"[{row.low:.2f}, {row.high:.2f}]  {count_parameters(models[row.model.partition(',')[0]]) / 1e6:6.1f} M parameters  "
+            f"{row.questions:3} at once  {row.model:24} {1000 * row.seconds:8.1f} ms  "
+            f"{row.faster:5.2f} times as fast "
+            f"[{row.low:.2f}, {row.high:.2f}]  {parameters / 1e6:6.1f} M parameters  "
             f"weights {measure_weights(model) / 1e6:5.0f} MB, peak {memory / 1e6:5.0f} MB"
         )
 

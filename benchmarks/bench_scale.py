@@ -1,13 +1,15 @@
 """Does memory stay flat when questions are many, and how long does summarising a large table take?
 
-python benchmarks/bench_scale.py                       extraction of 1,000 and 10,000, a table of 200,000 questions
+python benchmarks/bench_scale.py       extraction of 1,000 and 10,000, a table of 200,000 questions
 python benchmarks/bench_scale.py --questions 20000     a smaller table
 
-Extraction: the phantom's ViLT with new answers, each count of questions in a process of its own; memory is what the
-extraction adds at its peak to the loaded model and questions. The table: generated numbers at ViLT-B/32's 12 layers of
-12 heads, 5 questions an image, written by `extract_attention` itself and dropped from the disk cache; then a process
-that has two cores reads it and bootstraps over images: excess image share of [CLS] and words and entropy by layer and
-head, and the excess of [CLS] by family. Peak memory is the whole process's; seconds are without its imports.
+Extraction: the phantom's ViLT with new answers, each count of questions in a process of its own;
+memory is what the extraction adds at its peak to the loaded model and questions. The table:
+generated numbers at ViLT-B/32's 12 layers of 12 heads, 5 questions an image, written by
+`extract_attention` itself and dropped from the disk cache; then a process that has two cores
+reads it and bootstraps over images: excess image share of [CLS] and words and entropy by layer
+and head, and the excess of [CLS] by family. Peak memory is the whole process's; seconds are
+without its imports.
 """
 
 import argparse
@@ -68,7 +70,8 @@ def bench_extraction(threads: int, shard_size: int) -> None:
     few, many = (float(run[-1]) for run in runs)
     growth = 1e6 * (many - few) / (COUNTS[1] - COUNTS[0])
     print(
-        f"extraction, shards of {shard_size}: {few:.0f} MB added for {COUNTS[0]:,} questions, {many:.0f} MB for "
+        f"extraction, shards of {shard_size}: {few:.0f} MB added for {COUNTS[0]:,} questions, "
+        f"{many:.0f} MB for "
         f"{COUNTS[1]:,}: {many / few:.2f} x, {growth:.0f} bytes a question"
     )
 
@@ -88,7 +91,7 @@ def run_alone(threads: int, *arguments: str) -> str:
 
 
 class GeneratedQuestions:
-    """As much of EncodedQuestions as extraction asks for: questions of 4 to 11 words on pictures of one size."""
+    """What extraction needs of EncodedQuestions: 4 to 11 words, pictures of one size."""
 
     def __init__(self, count: int):
         rng, numbers = np.random.default_rng(0), np.arange(count)
@@ -154,7 +157,8 @@ def write_table(folder: Path, count: int) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     size = sum(path.stat().st_size for path in paths)
     print(
-        f"table: {count:,} questions x 144 heads, {len(MEASURES)} measures, {len(paths)} shards, {size / 1e9:.2f} GB "
+        f"table: {count:,} questions x 144 heads, {len(MEASURES)} measures, {len(paths)} shards, "
+        f"{size / 1e9:.2f} GB "
         f"({size / count / 1e3:.1f} KB a question), written in {seconds:.0f} s"
     )
 

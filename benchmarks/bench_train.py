@@ -1,14 +1,15 @@
 """How fast is a training step, and what does it hold, against the stock model's own loop?
 
-python benchmarks/bench_train.py                                         ViLT-B/32, batch 8 (CPU) or 32 and 64 (GPU)
-python benchmarks/bench_train.py --data-root ../shared/vqav2_sample      real photographs instead of generated ones
+python benchmarks/bench_train.py                        ViLT-B/32, batch 8 (CPU) or 32 and 64 (GPU)
+python benchmarks/bench_train.py --data-root FOLDER     real photographs instead of generated ones
 
-Three loops over the same questions in one run, alternating; the fastest pass of each counts. Memory is what a pass adds to
-the loaded model: gradients, AdamW's state, activations, batches.
-  stock      the model as transformers has it (eager attention), pictures decoded and resized by the processor for every batch
-  stock fed  the same model, fed with prepared batches in random order: what preparing alone brings
-  ours       prepared batches alike in size, raster-order embeddings, fused attention, fused AdamW
-On a GPU also ours in the precision that fine-tuning takes there. Weights are random: time does not depend on them.
+Three loops over the same questions in one run, alternating; the fastest pass of each counts.
+Memory is what a pass adds to the loaded model: gradients, AdamW's state, activations, batches.
+stock the model as transformers has it (eager attention), pictures decoded and resized by the
+processor for every batch stock fed the same model, fed with prepared batches in random order:
+what preparing alone brings ours prepared batches alike in size, raster-order embeddings, fused
+attention, fused AdamW On a GPU also ours in the precision that fine-tuning takes there. Weights
+are random: time does not depend on them.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def make_questions(root: str | None, folder: Path, count: int) -> tuple[Dataset,
 
 
 def measure_alone(name: str, options: argparse.Namespace, batch_size: int) -> float:
-    """Most memory that a pass adds to the loaded model, in GB, in a process that no earlier loop has grown."""
+    """Most memory that a pass adds to the loaded model, in GB, in a process of its own."""
     command = [sys.executable, __file__, "--only", name, "--batch-size", str(batch_size)]
     command += ["--steps", str(options.steps), "--threads", str(options.threads)]
     command += ["--data-root", options.data_root] if options.data_root else []
@@ -146,7 +147,8 @@ def report(loops: dict, options: argparse.Namespace, batch_size: int) -> None:
     )
     for name in loops:
         print(
-            f"  {name:<26} {speed[name]:7.3f} {speed[name] / speed['stock']:9.2f} {held[name]:12.2f} GB "
+            f"  {name:<26} {speed[name]:7.3f} {speed[name] / speed['stock']:9.2f} "
+            f"{held[name]:12.2f} GB "
             f"{held[name] / held['stock']:9.2f}"
         )
 

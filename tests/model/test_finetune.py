@@ -155,7 +155,7 @@ finetune.finetune(study, prepare.load_dataset(study))
 
 
 def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
-    """SIGKILL inside the second epoch, start again: same metrics and weights as an unbroken run, also in parts."""
+    """SIGKILL in the second epoch, start again: metrics and weights of an unbroken run."""
     names = ("data_root", "runs_root", "checkpoint", "run_name", "epochs", "batch_size", "device")
     settings = {**study.settings(*names), "epochs": 3, "patience": 9, "device_batch_size": 8}
     broken = Study.load("phantom", **settings)
@@ -185,7 +185,7 @@ def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoints(phantom_root, tmp_path_factory):
-    """The checkpoints of a training that was stopped before it could tidy up: best first, last later."""
+    """The checkpoints of a training stopped before it could tidy up: best first, last later."""
     root = tmp_path_factory.mktemp("stopped")
     settings = {
         "data_root": str(phantom_root),
@@ -229,7 +229,7 @@ def test_the_best_checkpoint_is_found_where_the_run_has_moved(checkpoints, tmp_p
 
 
 def test_a_run_killed_after_it_had_stopped_early_does_not_train_on(study, monkeypatch):
-    """Stopped by patience, killed before its model was saved, started again: the same evaluations and weights."""
+    """Stopped by patience, killed before it was saved, started again: ends the same."""
     data = prepare.load_dataset(study)
     whole = run_again(study, "whole", data, patience=1, epochs=4)
     with monkeypatch.context() as patch:
@@ -364,7 +364,7 @@ def run_again(study, name, data, **settings):
 
 
 def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
-    """A device that holds 5 questions: 16, then 8 and 8, fail; 4 x 4 fit, and the training is that of 16."""
+    """A device that holds 5 questions: 16 and 2 x 8 fail, 4 x 4 fit and train as 16 do."""
     data = prepare.load_dataset(study)
     compute, seen = finetune.RasterTrainer.compute_loss, []
 
@@ -394,7 +394,7 @@ def test_a_batch_of_one_that_does_not_fit_is_an_error(study, monkeypatch):
 
 
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monkeypatch):
-    """Evaluations say 0.1, 0.5, 0.4, 0.3, 0.2: with patience 2 the fourth is the last, and the second's weights stay."""
+    """Accuracies 0.1, 0.5, 0.4, 0.3, 0.2: patience 2 stops at the fourth, keeps the second."""
     data = prepare.load_dataset(study)
     told, weights = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1]), []
     evaluate = finetune.RasterTrainer.evaluate
@@ -422,7 +422,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monke
 
 
 def test_half_precision_trains_and_saves_full_weights(study):
-    """bf16 autocast, which a CPU has too: other losses than fp32, near them; the saved weights are fp32."""
+    """bf16 autocast on a CPU: losses near those of fp32, not equal; saved weights are fp32."""
     data = prepare.load_dataset(study)
     few = DatasetDict({name: part.select(range(32)) for name, part in data.items()})
     full = {"checkpoint": "fresh-small"}  # in float32
@@ -452,7 +452,7 @@ def padded(phantom_root):
 
 class TestFusedAttention:
     def test_losses_and_gradients_equal_the_stock_models(self, padded):
-        """The stock model as it stands (eager, random patch order) against ours: the issue's 1e-4, relative."""
+        """The stock model (eager, random patch order) against ours: 1e-4, relative."""
         answers, inputs = padded
         model, _ = load_vilt("fresh-small", answers=answers)
         stock = model(**inputs).loss
@@ -496,7 +496,7 @@ class TestFusedAttention:
 
 
 def test_raster_trainer_uses_the_raster_forward(study):
-    """The loss that the Trainer sees is that of forward_raster, and no random permutation is drawn."""
+    """The Trainer's loss is that of forward_raster, and no random permutation is drawn."""
     data = prepare.load_dataset(study)
     answers = build_vocabulary(data["train"]["answers"], 50)
     model, processor = load_vilt("fresh-small", answers=answers, seed=0)

@@ -1,4 +1,4 @@
-"""Timing in turns, paired ratios, lower precisions and memory: by hand where nothing needs to be timed."""
+"""Timing in turns, paired ratios, lower precisions and memory, by hand where it can be."""
 
 import copy
 import warnings
@@ -23,7 +23,7 @@ def make_turns(seconds: dict[str, list[float]], questions: int = 1) -> pd.DataFr
 
 
 def test_ratios_are_paired_within_a_round():
-    """Every round is slower than the one before: only pairs tell that one model is twice as fast."""
+    """Every round is slower than the last: only pairs tell that one model is twice as fast."""
     slow = [1.0, 2, 4, 8, 16, 32, 64]
     table = latency.compare_turns(
         make_turns({"whole": slow, "light": [s / 2 for s in slow]}), "whole"
@@ -54,7 +54,9 @@ def test_few_rounds_have_no_interval():
 
 
 def test_batch_sizes_are_kept_apart():
-    turns = pd.concat([make_turns({"whole": [4.0] * 6, "light": [2.0] * 6}, 1), make_turns({"whole": [9.0] * 6, "light": [3.0] * 6}, 32)])  # fmt: skip
+    one = make_turns({"whole": [4.0] * 6, "light": [2.0] * 6}, 1)
+    many = make_turns({"whole": [9.0] * 6, "light": [3.0] * 6}, 32)
+    turns = pd.concat([one, many])
     table = latency.compare_turns(turns, "whole").set_index(["questions", "model"])
     assert table["faster"].to_dict() == {
         (1, "whole"): 1,
@@ -147,7 +149,7 @@ def test_int8_weights_are_counted(vilt):
 
 
 def test_the_ledger_by_hand():
-    """Two tensors of 4,000 bytes at once, then one of 8,000 alone; views and known tensors count nothing."""
+    """Two tensors of 4,000 bytes, then one of 8,000 alone; views and known ones count nothing."""
     known = torch.zeros(1000)
     with latency.MemoryLedger([known]) as ledger:
         first = known + 1
