@@ -172,12 +172,12 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     flow: (layer, query group, key group), 5 groups each in the order of GROUP_NAMES: the mean over
     heads and over the group's queries of the attention on the group's keys. Rows sum to 1 and are
-    NaN for a group without tokens. Returns masses (layer + 1, group) and bands (layer, query group, key
-    group): masses[l] is what layer l reads, the last row is 1 on [CLS]. With T[l] = 0.5 * flow[l] +
-    0.5 * identity (Abnar and Zuidema 2020: half attention, half residual path), bands[l, q, k] =
-    masses[l + 1, q] * T[l, q, k] and masses[l] = bands[l].sum(0). This product over groups is not
-    the exact rollout: within a group all tokens count as alike. ValueError for another shape, or
-    where a row that counts does not sum to 1.
+    NaN for a group without tokens. Returns masses (layer + 1, group) and bands (layer, query
+    group, key group): masses[l] is what layer l reads, the last row is 1 on [CLS]. With T[l] = 0.5
+    * flow[l] + 0.5 * identity (Abnar and Zuidema 2020: half attention, half residual path),
+    bands[l, q, k] = masses[l + 1, q] * T[l, q, k] and masses[l] = bands[l].sum(0). This product
+    over groups is not the exact rollout: within a group all tokens count as alike. ValueError for
+    another shape, or where a row that counts does not sum to 1.
     """
     flow = np.asarray(flow, dtype=float)
     if flow.ndim != 3 or flow.shape[1:] != (5, 5):

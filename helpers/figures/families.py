@@ -144,8 +144,8 @@ def plot_separation(table: pd.DataFrame) -> Figure:
     """Which heads separate families, and by how much: layers downwards, heads across.
 
     table: query, layer, head, difference (size of the largest difference found, NaN for none),
-    label (which pair, "more > less"), tested (else hatched). With more than eight heads a cell shows the
-    number alone.
+    label (which pair, "more > less"), tested (else hatched). With more than eight heads a cell
+    shows the number alone.
     """
     queries = list(table["query"].unique())
     shape = (table["layer"].max() + 1, table["head"].max() + 1)
@@ -185,8 +185,8 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     """Which families differ: for each pair, how many heads tell it apart, and the median effect.
 
     table: query, group_a, group_b, heads (tested), apart (of these, how many tell the pair apart),
-    g (median size of Hedges g over the heads tested). sizes: indexed by family, columns questions and
-    enough. A pair with no head tested is hatched.
+    g (median size of Hedges g over the heads tested). sizes: indexed by family, columns questions
+    and enough. A pair with no head tested is hatched.
     """
     queries, families = list(table["query"].unique()), list(sizes.index)
     names = [name_group(row.Index, row.questions, row.enough) for row in sizes.itertuples()]

@@ -301,7 +301,8 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
     """Does attention predict importance? Accuracy lost without a head against what it attends to.
 
     table: a row a head with layer, name, drop, low, high and the columns of `measures`,
-    {column: axis label with its unit}. The `named` heads that matter most are labelled; colour and marker of a
+    {column: axis label with its unit}. The `named` heads that matter most are labelled; colour and
+    marker of a
     point: its layer.
     """
     colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, int(table["layer"].max()) + 1))

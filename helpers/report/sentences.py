@@ -5,7 +5,7 @@
 Functions take a notebook's tables and return text that is true for either outcome: found, not
 found, the other way round, or too few questions to tell. Shares lie between 0 and 1 in tables and
 are said in points (of 100). Accuracy is in percent and its differences in points. Rows with an
-interval have low and high; n counts questions and n_clusters images; `told` and `has_enough_data` say that
+interval have low and high; n counts questions and n_clusters images; `told` and `enough` say that
 these are enough; p_corrected below 0.05 is "beyond chance".
 """
 

@@ -1,4 +1,4 @@
-"""Statistics for questions that come in clusters, the images: intervals, tests, and their checks."""
+"""Statistics for questions that come in images: intervals, tests, and how often they are wrong."""
 
 from helpers.stats import simulate
 from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_correlation

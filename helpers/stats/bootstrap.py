@@ -48,11 +48,11 @@ def bootstrap_mean(
     values: (n, ...), one row a question; NaN is left out, column by column. image_ids: (n,).
     Returns fields of shape (...). `low` and `high` are NaN with fewer than two images.
 
-    For a paired difference (trained minus random weights, intact minus ablated, on the same questions)
-    pass `values_a - values_b`. The same seed and images give the same resamples.
+    For a paired difference (trained minus random weights, intact minus ablated, on the same
+    questions) pass `values_a - values_b`. The same seed and images give the same resamples.
 
-    Whole images are drawn with replacement (multinomial counts), so that a replicate is a ratio of two
-    matrix products. The interval is widened for few or unequal images (`_expand_tails`).
+    Whole images are drawn with replacement (multinomial counts), so that a replicate is a ratio of
+    two matrix products. The interval is widened for few or unequal images (`_expand_tails`).
     """
     values, codes = check_rows(values, image_ids)
     shape = values.shape[1:]
@@ -77,9 +77,9 @@ def bootstrap_by_group(
     """Mean and interval of each group of questions (question families), as a tidy table.
 
     values: (n, ...); groups, image_ids: (n,). axes: a name for each axis of values after the first,
-    such as ("layer", "head"). Columns: group, the axes, estimate, low, high, n, n_clusters (images).
-    Groups come in order of appearance (a pandas Categorical: its own order); questions without a
-    group are left out.
+    such as ("layer", "head"). Columns: group, the axes, estimate, low, high, n, n_clusters
+    (images). Groups come in order of appearance (a pandas Categorical: its own order); questions
+    without a group are left out.
     """
     values, codes = check_rows(values, image_ids)
     group_codes, names = code_groups(groups, len(values))
@@ -146,7 +146,7 @@ def _expand_tails(counts: np.ndarray, level: float) -> np.ndarray:
 
 
 def _percentiles(replicates: np.ndarray, tail: np.ndarray) -> list[np.ndarray]:
-    """Bounds (k,), (k,) of replicates (n_resamples, k), a share `tail` (k or 1) cut off on each side.
+    """Bounds (k,), (k,) of replicates (n_resamples, k), with a share `tail` cut off on each side.
 
     numpy.nanquantile takes no quantile of its own for each column, and is slower.
     """

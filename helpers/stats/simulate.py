@@ -1,8 +1,8 @@
 """How often the project's tests and intervals are wrong, on made-up values whose truth is known.
 
-The questions, images and families are a run's own. The values are sampled many times, alike within an
-image, and go through the functions that the run itself uses. Every rate comes with n and Wilson's 95 %
-interval, because a simulation is a sample too.
+The questions, images and families are a run's own. The values are sampled many times, alike within
+an image, and go through the functions that the run itself uses. Every rate comes with n and
+Wilson's 95 % interval, because a simulation is a sample too.
 """
 
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ def intraclass_correlation(
 
     values: (n, ...) without NaN; image_ids: (n,). groups: (n,), question families, whose means are
     taken off first: where families differ, they would hide how alike the questions of an image are.
-    (MSB - MSW) / (MSB + (m - 1) MSW) from the mean squares between and within images, with m the mean
-    number of questions an image, corrected for unequal numbers (Donner 1986, International
+    (MSB - MSW) / (MSB + (m - 1) MSW) from the mean squares between and within images, with m the
+    mean number of questions an image, corrected for unequal numbers (Donner 1986, International
     Statistical Review 54). It may be negative; NaN where every image has one question.
     """
     values, codes = np.asarray(values, dtype=float), np.unique(image_ids, return_inverse=True)[1]
@@ -99,9 +99,9 @@ def rejection_rates(
     groups, image_ids: (n,); covariates: None or (n, c), then a row "pair, adjusted" is added. Each
     study tests every pair of families in so many heads. Without any effect: how often single tests
     have p < 0.05 (pair, omnibus), and how often a study finds anything after Holm's correction
-    (family-wise error). With one family raised by `effect` standard deviations in every second head:
-    which share of what a study finds after Benjamini and Hochberg's correction is false (false
-    discovery rate). Columns: procedure, kind, rate, low, high, n (studies; for single tests
+    (family-wise error). With one family raised by `effect` standard deviations in every second
+    head: which share of what a study finds after Benjamini and Hochberg's correction is false
+    (false discovery rate). Columns: procedure, kind, rate, low, high, n (studies; for single tests
     studies x heads).
     """
     values = sample_values(image_ids, studies * heads, correlation, shape, seed)
@@ -157,7 +157,7 @@ def coverage_rates(
 
 
 def describe_rate(procedure: str, kind: str, hits: np.ndarray) -> pd.DataFrame:
-    """One row: the mean of hits (n,), shares in [0, 1], with Wilson's interval as if 0 or 1 each."""
+    """One row: the mean of hits (n,), in [0, 1], with Wilson's interval as if each were 0 or 1."""
     rate, n = (hits.mean(), len(hits)) if len(hits) else (np.nan, 0)
     low, high = proportion_confint(rate * n, n, method="wilson") if n else (np.nan, np.nan)
     row = {"procedure": procedure, "kind": kind, "rate": rate, "low": low, "high": high, "n": n}

@@ -143,6 +143,7 @@ CASES = [  # images, shares of the families, whole images
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_images", "shares", "whole"), CASES)
 @pytest.mark.parametrize("shape", ["normal", "heavy"])
 def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, shape):
@@ -159,6 +160,7 @@ def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, sha
     assert held.between(0.92, 0.98).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_images", [5, 8, 12])
 def test_with_few_images_tests_are_rather_too_careful(n_images):
     drawn = [draw_questions(n_images, [0.4, 0.3, 0.3], per_image=9, seed=seed) for seed in range(4)]
@@ -168,6 +170,7 @@ def test_with_few_images_tests_are_rather_too_careful(n_images):
     assert found["pair"] >= 0.03
 
 
+@pytest.mark.slow
 def test_a_family_on_six_of_80_images_does_not_reject_too_often():
     rejected = []
     for seed in range(4):
@@ -192,6 +195,7 @@ def test_ignoring_the_images_is_noticed():
     assert (naive["p"] < 0.05).mean() > 0.12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_images", "level"), [(15, 0.05), (80, 0.05), (80, 0.001)])
 def test_the_smallest_difference_is_found_four_times_in_five(n_images, level):
     drawn = draw_questions(n_images, [0.7, 0.3], seed=2)

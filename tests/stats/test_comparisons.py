@@ -72,7 +72,7 @@ def test_interval_equals_the_enumeration_of_all_resamples():
         np.concatenate([members[c] for c in drawn]).mean()
         for drawn in itertools.product(range(5), repeat=5)
     ]
-    interval = stats.bootstrap_mean(values, clusters, n_resamples=200_000, level=0.8)
+    interval = stats.bootstrap_mean(values, clusters, n_resamples=50_000, level=0.8)
     tail = expanded_tail([2, 1, 3, 2, 1], 0.8)
     assert [interval.low, interval.high] == pytest.approx(
         np.quantile(means, [tail, 1 - tail]), abs=0.01
