@@ -218,6 +218,7 @@ def assert_whole(folder: Path) -> None:
     assert [(folder / name).read_text() for name in ("first", "second")] == [text, text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("next_version", [1, 2])
 def test_a_kill_between_any_two_changes_leaves_old_or_new(tmp_path, next_version):
     """next_version: the inputs of the call after the kill, the old or the new ones."""

@@ -21,28 +21,15 @@ SETUP, PARAMETERS = TAGGED["setup"], TAGGED["parameters"]
 STUDY = next(cell.source for cell in NOTEBOOK.cells if "Study.load" in cell.source)
 ADDRESS = re.search(r"https://github\.com/[\w/-]+", SETUP)[0]
 OLD_SITE = ["ipywidgets==7.7.1", "numpy==2.0.2", "pandas==2.2.2"]  # as on Colab
-COLAB_HAS = {  # of June 2026 (github.com/googlecolab/backend-info), as far as it touches the pins
-    "torch": "2.11.0+cu128",
-    "torchvision": "0.26.0+cu128",
-    "transformers": "5.9.0",
-    "tokenizers": "0.22.2",
-    "huggingface-hub": "1.17.0",
-    "accelerate": "1.13.0",
-    "datasets": "4.0.0",
-    "pyarrow": "18.1.0",
-    "filelock": "3.29.0",
-    "pillow": "11.3.0",
-    "scipy": "1.16.3",
-    "statsmodels": "0.14.6",
-    "matplotlib": "3.10.0",
-    "seaborn": "0.13.2",
-    "aiohttp": "3.14.0",
-    "click": "8.4.1",
-    "entrypoints": "0.4",
-    "tenacity": "9.1.4",
-    "tqdm": "4.67.3",
+# of June 2026 (github.com/googlecolab/backend-info), as far as it touches the pins
+COLAB_HAS = {
+    "torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128", "transformers": "5.9.0",
+    "tokenizers": "0.22.2", "huggingface-hub": "1.17.0", "accelerate": "1.13.0", "datasets": "4.0.0",
+    "pyarrow": "18.1.0", "filelock": "3.29.0", "pillow": "11.3.0", "scipy": "1.16.3",
+    "statsmodels": "0.14.6", "matplotlib": "3.10.0", "seaborn": "0.13.2", "aiohttp": "3.14.0",
+    "click": "8.4.1", "entrypoints": "0.4", "tenacity": "9.1.4", "tqdm": "4.67.3",
     "pydantic": "2.12.3",
-}
+}  # fmt: skip
 PINS = dict(
     line.split("==")
     for line in (ROOT / "requirements.txt").read_text().splitlines()
@@ -93,50 +80,28 @@ def fake_colab(tmp_path_factory):
 def published(tmp_path_factory):
     """The address of a git repository with two commits of what the setup cell needs."""
     source = tmp_path_factory.mktemp("published")
-    shutil.copytree(
-        ROOT / "helpers", source / "helpers", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    skipped = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "helpers", source / "helpers", ignore=skipped)
     shutil.copy(ROOT / "requirements.txt", source)
     git = ["git", "-C", str(source), "-c", "user.name=test", "-c", "user.email=test@test"]
-    for command in (
-        ["init", "-q"],
-        ["add", "."],
-        ["commit", "-qm", "1"],
-        ["commit", "-qm", "2", "--allow-empty"],
-    ):
-        subprocess.run([*git, *command], check=True, capture_output=True)
+    for command in ("init -q", "add .", "commit -qm 1", "commit -qm 2 --allow-empty"):
+        subprocess.run([*git, *command.split()], check=True, capture_output=True)
     return source.as_uri()
 
 
 @pytest.fixture(scope="module")
 def python312(tmp_path_factory):
     """The Python 3.12 of a virtual environment with what cannot be a stand-in."""
-    named = [
-        shutil.which("python3.12"),
-        *sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12")),
-    ]
-    works = [
-        name
-        for name in named
-        if name and not subprocess.run([name, "-V"], capture_output=True).returncode
-    ]
+    own = sorted(Path.home().glob(".pyenv/versions/3.12*/bin/python3.12"))
+    named = [name for name in (shutil.which("python3.12"), *own) if name]
+    works = [n for n in named if not subprocess.run([n, "-V"], capture_output=True).returncode]
     if not works:
         pytest.skip("no Python 3.12 here")
     folder = tmp_path_factory.mktemp("python312")
     subprocess.run([works[-1], "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    pip = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--retries=1",
-        "--timeout=5",
-        *OLD_SITE,
-    ]
-    made = subprocess.run(pip, capture_output=True, text=True)
+    options = ["-m", "pip", "install", "--quiet", "--no-compile", "--retries=1", "--timeout=5"]
+    made = subprocess.run([python, *options, *OLD_SITE], capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"pip could not make Colab's environment: {made.stderr.splitlines()[-1]}")
     return python
@@ -171,6 +136,7 @@ def list_names(installs):
     return {re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower() for item in installs}
 
 
+@pytest.mark.slow
 def test_a_bare_colab_gets_the_project_and_what_is_missing_while_the_rest_stays(
     first_notebook, virtual_machine
 ):
@@ -201,12 +167,14 @@ def test_a_bare_colab_gets_the_project_and_what_is_missing_while_the_rest_stays(
     )
 
 
+@pytest.mark.slow
 def test_the_colab_of_june_2026_gets_papermill_alone(first_notebook, virtual_machine):
     result, installs = virtual_machine.run(SETUP, **COLAB_HAS)
     assert result.stdout == f"Installed papermill=={PINS['papermill']}.\n", result.stderr
     assert list_names(installs) == {"papermill"}
 
 
+@pytest.mark.slow
 def test_a_second_notebook_on_the_machine_fetches_and_installs_nothing(
     first_notebook, virtual_machine
 ):

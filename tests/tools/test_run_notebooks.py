@@ -14,6 +14,7 @@ from helpers.run.cache import cached_step
 from helpers.run.settings import Study
 from tools import run_notebooks as runner
 
+pytestmark = pytest.mark.slow  # most tests execute small notebooks
 OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
 SETUP = """
 import json, sys
@@ -264,23 +265,11 @@ def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
         "run_notebooks",
         lambda study, parameters, say: seen.update(study=study, given=parameters),
     )
-    words = [
-        "--run-name",
-        "",
-        "--set",
-        "seed=3",
-        "run_name=test",
-        f"runs_root={study.runs_root}",
-        "epochs=2",
-    ]
-    assert runner.main(words) == 0
+    words = ["--run-name", "", "--set", "seed=3", "run_name=test", "epochs=2"]
+    assert runner.main([*words, f"runs_root={study.runs_root}"]) == 0
     assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
-    expected = {
-        "SEED": 3,
-        "RUN_NAME": "test",
-        "SETTINGS": {"runs_root": study.runs_root, "epochs": "2"},
-    }
-    assert seen["given"] == expected
+    others = {"runs_root": study.runs_root, "epochs": "2"}
+    assert seen["given"] == {"SEED": 3, "RUN_NAME": "test", "SETTINGS": others}
 
 
 @pytest.mark.parametrize("spoil", ["tables/findings.json", "notebooks/01_first.html"])
