@@ -24,9 +24,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.data.encode import EncodedQuestions
-from helpers.data.pictures import Pictures, write_pictures
-from helpers.data.prepare import draw_subset
+from helpers.data.encode import EncodedQuestions, Pictures, write_pictures
+from helpers.data.prepare import sample_subset
 from helpers.data.vqa import QUESTION_TYPES, read_vqa
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
@@ -88,7 +87,7 @@ def measure_drawing(root: str, profile: str) -> None:
     """Read both splits and draw the profile's subset, and say what it took: run in a process of its own."""
     study = Study.load(profile, data_root=root)
     start = time.perf_counter()
-    parts = draw_subset(study, Path(root))
+    parts = sample_subset(study, Path(root))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     images = {name: len(set(part["image_id"])) for name, part in parts.items()}

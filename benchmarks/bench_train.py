@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.data.encode import EncodedQuestions
-from helpers.data.pictures import Pictures, write_pictures
+from helpers.data.encode import EncodedQuestions, Pictures, write_pictures
 from helpers.model.finetune import BucketSampler, build_optimizer, choose_precision, cut
 from helpers.model.forward import forward_raster, fused_attention
 from helpers.model.vilt import load_vilt

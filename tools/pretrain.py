@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
 
-from helpers.data.encode import normalise_levels
-from helpers.data.pictures import resize_image
+from helpers.data.encode import normalise_levels, resize_image
 from helpers.data.vqa import QUESTION_TYPES
 from helpers.model.forward import forward_raster
 from helpers.model.vilt import build_image_processor

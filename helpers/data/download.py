@@ -29,15 +29,21 @@ from helpers.run.cache import hash_file, lock_path
 QUESTIONS_URL = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/"
 IMAGES_URL = "http://images.cocodataset.org/"
 OFFICIAL_FILES = {  # zip: (bytes, sha256)
-    "v2_Questions_Train_mscoco.zip": (7239401, "05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e"),
-    "v2_Questions_Val_mscoco.zip": (3494929, "e71f6c5c3e97a51d050f28243e262b28cd0c48d11a6b4632d769d30d3f93222a"),
-    "v2_Annotations_Train_mscoco.zip": (21708861, "fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853"),
-    "v2_Annotations_Val_mscoco.zip": (10518930, "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e"),
+    "v2_Questions_Train_mscoco.zip": (
+        7239401, "05a64b6e2582d06d7585f5429674a9a33851878be1bff9f8668cdcf792df611e"),
+    "v2_Questions_Val_mscoco.zip": (
+        3494929, "e71f6c5c3e97a51d050f28243e262b28cd0c48d11a6b4632d769d30d3f93222a"),
+    "v2_Annotations_Train_mscoco.zip": (
+        21708861, "fb101bcefe91422c543c2bb6d70af11eb3119d0ff745ae283d09acdf66250853"),
+    "v2_Annotations_Val_mscoco.zip": (
+        10518930, "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e"),
 }  # fmt: skip
 # official zip: the JSON file in it
 JSON_OF = {
-    zip_name.format(s, s.title()): name.format(s) for name, zip_name in FILES.values() for s in SPLITS
-}  # fmt: skip
+    zip_name.format(split, split.title()): json_name.format(split)
+    for json_name, zip_name in FILES.values()
+    for split in SPLITS
+}
 
 ATTEMPTS = 3  # at a file that breaks off or arrives wrong
 # A Retry-After header may ask for hours: the backoff bounds every wait instead.

@@ -1,14 +1,18 @@
-"""The study's questions: found or generated, drawn, split by image, checked, and kept in the run folder."""
+"""The study's questions: found or generated, drawn, checked, and kept in the run folder."""
 
 import json
 import logging
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import datasets
+import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
+from transformers import ViltProcessor
 
 from helpers.data.download import (
     IMAGES_URL,
@@ -17,16 +21,14 @@ from helpers.data.download import (
     download_images,
     download_questions,
 )
-from helpers.data.encode import EncodedQuestions
-from helpers.data.pictures import Pictures, write_pictures
+from helpers.data.encode import EncodedQuestions, Pictures, load_rgb, write_pictures
 from helpers.data.vqa import (
     QUESTION_TYPES,
-    check_images,
-    load_rgb,
     name_image,
     read_vqa,
     split_by_image,
     stratified_subset,
+    warn_left_out,
 )
 from helpers.run.cache import (
     cached_step,
@@ -46,10 +48,10 @@ POOLED_SHARE = 0.4  # of the images held out where a sample's own validation fil
 
 
 def find_data(study: Study) -> Path:
-    """Folder with the study's official files: `study.data_root`, or the phantom, generated where it is absent.
+    """Folder with the study's official files: `study.data_root`, or the phantom, generated once.
 
-    With `study.download` the official files that data_root lacks are fetched. FileNotFoundError where data_root is no
-    folder and nothing may be fetched; DownloadError where fetching fails.
+    With `study.download` the official files that data_root lacks are fetched. FileNotFoundError
+    where data_root is no folder and nothing may be fetched; DownloadError where fetching fails.
     """
     if study.data_root is not None:
         folder = Path(study.path(study.data_root))
@@ -72,13 +74,14 @@ def find_data(study: Study) -> Path:
 
 
 def prepare_dataset(study: Study) -> Path:
-    """Draw the study's questions into run_dir/dataset: `train` and `validation`, no image on both sides.
+    """Draw the study's questions into run_dir/dataset: `train` and `validation`, by image.
 
-    Validation comes from the official validation file. Where that holds fewer than `study.min_validation`
-    questions (a sample), both files are pooled and a share of the *images* is held out instead; the column
-    `split` keeps the official file of each question. Further columns: `picture`, the image's file under the data's
-    folder (the drawn images are fetched with `study.download`), its `width` and `height` in pixels; `needs_image`
-    (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
+    Validation comes from the official validation file. Where that holds fewer than
+    `study.min_validation` questions (a sample), both files are pooled and a share of the *images*
+    is held out instead; the column `split` keeps the official file of each question.
+    Further columns: `picture`, the image's file under the data's folder (the drawn images are
+    fetched with `study.download`), its `width` and `height` in pixels; `needs_image` (None where
+    unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
     """
     root = find_data(study)
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
@@ -99,15 +102,19 @@ def prepare_dataset(study: Study) -> Path:
     def draw(folder: Path) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            _draw_parts(study, root).save_to_disk(folder)
+            parts = sample_subset(study, root)
+            files = {name for part in parts.values() for name in part["picture"][:]}
+            _fetch_images(study, sorted(files), root)
+            checked = {name: _measure_images(part) for name, part in parts.items()}
+            DatasetDict(checked).save_to_disk(folder)
         notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
         write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
 
     return cached_step(study.folder() / "dataset", draw, inputs)
 
 
-def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
-    """`train` and `validation` as they are drawn from the official files under `root`, before any image is touched."""
+def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
+    """`train` and `validation` as drawn from the official files, before any image is touched."""
     train, validation = (_read_split(root, split) for split in ("train", "val"))
     if len(validation) < study.min_validation:
         logger.info(
@@ -127,19 +134,10 @@ def draw_subset(study: Study, root: Path) -> dict[str, Dataset]:
     return parts
 
 
-def _draw_parts(study: Study, root: Path) -> DatasetDict:
-    parts = draw_subset(study, root)
-    _fetch_images(
-        study, sorted({name for part in parts.values() for name in part["picture"][:]}), root
-    )
-    return DatasetDict({name: _measure_images(part) for name, part in parts.items()})
-
-
 def read_notes(study: Study) -> list[str]:
-    """What was left out of the dataset and why, one line for each kind of trouble; empty where all was well."""
-    return json.loads(
-        (require(study.folder() / "dataset", made_by="01_setup") / "notes.json").read_text()
-    )
+    """What was left out of the dataset and why, one line for each kind of trouble."""
+    folder = require(study.folder() / "dataset", made_by="01_setup")
+    return json.loads((folder / "notes.json").read_text())
 
 
 def load_dataset(study: Study) -> DatasetDict:
@@ -147,11 +145,12 @@ def load_dataset(study: Study) -> DatasetDict:
     return load_from_disk(require(study.folder() / "dataset", made_by="01_setup"))
 
 
-def load_pictures(study: Study, processor) -> Pictures:
-    """The pictures of the study's questions at the processor's size, resized once for all later uses.
+def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
+    """The pictures of the study's questions at the processor's size, resized once for all.
 
-    They are kept in data/generated (0.7 MB each at ViLT-B/32 size), not in the run's folder, which may lie on a small
-    and slow drive. Where they are missing they are made again, from images fetched again with `study.download`.
+    They are kept in data/generated (0.7 MB each at ViLT-B/32 size), not in the run's folder, which
+    may lie on a small and slow drive. Where they are missing they are made again, from images
+    fetched again with `study.download`.
     """
     image_processor, parts = processor.image_processor, load_dataset(study).values()
     files = {
@@ -173,8 +172,8 @@ def load_pictures(study: Study, processor) -> Pictures:
         root = find_data(study)
         if gone := _fetch_images(study, sorted(files.values()), root):
             raise FileNotFoundError(
-                f"{len(gone)} of the study's images are no longer served, like {gone[0]}: run this again later, or delete "
-                f"{study.run_name}/dataset to draw the questions without them"
+                f"{len(gone)} of the study's images are no longer served, like {gone[0]}: run this "
+                f"again later, or delete {study.run_name}/dataset to draw without them"
             )
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
@@ -183,9 +182,9 @@ def load_pictures(study: Study, processor) -> Pictures:
 
 
 def encode(
-    study: Study, questions: Dataset, processor, answers: Sequence[str] | None = None
+    study: Study, questions: Dataset, processor: ViltProcessor, answers: Sequence[str] | None = None
 ) -> EncodedQuestions:
-    """Questions of `load_dataset` ready for ViLT, with pictures from `load_pictures`; answers: see EncodedQuestions."""
+    """Questions of `load_dataset` ready for ViLT; answers: the vocabulary, for their targets."""
     return EncodedQuestions(questions, processor, answers, load_pictures(study, processor))
 
 
@@ -193,54 +192,88 @@ def _fetch_images(study: Study, files: list[str], root: Path) -> list[str]:
     """Fetch what lacks of these, where the study may; returns those that are not served."""
     if not study.download:
         return []
-    return download_images(
-        files, root, study.images_url or IMAGES_URL, max_missing=study.max_missing
-    )
+    url = study.images_url or IMAGES_URL
+    return download_images(files, root, url, max_missing=study.max_missing)
 
 
 def _read_split(root: Path, split: str) -> Dataset:
-    """A split with what the phantom's truth adds. Columns are read whole, by [:]: one by one takes 100 times as long."""
+    """A split with what the phantom's truth adds.
+
+    Columns are read whole, by [:]: one by one takes 100 times as long.
+    """
     dataset = read_vqa(root, split)
     truth = read_truth(root, split)
     known = [truth.get(number, {}) for number in dataset["question_id"][:]]
-    columns = {
-        "split": [split] * len(dataset),
-        "needs_image": [row.get("needs_image") for row in known],
-        "boxes": [row.get("boxes", []) for row in known],
-        "picture": [name_image(split, image_id) for image_id in dataset["image_id"][:]],
-    }
-    types = {
-        "split": Value("string"),
-        "needs_image": Value("bool"),
-        "boxes": List(List(Value("int32"))),
-        "picture": Value("string"),
-    }
-    for name, column in columns.items():
-        dataset = dataset.add_column(name, column, feature=types[name])
+    files = [name_image(split, image_id) for image_id in dataset["image_id"][:]]
+    for name, column, kind in (
+        ("split", [split] * len(dataset), Value("string")),
+        ("needs_image", [row.get("needs_image") for row in known], Value("bool")),
+        ("boxes", [row.get("boxes", []) for row in known], List(List(Value("int32")))),
+        ("picture", files, Value("string")),
+    ):
+        dataset = dataset.add_column(name, column, feature=kind)
     return dataset
 
 
 def _measure_images(dataset: Dataset) -> Dataset:
-    """Leave out questions whose image cannot be read, note the size of every other, and keep its path only."""
+    """Leave out questions whose image cannot be read; note the others' sizes, drop the paths."""
     dataset = check_images(dataset)
-    stored = dataset.cast_column("image", datasets.Image(decode=False))
-    paths = {
-        image_id: image["path"]
-        for image_id, image in zip(stored["image_id"][:], stored["image"][:], strict=True)
-    }
-    sizes = {image_id: Image.open(path).size for image_id, path in paths.items()}
-    for place, name in enumerate(("width", "height")):
-        dataset = dataset.add_column(
-            name, [sizes[image_id][place] for image_id in dataset["image_id"][:]]
-        )
+    stored = dataset.cast_column("image", datasets.Image(decode=False))["image"][:]
+    image_ids = dataset["image_id"][:]
+    paths = {key: image["path"] for key, image in zip(image_ids, stored, strict=True)}
+    sizes = {key: Image.open(path).size for key, path in paths.items()}
+    for axis, name in enumerate(("width", "height")):
+        dataset = dataset.add_column(name, [sizes[key][axis] for key in image_ids])
     return dataset.remove_columns("image")
 
 
-def show_image(study: Study, row: dict) -> Image.Image:
-    """The picture of a question for a figure: itself, or a grey field of its size where it must not be shown.
+def check_images(dataset: Dataset) -> Dataset:
+    """Decode each distinct image once, and leave out the questions about broken or missing ones.
 
-    Photographs have licences of their own; they are shown only where `study.show_photographs` is on.
-    The phantom's pictures are the project's own and always shown.
+    One counted warning for missing files and one for unreadable ones; ValueError if nothing is
+    left. Takes about 5 ms an image and core, so draw the subset first.
+    """
+    stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    ids = dataset.select_columns(["question_id", "image_id"]).to_pandas()
+    _, rows, image_of = np.unique(ids["image_id"], return_index=True, return_inverse=True)
+    with ThreadPoolExecutor() as pool:
+        problems = pool.map(lambda row: _find_problem(stored[int(row)]["image"]), rows)
+        problems = np.array(list(problems))
+    good = np.flatnonzero(problems[image_of] == "")
+    if not len(good):
+        path = stored[0]["image"]["path"]
+        raise ValueError(
+            f"{path}: neither this nor any other image can be read; download or unzip them"
+        )
+    for problem in ("a missing", "an unreadable"):
+        left_out = np.flatnonzero(problems[image_of] == problem)
+        if len(left_out):
+            n_more = (problems == problem).sum() - 1
+            place = stored[int(left_out[0])]["image"]["path"]
+            place += f" and {n_more} more" if n_more else ""
+            question_ids = ids["question_id"].to_numpy()[left_out]
+            warn_left_out(place, f"questions about {problem} image", question_ids)
+    return dataset if len(good) == len(dataset) else dataset.select(good)
+
+
+def _find_problem(stored: dict) -> str:
+    """What is wrong with an image as datasets stores it (path, or bytes); "" if nothing."""
+    if stored["bytes"] is None and not Path(stored["path"]).is_file():
+        return "a missing"
+    try:
+        source = stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])
+        with Image.open(source) as image:
+            load_rgb(image)
+    except Exception:  # Pillow raises a dozen types for broken files
+        return "an unreadable"
+    return ""
+
+
+def show_image(study: Study, row: dict) -> Image.Image:
+    """The picture of a question for a figure, or a grey field of its size.
+
+    Photographs have licences of their own: they are shown only with `study.show_photographs`. The
+    phantom's pictures are the project's own and always shown.
     """
     if study.data_root is None or study.show_photographs:
         with Image.open(find_data(study) / row["picture"]) as picture:

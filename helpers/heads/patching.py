@@ -70,7 +70,7 @@ def patch_heads(
     """
     n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
     heads = list(np.ndindex(n_layers, n_heads))
-    order = sorted(range(len(pairs)), key=lambda number: encoded.weigh(pairs[number][0]))
+    order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][0]))
     change, total_change = np.zeros((len(pairs), n_layers, n_heads)), np.zeros(len(pairs))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]

@@ -330,11 +330,11 @@ class BucketSampler(torch.utils.data.Sampler):
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.encoded))[: len(self)].tolist()
         pools = (
-            sorted(pool, key=self.encoded.weigh) for pool in cut(order, POOL * self.batch_size)
+            sorted(pool, key=self.encoded.length_key) for pool in cut(order, POOL * self.batch_size)
         )
         batches = [batch for pool in pools for batch in cut(pool, self.batch_size)]
         generator.shuffle(batches)
-        costs = [max(map(self.encoded.weigh, batch)) for batch in batches]
+        costs = [max(map(self.encoded.length_key, batch)) for batch in batches]
         batches.insert(0, batches.pop(costs.index(max(costs))))
         return itertools.chain.from_iterable(batches)
 
@@ -364,7 +364,7 @@ class RasterTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def _get_eval_sampler(self, eval_dataset: EncodedQuestions) -> list[int]:
-        return sorted(range(len(eval_dataset)), key=eval_dataset.weigh)
+        return sorted(range(len(eval_dataset)), key=eval_dataset.length_key)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None

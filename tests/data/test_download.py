@@ -38,7 +38,8 @@ from helpers.data.download import (
     download_images,
     download_questions,
 )
-from helpers.data.vqa import check_images, name_image, read_vqa
+from helpers.data.prepare import check_images
+from helpers.data.vqa import name_image, read_vqa
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS_ZIP = "v2_Questions_Train_mscoco.zip"

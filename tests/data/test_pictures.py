@@ -9,9 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.data import pictures
-from helpers.data.encode import EncodedQuestions, normalise_levels
-from helpers.data.pictures import Pictures, resize_image, write_pictures
+from helpers.data import encode
+from helpers.data.encode import (
+    EncodedQuestions,
+    Pictures,
+    normalise_levels,
+    resize_image,
+    write_pictures,
+)
 from helpers.data.vqa import read_vqa
 from helpers.model.vilt import build_image_processor, load_vilt
 
@@ -37,14 +42,14 @@ def files(tmp_path):
 
 
 def test_pictures_come_back_as_the_processor_resizes_them(files, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "PART_SIZE", 4)
+    monkeypatch.setattr(encode, "PART_SIZE", 4)
     kept = Pictures(write_pictures(files, processor.image_processor, tmp_path / "kept"))
     assert len(list((tmp_path / "kept").glob("*.npy"))) == 2
     assert sorted(kept) == sorted(files)
     levels = normalise_levels(processor.image_processor)
     for image_id, path in files.items():
         picture = Image.open(path)
-        expected = processor.image_processor(pictures.load_rgb(picture), return_tensors="pt")[
+        expected = processor.image_processor(encode.load_rgb(picture), return_tensors="pt")[
             "pixel_values"
         ][0]
         found = torch.stack(
@@ -55,8 +60,8 @@ def test_pictures_come_back_as_the_processor_resizes_them(files, processor, tmp_
 
 
 def test_a_killed_call_keeps_the_parts_that_stand(files, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "PART_SIZE", 2)
-    monkeypatch.setattr(pictures, "resize_image", lambda *given: resize_or_die(*given))
+    monkeypatch.setattr(encode, "PART_SIZE", 2)
+    monkeypatch.setattr(encode, "resize_image", lambda *given: resize_or_die(*given))
     seen = []
 
     def resize_or_die(picture, image_processor):
@@ -65,7 +70,7 @@ def test_a_killed_call_keeps_the_parts_that_stand(files, processor, tmp_path, mo
             raise KeyboardInterrupt
         return resize_image(picture, image_processor)
 
-    monkeypatch.setattr(pictures.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(encode.os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         write_pictures(files, processor.image_processor, tmp_path / "kept")
     (tmp_path / "kept" / "part-00002.npy").write_bytes(

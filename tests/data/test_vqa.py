@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.data.encode import load_rgb
+from helpers.data.prepare import check_images
 from helpers.data.vqa import (
     FAMILIES,
     QUESTION_TYPES,
     build_vocabulary,
-    check_images,
-    load_rgb,
     normalize_answer,
     question_family,
     question_type,

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import ViltForQuestionAnswering
 
-from helpers.data import baselines, prepare
+from helpers.data import prepare, vqa
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import build_vocabulary, read_vqa
 from helpers.model import finetune
@@ -57,7 +57,7 @@ def test_prior_is_the_most_common_answer_of_the_type():
     asked = make_questions(
         [("What is big?", "what is", "?"), ("Is it?", "is it", "?"), ("Why?", "why", "?")]
     )
-    answers = baselines.predict_prior(TRAIN, asked)["prediction"].tolist()
+    answers = vqa.predict_prior(TRAIN, asked)["prediction"].tolist()
     assert answers == [
         "sea",
         "yes",
@@ -67,9 +67,9 @@ def test_prior_is_the_most_common_answer_of_the_type():
 
 def test_words_alone_learn_what_the_words_decide():
     asked = make_questions([("What is red?", "what is", "?"), ("Is it red?", "is it", "?")])
-    found = baselines.predict_from_words(TRAIN, asked, 10)
+    found = vqa.predict_from_words(TRAIN, asked, 10)
     assert found["prediction"].tolist() == ["ball", "yes"]
-    again = baselines.predict_from_words(TRAIN, asked, 10)
+    again = vqa.predict_from_words(TRAIN, asked, 10)
     assert found.equals(again)
 
 
@@ -145,7 +145,7 @@ def test_training_lowers_the_loss_and_the_model_loads_again(study):
 KILLED = """
 import sys
 sys.path.insert(0, {root!r})
-from helpers.data import baselines
+from helpers.data import vqa
 from helpers.model import finetune
 from helpers.data import prepare
 from helpers.run.settings import Study
@@ -327,7 +327,7 @@ class TestBucketSampler:
         assert np.mean([len(kinds) for kinds in sizes]) < 0.7 * np.mean(
             [len(kinds) for kinds in mixed]
         )
-        costs = [max(map(encoded_train.weigh, batch)) for batch in batches]
+        costs = [max(map(encoded_train.length_key, batch)) for batch in batches]
         assert costs[0] == max(costs)
         assert costs != sorted(costs, reverse=True), "batches come in order of size, not at random"
 

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import load_rgb, soft_targets
+from helpers.data.encode import EncodedQuestions, load_rgb
+from helpers.data.vqa import soft_targets
 from helpers.model.finetune import predict
 from helpers.model.forward import embed_images, forward_raster, patch_grids
 from helpers.model.vilt import load_vilt
@@ -267,7 +267,7 @@ class TestEncodedQuestions:
     def test_a_picture_is_decoded_once(self, dataset, loaded, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            "helpers.data.pictures.load_rgb", lambda image: calls.append(1) or load_rgb(image)
+            "helpers.data.encode.load_rgb", lambda image: calls.append(1) or load_rgb(image)
         )
         encoded = EncodedQuestions(dataset, loaded[1])
         assert len(calls) == 6
