@@ -1,14 +1,21 @@
 """What is asked about a phantom scene, and what ten annotators answer.
 
-Wherever the image decides, the answer is uniform given the words of the question (a fair coin for yes and no),
-so the words alone are worth nothing more than a guess. The controls need no image at all.
+Wherever the image decides, the answer is uniform given the words of the question (a fair coin for
+yes and no), so the words alone are worth no more than a guess. The controls need no image at all.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phantom.sprites import ANIMALS, CATEGORIES, CAUSES, COLORS, ITEMS, PEOPLE, VEHICLES
+
+if TYPE_CHECKING:
+    from phantom.scenes import Scene, SceneObject
 
 PLURALS = {"bus": "buses"}
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
@@ -18,8 +25,8 @@ CONTROL_SHARE = 0.15  # of the questions of a family that has controls
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with its truth: the answer, what else one could say, whether the image decides, and where."""
+class Question:
+    """A question with its truth: the answer, other choices, whether the image decides, where."""
 
     question: str
     question_type: str
@@ -29,12 +36,14 @@ class Asked:
     boxes: list[list[int]] = field(default_factory=list)
 
 
-def list_controls() -> dict[str, list[Asked]]:
-    """List the questions whose answer is in the words, by family: shuffling the images must not matter."""
+def list_controls() -> dict[str, list[Question]]:
+    """Questions whose answer is in the words, by family: other images must not matter."""
 
-    def ask(question_type, choices, rows):
+    def ask(
+        question_type: str, choices: Iterable[str], rows: list[tuple[str, str]]
+    ) -> list[Question]:
         return [
-            Asked(question, question_type, answer, tuple(choices), needs_image=False)
+            Question(question, question_type, answer, tuple(choices), needs_image=False)
             for question, answer in rows
         ]
 
@@ -88,10 +97,10 @@ def list_controls() -> dict[str, list[Asked]]:
     }
 
 
-def ask_questions(scene, rng: np.random.Generator) -> list[Asked]:
+def ask_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Ask at most one question of each family about a scene, in a fixed order of families.
 
-    scene: a phantom.Scene. About one in seven questions of a family with controls is a control.
+    About one in seven questions of a family with controls is a control.
     """
     about_scene = {
         "what": _ask_what(scene),
@@ -112,10 +121,10 @@ def ask_questions(scene, rng: np.random.Generator) -> list[Asked]:
     return asked
 
 
-def collect_answers(asked: Asked, rng: np.random.Generator) -> dict:
-    """Let ten annotators answer: the annotation of one question, as in VQAv2's files (without the ids).
+def collect_answers(asked: Question, rng: np.random.Generator) -> dict:
+    """Let ten annotators answer: a question's annotation as in VQAv2's files, without the ids.
 
-    Each question has its own difficulty; at most four annotators err, so the truth scores 1 in the official measure.
+    Each question has its own difficulty; at most four annotators err, so the truth scores 1.
     """
     wrong = [choice for choice in asked.choices if choice != asked.answer]
     errors = min(4, rng.binomial(10, rng.beta(1, 8)))
@@ -139,15 +148,15 @@ def collect_answers(asked: Asked, rng: np.random.Generator) -> dict:
     }
 
 
-def _group_kinds(scene, *categories) -> dict[str, list]:
-    groups: dict[str, list] = {}
+def _group_kinds(scene: Scene, *categories: str) -> dict[str, list[SceneObject]]:
+    groups: dict[str, list[SceneObject]] = {}
     for thing in scene.objects:
         if thing.category in categories:
             groups.setdefault(thing.kind, []).append(thing)
     return groups
 
 
-def _boxes(things) -> list[list[int]]:
+def _boxes(things: Sequence[SceneObject]) -> list[list[int]]:
     return [thing.box for thing in things]
 
 
@@ -155,10 +164,10 @@ def _plural(kind: str) -> str:
     return PLURALS.get(kind, kind + "s")
 
 
-def _ask_what(scene):
+def _ask_what(scene: Scene) -> list[Question]:
     animals, vehicles = _group_kinds(scene, "animal"), _group_kinds(scene, "vehicle")
     asked = [
-        Asked(
+        Question(
             "What animal is in the picture?",
             "what animal is",
             kind,
@@ -168,7 +177,7 @@ def _ask_what(scene):
         for kind, things in animals.items()
     ]
     asked += [
-        Asked(
+        Question(
             "What kind of vehicle is this?",
             "what kind of",
             kind,
@@ -178,16 +187,18 @@ def _ask_what(scene):
         for kind, things in vehicles.items()
     ]
     asked += [
-        Asked(f"What is the {p.kind} holding?", "what is the", p.item, tuple(ITEMS), boxes=[p.box])
+        Question(
+            f"What is the {p.kind} holding?", "what is the", p.item, tuple(ITEMS), boxes=[p.box]
+        )
         for p in scene.objects
         if p.item
     ]
     return asked
 
 
-def _ask_color(scene):
+def _ask_color(scene: Scene) -> list[Question]:
     return [
-        Asked(
+        Question(
             f"What color is the {kind}?"
             if len(things) == 1
             else f"What color are the {_plural(kind)}?",
@@ -200,15 +211,15 @@ def _ask_color(scene):
     ]
 
 
-def _ask_where(scene):
-    """Ask for the quarter of the picture; not of what straddles the middle or is there more than once."""
+def _ask_where(scene: Scene) -> list[Question]:
+    """Ask for the quarter of the picture, of what is there once and not in the middle."""
     asked = []
     for kind, things in _group_kinds(scene, "thing", "animal", "person").items():
         across, down = 2 * things[0].column + 1 - scene.columns, 2 * things[0].row + 1 - scene.rows
         if len(things) == 1 and across and down:
             quadrant = QUADRANTS[2 * (down > 0) + (across > 0)]
             asked.append(
-                Asked(
+                Question(
                     f"Where is the {kind}?",
                     "where is the",
                     quadrant,
@@ -219,13 +230,13 @@ def _ask_where(scene):
     return asked
 
 
-def _ask_why(scene):
+def _ask_why(scene: Scene) -> list[Question]:
     stopped = [thing for thing in scene.objects if thing.category in ("vehicle", "cause")][:2]
     if len(stopped) < 2:
         return []
     vehicle, cause = stopped
     return [
-        Asked(
+        Question(
             f"Why is the {vehicle.kind} stopped?",
             "why is the",
             cause.kind,
@@ -235,14 +246,14 @@ def _ask_why(scene):
     ]
 
 
-def _ask_how_many(scene):
-    """Count what was drawn one to four times with equal chances: people, the animals, the first kind of thing."""
+def _ask_how_many(scene: Scene) -> list[Question]:
+    """Count what was drawn one to four times with equal chances: people, animals, things."""
     asked = []
     people = [thing for thing in scene.objects if thing.category == "person"]
     if people:
         question = "How many people are in the picture?"
         asked.append(
-            Asked(
+            Question(
                 question, "how many people are in", str(len(people)), NUMBERS, boxes=_boxes(people)
             )
         )
@@ -250,14 +261,14 @@ def _ask_how_many(scene):
         if kind != scene.single_kind:
             question = f"How many {_plural(kind)} are there?"
             asked.append(
-                Asked(question, "how many", str(len(things)), NUMBERS, boxes=_boxes(things))
+                Question(question, "how many", str(len(things)), NUMBERS, boxes=_boxes(things))
             )
     return asked
 
 
-def _ask_who(scene):
+def _ask_who(scene: Scene) -> list[Question]:
     return [
-        Asked(
+        Question(
             f"Who is holding the {person.item}?",
             "who is",
             person.kind,
@@ -269,8 +280,11 @@ def _ask_who(scene):
     ]
 
 
-def _ask_is(scene, rng):
-    """Toss a coin for the answer, then ask of a kind that makes it true; absent kinds are of a present category."""
+def _ask_is(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Toss a coin for the answer, then ask of a kind that makes it true.
+
+    Absent kinds are of a category that is present.
+    """
     asked = []
     for category, members in CATEGORIES.items():
         present = _group_kinds(scene, category)
@@ -280,9 +294,11 @@ def _ask_is(scene, rng):
         yes = rng.random() < 0.5
         kind = str(rng.choice(list(present) if yes else absent))
         answer, boxes = ("yes", _boxes(present[kind])) if yes else ("no", [])
-        asked.append(Asked(f"Is there a {kind}?", "is there a", answer, YES_NO, boxes=boxes))
+        asked.append(Question(f"Is there a {kind}?", "is there a", answer, YES_NO, boxes=boxes))
         asked.append(
-            Asked(f"Are there any {_plural(kind)}?", "are there any", answer, YES_NO, boxes=boxes)
+            Question(
+                f"Are there any {_plural(kind)}?", "are there any", answer, YES_NO, boxes=boxes
+            )
         )
     for kind, things in _group_kinds(scene, "thing", "vehicle").items():
         if len(things) == 1:
@@ -290,6 +306,6 @@ def _ask_is(scene, rng):
             other = str(rng.choice([c for c in COLORS if c != color]))
             named, answer = (color, "yes") if rng.random() < 0.5 else (other, "no")
             asked.append(
-                Asked(f"Is the {kind} {named}?", "is the", answer, YES_NO, boxes=[things[0].box])
+                Question(f"Is the {kind} {named}?", "is the", answer, YES_NO, boxes=[things[0].box])
             )
     return asked

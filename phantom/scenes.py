@@ -1,12 +1,13 @@
 """Synthetic VQA with known ground truth: scenes, questions, ten annotators, official files.
 
-    write_phantom(folder, "train", scenes=1600, seed=0)   # questions, annotations, photographs, truth
-    truth = read_truth(folder, "train")                   # which question needs the image; its boxes
+    write_phantom(folder, "train", scenes=1600, seed=0)  # questions, annotations, images, truth
+    truth = read_truth(folder, "train")  # which question needs the image; its boxes
 
-Named after the objects of known content that calibrate a scanner. A scene is a grid of square cells (4 x 4,
-5 x 4 or 4 x 5) with at most one object in each, so that one object is about one patch of the small ViLT.
-Every question that needs the image has an answer that is uniform given its *words*: who answers from the
-words alone gets 1 / (number of answers) right, and no more. Controls are answered by the words alone.
+Named after the objects of known content that calibrate a scanner. A scene is a grid of square cells
+(4 x 4, 5 x 4 or 4 x 5) with at most one object in each, so that one object is about one patch of
+the small ViLT. Every question that needs the image has an answer that is uniform given its *words*:
+who answers from the words alone gets 1 / (number of answers) right, and no more. Controls are
+answered by the words alone.
 """
 
 import json
@@ -26,12 +27,13 @@ logger = logging.getLogger(__name__)
 CELL = 48  # pixels
 GRIDS = ((4, 4), (4, 5), (5, 4))  # rows, columns: square, landscape, portrait
 SPLITS = {"train": 0, "val": 1, "pretrain": 2}  # each draws from random streams of its own
+Member = tuple[str, str, str | None, str | None]  # category, kind, colour, item
 BACKGROUNDS = ((222, 232, 214), (238, 228, 205), (214, 226, 238), (232, 222, 228), (226, 226, 226))
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene: what it is, where its cell is, and its box [x, y, width, height] in pixels."""
+    """One object of a scene: what it is, its cell, and its size and place in pixels."""
 
     kind: str
     category: str
@@ -45,6 +47,7 @@ class SceneObject:
 
     @property
     def box(self) -> list[int]:
+        """What of the object can be seen: [x, y, width, height] in pixels."""
         left, top, right, bottom = draw_sprite(
             self.kind, self.color, self.item, self.size
         ).getbbox()
@@ -70,8 +73,8 @@ class Scene:
 def make_scene(split: str, seed: int, index: int, groups: int = 4) -> Scene:
     """Draw the scene of one (split, seed, index): the same triple always gives the same scene.
 
-    groups: how many of the five groups of objects it holds (a traffic situation, people, animals, two kinds of
-    things); fewer makes an easier scene, which the pre-training starts with.
+    groups: how many of the five groups of objects it holds (a traffic situation, people, animals,
+    two kinds of things). Fewer make an easier scene, which the pre-training starts with.
     """
     rng = np.random.default_rng([SPLITS[split], seed, index])
     rows, columns = GRIDS[rng.integers(len(GRIDS))]
@@ -96,7 +99,7 @@ def make_scene(split: str, seed: int, index: int, groups: int = 4) -> Scene:
     return Scene(rows, columns, tuple(objects), (SPLITS[split], seed, index), str(things[1]))
 
 
-def _draw_traffic(rng):
+def _draw_traffic(rng: np.random.Generator) -> list[Member]:
     """A vehicle, what has stopped it, and now and then an innocent second cause."""
     vehicle = ("vehicle", rng.choice(list(VEHICLES)), rng.choice(list(COLORS)), None)
     causes = rng.permutation(list(CAUSES))
@@ -105,7 +108,7 @@ def _draw_traffic(rng):
     ]
 
 
-def _draw_people(rng):
+def _draw_people(rng: np.random.Generator) -> list[Member]:
     """One to four people; the first holds something."""
     people = rng.permutation(list(PEOPLE))[: rng.integers(1, 5)]
     return [
@@ -114,12 +117,18 @@ def _draw_people(rng):
     ]
 
 
-def _draw_copies(category, kind, color, count):
+def _draw_copies(category: str, kind: str, color: str | None, count: int) -> list[Member]:
     return [(category, kind, color, None)] * int(count)
 
 
-def _place(rng, members, free, columns, stopped):
-    """Put the members into free cells (the cause of a stop just right of its vehicle), loosely aligned."""
+def _place(
+    rng: np.random.Generator,
+    members: list[Member],
+    free: set[tuple[int, int]],
+    columns: int,
+    stopped: bool,
+) -> list[SceneObject]:
+    """Put the members into free cells, loosely aligned; a stop's cause right of its vehicle."""
     objects = []
     for number, (category, kind, color, item) in enumerate(members):
         if stopped and number == 0:
@@ -157,7 +166,7 @@ def _place(rng, members, free, columns, stopped):
 
 
 def render_scene(scene: Scene) -> Image.Image:
-    """Paint a scene as an RGB picture of scene.size; the same scene always gives the same pixels."""
+    """Paint a scene as an RGB picture of scene.size; a scene always gives the same pixels."""
     rng = np.random.default_rng([*scene.key, 1])
     width, height = scene.size
     base = np.array(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], dtype=np.float32)
@@ -171,10 +180,11 @@ def render_scene(scene: Scene) -> Image.Image:
 
 
 def write_phantom(folder: Path, split: str, scenes: int, seed: int) -> None:
-    """Write one split of the phantom in VQAv2's own files, with the truth about each question beside them.
+    """Write one split of the phantom in VQAv2's own files, the truth of each question beside.
 
-    folder: gets `v2_OpenEnded_mscoco_{split}2014_questions.json`, `v2_mscoco_{split}2014_annotations.json`,
-    `{split}2014/COCO_{split}2014_%012d.jpg` and `phantom_{split}2014_truth.json`. split: "train" or "val".
+    folder: gets `v2_OpenEnded_mscoco_{split}2014_questions.json`,
+    `v2_mscoco_{split}2014_annotations.json`, `{split}2014/COCO_{split}2014_%012d.jpg` and
+    `phantom_{split}2014_truth.json`. split: "train" or "val".
     About seven questions a scene, one for each family. ValueError on another split.
     """
     if split not in ("train", "val"):
@@ -222,7 +232,7 @@ def clip_box(box: list[int], size: tuple[int, int]) -> list[int]:
 
 
 def read_truth(folder: Path, split: str) -> dict[int, dict]:
-    """What is known about each question: {question_id: {"needs_image": bool, "boxes": [[x, y, w, h], ...]}}.
+    """What is known of each question: {id: {"needs_image": bool, "boxes": [[x, y, w, h], ...]}}.
 
     Empty where the data has no such file: real VQAv2 does not say what a question is about.
     """

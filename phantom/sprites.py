@@ -1,13 +1,14 @@
 """The things a phantom scene is made of, drawn as small pictures.
 
-A sprite is a list of primitives on the unit square, `(shape, points, fill)`; the fill "C" stands for the
-object's own colour. The table is data, so that a new kind is a new line and nothing else.
+A sprite is a list of primitives on the unit square, `(shape, points, fill)`; the fill "C" is
+the object's own colour. The table is data, so that a new kind is a new line and nothing else.
 """
 
 from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
+Primitive = tuple[str, tuple[float, ...], str | tuple[int, int, int]]  # shape, points, fill
 COLORS = {
     "red": (214, 39, 40),
     "green": (44, 160, 44),
@@ -20,11 +21,11 @@ _SKIN, _WOOD, _GLASS, _DARK = (240, 200, 165), (140, 95, 55), (205, 235, 250), (
 _WHITE, _GRAY, _STRAW, _TEAL = (252, 252, 252), (128, 128, 132), (226, 178, 72), (90, 205, 195)
 
 
-def _wheels(*centers):
+def _wheels(*centers: float) -> list[Primitive]:
     return [("ellipse", (x - 0.11, 0.66, x + 0.11, 0.88), _DARK) for x in centers]
 
 
-def _person(body, hat):
+def _person(body: tuple[int, int, int], hat: list[Primitive]) -> list[Primitive]:
     return [
         ("rectangle", (0.12, 0.52, 0.50, 0.90), body),
         ("ellipse", (0.14, 0.18, 0.48, 0.54), _SKIN),
@@ -155,6 +156,9 @@ ITEMS = {  # what a person can hold, drawn in the right half of the person's squ
         ("rectangle", (0.58, 0.56, 0.92, 0.80), _WHITE),
     ],
 }
+STOP_SIGN = (
+    0.34, 0.04, 0.66, 0.04, 0.86, 0.24, 0.86, 0.44, 0.66, 0.64, 0.34, 0.64, 0.14, 0.44, 0.14, 0.24
+)  # fmt: skip
 CAUSES = {  # what a vehicle can be stopped by
     "red light": [
         ("rectangle", (0.28, 0.04, 0.72, 0.76), _DARK),
@@ -163,28 +167,7 @@ CAUSES = {  # what a vehicle can be stopped by
         ("rectangle", (0.46, 0.76, 0.54, 0.98), _GRAY),
     ],
     "stop sign": [
-        (
-            "polygon",
-            (
-                0.34,
-                0.04,
-                0.66,
-                0.04,
-                0.86,
-                0.24,
-                0.86,
-                0.44,
-                0.66,
-                0.64,
-                0.34,
-                0.64,
-                0.14,
-                0.44,
-                0.14,
-                0.24,
-            ),
-            (200, 20, 30),
-        ),
+        ("polygon", STOP_SIGN, (200, 20, 30)),
         ("rectangle", (0.22, 0.28, 0.78, 0.40), _WHITE),
         ("rectangle", (0.46, 0.64, 0.54, 0.98), _GRAY),
     ],
@@ -211,7 +194,8 @@ CATEGORIES = {
 def draw_sprite(kind: str, color: str | None, item: str | None, size: int) -> Image.Image:
     """One object as an RGBA picture of size x size pixels, transparent around it.
 
-    Drawn four times too large and scaled down, so that edges are smooth. KeyError on an unknown kind, colour or item.
+    Drawn four times too large and scaled down, so that edges are smooth. KeyError on an unknown
+    kind, colour or item.
     """
     big = size * 4
     canvas = Image.new("RGBA", (big, big))

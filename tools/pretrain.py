@@ -73,7 +73,7 @@ def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) 
 
 
 def make_examples(indices: range, groups: int, seed: int) -> list[tuple]:
-    """(scene, Asked) pairs from the pre-training's own random streams."""
+    """(scene, Question) pairs from the pre-training's own random streams."""
     scenes = [make_scene("pretrain", seed, index, groups) for index in indices]
     return [
         (scene, asked)
