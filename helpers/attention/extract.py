@@ -397,6 +397,12 @@ def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> n
     return np.sort(generator.choice(n, count, replace=False))
 
 
+def name_heads(table: pd.DataFrame) -> pd.Series:
+    """L3H7 for each row of a table with columns layer and head; L3 where it has no heads."""
+    names = "L" + table["layer"].astype(str)
+    return names + "H" + table["head"].astype(str) if "head" in table else names
+
+
 def random_weight_model(model: nn.Module, seed: int) -> nn.Module:
     """The same architecture with random weights from `seed`: a model that has learnt nothing.
 

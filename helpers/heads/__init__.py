@@ -1,8 +1,8 @@
 """What heads and layers do: their roles, what happens without them, and which can go."""
 
+from helpers.attention.extract import name_heads
 from helpers.heads import compression, patching, removal, roles
 from helpers.heads.removal import ablate_heads, normalise_by_layer, removal_effects
-from helpers.heads.roles import name_heads
 
 __all__ = [
     "ablate_heads",  # silence heads while a block runs

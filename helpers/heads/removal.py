@@ -31,13 +31,13 @@ from helpers.attention.extract import (
     AttentionTable,
     extract_once,
     in_measuring_precision,
+    name_heads,
     sample_questions,
 )
 from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.data.vqa import score_answers
-from helpers.heads.roles import name_heads
 from helpers.model.forward import PackedForward, forward_raster, trace
 from helpers.model.vilt import list_answers
 from helpers.run.cache import source_digest

@@ -12,7 +12,12 @@ import numpy as np
 import pandas as pd
 from datasets import DatasetDict
 
-from helpers.attention.extract import AttentionTable, extract_once, in_measuring_precision
+from helpers.attention.extract import (
+    AttentionTable,
+    extract_once,
+    in_measuring_precision,
+    name_heads,
+)
 from helpers.attention.image_share import image_share, special_mass, uniform_baseline
 from helpers.data.encode import EncodedQuestions
 from helpers.model.finetune import finetune
@@ -204,12 +209,6 @@ def compare_scores(
 def _require_same_questions(first: AttentionTable, second: AttentionTable) -> None:
     if not np.array_equal(first.questions["question_id"], second.questions["question_id"]):
         raise ValueError("the tables hold different questions: extract both on the same data set")
-
-
-def name_heads(table: pd.DataFrame) -> pd.Series:
-    """L3H7 for each row of a table with columns layer and head; L3 where it has no heads."""
-    names = "L" + table["layer"].astype(str)
-    return names + "H" + table["head"].astype(str) if "head" in table else names
 
 
 def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
