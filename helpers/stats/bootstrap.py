@@ -31,7 +31,7 @@ class Interval(NamedTuple):
     n_clusters: np.ndarray
 
     def to_table(self, axes: Sequence[str] = ()) -> pd.DataFrame:
-        """As a tidy table: a row per cell, one index column for each name in `axes`."""
+        """As a tidy table, a row a cell; axes: names such as ("layer", "head"), a column each."""
         index = index_cells(np.shape(self.estimate), axes)
         return index.assign(**{name: np.ravel(field) for name, field in self._asdict().items()})
 
@@ -48,15 +48,14 @@ def bootstrap_mean(
     values: (n, ...), one row a question; NaN is left out, column by column. image_ids: (n,).
     Returns fields of shape (...). `low` and `high` are NaN with fewer than two images.
 
-    For a paired difference (trained minus random weights, intact minus ablated, on the same
-    questions) pass `values_a - values_b`. The same seed and images give the same resamples.
-
-    Whole images are drawn with replacement (multinomial counts), so that a replicate is a ratio of
-    two matrix products. The interval is widened for few or unequal images (`_expand_tails`).
+    For a paired difference (intact minus ablated, on the same questions) pass
+    `values_a - values_b`. The same seed and images give the same resamples: multinomial counts of
+    whole images, so that a replicate is a ratio of two matrix products. The interval is widened for
+    few or unequal images (`_expand_tails`).
     """
     values, codes = check_rows(values, image_ids)
     shape = values.shape[1:]
-    flat = values.reshape(len(values), math.prod(shape))
+    flat = values.reshape(len(values), math.prod(shape))  # -1 would fail without any row
     sums, counts = sum_by_image(flat, codes)
     n, n_images = counts.sum(0).astype(int), (counts > 0).sum(0)
     replicates = _resample_means(sums, counts, n_resamples, seed)
@@ -71,15 +70,13 @@ def bootstrap_by_group(
     image_ids: ArrayLike,
     n_resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     axes: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Mean and interval of each group of questions (question families), as a tidy table.
+    """Mean and 95 % interval of each group of questions (question families), as a tidy table.
 
-    values: (n, ...); groups, image_ids: (n,). axes: a name for each axis of values after the first,
-    such as ("layer", "head"). Columns: group, the axes, estimate, low, high, n, n_clusters
-    (images). Groups come in order of appearance (a pandas Categorical: its own order); questions
-    without a group are left out.
+    values: (n, ...); groups, image_ids: (n,). axes: as in `to_table`. Columns: group, the axes,
+    estimate, low, high, n, n_clusters (images). Groups come in order of appearance (a pandas
+    Categorical: its own order); questions without a group are left out.
     """
     values, codes = check_rows(values, image_ids)
     group_codes, names = code_groups(groups, len(values))
@@ -87,15 +84,15 @@ def bootstrap_by_group(
     tables = [pd.DataFrame(columns=columns)]
     for code, name in enumerate(names):
         rows = group_codes == code
-        interval = bootstrap_mean(values[rows], codes[rows], n_resamples, seed, level)
+        interval = bootstrap_mean(values[rows], codes[rows], n_resamples, seed)
         tables.append(interval.to_table(axes).assign(group=name))
     return pd.concat(tables[1:] or tables, ignore_index=True)[columns]
 
 
 def rank_correlation(
-    x: ArrayLike, y: ArrayLike, n_resamples: int = 1000, seed: int = 0, level: float = 0.95
+    x: ArrayLike, y: ArrayLike, n_resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """Spearman correlation of two scores of the same heads, with a percentile interval over heads.
+    """Spearman correlation of two scores of the same heads, with a 95 % interval over heads.
 
     x, y: same shape, one value a head; pairs with a NaN are left out. The interval treats heads as
     drawn independently: it describes this model's heads, not other models. NaN below 3 heads or
@@ -110,7 +107,7 @@ def rank_correlation(
         return Interval(np.nan, np.nan, np.nan, n, n)
     rows = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
     replicates = _spearman(x[rows], y[rows])[:, None]
-    low, high = _percentiles(replicates, _expand_tails(np.ones((n, 1)), level))
+    low, high = _percentiles(replicates, _expand_tails(np.ones((n, 1)), 0.95))
     return Interval(_spearman(x[None], y[None])[0], low[0], high[0], n, n)
 
 

@@ -22,19 +22,16 @@ from helpers.stats.cluster_robust import (
     mean_difference_test,
 )
 
+HEADS, EFFECT = 4, 0.5  # heads of a simulated study; standard deviations that a family is raised by
 SLOPE, OFFSET = 1.5, -2.0  # of the logistic in "share" values: mean about 0.19, a long tail upwards
 SINGLE, CORRECTED, INTERVAL = "single test", "after correction", "interval"  # kinds of rates
 CHANGED = 0.2  # share of the questions whose answer an ablation turns right or wrong
 
 
 def sample_values(
-    image_ids: ArrayLike,
-    columns: int,
-    correlation: float = 0.3,
-    shape: str = "normal",
-    seed: int = 0,
+    image_ids: ArrayLike, k: int, correlation: float = 0.3, shape: str = "normal", seed: int = 0
 ) -> np.ndarray:
-    """Values (questions, columns) of true mean 0, alike within an image; columns are independent.
+    """Values (n, k) of true mean 0, alike within an image; the k columns are independent.
 
     image_ids: (n,). correlation: of two questions on one image, before the shape is given.
     shape: "normal", with variance 1; "heavy" (t with 3 degrees of freedom); "share" (in (0, 1) less
@@ -45,7 +42,7 @@ def sample_values(
         known = "use normal, heavy, share or paired"
         raise ValueError(f"sample_values: shape {shape!r} is not known: {known}")
     rng, codes = np.random.default_rng(seed), np.unique(image_ids, return_inverse=True)[1]
-    sizes = (codes.max(initial=-1) + 1, columns), (len(codes), columns)
+    sizes = (codes.max(initial=-1) + 1, k), (len(codes), k)
     of_image, of_question = (
         rng.standard_t(3, size) if shape == "heavy" else rng.standard_normal(size) for size in sizes
     )
@@ -88,8 +85,6 @@ def rejection_rates(
     image_ids: ArrayLike,
     covariates: pd.DataFrame | None = None,
     studies: int = 200,
-    heads: int = 4,
-    effect: float = 0.5,
     correlation: float = 0.3,
     shape: str = "normal",
     seed: int = 0,
@@ -97,14 +92,13 @@ def rejection_rates(
     """How often the comparison of families finds what is not there, on these questions and images.
 
     groups, image_ids: (n,); covariates: None or (n, c), then a row "pair, adjusted" is added. Each
-    study tests every pair of families in so many heads. Without any effect: how often single tests
+    study tests every pair of families in HEADS heads. Without any effect: how often single tests
     have p < 0.05 (pair, omnibus), and how often a study finds anything after Holm's correction
-    (family-wise error). With one family raised by `effect` standard deviations in every second
-    head: which share of what a study finds after Benjamini and Hochberg's correction is false
-    (false discovery rate). Columns: procedure, kind, rate, low, high, n (studies; for single tests
-    studies x heads).
+    (family-wise error). With one family raised by EFFECT in every second head: which share of what
+    a study finds after Benjamini and Hochberg's correction is false (false discovery rate).
+    Columns: procedure, kind, rate, low, high, n (studies; for single tests studies x HEADS).
     """
-    values = sample_values(image_ids, studies * heads, correlation, shape, seed)
+    values = sample_values(image_ids, studies * HEADS, correlation, shape, seed)
     omnibus, pairs = compare_groups(values, groups, image_ids, axes=("run",))
     rows = [("pair", SINGLE, _rejected_shares(pairs["p"], len(omnibus)))]
     if covariates is not None:
@@ -114,10 +108,10 @@ def rejection_rates(
     p = pairs["p"].to_numpy().reshape(studies, -1)
     tested = ~np.isnan(p).all(1)
     rows.append(("any pair, Holm", CORRECTED, _any_after_holm(p[tested]).astype(float)))
-    raised, equal = _raise_family(values, groups, pairs, effect, heads)
+    raised, equal = _raise_family(values, groups, pairs)
     p = compare_groups(raised, groups, image_ids, axes=("run",)).pairs["p"].to_numpy()
-    found = np.array([correct_p(row) < 0.05 for row in p.reshape(studies, -1)])
-    false = (found & equal).sum(1) / np.maximum(found.sum(1), 1)
+    rejected = np.array([correct_p(row) < 0.05 for row in p.reshape(studies, -1)])
+    false = (rejected & equal).sum(1) / np.maximum(rejected.sum(1), 1)
     rows.append(("false among found, B-H", CORRECTED, false[tested]))
     return pd.concat([describe_rate(*row) for row in rows], ignore_index=True)
 
@@ -173,15 +167,15 @@ def _any_after_holm(p: np.ndarray) -> np.ndarray:
 
 
 def _raise_family(
-    values: np.ndarray, groups: Sequence, pairs: pd.DataFrame, effect: float, heads: int
+    values: np.ndarray, groups: Sequence, pairs: pd.DataFrame
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values with one family raised in every second head, and which pairs of a study stay equal."""
     first = pairs["group_a"][pairs["p"].notna()].head(1).tolist()
-    is_raised = np.arange(values.shape[1]) % heads % 2 == 0
+    is_raised = np.arange(values.shape[1]) % HEADS % 2 == 0
     belongs = np.isin(np.asarray(groups, dtype=object), first)
-    raised = values + effect * values.std() * np.outer(belongs, is_raised)
+    raised = values + EFFECT * values.std() * np.outer(belongs, is_raised)
     touched = pairs[["group_a", "group_b"]].isin(first).any(axis=1).to_numpy()
-    return raised, ~(touched & is_raised[pairs["run"]]).reshape(values.shape[1] // heads, -1)
+    return raised, ~(touched & is_raised[pairs["run"]]).reshape(values.shape[1] // HEADS, -1)
 
 
 def _rejected_shares(p: ArrayLike, runs: int) -> np.ndarray:

@@ -1,69 +1,64 @@
-"""Least squares with clusters: against statsmodels, scipy and computations that spell everything out."""
+"""Least squares with errors clustered by image: against statsmodels, scipy and long computations."""
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from statsmodels.regression.linear_model import OLS
 
-from helpers.stats import cluster_robust as clustered
+from helpers.stats import cluster_robust
 
 
-def draw_design(seed=0, n_clusters=14, n_groups=3, covariates=1):
+def draw_design(seed=0, n_images=14):
     """Group dummies and covariates (n, p) and clusters of unequal size (n,)."""
     rng = np.random.default_rng(seed)
-    clusters = np.repeat(np.arange(n_clusters), rng.integers(2, 9, n_clusters))
-    groups = rng.integers(n_groups, size=len(clusters))
-    return np.hstack(
-        [np.eye(n_groups)[groups], rng.normal(size=(len(clusters), covariates))]
-    ), clusters
+    images = np.repeat(np.arange(n_images), rng.integers(2, 9, n_images))
+    groups = rng.integers(3, size=len(images))
+    return np.hstack([np.eye(3)[groups], rng.normal(size=(len(images), 1))]), images
 
 
-def spell_out_changes(design, clusters, contrast):
-    """The matrix (clusters, n) that takes y to what leaving each cluster out changes in a contrast."""
+def spell_out_changes(design, images, contrast):
+    """The matrix (images, n) that takes y to what leaving each image out changes in a contrast."""
     whole, rows = contrast @ np.linalg.pinv(design), []
-    for cluster in range(clusters.max() + 1):
-        kept = clusters != cluster
+    for image in range(images.max() + 1):
+        others = images != image
         row = -whole.copy()
-        row[kept] += contrast @ np.linalg.pinv(design[kept])
+        row[others] += contrast @ np.linalg.pinv(design[others])
         rows.append(row)
     return np.sqrt((len(rows) - 1) / len(rows)) * np.array(rows)
 
 
 def test_covariance_is_that_of_statsmodels_fits_without_each_cluster(monkeypatch):
-    design, clusters = draw_design()
-    values = np.random.default_rng(1).normal(size=(len(clusters), 5))
-    monkeypatch.setattr(clustered, "CHUNK_VALUES", 3 * len(clusters))  # columns in two steps
-    fit = clustered.fit_columns(values, design, clusters)
+    design, images = draw_design()
+    values = np.random.default_rng(1).normal(size=(len(images), 5))
+    monkeypatch.setattr(cluster_robust, "CHUNK_VALUES", 3 * len(images))  # columns in two steps
+    fit = cluster_robust.fit_columns(values, design, images)
     for k, column in enumerate(values.T):
         whole = OLS(column, design).fit().params
-        without = [
-            OLS(column[clusters != c], design[clusters != c]).fit().params - whole
-            for c in range(14)
-        ]
+        rest = [images != image for image in range(14)]
+        without = [OLS(column[rows], design[rows]).fit().params - whole for rows in rest]
         np.testing.assert_allclose(fit.coefficients[:, k], whole, rtol=1e-9)
-        np.testing.assert_allclose(
-            fit.covariance[k], 13 / 14 * np.transpose(without) @ without, rtol=1e-7, atol=1e-12
-        )
+        covariance = 13 / 14 * np.transpose(without) @ without
+        np.testing.assert_allclose(fit.covariance[k], covariance, rtol=1e-7, atol=1e-12)
 
 
 def test_with_a_question_an_image_it_is_hc3():
     design, _ = draw_design(2)
     n = len(design)
     y = np.random.default_rng(3).normal(size=n)
-    fit = clustered.fit_columns(y[:, None], design, np.arange(n))
+    fit = cluster_robust.fit_columns(y[:, None], design, np.arange(n))
     theirs = OLS(y, design).fit(cov_type="HC3").cov_params()
     np.testing.assert_allclose(fit.covariance[0], (n - 1) / n * theirs, rtol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_degrees_of_freedom_of_one_contrast_from_the_whole_matrix(seed):
-    design, clusters = draw_design(seed)
+    design, images = draw_design(seed)
     contrast = np.array([1.0, -1, 0, 0])
-    changes = spell_out_changes(design, clusters, contrast)
+    changes = spell_out_changes(design, images, contrast)
     moments = changes @ changes.T  # of the changes, with independent errors of variance 1
     true = contrast @ np.linalg.inv(design.T @ design) @ contrast
-    fit = clustered.fit_columns(np.zeros((len(design), 1)), design, clusters)
-    scale, df = clustered.calibrate_contrast(fit, contrast[None])
+    fit = cluster_robust.fit_columns(np.zeros((len(design), 1)), design, images)
+    scale, df = cluster_robust.calibrate_contrast(fit, contrast[None])
     assert scale == pytest.approx(np.trace(moments) / true)
     assert df == pytest.approx(np.trace(moments) ** 2 / (moments**2).sum())
     assert scale > 1
@@ -71,22 +66,22 @@ def test_degrees_of_freedom_of_one_contrast_from_the_whole_matrix(seed):
 
 
 def test_scale_and_degrees_of_freedom_of_two_contrasts_by_drawing_errors():
-    design, clusters = draw_design(4)
+    design, images = draw_design(4)
     contrast = np.array([[-1.0, 1, 0, 0], [-1, 0, 1, 0]])
     errors = np.random.default_rng(5).normal(size=(len(design), 40_000))
-    fit = clustered.fit_columns(errors, design, clusters)
+    fit = cluster_robust.fit_columns(errors, design, images)
     half = np.linalg.inv(np.linalg.cholesky(contrast @ fit.bread @ contrast.T)) @ contrast
     drawn = half @ fit.covariance @ half.T
-    scale, df = clustered.calibrate_contrast(fit, contrast)
+    scale, df = cluster_robust.calibrate_contrast(fit, contrast)
     assert scale == pytest.approx(np.trace(drawn.mean(0)) / 2, rel=0.01)
     assert df == pytest.approx(6 * scale**2 / drawn.var(0).sum(), rel=0.03)
 
 
 def test_two_equal_groups_of_single_questions_are_the_ordinary_t_test():
     y = np.random.default_rng(6).normal(size=(24, 1))
-    fit = clustered.fit_columns(y, np.eye(2)[np.arange(24) % 2], np.arange(24))
+    fit = cluster_robust.fit_columns(y, np.eye(2)[np.arange(24) % 2], np.arange(24))
     contrast = np.array([1.0, -1])
-    scale, df = clustered.calibrate_contrast(fit, contrast[None])
+    scale, df = cluster_robust.calibrate_contrast(fit, contrast[None])
     t = contrast @ fit.coefficients / np.sqrt(contrast @ fit.covariance @ contrast / scale)
     theirs = scipy_stats.ttest_ind(y[::2], y[1::2])
     assert t == pytest.approx(theirs.statistic)
@@ -95,31 +90,30 @@ def test_two_equal_groups_of_single_questions_are_the_ordinary_t_test():
 
 def test_a_mean_is_the_regression_on_a_constant_column_by_column():
     rng = np.random.default_rng(7)
-    clusters, values = rng.integers(9, size=40), rng.normal(size=(40, 2))
+    images, values = rng.integers(9, size=40), rng.normal(size=(40, 2))
     values[:6, 1] = np.nan
-    found = np.transpose(clustered.fit_means(*clustered.sum_by_image(values, clusters)))
-    for column, (mean, variance, df) in zip(values.T, found, strict=True):
-        kept = ~np.isnan(column)
-        codes = np.unique(clusters[kept], return_inverse=True)[1]
-        one = clustered.fit_columns(column[kept, None], np.ones((kept.sum(), 1)), codes)
-        scale, expected = clustered.calibrate_contrast(one, np.ones((1, 1)))
-        assert mean == pytest.approx(column[kept].mean())
+    means = np.transpose(cluster_robust.fit_means(*cluster_robust.sum_by_image(values, images)))
+    for column, (mean, variance, df) in zip(values.T, means, strict=True):
+        known = ~np.isnan(column)
+        codes = np.unique(images[known], return_inverse=True)[1]
+        one = cluster_robust.fit_columns(column[known, None], np.ones((known.sum(), 1)), codes)
+        scale, expected = cluster_robust.calibrate_contrast(one, np.ones((1, 1)))
+        assert mean == pytest.approx(column[known].mean())
         assert variance == pytest.approx(one.covariance[0, 0, 0] / scale)
         assert df == pytest.approx(expected)
 
 
 def test_a_mean_with_a_question_an_image_by_hand():
-    # values 1, 2, 6: mean 3, s^2 = (4 + 1 + 9) / 2 = 7, variance of the mean 7 / 3, 2 degrees of freedom
-    found = clustered.fit_means(np.array([[1.0], [2], [6]]), np.ones((3, 1)))
-    np.testing.assert_allclose(np.ravel(found), [3, 7 / 3, 2])
-    assert np.isnan(clustered.fit_means(np.ones((1, 1)), np.ones((1, 1)))[1:]).all()
+    # values 1, 2, 6: mean 3, s^2 = (4 + 1 + 9) / 2 = 7, variance of the mean 7 / 3, 2 degrees
+    by_hand = cluster_robust.fit_means(np.array([[1.0], [2], [6]]), np.ones((3, 1)))
+    np.testing.assert_allclose(np.ravel(by_hand), [3, 7 / 3, 2])
+    assert np.isnan(cluster_robust.fit_means(np.ones((1, 1)), np.ones((1, 1)))[1:]).all()
 
 
 def test_a_coefficient_that_hangs_on_one_cluster_gets_no_error_message():
-    design, clusters = draw_design(8)
-    design[:, 3] = clusters == 3  # without this image nothing is known of it
-    fit = clustered.fit_columns(
-        np.random.default_rng(9).normal(size=(len(design), 2)), design, clusters
-    )
+    design, images = draw_design(8)
+    design[:, 3] = images == 3  # without this image nothing is known of it
+    values = np.random.default_rng(9).normal(size=(len(design), 2))
+    fit = cluster_robust.fit_columns(values, design, images)
     assert np.isfinite(fit.covariance).all()
-    assert np.isfinite(clustered.calibrate_contrast(fit, np.array([[1.0, -1, 0, 0]]))).all()
+    assert np.isfinite(cluster_robust.calibrate_contrast(fit, np.array([[1.0, -1, 0, 0]]))).all()

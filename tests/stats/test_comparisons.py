@@ -246,7 +246,7 @@ def test_the_omnibus_of_single_questions_is_close_to_the_analysis_of_variance():
     assert row["F"] == pytest.approx(theirs.statistic, rel=0.1)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(0, 10_000), st.floats(0.1, 100), st.floats(-100, 100))
 def test_comparisons_carry_over_units_and_ignore_order_and_names(seed, scale, shift):
     rng = np.random.default_rng(seed)
@@ -438,7 +438,7 @@ def test_a_mean_of_single_questions_is_the_ordinary_t_test():
     np.testing.assert_allclose(found["low"], theirs.confidence_interval().low)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(0, 10_000), st.floats(0.1, 100))
 def test_a_mean_carries_over_units_and_ignores_order(seed, scale):
     rng = np.random.default_rng(seed)

@@ -11,9 +11,9 @@ MIXED = [0.3, 0.3, 0.32, 0.08]
 
 
 def draw_questions(n_images, shares, per_image=5, whole_images=False, seed=0) -> pd.DataFrame:
-    """Questions in images of unequal size: columns image_id, family (0, 1, ..., drawn with these shares).
+    """Questions in images of unequal size: columns image_id, family (0, 1, ..., in these shares).
 
-    An image has 1 to 2 per_image - 1 questions. whole_images: all questions on an image are of one family.
+    An image has 1 to 2 per_image - 1 questions; whole_images: all of one family.
     """
     rng = np.random.default_rng(seed)
     images = np.repeat(np.arange(n_images), rng.integers(1, 2 * per_image, n_images))
@@ -25,27 +25,14 @@ def rates_of(*tables):
     return pd.concat(tables).set_index("procedure")["rate"]
 
 
-# ------------------------------------------------------------------------------------------- what is drawn
-
-
-def test_questions_come_in_images_of_unequal_size():
-    drawn = draw_questions(2000, [0.7, 0.3], per_image=4, seed=1)
-    sizes = drawn["image_id"].value_counts()
-    assert (len(sizes), sizes.min(), sizes.max()) == (2000, 1, 7)
-    assert (drawn["family"] == 1).mean() == pytest.approx(0.3, abs=0.03)
-    assert drawn.groupby("image_id")["family"].nunique().max() == 2
-    whole = draw_questions(2000, [0.7, 0.3], whole_images=True)
-    assert whole.groupby("image_id")["family"].nunique().max() == 1
-
-
 @pytest.mark.parametrize("shape", ["normal", "heavy", "share", "paired"])
 def test_values_have_mean_0_and_are_alike_within_an_image(shape):
     images = np.repeat(np.arange(4000), 5)
     values = simulate.sample_values(images, 4, correlation=0.4, shape=shape)
     assert values.shape == (20_000, 4)
     np.testing.assert_allclose(values.mean(0), 0, atol=4 * values.std() * np.sqrt(2.6 / 20_000))
-    found = simulate.intraclass_correlation(values, images)
-    assert found == pytest.approx(0.4, abs=0.1) if shape != "paired" else (found > 0.05).all()
+    alike = simulate.intraclass_correlation(values, images)
+    assert alike == pytest.approx(0.4, abs=0.1) if shape != "paired" else (alike > 0.05).all()
     assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.06
     if shape == "paired":
         assert set(np.unique(values)) == {-1, 0, 1}
@@ -59,9 +46,7 @@ def test_correlation_by_hand():
     # images (1, 3) and (5, 7): MSB = 2 * (2^2 + 2^2) / 1 = 16, MSW = 4 / 2 = 2, m = 2: 14 / 18
     assert simulate.intraclass_correlation([1, 3, 5, 7], [0, 0, 1, 1]) == pytest.approx(14 / 18)
     # images alike, questions not: MSB = 0, MSW = 2: -2 / 2
-    assert simulate.intraclass_correlation([[1], [3], [1], [3]], list("aabb")) == pytest.approx(
-        [-1]
-    )
+    assert simulate.intraclass_correlation([1, 3, 1, 3], list("aabb")) == pytest.approx(-1)
     assert np.isnan(simulate.intraclass_correlation([1.0, 2, 3], [0, 1, 2]))
     assert np.isnan(simulate.intraclass_correlation([1.0, 2, 3], [0, 0, 0]))
 
@@ -78,18 +63,16 @@ def test_an_unknown_shape_is_named():
         simulate.sample_values([0, 1], 2, shape="flat")
 
 
-# --------------------------------------------------------------------------------------- how they are counted
-
-
 def test_a_rate_comes_with_wilsons_interval():
     row = simulate.describe_rate("pair", "single test", np.array([1.0] * 5 + [0.0] * 95)).iloc[0]
-    # Wilson, 5 of 100: centre (0.05 + 1.92 / 100) / 1.0384, half 1.96 sqrt(0.05 * 0.95 / 100 + 0.0096 / 100) / 1.0384
+    # Wilson, 5 of 100: centre (0.05 + 1.92 / 100) / 1.0384,
+    # half 1.96 sqrt(0.05 * 0.95 / 100 + 0.0096 / 100) / 1.0384
     assert (row["rate"], row["n"]) == (0.05, 100)
     assert (row["low"], row["high"]) == pytest.approx((0.0215, 0.1118), abs=2e-4)
 
 
 def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
-    """With p values given by hand: 4 studies of 2 heads and 3 families; family 0 is raised in heads 0, 2, 4, 6."""
+    """4 studies of 2 heads and 3 families; family 0 is raised in heads 0, 2, 4, 6."""
     p = np.full((8, 3), 0.5)  # pairs 0-1, 0-2, 1-2
     p[0] = 0.001  # study 0, head 0: all three; the last is false when family 0 is raised
     p[3, 0] = 0.04  # study 1: a single test, but nothing after correction
@@ -97,15 +80,13 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
 
     def compare_by_hand(values, *_, axes):
         runs = np.repeat(np.arange(8), 3)
-        pairs = pd.DataFrame(
-            {"run": runs, "group_a": [0, 0, 1] * 8, "group_b": [1, 2, 2] * 8, "p": p.ravel()}
-        )
+        names = {"group_a": [0, 0, 1] * 8, "group_b": [1, 2, 2] * 8}
+        pairs = pd.DataFrame({"run": runs, **names, "p": p.ravel()})
         return cluster_robust.Comparison(pd.DataFrame({"run": range(8), "p": p[:, 0]}), pairs)
 
     monkeypatch.setattr(simulate, "compare_groups", compare_by_hand)
-    rates = simulate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4, heads=2).set_index(
-        "procedure"
-    )
+    monkeypatch.setattr(simulate, "HEADS", 2)
+    rates = simulate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4).set_index("procedure")
     assert rates.loc["pair", ["rate", "n"]].tolist() == pytest.approx([(1 + 1 / 3) / 6, 6])
     assert rates.loc["omnibus", ["rate", "n"]].tolist() == pytest.approx([2 / 6, 6])
     assert rates.loc["any pair, Holm", ["rate", "n"]].tolist() == pytest.approx([1 / 3, 3])
@@ -132,9 +113,6 @@ def test_too_few_images_give_no_rate(n_images):
     assert (table["n"] == 0).all()
 
 
-# ------------------------------------------------------------------------- what they say of the project's tests
-
-
 CASES = [  # images, shares of the families, whole images
     pytest.param(20, [0.5, 0.5], False, id="20-images"),
     pytest.param(80, MIXED, False, id="80-images-a-rare-family"),
@@ -151,13 +129,13 @@ def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, sha
     groups, images = drawn["family"], drawn["image_id"]
     length = np.random.default_rng(1).poisson(5, len(drawn)) + groups
     errors = simulate.rejection_rates(groups, images, length, studies=500, shape=shape)
-    found = rates_of(errors, simulate.paired_rates(images, 2000))
+    rates = rates_of(errors, simulate.paired_rates(images, 2000))
     for name in ("pair", "pair, adjusted", "omnibus", "intact against ablated"):
-        assert 0.03 <= found[name] <= 0.07, name
+        assert 0.03 <= rates[name] <= 0.07, name
     for name in ("any pair, Holm", "false among found, B-H"):
-        assert found[name] <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500), name
-    held = rates_of(simulate.coverage_rates(groups, images, 1000, 400, shape=shape))
-    assert held.between(0.92, 0.98).all()
+        assert rates[name] <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500), name
+    coverage = rates_of(simulate.coverage_rates(groups, images, 1000, 400, shape=shape))
+    assert coverage.between(0.92, 0.98).all()
 
 
 @pytest.mark.slow
@@ -165,9 +143,9 @@ def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, sha
 def test_with_few_images_tests_are_rather_too_careful(n_images):
     drawn = [draw_questions(n_images, [0.4, 0.3, 0.3], per_image=9, seed=seed) for seed in range(4)]
     tables = [simulate.rejection_rates(d["family"], d["image_id"], studies=250) for d in drawn]
-    found = pd.concat(tables).groupby("procedure")["rate"].mean()
-    assert found.max() <= 0.055
-    assert found["pair"] >= 0.03
+    rates = pd.concat(tables).groupby("procedure")["rate"].mean()
+    assert rates.max() <= 0.055
+    assert rates["pair"] >= 0.03
 
 
 @pytest.mark.slow
@@ -176,10 +154,8 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
     for seed in range(4):
         drawn = draw_questions(80, [0.5, 0.5], seed=seed)
         rng = np.random.default_rng(seed)
-        few = drawn["image_id"].isin(rng.choice(80, 6, replace=False)) & (
-            rng.random(len(drawn)) < 0.6
-        )
-        groups = drawn["family"].mask(few, 2)
+        on_few = drawn["image_id"].isin(rng.choice(80, 6, replace=False))
+        groups = drawn["family"].mask(on_few & (rng.random(len(drawn)) < 0.6), 2)
         values = simulate.sample_values(drawn["image_id"], 2000, seed=seed)
         pairs = stats.compare_groups(values, groups, drawn["image_id"], axes=("run",)).pairs
         rejected.append((pairs["p"][pairs["group_b"] == 2] < 0.05).mean())
@@ -189,10 +165,8 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
 def test_ignoring_the_images_is_noticed():
     drawn = draw_questions(60, [0.5, 0.5], whole_images=True)
     values = simulate.sample_values(drawn["image_id"], 500)
-    naive = stats.compare_groups(
-        values, drawn["family"], np.arange(len(drawn)), axes=("run",)
-    ).omnibus
-    assert (naive["p"] < 0.05).mean() > 0.12
+    naive = stats.compare_groups(values, drawn["family"], np.arange(len(drawn)), axes=("run",))
+    assert (naive.omnibus["p"] < 0.05).mean() > 0.12
 
 
 @pytest.mark.slow
@@ -202,9 +176,8 @@ def test_the_smallest_difference_is_found_four_times_in_five(n_images, level):
     groups, images = drawn["family"], drawn["image_id"]
     values = simulate.sample_values(images, 3000, correlation=0.5)
     first = stats.compare_groups(values, groups, images, axes=("run",)).pairs
-    detectable = np.sqrt(
-        np.mean(stats.minimum_detectable_effect(first["se"], first["df"], level) ** 2)
-    )
+    effects = stats.minimum_detectable_effect(first["se"], first["df"], level)
+    detectable = np.sqrt(np.mean(effects**2))
     shifted = values + detectable * np.outer(groups == first["group_a"][0], np.ones(3000))
     p = stats.compare_groups(shifted, groups, images, axes=("run",)).pairs["p"]
     assert (p < level).mean() == pytest.approx(0.8, abs=0.04)
