@@ -20,8 +20,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from scipy import stats
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
@@ -30,72 +29,31 @@ from helpers.attention.extract import (
     AttentionTable,
     extract_once,
     in_measuring_precision,
-    sample_questions,
 )
-from helpers.attention.image_share import attention_measures
+from helpers.attention.image_share import attention_measures, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.heads.removal import (
     IMPORTANCE,
-    Intervention,
+    LOSS_INCREASES,
+    Rows,
     ablate_heads,
-    count_heads,
-    forward_with_interventions,
     importance_measures,
-    pack_forward,
+    loss_increases,
+    sample_for_removal,
 )
 from helpers.model.finetune import load_finetuned, train_model
-from helpers.model.forward import embed_batch, forward_raster, fused_attention, trace
+from helpers.model.forward import forward_raster, fused_attention, trace
 from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval, bootstrap_mean
 
-LOSS_INCREASES = {  # of `loss_increases`; name: type, axes after the question
-    "head_loss": ("float32", ("layer", "head")),
-    "layer_loss": ("float32", ("layer",)),
-}
-SPLIT = {"split": MEASURES["split"]}
 # at the full learning rate a trained model forgets more than a short training restores
 LEARNING_RATE_FACTOR = 0.3
 Head = tuple[int, int]  # layer, head
 Removal = tuple[Sequence[Head], Sequence[int]]  # heads, and whole layers
-
-
-# ------------------------------------------------------------------------------------- importance
-
-
-@torch.no_grad()
-def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How much the loss on each question rises without each head and each whole layer.
-
-    Loss: binary cross-entropy with the soft targets, batch["labels"], summed over answers, which
-    the model was trained on. Returns head_loss (question, layer, head), with 0 in place of the
-    head's z; layer_loss (question, layer); logits, intact (question, answer). Below 0 the
-    loss falls.
-    """
-    labels, counts = batch["labels"].to(model.device), count_heads(model)
-    size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
-    zero = torch.zeros(1, 1, size, device=model.device)
-    interventions = [
-        Intervention(layer, slice(head, head + 1), zero)
-        for layer, count in enumerate(counts)
-        for head in range(count)
-    ]
-    interventions += [Intervention(layer, slice(None), None) for layer in range(len(counts))]
-    losses = torch.zeros(len(labels), len(interventions), device=model.device)
-    forward = pack_forward(model, batch)
-
-    def measure_loss(logits: Tensor) -> Tensor:
-        return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(1)
-
-    for row, logits in forward_with_interventions(forward, interventions):
-        losses[:, row] = measure_loss(logits)
-    losses -= measure_loss(forward.logits)[:, None]
-    heads, layers = losses.split([sum(counts), len(counts)], dim=1)
-    heads = heads.unflatten(1, (len(counts), -1))
-    return {"head_loss": heads, "layer_loss": layers, "logits": forward.logits}
 
 
 def measure_importance_on_train(
@@ -103,23 +61,19 @@ def measure_importance_on_train(
 ) -> tuple[AttentionTable, AttentionTable, AttentionTable]:
     """Measure the importance of each head and layer in three ways on training questions; once.
 
-    On `ablation_questions` of the training questions, drawn with the study's seed, so that no
-    validation question decides what is removed. Returns the increase of the loss without each
-    (LOSS_INCREASES), the gradient (`removal.IMPORTANCE`) and the attention split, kept in shards
-    in run_dir/spare_losses, spare_gradients and spare_attention; a killed run continues.
+    On `sample_for_removal` of the training questions, so that no validation question decides what
+    is removed. Returns the increase of the loss without each (LOSS_INCREASES), the gradient
+    (IMPORTANCE) and the attention split, kept in shards in run_dir/spare_losses, spare_gradients
+    and spare_attention; a killed run continues.
     """
-    chosen = sample_questions(len(train), study.ablation_questions, study.seed, "permutation")
-    encoded = encode(study, train.select(chosen), processor, list_answers(model))
+    encoded, inputs = sample_for_removal(study, model, processor, train)
     lower = in_measuring_precision(model, study)
-    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
-    return tuple(
-        extract_once(study, name, used, encoded, measure, layout, **inputs)
-        for name, used, measure, layout in (
-            ("spare_losses", lower, loss_increases, LOSS_INCREASES),
-            ("spare_gradients", model, importance_measures, IMPORTANCE),
-            ("spare_attention", lower, attention_measures, SPLIT),
-        )
+    steps = (
+        ("spare_losses", lower, encoded, loss_increases, LOSS_INCREASES),
+        ("spare_gradients", model, encoded, importance_measures, IMPORTANCE),
+        ("spare_attention", lower, encoded, attention_measures, {"split": MEASURES["split"]}),
     )
+    return tuple(extract_once(study, *step, **inputs) for step in steps)
 
 
 # --------------------------------------------------------------------------------- removal orders
@@ -132,10 +86,10 @@ def order_heads(importance: np.ndarray) -> list[Head]:
     not depend on the head) goes first; of equals, the first.
     """
     filled = np.where(np.isnan(importance), -np.inf, importance)
-    kept = set(enumerate(filled.argmax(1).tolist()))
-    flat = np.argsort(filled, axis=None, kind="stable")
-    heads = zip(*(axis.tolist() for axis in np.unravel_index(flat, filled.shape)), strict=True)
-    return [head for head in heads if head not in kept]
+    most_important = set(enumerate(filled.argmax(1).tolist()))
+    flat = np.argsort(filled, axis=None, kind="stable").tolist()
+    heads = [divmod(index, filled.shape[1]) for index in flat]
+    return [head for head in heads if head not in most_important]
 
 
 def sample_orders(n_layers: int, n_heads: int, n_orders: int, seed: int) -> list[list[Head]]:
@@ -147,9 +101,8 @@ def sample_orders(n_layers: int, n_heads: int, n_orders: int, seed: int) -> list
 def average_over_orders(accuracy: np.ndarray) -> Interval:
     """Mean over random orders with a 95 % t interval over them.
 
-    accuracy: (order, ...), each the mean over questions of one random order. Fields of shape (...);
-    n: orders. low and high are NaN of a single order. All orders answer the same questions, whose
-    own sampling is not in the interval.
+    accuracy: (order, ...), each the mean over the same questions, whose own sampling is not in the
+    interval. Fields of shape (...); n: orders. low and high are NaN of a single order.
     """
     n_orders, mean = len(accuracy), np.mean(accuracy, axis=0)
     half = np.full(mean.shape, np.nan)
@@ -193,7 +146,7 @@ def predict_without(
     encoded: EncodedQuestions,
     removals: Sequence[Removal],
     batch_size: int = 64,
-    rows: Sequence[int] | None = None,
+    rows: Rows = None,
 ) -> np.ndarray:
     """Number of the answer to each question without these heads and layers: (question, removal).
 
@@ -201,21 +154,17 @@ def predict_without(
     of the questions. A batch's pictures are embedded once for all removals.
     """
     rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
-    place_of = {row: place for place, row in enumerate(rows.tolist())}
-    predicted = np.zeros((len(rows), len(removals)), dtype=int)
+    predicted = np.zeros((len(encoded), len(removals)), dtype=int)
     progress = tqdm(total=len(rows), desc="removals", unit="question")
     with fused_attention(model), progress:
         for batch_rows, batch in encoded.batches(batch_size, rows):
-            embeds, mask = embed_batch(model, batch)
-            text = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-            inputs = {**text, "image_embeds": embeds, "pixel_mask": mask}
-            places = [place_of[row] for row in batch_rows]
+            inputs = prepare_batch(model, batch).inputs
             for number, (heads, layers) in enumerate(removals):
                 with ablate_heads(model, heads), trace(model, skip=layers):
                     logits = forward_raster(model, inputs).logits
-                predicted[places, number] = logits.argmax(1).cpu()
+                predicted[batch_rows, number] = logits.argmax(1).cpu()
             progress.update(len(batch_rows))
-    return predicted
+    return predicted[rows]
 
 
 # --------------------------------------------------------------------------------- smaller models
@@ -229,10 +178,10 @@ def prune_and_finetune(
     For `prune_epochs` passes over the training questions, at LEARNING_RATE_FACTOR times
     `learning_rate` throughout (the answer head is no longer new), as `finetune.finetune` trains; a
     killed training continues. selection_rows: validation questions whose accuracy selects the
-    checkpoint and stops the training; they should hold none of the questions that the model is
-    tested on. Returns run_dir/light_<name>, which `load_vilt` loads.
+    checkpoint and stops the training, none of them one that the model is tested on. Returns
+    run_dir/light_<name>, which `load_vilt` loads.
     """
-    heads, layers = ([*map(tuple, removal[0])], [*removal[1]])
+    heads, layers = [*map(tuple, removal[0])], [*removal[1]]
     names = ("seed", "prune_epochs", "batch_size", "learning_rate", "precision", "patience")
     inputs = {
         **study.settings(*names),
@@ -259,9 +208,9 @@ def prune_and_finetune(
 def select_smallest(candidates: pd.DataFrame, tolerance: float) -> str:
     """The model with the fewest parameters that loses at most `tolerance` points of accuracy.
 
-    candidates: columns model (its name), parameters, difference (points of accuracy against the
-    whole model, below 0 where it loses; NaN: not enough questions to tell). The whole model comes
-    first, and is selected where no other is within the tolerance.
+    candidates: columns model (its name), parameters, difference (points of accuracy, below 0 where
+    it loses; NaN: not enough questions to tell). The whole model comes first, and is selected where
+    no other is within the tolerance.
     """
     within = candidates[candidates["difference"] >= -tolerance]
     within = within if len(within) else candidates.iloc[:1]

@@ -18,21 +18,22 @@ from transformers import ViltProcessor
 from helpers.attention.extract import AttentionTable, measure_once, sample_questions
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.removal import Intervention, forward_with_interventions, pack_forward, read_z
+from helpers.heads.removal import forward_with_interventions, pack_forward, read_z, replace_heads
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
 from helpers.stats.cluster_robust import divide_or_nan
 
+Pair = tuple[int, int]  # rows of two questions: source, target
+
 
 def find_pairs(
     encoded: EncodedQuestions, predictions: Sequence[str], correct: Sequence[bool]
-) -> list[tuple[int, int]]:
+) -> list[Pair]:
     """Pairs of questions in the same words about different images, with different correct answers.
 
-    predictions: the model's answer to each question. correct: whether it counts as correct. The
-    pictures of a pair have the same shape, so that tokens correspond one to one. Each image is in
-    one pair at most, so that pairs are independent. Returns rows (source, target), in the order of
-    the data.
+    predictions: the model's answers. correct: whether each counts as correct. A pair's pictures
+    have one shape, so that tokens correspond one to one. Each image is in one pair at most, so that
+    pairs are independent. Returns rows (source, target), in the order of the data.
     """
     unpaired, pairs, used = defaultdict(list), [], set()
     for row in np.flatnonzero(correct).tolist():
@@ -53,10 +54,7 @@ def find_pairs(
 
 @torch.no_grad()
 def patch_heads(
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    pairs: Sequence[tuple[int, int]],
-    batch_size: int = 32,
+    model: nn.Module, encoded: EncodedQuestions, pairs: Sequence[Pair], batch_size: int = 32
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far does the answer move when one head's z comes from another question?
 
@@ -65,30 +63,23 @@ def patch_heads(
     NLP"; Wang et al. 2023, "Interpretability in the wild"). With D the logit of the source's answer
     minus that of the target's answer, returns change (pair, layer, head): D patched - D target, and
     total_change (pair,): D source - D target. Their ratio is 0 where a head carries nothing and 1
-    where it carries everything. Heads overlap and oppose each other, so that ratios need not sum to
-    1 over heads.
+    where it carries everything. Heads overlap and oppose each other: ratios need not sum to 1.
     """
     n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    heads = list(np.ndindex(n_layers, n_heads))
     order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][0]))
-    change, total_change = np.zeros((len(pairs), n_layers, n_heads)), np.zeros(len(pairs))
+    change, total_change = np.zeros((len(pairs), n_layers * n_heads)), np.zeros(len(pairs))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         rows = zip(*(pairs[number] for number in numbers), strict=True)
         batches = (encoded.collate([encoded[row] for row in side]) for side in rows)
         source, target = (pack_forward(model, batch) for batch in batches)
-        zs = read_z(source)
-        interventions = [
-            Intervention(layer, slice(head, head + 1), zs[layer][:, head : head + 1])
-            for layer, head in heads
-        ]
-        patched = list(forward_with_interventions(target, interventions))
+        patched = list(forward_with_interventions(target, replace_heads(read_z(source))))
         answers = [forward.logits.argmax(1) for forward in (source, target)]
         base = logit_difference(target.logits, *answers)
         total_change[numbers] = (logit_difference(source.logits, *answers) - base).cpu()
         for row, logits in patched:
-            change[numbers, *heads[row]] = (logit_difference(logits, *answers) - base).cpu()
-    return change, total_change
+            change[numbers, row] = (logit_difference(logits, *answers) - base).cpu()
+    return change.reshape(len(pairs), n_layers, n_heads), total_change
 
 
 def patching_effect(change: np.ndarray, total_change: np.ndarray) -> np.ndarray:
@@ -114,9 +105,9 @@ def measure_patching(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patch each head between pairs of validation questions; once.
 
-    data: the validation questions. table: their attention, which holds the model's answers to them.
-    Of the pairs of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns
-    pairs (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
+    data: the validation questions. table: their attention, with the model's answers. Of the pairs
+    of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs
+    (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
     """
 
     def patch(folder: Path) -> None:
@@ -130,5 +121,5 @@ def measure_patching(
         np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
 
     inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
-    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as kept:
-        return kept["pairs"], kept["moved"], kept["whole"]
+    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as arrays:
+        return arrays["pairs"], arrays["moved"], arrays["whole"]

@@ -8,21 +8,21 @@
     lost = score_removals(read_attention(folder), "zero_head", answers, model.config.id2label)
     effects = removal_effects(lost, families, image_ids)
 
-What comes before a head is the same with and without it, so it is computed once for all removals of
-a batch.
+What comes before a head is computed once for all removals of a batch.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from itertools import combinations
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ViltProcessor
@@ -57,19 +57,22 @@ ABLATION_MODES = {  # mode: its name in tables, and what is removed one at a tim
     "zero_attention": ("attention", LAYER_AXES),  # 0 in place of the z of all heads of a layer
     "skip_layer": ("layer", LAYER_AXES),  # the layer left out, feed-forward part included
 }
-REMOVALS = {  # of `removal_measures`; name: type, axes after the question
+# of `removal_measures`, `loss_increases`, `importance_measures`; name: type, axes after the question
+REMOVALS = {
     "probability": ("float32", ()),
     **{f"{name}_answer": ("int32", axes) for name, axes in ABLATION_MODES.values()},
     **{f"{name}_probability": ("float32", axes) for name, axes in ABLATION_MODES.values()},
 }
-IMPORTANCE = {"importance": ("float32", HEAD_AXES)}  # of `importance_measures`
+LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32", LAYER_AXES)}
+IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
+Rows = Sequence[int] | None  # some of the questions; None: all
 
 
 class Intervention(NamedTuple):
-    """What one variant of a forward pass does otherwise.
+    """One variant of a forward pass: z in place of these heads' z in the layer.
 
-    z: put in place of these heads' z in the layer, (valid tokens, or 1 for all; heads; d_head), of
-    the last layer (questions or 1; heads; d_head). None: the layer is left out.
+    z: (valid tokens, or 1 for all; heads; d_head), of the last layer (questions or 1; heads;
+    d_head). None: the layer is left out.
     """
 
     layer: int
@@ -83,9 +86,18 @@ class Intervention(NamedTuple):
         return z
 
 
-def count_heads(model: nn.Module) -> list[int]:
-    """How many heads each layer has."""
-    return [layer.attention.attention.num_attention_heads for layer in model.vilt.encoder.layer]
+def replace_heads(zs: Iterable[Tensor]) -> list[Intervention]:
+    """A variant for each head, layer by layer; zs: (tokens or 1, head, d_head) of each layer."""
+    return [
+        Intervention(layer, slice(head, head + 1), z[:, head : head + 1])
+        for layer, z in enumerate(zs)
+        for head in range(z.shape[1])
+    ]
+
+
+def replace_layers(zs: Iterable[Tensor | None]) -> list[Intervention]:
+    """A variant for each layer, which replaces all its heads or, where z is None, leaves it out."""
+    return [Intervention(layer, slice(None), z) for layer, z in enumerate(zs)]
 
 
 def ablate_heads(
@@ -96,12 +108,11 @@ def ablate_heads(
     heads: (layer, head). Puts 0 in place of a head's z (its output before the layer's projection),
     or with means, of `mean_z`, its mean means[layer, head].
     """
-    counts, chosen = count_heads(model), defaultdict(list)
+    layers, chosen = model.vilt.encoder.layer, defaultdict(list)
+    counts = [layer.attention.attention.num_attention_heads for layer in layers]
     for layer, head in heads:
         if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
-            raise ValueError(
-                f"L{layer}H{head} is not in this model: its layers have {counts} heads"
-            )
+            raise ValueError(f"L{layer}H{head} is not in this model: layers have {counts} heads")
         chosen[layer].append(head)
 
     def silence(layer: int, z: Tensor) -> Tensor:
@@ -114,15 +125,12 @@ def ablate_heads(
 
 @torch.no_grad()
 def mean_z(
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    batch_size: int = 64,
-    rows: Sequence[int] | None = None,
+    model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64, rows: Rows = None
 ) -> Tensor:
     """Each head's mean z over the tokens at which it is read: (layer, head, d_head), on the CPU.
 
-    These are all tokens (not padding) of the questions, and in the last layer each question's [CLS]
-    alone, because the answer does not depend on the others.
+    These are all tokens but padding, and in the last layer, of which the answer reads nothing else,
+    each question's [CLS]. rows: some of the questions.
     """
     sums, n_tokens = 0, 0
     for _, batch in encoded.batches(batch_size, rows):
@@ -148,10 +156,10 @@ def read_z(forward: PackedForward) -> list[Tensor]:
 def forward_with_interventions(
     forward: PackedForward, interventions: Sequence[Intervention]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Run a packed pass once and yield the logits of each variant as it is reached.
+    """Run a packed pass once; yield (row of interventions, logits (question, answer)).
 
-    Yields (row of interventions, logits (question, answer)). Each variant costs only what comes
-    after its intervention. `forward.logits`, in the end, are those without any.
+    Yields layer by layer. Each variant costs only what comes after its intervention.
+    `forward.logits`, in the end, are those without any.
     """
     for index, layer in enumerate(forward):
         z = layer.run()
@@ -166,20 +174,6 @@ def forward_with_interventions(
             yield row, logits
 
 
-def list_removals(means: Tensor, counts: Sequence[int]) -> dict[tuple, Intervention]:
-    """Each head removed in two modes, each layer in two: (mode, layer[, head]) -> Intervention."""
-    interventions = {}
-    for layer, count in enumerate(counts):
-        zero, all_heads = torch.zeros_like(means[layer])[None], slice(None)  # (1, head, d_head)
-        for mode, z in (("zero_head", zero), ("mean_head", means[layer][None])):
-            for head in range(count):
-                one = slice(head, head + 1)
-                interventions[mode, layer, head] = Intervention(layer, one, z[:, one])
-        interventions["zero_attention", layer] = Intervention(layer, all_heads, zero)
-        interventions["skip_layer", layer] = Intervention(layer, all_heads, None)
-    return interventions
-
-
 @torch.no_grad()
 def removal_measures(
     model: nn.Module, batch: dict[str, Tensor], means: Tensor
@@ -190,25 +184,56 @@ def removal_measures(
     <name>_probability, and probability of the intact model: sigmoid of the logit of the intact
     model's answer, which moves before the answer does. logits: intact, (question, answer).
     """
-    forward, removals = pack_forward(model, batch), list_removals(means, count_heads(model))
-    keys, interventions = list(removals), list(removals.values())
-    without = {
-        keys[row]: found for row, found in forward_with_interventions(forward, interventions)
-    }
+    zeros = torch.zeros_like(means)[:, None]  # (layer, 1, head, d_head)
+    variants = [  # in the order of ABLATION_MODES
+        replace_heads(zeros),
+        replace_heads(means[:, None]),
+        replace_layers(zeros),
+        replace_layers([None] * len(means)),
+    ]
+    modes = np.repeat([*ABLATION_MODES], [len(interventions) for interventions in variants])
+    forward = pack_forward(model, batch)
+    without = list(forward_with_interventions(forward, list(chain(*variants))))
     answers = forward.logits.argmax(1)
 
     def answer_probability(logits: Tensor) -> Tensor:
         return logits.float().gather(1, answers[:, None])[:, 0].sigmoid()
 
-    found = {"logits": forward.logits, "probability": answer_probability(forward.logits)}
+    measures = {"logits": forward.logits, "probability": answer_probability(forward.logits)}
     for mode, (name, axes) in ABLATION_MODES.items():
-        variants = [logits for key, logits in without.items() if key[0] == mode]
-        shape = means.shape[: len(axes)]
-        changed = torch.stack([logits.argmax(1) for logits in variants], 1)
-        probability = torch.stack([answer_probability(logits) for logits in variants], 1)
-        found[f"{name}_answer"] = changed.unflatten(1, shape)
-        found[f"{name}_probability"] = probability.unflatten(1, shape)
-    return found
+        of_mode, shape = [logits for row, logits in without if modes[row] == mode], means.shape
+        changed = torch.stack([logits.argmax(1) for logits in of_mode], 1)
+        probability = torch.stack([answer_probability(logits) for logits in of_mode], 1)
+        measures[f"{name}_answer"] = changed.unflatten(1, shape[: len(axes)])
+        measures[f"{name}_probability"] = probability.unflatten(1, shape[: len(axes)])
+    return measures
+
+
+@torch.no_grad()
+def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How much the loss on each question rises without each head and each whole layer.
+
+    Loss: binary cross-entropy with the soft targets, batch["labels"], summed over answers, which
+    the model was trained on. Returns head_loss (question, layer, head), with 0 in place of the
+    head's z; layer_loss (question, layer); logits, intact (question, answer). Below 0 the loss
+    falls.
+    """
+    labels, config = batch["labels"].to(model.device), model.config
+    n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
+    zero = torch.zeros(1, n_heads, config.hidden_size // n_heads, device=model.device)
+    interventions = replace_heads([zero] * n_layers) + replace_layers([None] * n_layers)
+    losses = torch.zeros(len(labels), len(interventions), device=model.device)
+    forward = pack_forward(model, batch)
+
+    def measure_loss(logits: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(1)
+
+    for row, logits in forward_with_interventions(forward, interventions):
+        losses[:, row] = measure_loss(logits)
+    losses -= measure_loss(forward.logits)[:, None]
+    heads, layers = losses.tensor_split([n_layers * n_heads], dim=1)
+    heads = heads.unflatten(1, (n_layers, n_heads))
+    return {"head_loss": heads, "layer_loss": layers, "logits": forward.logits}
 
 
 def score_removals(
@@ -216,9 +241,8 @@ def score_removals(
 ) -> np.ndarray:
     """Points of VQA accuracy that each question loses by each removal: (question, layer[, head]).
 
-    table: of `extract_attention` with REMOVALS. mode: one of ABLATION_MODES. answers: each
-    question's ten. labels: the answer of each number. From -100 to 100, below 0 where the model
-    does better without.
+    table: of REMOVALS. mode: one of ABLATION_MODES. answers: each question's ten. labels: the
+    answer of each number. From -100 to 100, below 0 where the model does better without.
     """
     name = ABLATION_MODES[mode][0]
     scores = score_answers(getattr(table, f"{name}_answer"), answers, labels)
@@ -228,8 +252,8 @@ def score_removals(
 
 def removal_effects(
     lost: np.ndarray,
-    families: Sequence[str],
-    image_ids: Sequence[int],
+    families: ArrayLike,
+    image_ids: ArrayLike,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -253,12 +277,23 @@ def removal_effects(
     table["told"] = has_enough_data(table["n"], table["n_clusters"])
     table["p_corrected"] = correct_p(table["p"].where(table["told"]))
     table["significant"] = table["p_corrected"] < 0.05
-    names = [*axes]
+    columns = ["family", "drop", "low", "high", "p", "p_corrected", "told", "significant"]
     if "head" in axes:
-        table["name"] = name_heads(table)
-        names.append("name")
-    names += ["family", "drop", "low", "high", "p", "p_corrected", "told", "significant"]
-    return table[[*names, "n", "n_clusters"]]
+        table["name"], columns = name_heads(table), ["name", *columns]
+    return table[[*axes, *columns, "n", "n_clusters"]]
+
+
+def sample_for_removal(
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset
+) -> tuple[EncodedQuestions, dict]:
+    """`ablation_questions` of the data, drawn with the study's seed, and what a step on them reads.
+
+    Returns the questions with the model's answers as labels, and inputs for `extract_once`.
+    """
+    chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
+    encoded = encode(study, data.select(chosen), processor, list_answers(model))
+    inputs = {"used": source_digest("helpers/heads")}
+    return encoded, study.settings("seed", "ablation_questions") | inputs
 
 
 def measure_removals(
@@ -266,28 +301,20 @@ def measure_removals(
 ) -> tuple[AttentionTable, AttentionTable]:
     """Remove each head and each layer in turn, and measure each head's gradient importance; once.
 
-    On `ablation_questions` of data, the validation questions, drawn with the study's seed. Returns
-    REMOVALS, measured in half precision on a GPU as attention is, and IMPORTANCE, in the model's
-    own precision; kept in shards in run_dir/removals and run_dir/importance, so that a killed run
-    continues.
+    On `sample_for_removal` of data, the validation questions. Returns REMOVALS, measured in half
+    precision on a GPU as attention is, and IMPORTANCE, in the model's own precision; kept in shards
+    in run_dir/removals and run_dir/importance, so that a killed run continues.
     """
-    chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
-    encoded = encode(study, data.select(chosen), processor, list_answers(model))
+    encoded, inputs = sample_for_removal(study, model, processor, data)
     lower = in_measuring_precision(model, study)
     means = cache(lambda: mean_z(lower, encoded, study.extract_batch_size))  # only when needed
-    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
 
     def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return removal_measures(model, batch, means())
 
     gradient = (importance_measures, IMPORTANCE)
-    return (
-        extract_once(study, "removals", lower, encoded, measure, REMOVALS, **inputs),
-        extract_once(study, "importance", model, encoded, *gradient, **inputs),
-    )
-
-
-# ------------------------------------------------------------------------- importance by gradients
+    removals = extract_once(study, "removals", lower, encoded, measure, REMOVALS, **inputs)
+    return removals, extract_once(study, "importance", model, encoded, *gradient, **inputs)
 
 
 def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -338,7 +365,7 @@ def rank_measures(
             if over == "within layers":
                 values = [value - value.mean(1, keepdims=True) for value in values]
             values = [value.round(9) for value in values]  # so that equal values are ties
-            found = rank_correlation(*values, n_resamples, seed)
-            rows.append((over, *pair, *map(float, found[:3]), int(found.n)))
+            rank = rank_correlation(*values, n_resamples, seed)
+            rows.append((over, *pair, *map(float, rank[:3]), int(rank.n)))
     columns = ["over", "first", "second", "correlation", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
