@@ -5,7 +5,6 @@ from importlib import import_module
 MODULES = {
     "Study": "settings",  # every setting of a run, its folders and its device
     "describe": "settings",  # one line about a run: seed, versions, device
-    "record_run": "settings",  # add entries to the run's run.json
     "save_figure": "settings",  # a figure into the run's figures/
     "save_table": "settings",  # a table into the run's tables/
     "mount_drive": "colab",  # a folder on Google Drive for runs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
-JSON = dict | list | str | int | float | bool | None
 RECORD = "made.json"  # in a step's folder: its inputs, their fingerprint, the seconds it took
 
 
@@ -26,14 +24,17 @@ def cached_step(folder: Path, make: Callable[[Path], None], inputs: dict) -> Pat
     folder: up to date if its record holds the same inputs, compared as JSON.
     make: called with the hidden folder `.{name}.{fingerprint}.part` beside it, which may hold what
         an earlier, killed call with the same inputs left there; it becomes `folder` afterwards.
-    Killed at any moment, either the old or the new folder is there, or the next call continues the
+    Killed at any moment, either the old or the new folder is whole, or the next call continues the
     work. A second process waits for the first and finds the folder made.
     """
     folder = Path(folder)
     part = folder.with_name(f".{folder.name}.{fingerprint(inputs)[:12]}.part")
+    trash = folder.with_name(f".{folder.name}.trash")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(folder):
-        _mend_kill(folder, keep=part)
+        for stale in [trash, *folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 12}.part")]:
+            if stale != part:
+                _discard(stale, trash)
         if has_inputs(folder, inputs):
             return folder
         if not has_inputs(part, inputs):
@@ -41,42 +42,18 @@ def cached_step(folder: Path, make: Callable[[Path], None], inputs: dict) -> Pat
             start = time.perf_counter()
             make(part)
             write_record(part, inputs, seconds=round(time.perf_counter() - start, 3))
-        _replace_folder(part, folder)
+        _discard(folder, trash)
+        os.rename(part, folder)
     return folder
 
 
-def _replace_folder(part: Path, folder: Path) -> None:
-    """Let `part` become `folder`. _mend_kill mends a kill between the moves."""
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(part, folder)
-    if old.exists():
-        _discard(old, folder)
-
-
-def _mend_kill(folder: Path, keep: Path) -> None:
-    """Undo what a killed call left half done, and remove unfinished work with other inputs."""
-    old, trash = (folder.with_name(f".{folder.name}.{end}") for end in ("old", "trash"))
-    if trash.exists():
+def _discard(folder: Path, trash: Path) -> None:
+    """Remove a folder under another name, so that half of it never passes for the whole."""
+    if trash.exists():  # a killed call left it
         shutil.rmtree(trash)
-    if old.exists() and find_record(folder) is None:
-        if folder.exists():  # Study.folder() may have created it, empty, since the kill
-            _discard(folder, folder)
-        os.rename(old, folder)
-    elif old.exists():
-        _discard(old, folder)
-    is_part = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{12}}\.part")
-    for path in folder.parent.iterdir():
-        if is_part.fullmatch(path.name) and path != keep:
-            _discard(path, folder)
-
-
-def _discard(path: Path, folder: Path) -> None:
-    """Remove a folder under another name first, so that half of it never passes for the whole."""
-    trash = folder.with_name(f".{folder.name}.trash")
-    os.rename(path, trash)
-    shutil.rmtree(trash)
+    if folder.exists():
+        os.rename(folder, trash)
+        shutil.rmtree(trash)
 
 
 def write_record(folder: Path, inputs: dict, **facts: object) -> None:
@@ -87,16 +64,18 @@ def write_record(folder: Path, inputs: dict, **facts: object) -> None:
 
 def find_record(folder: Path) -> dict | None:
     """What `write_record` wrote about a folder; None where there is nothing readable."""
-    record = read_json(Path(folder) / RECORD)
-    return record if record is not None and "fingerprint" in record else None
+    record = read_json(folder / RECORD)
+    return record if record and "fingerprint" in record else None
 
 
 def read_record(folder: Path) -> dict:
-    """As `find_record`, with a FileNotFoundError where there is nothing readable."""
+    """As `find_record`, with a FileNotFoundError where there is nothing readable.
+
+    The error names run and step, not the machine's own path: it may end up in a saved notebook.
+    """
     record = find_record(folder)
     if record is None:
-        reason = f"is missing or unfinished (no readable {RECORD} in it)"
-        raise FileNotFoundError(f"{_name_step(folder)} {reason}")
+        raise FileNotFoundError(f"{'/'.join(folder.parts[-2:])} is missing or unfinished")
     return record
 
 
@@ -108,36 +87,29 @@ def has_inputs(folder: Path, inputs: dict) -> bool:
 
 def require(folder: Path, made_by: str) -> Path:
     """A step's folder; FileNotFoundError that says which notebook makes it, if it is missing."""
-    if find_record(folder) is None:
-        advice = f"run notebooks/{made_by}.ipynb with RUN_NAME={Path(folder).parent.name!r} first"
-        raise FileNotFoundError(f"{_name_step(folder)} is missing: {advice}")
-    return Path(folder)
-
-
-def _name_step(folder: Path) -> str:
-    """Run and step, without the machine's own path: a message may end up in a saved notebook."""
-    return "/".join(Path(folder).parts[-2:])
+    try:
+        read_record(folder)
+    except FileNotFoundError as error:
+        advice = f"run notebooks/{made_by}.ipynb with RUN_NAME={folder.parent.name!r} first"
+        raise FileNotFoundError(f"{error}: {advice}") from None
+    return folder
 
 
 def fingerprint(inputs: object) -> str:
     """SHA-256 (hex) of `inputs` as JSON, whatever the order of its keys."""
-    text = json.dumps(to_json(inputs, "inputs"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def to_json(value: object, what: str) -> JSON:
-    """`value` as it comes back from JSON (tuples as lists, keys as strings)."""
     try:
-        return json.loads(json.dumps(value, allow_nan=False))
+        plain = json.loads(json.dumps(inputs, allow_nan=False))  # all keys are strings now
     except (TypeError, ValueError) as error:
-        message = f"{what} must be plain JSON (dict, list, str, number, None): {error}"
-        raise ValueError(message) from None
+        kinds = "dict, list, str, number, None"
+        raise ValueError(f"inputs must be plain JSON ({kinds}): {error}") from None
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict | None:
     """The object that a JSON file holds; None where the file is missing, empty or cut."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -145,7 +117,7 @@ def read_json(path: Path) -> dict | None:
 
 def hash_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -160,27 +132,24 @@ def source_digest(*folders: str) -> str:
         if not sources:
             raise ValueError(f"source_digest: there is no code in {folder}")
         for source in sources:
-            text = source.read_text(encoding="utf-8")
-            digest.update(f"{folder}/{source.name}\n{text}\n".encode())
+            digest.update(f"{folder}/{source.name}\n{source.read_text('utf-8')}\n".encode())
     return digest.hexdigest()
 
 
 def lock_path(path: Path) -> FileLock:
     """Keep other processes of this machine from working on `path`; a killed process lets go of it.
 
-    The lock is in the machine's own temporary folder: on a mounted drive it could outlive the
-    machine.
+    The lock is in the machine's temporary folder: on a mounted drive it could outlive the machine.
     """
     user = os.getuid() if hasattr(os, "getuid") else "user"
     folder = Path(tempfile.gettempdir()) / f"vilt-attention-{user}"
     folder.mkdir(exist_ok=True)
-    name = hashlib.sha256(str(Path(path).absolute()).encode()).hexdigest()[:24]
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
     return FileLock(folder / f"{name}.lock")
 
 
 def write_atomic(path: Path, data: bytes | str) -> Path:
     """Write a file that is there whole or not at all; text as UTF-8."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -6,7 +6,6 @@ import importlib
 import re
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -21,17 +20,12 @@ LEAST = {  # older ones count as missing; of anything else any version will do
 }
 
 
-def in_colab() -> bool:
-    """Whether this is a notebook on Google Colab."""
-    return "google.colab" in sys.modules
-
-
 def mount_drive(folder: str = "vilt-attention-runs") -> str | None:
     """Mount Google Drive and name a folder on it for runs: `Study.load(runs_root=mount_drive())`.
 
     None where this is not Colab, which for Study.load means: as in the profile.
     """
-    if not in_colab():
+    if "google.colab" not in sys.modules:
         return None
     from google.colab import drive
 
@@ -63,27 +57,23 @@ def install_missing(root: str | Path) -> str:
     missing = missing_packages(root)
     if not missing:
         return "Every package is there: nothing was installed."
-    before, loaded = _list_versions(), _list_loaded()
+    before = {name: _find_version(name) for name in _list_loaded()}
     _run_pip(missing)
     importlib.invalidate_caches()
-    after = _list_versions()
-    replaced = sorted(name for name in loaded if before.get(name) != after.get(name))
+    replaced = [name for name, version in before.items() if _find_version(name) != version]
     line = f"Installed {', '.join(missing)}."
     if replaced:
-        line += f" Replaced after import: {', '.join(replaced)}."
+        line += f" Replaced after import: {', '.join(sorted(replaced))}."
         line += " Restart the session, then run this again."
     return line
 
 
 def _run_pip(missing: list[str]) -> None:
     """Install exactly these and move nothing in KEEP; SystemExit with pip's reason."""
-    kept = [f"{name}=={version}\n" for name in KEEP if (version := _find_version(name))]
-    with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder, "constraints.txt")
-        constraints.write_text("".join(kept), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--no-input", "--progress-bar=off"]
-        command += ["--disable-pip-version-check", "--constraint", str(constraints), *missing]
-        pip = subprocess.run(command, capture_output=True, text=True)
+    kept = [f"{name}=={version}" for name in KEEP if (version := _find_version(name))]
+    command = [sys.executable, "-m", "pip", "install", "--no-input", "--progress-bar=off"]
+    command += ["--disable-pip-version-check", *kept, *missing]
+    pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode:
         reason = _read_reason(pip.stdout, pip.stderr)
         raise SystemExit(f"{', '.join(missing)} could not be installed: {reason}")
@@ -94,26 +84,19 @@ def _read_reason(stdout: str, stderr: str) -> str:
     errors = re.findall(r"^error: (.*[^:])$", stderr, flags=re.MULTILINE | re.IGNORECASE)
     errors = errors or stderr.strip().splitlines()[-1:] or ["pip did not say why"]
     causes = re.search(r"The conflict is caused by:\n(.+?)\n\s*\n", stdout, flags=re.DOTALL)
-    first = re.sub(r" \(from versions:.+\)", "", errors[0])
-    lines = [first, *(causes[1].splitlines() if causes else [])]
+    lines = [re.sub(r" \(from versions:.+\)", "", errors[0])]
+    lines += causes[1].splitlines() if causes else []
     return "; ".join(line.strip().rstrip(".") for line in lines) + "."
 
 
 def _find_version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return next((found.version for found in metadata.distributions(name=name)), None)
 
 
 def _numbers(version: str | None) -> tuple[int, ...]:
     """(5, 5, 0) of "5.5.0.dev1"; () of None, which is less than any version."""
     leading = re.match(r"\d+(\.\d+)*", version or "")
     return tuple(int(part) for part in leading[0].split(".")) if leading else ()
-
-
-def _list_versions() -> dict[str, str]:
-    return {item.metadata["Name"]: item.version for item in metadata.distributions()}
 
 
 def _list_loaded() -> set[str]:

@@ -12,13 +12,13 @@ from collections import defaultdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from helpers.run.cache import write_atomic
 from helpers.run.settings import Study
 
 COLUMNS = "data/columns.csv"
+PROFILE = "https://datapackage.org/profiles/2.0/datapackage.json"
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum")
 
 
@@ -38,8 +38,7 @@ def write_datapackage(study: Study) -> Path:
         resource = {"name": table.lower(), "path": files if len(files) > 1 else files[0]}
         form = {"format": paths[0].suffix[1:], "schema": {"fields": fields}}
         resources.append(resource | form)
-    version = {"$schema": "https://datapackage.org/profiles/2.0/datapackage.json"}
-    package = version | {"name": study.run_name.lower(), "resources": resources}
+    package = {"$schema": PROFILE, "name": study.run_name.lower(), "resources": resources}
     text = json.dumps(package, indent=1, ensure_ascii=False)
     return write_atomic(study.run_dir / "datapackage.json", text + "\n")
 
@@ -81,12 +80,11 @@ def list_tables(study: Study) -> dict[str, list[Path]]:
     """
     found = defaultdict(list)
     for path in sorted(study.run_dir.glob("[!.]*/[!.]*.*")):
-        folder, name = path.parent.name, path.stem
         if path.suffix in (".csv", ".parquet"):
-            is_shard = name.startswith("part-")
-            whole = name if folder == "tables" else folder if is_shard else f"{folder}/{name}"
-            found[whole].append(path)
-    return dict(found)
+            folder, name = path.parent.name, path.stem
+            own = {"tables": name}.get(folder, f"{folder}/{name}")
+            found[folder if name.startswith("part-") else own].append(path)
+    return found
 
 
 def list_columns(path: Path) -> dict[str, bool]:
@@ -94,8 +92,4 @@ def list_columns(path: Path) -> dict[str, bool]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             return dict.fromkeys(next(csv.reader(file), []), False)
-    schema = pq.read_schema(path)
-    return {
-        field.name: pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
-        for field in schema
-    }
+    return {field.name: "list" in str(field.type) for field in pq.read_schema(path)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import io
 import json
-import os
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from helpers.run.cache import lock_path, read_json, to_json, write_atomic
+from helpers.run.cache import ROOT, lock_path, read_json, write_atomic
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
@@ -41,7 +41,6 @@ PROFILES = {
         ablation_questions=1000, shapley_questions=1000, shapley_permutations=8, second_seed=False,
     ),
 }  # fmt: skip
-PACKAGES = ("torch", "transformers", "datasets", "numpy")  # whose versions are recorded
 
 
 def check_plain_name(name: str) -> str:
@@ -58,20 +57,15 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-def _read_all(value: object) -> object:
-    return None if value == "all" else value
-
-
-def _read_path(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-Text = Annotated[str, BeforeValidator(_read_path), Field(min_length=1)]
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(gt=0)]
-CountOrZero = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)]
-Limit = Annotated[Count | None, BeforeValidator(_read_all)]  # None or "all": no limit
-Amount = Annotated[float, BeforeValidator(_refuse_bool), Field(gt=0, allow_inf_nan=False)]
-AmountOrZero = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, allow_inf_nan=False)]
+NUMBER = BeforeValidator(_refuse_bool)
+PATH = BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+ALL = BeforeValidator(lambda value: None if value == "all" else value)
+Text = Annotated[str, PATH, Field(min_length=1)]
+Count = Annotated[int, NUMBER, Field(gt=0)]
+CountOrZero = Annotated[int, NUMBER, Field(ge=0)]
+Limit = Annotated[Count | None, ALL]  # None or "all": no limit
+Amount = Annotated[float, NUMBER, Field(gt=0, allow_inf_nan=False)]
+AmountOrZero = Annotated[float, NUMBER, Field(ge=0, allow_inf_nan=False)]
 
 
 # A dataclass of pydantic's, not a BaseModel: dataclasses.replace checks the new values as well.
@@ -144,12 +138,12 @@ class Study:
     @property
     def root(self) -> Path:
         """The repository's root."""
-        return Path(__file__).resolve().parents[2]
+        return ROOT
 
     @property
     def run_dir(self) -> Path:
         """The run's own folder; `folder()` creates it."""
-        return self.root / self.runs_root / self.run_name
+        return ROOT / self.runs_root / self.run_name
 
     def folder(self, *parts: str) -> Path:
         """A folder inside the run's folder, created if absent: `study.folder("tables")`."""
@@ -162,21 +156,19 @@ class Study:
 
         "data/typo" stays a path, as data/ is a folder here, so that its error names the path.
         """
-        path = self.root / name
-        local = path.exists() or (self.root / Path(name).parts[0]).is_dir()
+        path = ROOT / name
+        local = path.exists() or (ROOT / Path(name).parts[0]).is_dir()
         return path if local or name != self.checkpoint else name
 
     def device_name(self) -> str:
         """The device to compute on, "cpu" or "cuda"; ValueError if it is not there."""
         if self.device == "cpu":
             return "cpu"
-        import torch  # slow to import, and nothing else here needs it
+        import torch  # slow to import
 
-        if torch.cuda.is_available():
-            return "cuda"
-        if self.device == "auto":
-            return "cpu"
-        raise ValueError(f"setting device={self.device!r}: torch sees no GPU; use 'auto' or 'cpu'")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("setting device='cuda': torch sees no GPU; use 'auto' or 'cpu'")
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def settings(self, *names: str) -> dict[str, object]:
         """The named settings, for the `inputs` of a step."""
@@ -212,46 +204,40 @@ def save_figure(study: Study, name: str, fig: Figure) -> Path:
     return write_atomic(study.folder("figures") / f"{check_plain_name(name)}.png", png.getvalue())
 
 
-def record_run(study: Study, **entries: object) -> Path:
-    """Merge entries into the run's run.json: `record_run(study, steps={"02_finetune": seconds})`.
+def record_run(study: Study, steps: dict[str, float]) -> Path:
+    """Write run.json of a run: settings, versions, device, and seconds a step, added to the old.
 
-    An entry that is a dict adds to the one recorded before, any other replaces it. Settings,
-    versions and device are always recorded. A run.json that cannot be read is begun anew.
+    A run.json that cannot be read is begun anew.
     """
     path = study.folder() / "run.json"
     with lock_path(path):
-        recorded = read_json(path) or {"steps": {}}
-        versions = _read_versions() | {"commit": _read_commit(study.root)}
+        steps = (read_json(path) or {}).get("steps", {}) | steps
+        versions = _read_versions() | {"commit": _read_commit()}
         facts = {"settings": asdict(study), "versions": versions, "device": study.device_name()}
-        for name, entry in (facts | to_json(entries, "entries")).items():
-            before = recorded.get(name)
-            both = isinstance(before, dict) and isinstance(entry, dict)
-            recorded[name] = before | entry if both else entry
-        return write_atomic(path, json.dumps(recorded, indent=1) + "\n")
+        return write_atomic(path, json.dumps({"steps": steps, **facts}, indent=1) + "\n")
 
 
 def _read_versions() -> dict[str, str]:
-    packages = {name: metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}
+    packages = ("torch", "transformers", "datasets", "numpy")
+    installed = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **installed}
 
 
-def _read_commit(root: Path) -> str:
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    # The ceiling keeps git from reporting the commit of a repository around an unpacked archive.
-    ceiling = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.parent)}
-    try:
-        answer = subprocess.run(describe, cwd=root, env=ceiling, capture_output=True, text=True)
-    except FileNotFoundError:  # no git here
+def _read_commit() -> str:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
         return "unknown"
-    return answer.stdout.strip() or "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return commit or "unknown"
 
 
 def describe(study: Study) -> str:
     """One line for a notebook's head: profile, seed, versions, device."""
     device = study.device_name()
-    if device.startswith("cuda"):
+    if device == "cuda":
         import torch
 
         device = torch.cuda.get_device_name(device)
-    stated = " · ".join(f"{name} {version}" for name, version in _read_versions().items())
-    return f"{study.profile} · run {study.run_name} · seed {study.seed} · {stated} · {device}"
+    stated = [f"{name} {version}" for name, version in _read_versions().items()]
+    about = [study.profile, f"run {study.run_name}", f"seed {study.seed}", *stated, device]
+    return " · ".join(about)

@@ -39,38 +39,23 @@ def test_overrides_win_and_none_means_as_in_the_profile():
 
 
 def test_texts_and_numpy_numbers_are_converted():
-    study = Study.load(
-        epochs="3", learning_rate="1e-4", seed=np.int64(5), data_root=Path("data") / "x"
-    )
-    assert (study.epochs, study.learning_rate, study.seed, study.data_root) == (
-        3,
-        1e-4,
-        5,
-        "data/x",
-    )
+    given = {"epochs": "3", "learning_rate": "1e-4", "seed": np.int64(5), "data_root": Path("a/x")}
+    study = Study.load(**given)
+    assert study.settings(*given) == dict(zip(given, (3, 1e-4, 5, "a/x"), strict=True))
     assert type(study.seed) is int
 
 
-@pytest.mark.parametrize(
-    ("given_as", "meant"), [(True, True), ("true", True), ("0", False), (0, False)]
-)
-def test_switches_are_converted(given_as, meant):
-    assert Study.load(show_photographs=given_as).show_photographs is meant
+def test_switches_are_converted():
+    given = [True, "true", "0", 0]
+    switches = [Study.load(show_photographs=switch).show_photographs for switch in given]
+    assert switches == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
     ("profile", "overrides", "message"),
     [
-        (
-            "phantm",
-            {},
-            r"unknown profile 'phantm'. Did you mean 'phantom'\? Known: phantom, colab, full",
-        ),
-        (
-            "phantom",
-            {"epoch": 3},
-            r"unknown setting 'epoch'. Did you mean 'epochs'\? Known: profile, run_name",
-        ),
+        ("phantm", {}, r"profile 'phantm'. Did you mean 'phantom'\? Known: phantom, colab, full"),
+        ("phantom", {"epoch": 3}, r"setting 'epoch'. Did you mean 'epochs'\? Known: profile, run"),
         ("phantom", {"zzz": 3}, "unknown setting 'zzz'. Known: "),
     ],
 )
@@ -111,7 +96,6 @@ def test_replace_checks_the_new_value():
 
 def test_folders_and_paths(tmp_path):
     study = Study.load(run_name="r1.a-b_c", runs_root=tmp_path / "runs")
-    assert study.root == ROOT
     assert study.run_dir == tmp_path / "runs" / "r1.a-b_c"
     assert not study.run_dir.exists()
     assert study.folder("tables") == study.run_dir / "tables"
@@ -119,22 +103,16 @@ def test_folders_and_paths(tmp_path):
     assert Study.load().run_dir == ROOT / "runs" / "phantom"
     assert study.path("data/vqav2") == ROOT / "data" / "vqav2"
     assert study.path(tmp_path) == tmp_path
-    colab = Study.load("colab")
-    assert colab.path(colab.checkpoint) == colab.checkpoint, "a hub name is no path"
-    assert Study.load(checkpoint="helpers").path("helpers") == ROOT / "helpers"
 
 
-def test_a_mistyped_local_checkpoint_stays_a_path_and_a_hub_name_a_name():
-    assert Study.load(checkpoint="data/nope").path("data/nope") == ROOT / "data" / "nope"
-    assert (
-        Study.load(checkpoint="dandelin/vilt-b32-mlm").path("dandelin/vilt-b32-mlm")
-        == "dandelin/vilt-b32-mlm"
-    )
-    assert Study.load(checkpoint="fresh-small").path("fresh-small") == "fresh-small"
+@pytest.mark.parametrize("name", ["dandelin/vilt-b32-mlm@refs/pr/4", "fresh-small"])
+def test_a_name_on_the_hub_is_no_path(name):
+    assert Study.load(checkpoint=name).path(name) == name
 
 
-def test_settings_picks_the_named_ones():
-    assert Study.load(epochs=9).settings("epochs", "seed") == {"epochs": 9, "seed": 0}
+@pytest.mark.parametrize("name", ["helpers", "data/nope"])
+def test_a_local_checkpoint_is_a_path_even_if_mistyped(name):
+    assert Study.load(checkpoint=name).path(name) == ROOT / name
 
 
 def test_device_name():
@@ -161,25 +139,17 @@ def test_tables_and_figures_land_in_the_run(tmp_path):
         save_table(study, "../x", pd.DataFrame())
 
 
-def test_record_run_merges(tmp_path):
+def test_record_run_adds_steps(tmp_path):
     study = Study.load(runs_root=tmp_path, device="cpu")
-    record_run(study, steps={"01_setup": 1.5}, note="first")
-    path = record_run(study, steps={"02_finetune": 20}, note="second")
+    record_run(study, steps={"01_setup": 1.5})
+    path = record_run(study, steps={"02_finetune": 20})
     record = json.loads(path.read_text())
     assert path == study.run_dir / "run.json"
     assert record["steps"] == {"01_setup": 1.5, "02_finetune": 20}
-    assert record["note"] == "second"
     assert record["settings"] == dataclasses.asdict(study)
     assert record["device"] == "cpu"
-    assert set(record["versions"]) == {
-        "python",
-        "torch",
-        "transformers",
-        "datasets",
-        "numpy",
-        "commit",
-    }
     assert record["versions"]["numpy"] == np.__version__
+    assert {"python", "torch", "transformers", "datasets", "commit"} < set(record["versions"])
 
 
 @pytest.mark.parametrize("left", ["", '{"steps": {"01_se', "[]"])
