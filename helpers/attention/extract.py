@@ -43,9 +43,6 @@ MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the ques
 COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
 
-# ------------------------------------------------------------------------------- write the shards
-
-
 def extract_attention(
     model: nn.Module,
     encoded: EncodedQuestions,
@@ -61,33 +58,29 @@ def extract_attention(
     measure, layout: what gives a batch's measures (with "logits"), and the type and axes of those
     to keep. process: (rank, world_size). Rank r measures shards r, r + world_size, ...
     Columns: question_id, image_id, family, question_type, COUNTS, prediction, accuracy (NaN
-    without answers), and the measures, flattened. Rows are in the data set's order. Whole shards
-    are kept, so a killed run continues; memory holds one. Read them with `read_attention`.
-    ValueError where the folder holds shards of other questions, another model, shard size or
-    measures, and where the model's numbers are not finite.
+    without answers), and the measures, flattened; rows in the data set's order. Whole shards are
+    kept, so a killed run continues; memory holds one. Read them with `read_attention`. ValueError
+    where the folder holds other shards, and where the model's numbers are not finite.
     """
-    if not len(encoded):
+    n_questions, (rank, world_size) = len(encoded), process
+    if not n_questions:
         raise ValueError("no questions to extract attention from: the data set is empty.")
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size={batch_size} and shard_size={shard_size} must be at least 1.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(encoded), shard_size)
-    names = [f"part-{number:05d}.parquet" for number in range(len(starts))]
-    others = sorted({path.name for path in folder.glob("part-*.parquet")} - set(names))
-    if others:
-        raise ValueError(
-            f"{folder / others[0]} is none of these {len(names)} shards: empty the folder first."
-        )
-    source = describe_source(model, len(encoded), layout)
-    rank, world_size = process
-    shards = [
-        (folder / name, range(start, min(start + shard_size, len(encoded))))
-        for name, start in zip(names[rank::world_size], starts[rank::world_size], strict=True)
-    ]
-    total = sum(len(rows) for _, rows in shards)
+    rows_of = {
+        folder / f"part-{number:05d}.parquet": range(start, min(start + shard_size, n_questions))
+        for number, start in enumerate(range(0, n_questions, shard_size))
+    }
+    for path in sorted(folder.glob("part-*.parquet")):
+        if path not in rows_of:
+            raise ValueError(f"{path} is none of these {len(rows_of)} shards: empty the folder.")
+    source, own = describe_source(model, n_questions, layout), [*rows_of][rank::world_size]
+    total = sum(len(rows_of[path]) for path in own)
     with tqdm(total=total, desc="attention", unit="question") as progress:
-        for path, rows in shards:
+        for path in own:
+            rows = rows_of[path]
             if path.exists():
                 check_shard(path, source, encoded, rows)
                 progress.update(len(rows))
@@ -127,9 +120,8 @@ def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
 def check_shard(path: Path, source: dict, encoded: EncodedQuestions, rows: range) -> None:
     """ValueError unless a shard holds these rows, measured on this model."""
     if (found := read_source(path)) != source:
-        raise ValueError(
-            f"{path} is of another model or data set ({found}, not {source}): empty the folder."
-        )
+        what = f"{found}, not {source}"
+        raise ValueError(f"{path} is of another model or data set ({what}): empty the folder.")
     held = pq.read_table(path, columns=["question_id"])["question_id"].to_pylist()
     if held != encoded.questions["question_id"].iloc[rows].tolist():
         raise ValueError(f"{path} holds other questions than rows {rows.start} to {rows.stop - 1}.")
@@ -145,46 +137,32 @@ def measure_rows(
     measure: Measure,
 ) -> pa.Table:
     """One shard. Batches are bucketed within it; its rows are in the data set's order."""
-    shapes = measure_shapes(source).items()
-    measures = {name: np.zeros((len(rows), *shape), kind) for name, (kind, shape) in shapes}
-    counts = np.zeros((len(rows), len(COUNTS)), np.int16)
-    answers = np.zeros(len(rows), np.int64)
+    shapes, size = measure_shapes(source).items(), len(rows)
+    measures = {name: np.zeros((size, *shape), kind) for name, (kind, shape) in shapes}
+    counts, answers = np.zeros((size, len(COUNTS)), np.int16), np.zeros(size, np.int64)
     for indices, batch in encoded.batches(batch_size, rows):
         places = np.array(indices) - rows.start
         found = measure(model, batch)
-        check_finite(found["logits"], encoded, indices, model.dtype)
+        if overflown := (~found["logits"].isfinite().all(1)).nonzero()[:, 0].tolist():
+            question = encoded.questions["question_id"].iloc[indices[overflown[0]]]
+            half = model.dtype != torch.float32
+            advice = "; use precision='fp32'." if half else ": the model's weights are broken."
+            where = f"question_id {question}: the logits in {model.dtype}"
+            raise ValueError(f"{where} are not finite{advice}")
         for name, values in measures.items():
             values[places] = found[name].cpu().numpy()
-        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)
-        grids = grids[batch["picture_of"]].numpy()
+        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[batch["picture_of"]]
         words = batch["attention_mask"].sum(1).numpy() - 2
         counts[places] = np.column_stack([words, grids.prod(1), grids])
         answers[places] = found["logits"].argmax(1).cpu().numpy()
         progress.update(len(indices))
     predictions = [model.config.id2label[answer] for answer in answers.tolist()]
-    questions = describe_rows(encoded, rows, predictions)
+    names = ("question_id", "image_id", "family", "question_type")
+    questions = encoded.questions[[name for name in names if name in encoded.questions]]
+    questions = questions.iloc[rows].reset_index(drop=True)
+    questions = questions.assign(prediction=predictions, accuracy=encoded.score(predictions, rows))
     questions[list(COUNTS)] = counts
     return to_arrow(questions, measures, source)
-
-
-def check_finite(
-    logits: Tensor, encoded: EncodedQuestions, indices: list[int], dtype: torch.dtype
-) -> None:
-    """ValueError that names a question whose logits overflowed, as half precision can."""
-    overflown = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if overflown:
-        question = encoded.questions["question_id"].iloc[indices[overflown[0]]]
-        half = dtype != torch.float32
-        advice = "; use precision='fp32'." if half else ": the model's weights are broken."
-        raise ValueError(f"question_id {question}: the logits in {dtype} are not finite{advice}")
-
-
-def describe_rows(encoded: EncodedQuestions, rows: range, predictions: list[str]) -> pd.DataFrame:
-    """What the data set says of these questions, with the model's answer and its accuracy."""
-    names = ("question_id", "image_id", "family", "question_type")
-    given = encoded.questions.iloc[rows]
-    table = given[[name for name in names if name in given]].reset_index(drop=True)
-    return table.assign(prediction=predictions, accuracy=encoded.score(predictions, rows))
 
 
 def to_arrow(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:
@@ -199,17 +177,13 @@ def to_arrow(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: d
     return table.replace_schema_metadata({"source": json.dumps(source)})
 
 
-# -------------------------------------------------------------------------------- read the shards
-
-
 class AttentionTable:
     """Measures of all questions: table.split is (question, layer, head, QUERY_GROUPS, KEY_GROUPS).
 
-    questions: question_id, image_id, family, question_type, counts, prediction, accuracy. dtype:
-    what the model ran in, such as "torch.float16". Each measure (see `attention_measures`) is an
-    attribute whose first axis is the question, read from the shards when first asked for, and then
-    kept. At 200,000 questions x 144 heads a split takes 1.7 GB; `image_share`, `excess` and
-    `reduce` read it shard by shard and keep a part.
+    questions: the other columns. dtype: what the model ran in, such as "torch.float16". Each
+    measure (see `attention_measures`) is an attribute whose first axis is the question, read from
+    the shards when first asked for, and then kept. At 200,000 questions x 144 heads a split takes
+    1.7 GB; `image_share`, `excess` and `reduce` read it shard by shard and keep a part.
     """
 
     def __init__(
@@ -257,41 +231,32 @@ class AttentionTable:
 def read_attention(folder: str | Path) -> AttentionTable:
     """Open the shards that `extract_attention` wrote, in order.
 
-    FileNotFoundError where there are none; ValueError where they are of different models, or do
-    not hold all questions.
+    FileNotFoundError where there are none; ValueError where they differ or miss questions.
     """
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no attention shards: run extract_attention first.")
     source = read_source(paths[0])
-    if "measures" not in source or "dtype" not in source:
-        raise ValueError(
-            f"{paths[0]} does not say which measures it holds (an earlier version wrote it):"
-            " empty the folder."
-        )
     for path in paths:
-        if read_source(path) != source:
-            raise ValueError(f"{path} has {read_source(path)}, but {paths[0].name} has {source}.")
+        if (found := read_source(path)) != source:
+            raise ValueError(f"{path} has {found}, but {paths[0].name} has {source}.")
     columns = [name for name in pq.read_schema(paths[0]).names if name not in source["measures"]]
     parts = [pq.read_table(path, columns=columns) for path in paths]
     questions = pa.concat_tables(parts).to_pandas()
     if len(questions) != source["questions"]:
-        raise ValueError(
-            f"{folder} holds {len(questions)} of {source['questions']} questions:"
-            " run extract_attention again."
-        )
+        held = f"{len(questions)} of {source['questions']} questions"
+        raise ValueError(f"{folder} holds {held}: run extract_attention again.")
     return AttentionTable(questions, paths, measure_shapes(source), source["dtype"])
 
 
 def read_source(path: Path) -> dict:
     """What `describe_source` said when a shard was written; ValueError where it is no shard."""
     try:
-        return json.loads(pq.read_schema(path).metadata[b"source"])
+        source = json.loads(pq.read_schema(path).metadata[b"source"])
+        source["measures"], source["dtype"]  # an earlier version did not say
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no attention shard: delete it and extract again.") from error
-
-
-# ------------------------------------------------------------------------------ measures of a study
+        raise ValueError(f"{path} is no attention shard of this version: delete it.") from error
+    return source
 
 
 def measure_once(
@@ -304,17 +269,15 @@ def measure_once(
     """Make run_dir/<name> unless it is up to date; returns the folder.
 
     measure: gets the folder to write to, which may hold what a killed call left. inputs: what the
-    step depends on beside the study's model, data set and sizes, and this room's code. once: how a
-    step is done once; `tools.launch` passes a form for several processes.
+    step depends on beside model, data set, sizes and code. once: how a step is done once;
+    `tools.launch` passes a form for several processes.
     """
-    rooms = ("helpers/data", "helpers/model", "helpers/attention")
-    known = {
-        **study.settings("extract_batch_size", "shard_size"),
-        "model": read_record(study.run_dir / "model")["fingerprint"],
-        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
-        "code": source_digest(*rooms),
+    steps = {
+        step: read_record(study.run_dir / step)["fingerprint"] for step in ("model", "dataset")
     }
-    return once(study.folder() / name, measure, {**known, **inputs})
+    code = source_digest("helpers/data", "helpers/model", "helpers/attention")
+    known = study.settings("extract_batch_size", "shard_size")
+    return once(study.folder() / name, measure, {**known, **steps, "code": code, **inputs})
 
 
 def extract_once(
@@ -330,9 +293,9 @@ def extract_once(
 ) -> AttentionTable:
     """`extract_attention` to run_dir/<name>, unless it is up to date; returns the table.
 
-    model: in the precision to measure in (see `in_measuring_precision`). The step depends on that
-    precision and not on the setting, so a table begun on a GPU in half precision is begun again on
-    a CPU. process, measure, layout: see `extract_attention`; once, inputs: see `measure_once`.
+    model: in the precision to measure in (see `in_measuring_precision`), on which the step depends:
+    a table begun in half precision on a GPU is begun again on a CPU. process, measure, layout: see
+    `extract_attention`; once, inputs: see `measure_once`.
     """
 
     def extract(folder: Path) -> None:
@@ -351,10 +314,10 @@ def measure_attention(
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
 ) -> AttentionTable:
-    """Measure the attention of every validation question; once.
+    """Measure the attention of every validation question; once, in run_dir/attention.
 
-    model: the fine-tuned model, or with `untrained` its `random_weight_model`. Kept in
-    run_dir/attention or run_dir/attention_untrained. once, process: see `extract_once`.
+    untrained: the model is a `random_weight_model`, its folder attention_untrained. once, process:
+    see `extract_once`.
     """
     name = "attention_untrained" if untrained else "attention"
     inputs = study.settings("seed") if untrained else {}
@@ -377,9 +340,8 @@ def in_measuring_precision(model: nn.Module, study: Study) -> nn.Module:
 def choose_dtype(setting: str, device: str) -> torch.dtype:
     """Half precision on a GPU, unless the setting `precision` says otherwise; float32 on a CPU.
 
-    Half is slower on a CPU. "auto" is fp16, which has eight times the resolution of bf16. Against
-    fp32 single splits of the phantom differ by at most 0.01 in fp16 and 0.1 in bf16, averages far
-    less.
+    Half is slower on a CPU. "auto" is fp16: against fp32 single splits of the phantom differ by at
+    most 0.01, in bf16 by 0.1, averages far less.
     """
     halves = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16}
     return torch.float32 if device == "cpu" else halves.get(setting, torch.float32)
@@ -388,8 +350,8 @@ def choose_dtype(setting: str, device: str) -> torch.dtype:
 def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> np.ndarray:
     """Rows of at most `count` of n questions, drawn without replacement; in ascending order.
 
-    method: "choice" or "permutation" of NumPy's generator. Both are simple random samples, but not
-    the same one of a seed. Each measure keeps its own, so that its numbers stay what they were.
+    method: of NumPy's generator, "choice" or "permutation": simple random samples, but not the same
+    of a seed. Each measure keeps its own, so that its numbers stay what they were.
     """
     generator, count = np.random.default_rng(seed), min(count, n)
     if method == "permutation":
@@ -406,8 +368,8 @@ def name_heads(table: pd.DataFrame) -> pd.Series:
 def random_weight_model(model: nn.Module, seed: int) -> nn.Module:
     """The same architecture with random weights from `seed`: a model that has learnt nothing.
 
-    Patch positions and CLS tokens are random too; transformers starts them at zero, where no
-    trained ViLT has them. The caller's random state is untouched.
+    Patch positions and CLS tokens too, which transformers starts at zero, where no trained ViLT has
+    them. The caller's random state is untouched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well

@@ -36,11 +36,10 @@ KINDS = ("deletion", "insertion")
 
 @dataclass
 class Curves:
-    """How the answer fares as patches go or come: arrays (order, kind, question, fraction).
+    """How the answer fares as patches go or come: arrays (order, KINDS, question, fraction).
 
-    orders: their names. kind: KINDS. fractions: of the patches removed (deletion) or kept
-    (insertion). probability: of the intact model's answer, the sigmoid of its logit. accuracy: VQA
-    accuracy, NaN without answers.
+    fractions: of the patches removed (deletion) or kept (insertion). probability: of the intact
+    model's answer, the sigmoid of its logit. accuracy: VQA accuracy, NaN without answers.
     """
 
     orders: list[str]
@@ -84,9 +83,8 @@ def perturbation_curves(
         raise ValueError("indices names a question more than once: give each question once.")
     for name, ranked in orders.items():
         if len(ranked) != len(indices):
-            raise ValueError(
-                f"order {name!r} is for {len(ranked)} questions, but indices names {len(indices)}."
-            )
+            asked = f"indices names {len(indices)}"
+            raise ValueError(f"order {name!r} is for {len(ranked)} questions, but {asked}.")
     shape = (len(orders), len(KINDS), len(indices), len(fractions))
     probability, labels = np.zeros(shape), np.zeros(shape, dtype=int)
     for part, batch in encoded.batches(batch_size, indices):
@@ -124,9 +122,8 @@ def count_patches(fraction: float, count: int) -> int:
 def check_order(order: np.ndarray, count: int, name: str, index: int) -> None:
     """ValueError that names the question unless the order holds each of `count` patches once."""
     if not np.array_equal(np.sort(order), np.arange(count)):
-        raise ValueError(
-            f"order {name!r} of question {index} must hold each of its {count} patches once."
-        )
+        rule = f"must hold each of its {count} patches once"
+        raise ValueError(f"order {name!r} of question {index} {rule}.")
 
 
 def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
@@ -137,16 +134,11 @@ def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
 def tabulate_curves(
     curves: Curves, image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean probability along the curves, with 95 % intervals over images.
-
-    Columns: order, kind, fraction, and those of an interval.
-    """
+    """Mean probability along the curves: order, kind, fraction, 95 % interval over images."""
     values = np.moveaxis(curves.probability, 2, 0)  # question first
     names = {"order": curves.orders, "kind": KINDS, "fraction": curves.fractions}
     table = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(tuple(names))
-    return table.assign(
-        **{axis: [known[number] for number in table[axis]] for axis, known in names.items()}
-    )
+    return table.assign(**{axis: np.array(names[axis])[table[axis]] for axis in names})
 
 
 def score_maps(
@@ -158,14 +150,13 @@ def score_maps(
 ) -> pd.DataFrame:
     """Area under each order's curves of probability, and its gain over the order named `random`.
 
-    Columns: order, measure, and those of an interval over images (95 %). measure: "deletion",
-    "insertion" (areas); "deletion_gain" (random minus this order), "insertion_gain" (this order
-    minus random), paired by question. Above 0 the map is better than chance.
+    Columns: order; measure: "deletion" and "insertion" (areas), "deletion_gain" (random minus this
+    order) and "insertion_gain" (this order minus random), paired by question and above 0 where the
+    map is better than chance; those of a 95 % interval over images.
     """
     if random not in curves.orders:
-        raise ValueError(
-            f"no order is named {random!r}: the curves have {', '.join(curves.orders)}."
-        )
+        known = ", ".join(curves.orders)
+        raise ValueError(f"no order is named {random!r}: the curves have {known}.")
     areas = curve_area(curves.probability, curves.fractions)  # (order, kind, question)
     chance, rows = areas[curves.orders.index(random)], []
     for order, (deletion, insertion) in zip(curves.orders, areas, strict=True):
@@ -207,8 +198,8 @@ def measure_faithfulness(
         orders["random"] = random_orders(list(map(len, orders["relevance"])), study.seed)
         curves = perturbation_curves(model, encoded, chosen.tolist(), orders)
         np.savez(folder / "curves.npz", question=chosen, **asdict(curves))
-        boxes = [table for table in boxes if len(table)] or boxes[:1]  # concat warns of empty ones
-        pd.concat(boxes).to_parquet(folder / "boxes.parquet", index=False)
+        boxes = pd.concat(boxes).query("chance > 0")
+        boxes.to_parquet(folder / "boxes.parquet", index=False)
 
     inputs = study.settings("seed", "faithfulness_questions")
     folder = measure_once(study, "faithfulness", measure, **inputs)

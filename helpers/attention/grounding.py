@@ -20,28 +20,22 @@ from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import divide_or_nan
 
 
-def box_to_patch_mask(
-    box: Sequence[float], grid: tuple[int, int], size: tuple[int, int]
-) -> np.ndarray:
-    """Which patches are in a box: bool (rows, columns). size: (width, height) of the image."""
-    x, y, width, height = box
-    (rows, columns), (image_width, image_height) = grid, size
-    across = (np.arange(columns) + 0.5) / columns * image_width
-    down = (np.arange(rows) + 0.5) / rows * image_height
-    inside = np.outer((down >= y) & (down <= y + height), (across >= x) & (across <= x + width))
-    if not inside.any():
-        row = int(np.clip((y + height / 2) / image_height * rows, 0, rows - 1))
-        column = int(np.clip((x + width / 2) / image_width * columns, 0, columns - 1))
-        inside[row, column] = True
-    return inside
-
-
 def boxes_to_patch_mask(
     boxes: Sequence[Sequence[float]], grid: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Which patches are in any of the boxes: bool (rows, columns), all False without boxes."""
-    masks = [box_to_patch_mask(box, grid, size) for box in boxes]
-    return np.any([np.zeros(grid, dtype=bool), *masks], axis=0)
+    """Which patches are in any of the boxes: bool (rows, columns). size: (width, height)."""
+    (rows, columns), (image_width, image_height) = grid, size
+    across = (np.arange(columns) + 0.5) / columns * image_width
+    down = (np.arange(rows) + 0.5) / rows * image_height
+    mask = np.zeros(grid, dtype=bool)
+    for x, y, width, height in boxes:
+        inside = np.outer((down >= y) & (down <= y + height), (across >= x) & (across <= x + width))
+        if not inside.any():
+            row = int(np.clip((y + height / 2) / image_height * rows, 0, rows - 1))
+            column = int(np.clip((x + width / 2) / image_width * columns, 0, columns - 1))
+            inside[row, column] = True
+        mask |= inside
+    return mask
 
 
 def pointing_hits(
@@ -49,10 +43,9 @@ def pointing_hits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Does the patch with the most attention lie in a box that the question is about?
 
-    top_patch: (question, ...) raster indices, below 0 for none. questions: columns grid_rows and
-    grid_cols, as an AttentionTable has them. dataset: the same questions, with columns boxes,
-    width and height. Returns hits (question, ...), 0 or 1, and chance (question,), the share of
-    patches in a box; NaN for a question without a box.
+    top_patch: (question, ...) raster indices, below 0 for none. questions: of an AttentionTable;
+    dataset: the same questions. Returns hits (question, ...), 0 or 1, and chance (question,), the
+    share of patches in a box; NaN for a question without a box.
     """
     if not len(top_patch) == len(questions) == len(dataset):
         rows = f"{len(top_patch)}, {len(questions)} and {len(dataset)}"
@@ -71,22 +64,17 @@ def pointing_hits(
 def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Pointing game (Zhang et al. 2018): 1 where a map's largest weight lies inside, else 0.
 
-    weights: (..., patch) or (..., rows, columns); inside: bool (patch,) or (rows, columns). Of
-    equals the first counts. NaN for a map of zeros, and where no patch is inside.
+    weights: (..., patch), of equals the first counts; inside: bool (patch,). NaN for a map of
+    zeros, and where no patch is inside.
     """
-    flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
-    hit = inside.ravel()[flat.argmax(-1)].astype(float)
-    return np.where((flat.max(-1) > 0) & inside.any(), hit, np.nan)
+    hit = inside[weights.argmax(-1)].astype(float)
+    return np.where((weights.max(-1) > 0) & inside.any(), hit, np.nan)
 
 
 def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Share of a map's mass inside, over the share of patches inside: 1 is chance.
-
-    weights (not negative), inside and NaN: as `point_in_box`.
-    """
-    flat = weights.reshape(*weights.shape[: weights.ndim - inside.ndim], inside.size)
-    share = divide_or_nan(flat[..., inside.ravel()].sum(-1), flat.sum(-1))
-    return divide_or_nan(share, inside.mean())[()]
+    """A map's share of mass inside, over that of patches: 1 is chance. As `point_in_box`."""
+    share = divide_or_nan(weights[..., inside].sum(-1), weights.sum(-1))
+    return divide_or_nan(share, inside.mean())
 
 
 def ground_maps(
@@ -95,27 +83,19 @@ def ground_maps(
     """Pointing and mass of each map and of each head's [CLS] query on one question.
 
     maps: (rows, columns) each; example: the question's row of the data set. Columns: question
-    (row), map, layer, head (both -1 for a map), pointing, mass, chance (share of patches in a box).
-    Empty without a box.
+    (row), map, layer, head (both -1 for a map), pointing, mass, chance (share of patches in a box:
+    0, and the others NaN, without a box).
     """
-    if not example["boxes"]:
-        return pd.DataFrame(
-            columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
-        )
     size = (example["width"], example["height"])
     inside = boxes_to_patch_mask(example["boxes"], question.grid, size).ravel()
     heads = question.attention[:, :, 0, question.groups["patches"]].float().cpu().numpy()
     cells = [*np.ndindex(heads.shape[:2])]
     layer, head = np.array([(-1, -1)] * len(maps) + cells).T
     names = [*maps, *(f"L{layer}H{head}" for layer, head in cells)]
-    combined = [weights.ravel() for weights in maps.values()]
-    weights = np.concatenate([combined, heads.reshape(-1, heads.shape[2])])
+    weights = np.stack([*map(np.ravel, maps.values()), *heads.reshape(len(cells), -1)])
     table = pd.DataFrame({"question": row, "map": names, "layer": layer, "head": head})
-    return table.assign(
-        pointing=point_in_box(weights, inside),
-        mass=mass_in_box(weights, inside),
-        chance=inside.mean(),
-    )
+    hits, mass = point_in_box(weights, inside), mass_in_box(weights, inside)
+    return table.assign(pointing=hits, mass=mass, chance=inside.mean())
 
 
 def score_boxes(

@@ -36,10 +36,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 def image_share(split: Array) -> Array:
-    """Share of attention that goes to the image: its own CLS and its patches.
-
-    split: (..., KEY_GROUPS), masses that sum to 1. Returns (...), in [0, 1].
-    """
+    """Share of attention on the image, its own CLS and its patches: (..., KEY_GROUPS) -> (...)."""
     # 7 times as fast in NumPy as a sum over an axis of two
     return split[..., IMAGE.start] + split[..., IMAGE.start + 1]
 
@@ -57,9 +54,8 @@ def uniform_baseline(n_words: Array, n_patches: Array) -> Array:
 def propagate_rollout(attentions: Tensor) -> Tensor:
     """How much of each input token is in each token after each layer, were attention all that acts.
 
-    attentions: (layer, head, query, key) of one question. Returns (layer, query, key), whose rows
-    sum to 1: the products over layers of half the mean over heads and half the identity, which
-    stands for the residual stream (Abnar and Zuidema 2020).
+    (layer, head, query, key) of one question -> (layer, query, key), whose rows sum to 1: products
+    over layers of half the mean over heads and half the identity (Abnar and Zuidema 2020).
     """
     flows = [torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)]
     for layer in attentions.mean(1):
@@ -75,10 +71,9 @@ def rollout(attentions: Tensor) -> Tensor:
 def value_norms(values: Tensor, projection: Tensor) -> Tensor:
     """Norm of the vector that a head hands on for each key, before attention scales it.
 
-    values: (batch, head, token, d_head), of the layer-normed input, bias included; projection: the
-    weight (hidden, head * d_head) of the layer's output projection. Returns (batch, head, token).
-    The norm of a_j f(x_j) is a_j times this (Kobayashi et al. 2020, equations 3 to 5, one head at
-    a time): |v W|^2 = v (W W^T) v^T, with the head's own slice W of the projection.
+    values: (batch, head, token, d_head), bias included; projection: the weight (hidden, head *
+    d_head) of the layer's output projection. Returns (batch, head, token). Kobayashi et al. 2020,
+    equations 3 to 5, a head at a time: |v W|^2 = v (W W^T) v^T, with the head's own slice W.
     """
     slices = projection.float().unflatten(1, (values.shape[1], -1))  # (hidden, head, d_head)
     gram = torch.einsum("ohi,ohj->hij", slices, slices)
@@ -88,8 +83,8 @@ def value_norms(values: Tensor, projection: Tensor) -> Tensor:
 def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     """Which token belongs to which of KEY_GROUPS: bool (batch, 5, token), all False at padding.
 
-    attention_mask: (batch, text), 1 on [CLS] words [SEP]; image_mask: (batch, 1 + P), 1 on the
-    image's CLS and patches. ValueError where either has padding anywhere but at its end.
+    attention_mask: (batch, text); image_mask: (batch, 1 + P), of the image's CLS and patches.
+    ValueError where either has padding anywhere but at its end.
     """
     lengths = attention_mask.sum(1, keepdim=True)
     text = torch.arange(attention_mask.shape[1], device=attention_mask.device)
@@ -119,30 +114,11 @@ def average_queries(attention: Tensor, groups: Tensor) -> Tensor:
     return query_weights(groups)[:, None, QUERY_INDEX] @ attention
 
 
-def check_masking(rows: Tensor, groups: Tensor) -> None:
-    """RuntimeError where attention (batch, head, query, key) lies on padding."""
-    padding = ~groups.any(1)
-    leak = (rows @ padding.to(rows.dtype)[:, None, :, None]).nan_to_num().max()
-    if leak > 1e-6:
-        raise RuntimeError(f"the attention on padding is {leak:.2g}, not 0: masking is off.")
-
-
-def average_entropy(attention: Tensor, weights: Tensor) -> Tensor:
-    """Mean entropy of rows, in nats: (batch, head, query, key) -> (batch, head, group).
-
-    weights: (batch, group, query), as `query_weights`.
-    """
-    tiny = torch.finfo(attention.dtype).tiny  # 0 log 0 counts 0
-    entropy = -attention.clamp_min(tiny).log_().mul_(attention).sum(-1, keepdim=True)
-    return (weights[:, None] @ entropy)[..., 0]
-
-
 def mean_distance(attention: Tensor, distance: Tensor, members: Tensor) -> Tensor:
     """Mean distance from a query to where it looks, among members only: (batch, head), in steps.
 
-    attention: (batch, head, token, token); distance: (batch or 1, token, token); members: bool
-    (batch, token). Attention is renormalised over the members. A query whose attention misses them
-    all is left out; NaN where no query remains.
+    attention (batch, head, token, token) is renormalised over the members (batch, token);
+    distance: (batch or 1, token, token). A query that misses them all is left out; NaN for none.
     """
     keys = members[:, None].float()  # (batch, 1, token)
     mass = (attention @ keys[..., None])[..., 0]
@@ -160,11 +136,11 @@ def grid_distance(grids: Tensor, n_patches: int) -> Tensor:
 
 
 class PreparedBatch(NamedTuple):
-    """A batch on the model's device; see `prepare_batch`."""
+    """A batch on the model's device, as `prepare_batch` returns it."""
 
-    inputs: dict[str, Tensor]
-    groups: Tensor
-    grids: Tensor | None
+    inputs: dict[str, Tensor]  # for `forward_raster`
+    groups: Tensor  # of `token_groups`
+    grids: Tensor | None  # (batch, 2), rows and columns of patches
 
 
 def prepare_batch(
@@ -172,9 +148,7 @@ def prepare_batch(
 ) -> PreparedBatch:
     """Embed a batch's pictures once, and sort its tokens into groups.
 
-    Returns inputs, for `forward_raster`; groups, as `token_groups`; grids (batch, 2), the rows and
-    columns of patches. A batch with `image_embeds` must bring its grids as `patch_grids`, where
-    they are asked for.
+    A batch with `image_embeds` must bring its grids as `patch_grids`, where they are asked for.
     """
     device = next(model.parameters()).device
     names = ("input_ids", "attention_mask", "token_type_ids")
@@ -216,28 +190,25 @@ def check_heads(model: nn.Module) -> None:
     layers = getattr(model, "vilt", model).encoder.layer
     counts = [layer.attention.attention.num_attention_heads for layer in layers]
     if len(set(counts)) > 1:
-        raise ValueError(
-            f"the layers have {counts} heads: attention is measured where all have as many heads;"
-            " look at the whole model."
-        )
+        advice = "attention is measured where all have as many heads; look at the whole model."
+        raise ValueError(f"the layers have {counts} heads: {advice}")
 
 
 @torch.no_grad()
 def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Split every head's attention over the groups of keys.
+    """Split every head's attention: float32 (question, layer, head, QUERY_GROUPS, KEY_GROUPS).
 
-    batch: what the processor or `EncodedQuestions.collate` returns, or `image_embeds` with
-    `pixel_mask` (batch, 1 + P). Returns (question, layer, head, QUERY_GROUPS, KEY_GROUPS) float32:
-    the mean over the group's queries of the mass on the group's keys. Sums to 1 over keys; NaN for
-    queries of a group without tokens.
+    The mean over a group's queries of the mass on a group's keys; sums to 1 over keys, NaN for
+    queries of a group without tokens. batch: what the processor or `EncodedQuestions.collate`
+    returns, or `image_embeds` with `pixel_mask` (batch, 1 + P).
     """
     check_heads(model)
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     layers = []
     for layer in PackedForward(model, inputs, groups):
         splits = [
-            average_queries(attention, microbatch.groups) @ microbatch.groups.float().mT[:, None]
-            for microbatch, attention in layer
+            average_queries(attention, part.groups) @ part.groups.float().mT[:, None]
+            for part, attention in layer
         ]
         layers.append(torch.cat(splits))
     return torch.stack(layers, dim=1)
@@ -293,7 +264,9 @@ class LayerMeasures:
         mass, queries = rows @ self.keys[:, None], rows[:, :, QUERY_INDEX]
         among_words = attention[..., self.text, self.text]
         among_patches = attention[..., self.image, self.image]
-        entropy = average_entropy(attention, self.weights[:, QUERY_INDEX])
+        tiny = torch.finfo(attention.dtype).tiny  # 0 log 0 counts 0
+        surprise = -attention.clamp_min(tiny).log_().mul_(attention).sum(-1, keepdim=True)
+        entropy = (self.weights[:, None, QUERY_INDEX] @ surprise)[..., 0]
         top_patch = queries[..., self.image].argmax(-1)
         token_norms = microbatch.gather(norms.T[..., None]).mT
         return {
@@ -317,18 +290,15 @@ class LayerMeasures:
 
 @dataclass
 class QuestionMaps:
-    """Full attention of one question, padding removed.
+    """Full attention of one question, padding removed, patches in raster order.
 
-    attention: (layer, head, query, key). tokens: what each position is: word pieces, "[IMG]" for
-    the image's own CLS, "row,column" for patches. grid: (rows, columns) of the patches, which are
-    in raster order. groups: the slice of positions of each of KEY_GROUPS.
     A heatmap over the picture: attention[layer, head, 0, groups["patches"]].reshape(grid).
     """
 
-    attention: Tensor
-    tokens: list[str]
-    grid: tuple[int, int]
-    groups: dict[str, slice]
+    attention: Tensor  # (layer, head, query, key)
+    tokens: list[str]  # word pieces, "[IMG]" for the image's own CLS, "row,column" for patches
+    grid: tuple[int, int]  # rows and columns of patches
+    groups: dict[str, slice]  # positions of each of KEY_GROUPS
 
 
 @torch.no_grad()
@@ -337,15 +307,16 @@ def attention_maps(
 ) -> tuple[QuestionMaps, ...]:
     """Full attention matrices of a few questions: layers * heads * tokens^2 floats each.
 
-    Token strings come from `tokenizer`, else from `model.tokenizer` (which `load_vilt` leaves
-    there); without either, words are named by their ids. RuntimeError where the model attends to
-    padding, ValueError in train mode.
+    Token strings come from `tokenizer`, else from `model.tokenizer`, else they are ids.
+    RuntimeError where the model attends to padding, ValueError in train mode.
     """
     inputs, groups, grids = prepare_batch(model, batch)
     with trace(model, read=["pattern"]) as seen:
         forward_raster(model, inputs)
-    layers = seen["pattern"]
-    check_masking(layers[0], groups)
+    layers, padding = seen["pattern"], ~groups.any(1)[:, None, :, None]
+    leak = (layers[0] @ padding.to(layers[0].dtype)).nan_to_num().max()
+    if leak > 1e-6:
+        raise RuntimeError(f"the attention on padding is {leak:.2g}, not 0: masking is off.")
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     maps = []
     for row, (n_rows, n_columns) in enumerate(grids.tolist()):

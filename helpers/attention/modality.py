@@ -21,11 +21,18 @@ from transformers import PreTrainedTokenizerBase
 
 from helpers.attention.extract import measure_once, sample_questions
 from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
+from helpers.attention.word_classes import join_pieces
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval
-from helpers.stats.cluster_robust import MIN_GROUPS, divide_or_nan, has_enough_data
+from helpers.stats.cluster_robust import (
+    MIN_GROUPS,
+    check_rows,
+    divide_or_nan,
+    has_enough_data,
+    sum_by_image,
+)
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
 
@@ -41,12 +48,9 @@ def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[s
 
 def find_first_words(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
     """The word pieces, from 0, of each question's first word; ids: (batch, text)."""
-    found = []
-    for row in ids.tolist():
-        pieces = tokenizer.convert_ids_to_tokens(row[1:])
-        rest = (i for i, piece in enumerate(pieces[1:], 1) if not piece.startswith("##"))
-        found.append(np.arange(0 if pieces[0] == tokenizer.sep_token else next(rest, 1)))
-    return found
+    rows = [tokenizer.convert_ids_to_tokens(row[1:]) for row in ids.tolist()]
+    counts = [0 if row[0] == tokenizer.sep_token else join_pieces(row)[1].count(0) for row in rows]
+    return [np.arange(count) for count in counts]
 
 
 @torch.no_grad()
@@ -59,11 +63,10 @@ def withheld_accuracy(
 ) -> pd.DataFrame:
     """Answer each question with everything, and with a modality withheld or exchanged.
 
-    CONDITIONS: "intact"; "image removed" (no patches); "image exchanged"
-    (`encoded.shuffle_images(seed)`; NaN where there is a single picture); "words removed" (all but
-    the first word: what, where, is). A row a question and condition: question (row), condition,
-    accuracy (VQA accuracy, NaN without answers), probability (of the intact model's answer, the
-    sigmoid of its logit). ValueError for a model in train mode.
+    CONDITIONS: "intact"; "image removed" (no patches); "image exchanged" (`shuffle_images(seed)`;
+    NaN where there is a single picture); "words removed" (all but the first: what, where, is).
+    Columns: question (row), condition, accuracy (VQA accuracy, NaN without answers), probability
+    (of the intact model's answer, the sigmoid of its logit). ValueError in train mode.
     """
     check_eval_mode(model)
     indices = [int(index) for index in indices]
@@ -102,19 +105,14 @@ def lose_points(withheld: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame
 
     withheld: of `withheld_accuracy`; value: "accuracy" or "probability".
     """
-    values = {
-        condition: rows.set_index("question")[value]
-        for condition, rows in withheld.groupby("condition")
-    }
-    lost = {name: 100 * (values["intact"] - values[name]) for name in CONDITIONS[1:]}
-    return pd.DataFrame(lost)
+    values = withheld.set_index(["condition", "question"])[value]
+    return pd.DataFrame({name: 100 * (values["intact"] - values[name]) for name in CONDITIONS[1:]})
 
 
 def cut_blocks(grid: tuple[int, int], count: int) -> np.ndarray:
     """Cut a grid (rows, columns) into about `count` near-square blocks: each patch's, (patches,).
 
-    About as many parts as the text has tokens, so that the modalities have as many players
-    (Parcalabescu and Frank 2023). At the finest a block is one patch.
+    So that both modalities have about as many players (Parcalabescu and Frank 2023).
     """
     rows, columns = grid
     down = min(max(round(np.sqrt(count * rows / columns)), 1), rows)
@@ -126,8 +124,8 @@ def cut_blocks(grid: tuple[int, int], count: int) -> np.ndarray:
 def draw_orders(n_players: int, permutations: int, seed: int | Sequence[int]) -> np.ndarray:
     """Random orders of the players, each followed by its reverse: (2 * permutations, players).
 
-    Antithetic pairs (Mitchell et al. 2022, "Sampling permutations for Shapley value estimation"):
-    who is early in one is late in the other, which lowers the variance of the estimate.
+    Such antithetic pairs lower the variance (Mitchell et al. 2022, "Sampling permutations for
+    Shapley value estimation").
     """
     generator = np.random.default_rng(seed)
     drawn = generator.permuted(np.tile(np.arange(n_players), (permutations, 1)), axis=1)
@@ -162,15 +160,13 @@ def mm_shap(
     text_share is T-SHAP = Phi_T / (Phi_T + Phi_V), with Phi the sum of |phi| over a modality's
     players: the word pieces, and as many blocks of patches (Parcalabescu and Frank 2023, "MM-SHAP:
     A Performance-agnostic Metric for Measuring Multimodal Contributions"). A coalition's value is
-    the probability (sigmoid) of the intact model's answer with all other tokens withheld. The
-    authors' code masks tokens where they stand, takes the softmax and cuts ceil(sqrt(tokens))^2
-    blocks, so its shares are not comparable.
+    the probability (sigmoid) of the intact model's answer with all other tokens withheld; the
+    authors mask tokens where they stand, take the softmax and cut other blocks.
     Columns: question (row), text_share (NaN where all phi are 0), phi_text, phi_image (Phi),
     signed_text, signed_image (sums of phi, which add up to what all tokens add), n_words, n_blocks.
-
-    permutations: pairs of orders (`draw_orders`), drawn by seed and question_id, so that a row does
-    not depend on the other questions. Noise makes every |phi| a little too large, which draws
-    text_share towards 1/2. batch_size: coalitions a pass. ValueError for a model in train mode.
+    permutations: pairs of orders (`draw_orders`), drawn by seed and question_id, so that rows are
+    independent. Noise enlarges every |phi|, which draws text_share towards 1/2. batch_size:
+    coalitions a pass. ValueError for a model in train mode.
     """
     check_eval_mode(model)
     rows = []
@@ -227,27 +223,22 @@ def rank_agreement(
 ) -> Interval:
     """Spearman correlation of two measures' means over groups (question families).
 
-    x, y: (question,), NaN where unknown, which may differ. groups, image_ids: (question,). n counts
-    the groups with enough data in both (`has_enough_data`), n_clusters their images; NaN for fewer
-    than MIN_GROUPS. The 95 % percentile interval resamples images, and both means with them: it is
-    of these groups' ranks, not of other groups. Resampling adds noise to noise, so where means are
-    close the interval can lie below the estimate.
+    x, y (NaN where unknown), groups, image_ids: (question,). n counts the groups with enough data
+    in both (`has_enough_data`), n_clusters their images; NaN for fewer than MIN_GROUPS. The 95 %
+    percentile interval resamples images, and both means with them: it is of these groups' ranks.
+    Resampling adds noise, so where means are close the interval can lie below the estimate.
     """
     codes, names = pd.factorize(np.asarray(groups))
-    image_codes, n_images = _code_images(image_ids)
-    sums, counts, used = [], [], np.ones(len(names), dtype=bool)
-    for values in (np.asarray(x, dtype=float), np.asarray(y, dtype=float)):
-        known = ~np.isnan(values) & (codes >= 0)
-        cells = (image_codes[known], codes[known])
-        for tables, weights in ((sums, values[known]), (counts, 1.0)):
-            tables.append(np.zeros((n_images, len(names))))
-            np.add.at(tables[-1], cells, weights)
-        used &= has_enough_data(counts[-1].sum(0), (counts[-1] > 0).sum(0))
-    n, n_used_images = int(used.sum()), int((sum(counts)[:, used] > 0).any(1).sum())
+    values, images = check_rows(np.column_stack([x, y]), image_ids)
+    by_group = np.where(codes[:, None] == np.arange(len(names)), values.T[..., None], np.nan)
+    cells = [sum_by_image(measure, images) for measure in by_group]  # (image, group)
+    used = np.all([has_enough_data(count.sum(0), (count > 0).sum(0)) for _, count in cells], axis=0)
+    n = int(used.sum())
+    n_used_images = int(np.any([count[:, used].any(1) for _, count in cells], axis=0).sum())
     if n < MIN_GROUPS:
         return Interval(np.nan, np.nan, np.nan, n, n_used_images)
-    weights, ranks = _resample_images(n_images, n_resamples, seed), []
-    for total, count in zip(sums, counts, strict=True):
+    weights, ranks = _resample_images(images, n_resamples, seed), []
+    for total, count in cells:
         means = divide_or_nan(weights @ total[:, used], weights @ count[:, used])
         ranks.append(rankdata(means, axis=1, nan_policy="propagate") - (n + 1) / 2)
     spread = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
@@ -265,45 +256,34 @@ def stratified_auc(
 ) -> Interval:
     """AUC of a measure for two kinds of questions, within groups (question families).
 
-    The chance that a positive question has the larger value than a negative one of its group, a
-    tie counting half: Mann-Whitney U / (n1 n2), averaged over the groups with both kinds, by number
-    of questions. 1/2 is no separation. values (NaN left out), positive (bool), groups, image_ids:
-    (question,). n and n_clusters count these groups' questions and images. The 95 % interval
-    resamples images. NaN unless there is enough data of both kinds.
+    The chance that a positive question has the larger value than a negative one of its group, ties
+    counting half: Mann-Whitney U / (n1 n2), averaged over the groups with both kinds by number of
+    questions. values (NaN left out), positive (bool), groups, image_ids: (question,). n and
+    n_clusters count these groups' questions and images. The 95 % interval resamples images. NaN
+    unless there is enough data of both kinds.
     """
-    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
-    positive = np.asarray(positive, dtype=bool)
-    codes, n_images = _code_images(image_ids)
-    used = ~np.isnan(values) & ~pd.isna(groups)
-    mixed = [
-        name
-        for name in pd.unique(groups[used])
-        if len(np.unique(positive[used & (groups == name)])) == 2
-    ]
-    used &= np.isin(groups, mixed)
-    n, n_used_images = int(used.sum()), len(np.unique(codes[used]))
-    kinds = [used & positive, used & ~positive]
-    if not all(has_enough_data(kind.sum(), len(np.unique(codes[kind]))) for kind in kinds):
+    values, images = check_rows(values, image_ids)
+    columns = {"value": values, "positive": np.asarray(positive, dtype=bool), "image": images}
+    table = pd.DataFrame(columns).assign(group=np.asarray(groups)).dropna()
+    table = table[table.groupby("group")["positive"].transform("nunique") == 2]
+    counts = table.groupby("positive")["image"].agg(["size", "nunique"])
+    n, n_used_images = len(table), table["image"].nunique()
+    if not n or not has_enough_data(counts["size"], counts["nunique"]).all():
         return Interval(np.nan, np.nan, np.nan, n, n_used_images)
-    weights, total, seen = _resample_images(n_images, n_resamples, seed), 0, 0
-    for name in mixed:
-        rows = [kind & (groups == name) for kind in kinds]
-        more, less = (weights[:, codes[row]] for row in rows)  # (resample, question)
-        wins = (np.sign(np.subtract.outer(values[rows[0]], values[rows[1]])) + 1) / 2
+    weights, total, seen = _resample_images(images, n_resamples, seed), 0, 0
+    for _, rows in table.groupby("group", sort=False):
+        kinds = [rows[rows["positive"]], rows[~rows["positive"]]]
+        more, less = (weights[:, kind["image"]] for kind in kinds)  # (resample, question)
+        wins = (np.sign(np.subtract.outer(*(kind["value"].to_numpy() for kind in kinds))) + 1) / 2
         pairs, size = more.sum(1) * less.sum(1), more.sum(1) + less.sum(1)
         auc = divide_or_nan(((more @ wins) * less).sum(1), pairs)  # NaN without either kind
         total, seen = total + np.nan_to_num(auc) * size, seen + size * (pairs > 0)
     return Interval(*_percentile_interval(divide_or_nan(total, seen)), n, n_used_images)
 
 
-def _code_images(image_ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Images as numbers from 0, and how many there are."""
-    codes = np.unique(np.asarray(image_ids), return_inverse=True)[1].reshape(-1)
-    return codes, int(codes.max(initial=-1)) + 1
-
-
-def _resample_images(n_images: int, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each image counts: (1 + n_resamples, image), in the first row once each."""
+def _resample_images(images: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
+    """How often each of images 0, 1, ... counts: (1 + n_resamples, image), first once each."""
+    n_images = images.max() + 1
     shares = np.full(n_images, 1 / n_images)
     drawn = np.random.default_rng(seed).multinomial(n_images, shares, n_resamples)
     return np.concatenate([np.ones((1, n_images)), drawn])
@@ -322,9 +302,9 @@ def measure_modality(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What answers lose without words or image, and what they owe to either by MM-SHAP; once.
 
-    Kept in run_dir/modality and returned: withheld.parquet, the `withheld_accuracy` of all
-    questions; shapley.parquet, the `mm_shap` of `shapley_questions`, drawn with the study's seed.
-    In the model's own precision, as differences of probabilities are small.
+    In run_dir/modality: withheld.parquet, the `withheld_accuracy` of all questions; shapley.parquet,
+    the `mm_shap` of `shapley_questions`, drawn with the study's seed. In the model's own precision,
+    as differences of probabilities are small.
     """
     size = study.extract_batch_size
 

@@ -28,8 +28,6 @@ from helpers.attention.image_share import (
 )
 from helpers.model.forward import forward_raster, trace
 
-HEAD_METHODS = ("attention", "value-weighted", "gradient-weighted")
-COMBINED_METHODS = ("rollout", "relevance")
 RELEVANCE = {  # of `relevance_measures`; name: type, axes after the question
     "relevance": ("float32", (5,)),
     "gradient_split": ("float32", ("layer", "head", 3, 5)),
@@ -37,11 +35,10 @@ RELEVANCE = {  # of `relevance_measures`; name: type, axes after the question
 
 
 def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
-    """What each token owes to each token after each layer: (layer, query, key).
+    """What each token of a question owes to each token after each layer: (layer, query, key).
 
-    attentions, gradients: (layer, head, query, key) of one question. R starts as the identity; a
-    layer adds A' R, with A' the mean over heads of the positive part of gradient times attention
-    (Chefer et al. 2021, equations 5 and 6).
+    attentions, gradients: (layer, head, query, key). R starts as the identity; a layer adds A' R,
+    A' the mean over heads of (gradient * attention)+ (Chefer et al. 2021, equations 5 and 6).
     """
     relevance = torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)
     layers = []
@@ -53,39 +50,32 @@ def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
 
 @dataclass
 class Explanation:
-    """One question's attention, and what explains an answer from it; padding removed.
-
-    maps: of `attention_maps`. answer: the label that is explained; logit: its logit. gradients: of
-    that logit by each attention weight, (layer, head, query, key). value_norms: (layer, head, key).
-    """
+    """One question's attention, and what explains an answer from it; padding removed."""
 
     maps: QuestionMaps
-    answer: str
-    logit: float
-    gradients: Tensor
-    value_norms: Tensor
+    answer: str  # the label that is explained
+    logit: float  # of the answer
+    gradients: Tensor  # of that logit by each attention weight: (layer, head, query, key)
+    value_norms: Tensor  # (layer, head, key)
 
     def weights(self, method: str) -> Tensor:
-        """The weights of a method.
+        """The weights of a method; ValueError for an unknown one.
 
-        Of HEAD_METHODS (layer, head, query, key): "attention"; "value-weighted", attention times
-        value norm, in units of the hidden space; "gradient-weighted", the positive part of gradient
-        times attention. Of COMBINED_METHODS (layer, query, key), all up to a layer: "rollout",
-        "relevance". ValueError for another.
+        (layer, head, query, key): "attention"; "value-weighted", attention times value norm, in
+        units of the hidden space; "gradient-weighted", the positive part of gradient times
+        attention. (layer, query, key), of all up to a layer: "rollout", "relevance".
         """
         attention = self.maps.attention
-        if method == "attention":
-            return attention
-        if method == "value-weighted":
-            return attention * self.value_norms[:, :, None]
-        if method == "gradient-weighted":
-            return (self.gradients * attention).clamp_min(0)
-        if method == "rollout":
-            return propagate_rollout(attention)
-        if method == "relevance":
-            return propagate_relevance(attention, self.gradients)
-        known = ", ".join((*HEAD_METHODS, *COMBINED_METHODS))
-        raise ValueError(f"unknown method {method!r}: known are {known}.")
+        methods = {
+            "attention": lambda: attention,
+            "value-weighted": lambda: attention * self.value_norms[:, :, None],
+            "gradient-weighted": lambda: (self.gradients * attention).clamp_min(0),
+            "rollout": lambda: propagate_rollout(attention),
+            "relevance": lambda: propagate_relevance(attention, self.gradients),
+        }
+        if method not in methods:
+            raise ValueError(f"unknown method {method!r}: known are {', '.join(methods)}.")
+        return methods[method]()
 
 
 def explain(
@@ -96,9 +86,8 @@ def explain(
 ) -> list[Explanation]:
     """Explain the answers to a few questions: twice layers * heads * tokens^2 floats each.
 
-    batch, tokenizer: as for `attention_maps`. answers: for each question one of the model's labels
-    or its index, by default what the model answers; ValueError for an unknown one. The model's
-    parameters get no gradient.
+    batch, tokenizer: as for `attention_maps`. answers: a label or its index for each question, by
+    default what the model answers; ValueError for an unknown one. Parameters get no gradient.
     """
     prepared = prepare_batch(model, batch)
     with trace(model, read=["value"]) as seen:
@@ -127,25 +116,20 @@ def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str | int
     labels = model.config.id2label
     index = {label: number for number, label in labels.items()}
     numbers = [index.get(answer, answer) for answer in answers]
-    unknown = [number for number in numbers if number not in labels]
-    if unknown or len(answers) != len(logits):
-        what = f"{len(answers)} answers given"
-        if unknown:
-            what = f"{unknown[0]!r} is none of the model's answers"
-        raise ValueError(
-            f"{what}: expected one of its {len(index)} labels, or an index from 0 to"
-            f" {len(index) - 1}, for each of {len(logits)} questions."
-        )
+    wrong = [f"{each!r} is none of the model's answers" for each in numbers if each not in labels]
+    if wrong or len(answers) != len(logits):
+        what = [*wrong, f"{len(answers)} answers given"][0]
+        known = f"one of its {len(index)} labels, or an index from 0 to {len(index) - 1}"
+        raise ValueError(f"{what}: give {known}, for each of {len(logits)} questions.")
     return torch.tensor(numbers, device=logits.device)
 
 
 def differentiate(
     model: nn.Module, prepared: PreparedBatch, answers: Sequence[str | int] | None
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Each layer's attention (batch, head, query, key), its gradient of the answer, and the logits.
+    """Each layer's attention (batch, head, query, key), the answer's gradient by it, the logits.
 
-    One backward pass of the sum of the questions' logits. Questions do not meet, so each gets its
-    own gradient.
+    One backward pass of the sum of logits: questions do not meet, so each gets its own gradient.
     """
     embeds = prepared.inputs["image_embeds"].detach().requires_grad_()
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -167,12 +151,10 @@ def differentiate(
 def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the model's answers owe to each group of tokens, for a batch; see RELEVANCE.
 
-    relevance (question, 5): the [CLS] row of `propagate_relevance`, less the identity it starts
-    from, as shares of KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried,
-    from the last layer down, e (I + A'_L) ... (I + A'_1): no product of two matrices.
-    gradient_split (question, layer, head, 3, 5): as `attention_split`, of the positive part of
-    gradient times attention, not normalised: how much a head's reading carries the answer.
-    logits (question, answer).
+    relevance (question, 5): the [CLS] row of `propagate_relevance`, less the identity, as shares of
+    KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried, from the last
+    layer down: e (I + A'_L) ... (I + A'_1). gradient_split (question, layer, head, 3, 5): as
+    `attention_split`, of "gradient-weighted" weights. logits (question, answer).
     """
     prepared = prepare_batch(model, batch)
     attentions, gradients, logits = differentiate(model, prepared, None)
@@ -192,11 +174,7 @@ def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
 
 
 def patch_maps(explanation: Explanation) -> dict[str, np.ndarray]:
-    """How much [CLS] weights each patch, by five methods: name -> (rows, columns).
-
-    "raw, last layer" is the mean over heads, "raw, all layers" and "value-weighted" over layers
-    and heads; "rollout" and "relevance" are those of the last layer.
-    """
+    """How much [CLS] weights each patch, by five methods: name -> (rows, columns)."""
     attention = explanation.weights("attention")
     rows = {
         "raw, last layer": attention[-1].mean(0)[0],
