@@ -389,6 +389,7 @@ def test_ranks_on_different_questions_and_too_few_families():
     assert found.n == 3
 
 
+@pytest.mark.slow
 def test_ranks_against_a_slow_bootstrap():
     rng = np.random.default_rng(3)
     means, families, images = make_families([0, 1, 2, 3, 4], n_images=25)
@@ -448,6 +449,7 @@ def test_too_few_controls_tell_nothing():
     ).all()
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_auc_against_a_slow_bootstrap():
     rng = np.random.default_rng(4)
     groups, images = np.repeat(["a", "b"], 60), np.tile(np.arange(30), 4)

@@ -68,6 +68,7 @@ def test_rollout_ends_where_attention_rollout_does(model, batch):
 
 
 class TestGradients:
+    @pytest.mark.slow
     def test_against_finite_differences(self, batch):
         """Add a little to one attention weight after the softmax: how does the logit change?"""
         exact, step = load_vilt("fresh-small", answers=ANSWERS)[0].double(), 1e-4
