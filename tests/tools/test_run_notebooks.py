@@ -35,14 +35,15 @@ cached_step(study.folder() / "{name}", lambda folder: None, {inputs})
 """
 
 
-def write_notebook(folder, name, *cells):
-    parameters = new_code_cell(
-        "RUN_NAME = None\nSETTINGS = {}\nSEED = 0", metadata={"tags": ["parameters"]}
-    )
+def write_notebook(folder, name, *cells, more=""):
+    """more: further parameters."""
+    given = f"RUN_NAME = None\nSETTINGS = {{}}\nSEED = 0\n{more}"
+    parameters = new_code_cell(given, metadata={"tags": ["parameters"]})
     setup = new_code_cell(SETUP.format(root=str(Study.load().root)))
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    opening = new_markdown_cell(OPENING, metadata={"tags": ["slide"]})
     code = [parameters, setup, *map(new_code_cell, cells)]
-    notebook = new_notebook(cells=[new_markdown_cell(OPENING), *code], metadata=kernel)
+    notebook = new_notebook(cells=[opening, *code], metadata=kernel)
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
@@ -94,15 +95,7 @@ def test_a_parameter_changes_only_the_notebooks_that_have_it(world):
 
 def test_a_report_is_made_anew_where_a_run_that_it_compares_with_has_changed(world):
     sources, study, run, lines = world
-    write_notebook(sources, "07_report", "print(1)")
-    path = sources / "07_report.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[0].metadata["tags"] = ["slide"]
-    parameters = next(
-        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
-    )
-    parameters.source += "\nRUNS = []"
-    nbformat.write(notebook, path)
+    write_notebook(sources, "07_report", "print(1)", more="RUNS = []")
     other = study.run_dir.parent / "other" / "tables"
     other.mkdir(parents=True)
     (other / "02_accuracy.csv").write_text("estimate\n0.5\n")
@@ -130,10 +123,6 @@ def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
     sources, study, run, lines = world
     shown = "from IPython.display import Markdown\nMarkdown('a finding')"
     write_notebook(sources, "07_report", shown)
-    path = sources / "07_report.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[0].metadata["tags"] = ["slide"]
-    nbformat.write(notebook, path)
     run()
     pages = [study.run_dir / name for name in ("report.html", "slides.html")]
     assert all("Title" in page.read_text() for page in pages)
@@ -148,23 +137,19 @@ def test_a_sweep_is_a_run_a_seed_and_the_last_compares_them(monkeypatch):
     seen = []
     monkeypatch.setattr(runner, "run_study", lambda settings, runs: seen.append((settings, runs)))
     assert runner.main(["--seeds", "0", "3", "--set", "epochs=1"]) == 0
-    assert [(own["run_name"], own["seed"], own["epochs"]) for own, _ in seen] == [
-        ("phantom-seed0", 0, "1"),
-        ("phantom-seed3", 3, "1"),
-    ]
-    assert [runs for _, runs in seen] == [[], ["phantom-seed0", "phantom-seed3"]]
+    names = ["phantom-seed0", "phantom-seed3"]
+    assert [(own["run_name"], own["seed"]) for own, _ in seen] == [(names[0], 0), (names[1], 3)]
+    assert [own["epochs"] for own, _ in seen] == ["1", "1"]
+    assert [runs for _, runs in seen] == [[], names]
     assert runner.main(["--seeds", "1", "1"]) == 1
 
 
 def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
     _, study, run, _ = world
     done = run(SEED=7)
+    opening = nbformat.read(done[0], as_version=4).cells[0].source
     assert read_findings(study) == {"01.answer": "seed 7"}
-    assert (
-        nbformat.read(done[0], as_version=4)
-        .cells[0]
-        .source.endswith("<!--answer-->seed 7<!--/answer-->")
-    )
+    assert opening.endswith("<!--answer-->seed 7<!--/answer-->")
 
 
 def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
@@ -200,17 +185,12 @@ def test_a_notebook_is_not_up_to_date_once_what_it_had_made_is_gone(world):
 
 
 def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
-    widget = new_output(
-        "display_data", data={runner.WIDGET: {"model_id": "1"}, "text/plain": "VBox()"}
-    )
+    widget = new_output("display_data", data={runner.WIDGET: {"model_id": "1"}})
     text = new_output("stream", name="stdout", text="kept")
-    cell = new_code_cell(
-        "x", outputs=[widget, text], metadata={"tags": ["a"], "papermill": {"duration": 1}}
-    )
-    notebook = new_notebook(
-        cells=[cell], metadata={"papermill": {"input_path": "/x"}, "widgets": {"state": {}}}
-    )
-    cleaned = runner.clean_notebook(notebook)
+    tags = {"tags": ["a"], "papermill": {"duration": 1}}
+    cell = new_code_cell("x", outputs=[widget, text], metadata=tags)
+    paths = {"papermill": {"input_path": "/x"}, "widgets": {"state": {}}}
+    cleaned = runner.clean_notebook(new_notebook(cells=[cell], metadata=paths))
     assert cleaned.cells[0].outputs == [text]
     assert cleaned.cells[0].metadata == {"tags": ["a"]}
     assert set(cleaned.metadata) == {"kernelspec", "language_info"}
@@ -260,11 +240,11 @@ def test_a_wrong_command_line_is_one_sentence(words, message, capsys):
 def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
     _, study, _, _ = world
     seen = {}
-    monkeypatch.setattr(
-        runner,
-        "run_notebooks",
-        lambda study, parameters, say: seen.update(study=study, given=parameters),
-    )
+
+    def record(study, parameters, report):
+        seen.update(study=study, given=parameters)
+
+    monkeypatch.setattr(runner, "run_notebooks", record)
     words = ["--run-name", "", "--set", "seed=3", "run_name=test", "epochs=2"]
     assert runner.main([*words, f"runs_root={study.runs_root}"]) == 0
     assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
