@@ -67,16 +67,13 @@ def measure_importance_on_train(
     and spare_attention; a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, train)
-    lower = in_measuring_precision(model, study)
+    lower, split = in_measuring_precision(model, study), {"split": MEASURES["split"]}
     steps = (
         ("spare_losses", lower, encoded, loss_increases, LOSS_INCREASES),
         ("spare_gradients", model, encoded, importance_measures, IMPORTANCE),
-        ("spare_attention", lower, encoded, attention_measures, {"split": MEASURES["split"]}),
+        ("spare_attention", lower, encoded, attention_measures, split),
     )
     return tuple(extract_once(study, *step, **inputs) for step in steps)
-
-
-# --------------------------------------------------------------------------------- removal orders
 
 
 def order_heads(importance: np.ndarray) -> list[Head]:
@@ -118,10 +115,10 @@ def average_lead(
 ) -> Interval:
     """Mean lead of one order over random ones, with a 95 % interval over orders and over images.
 
-    leads: (random order, question), points by which the order is ahead of that one. The distances
-    from the mean to the limits of the two intervals, that of `average_over_orders` and a bootstrap
-    over images (image_ids), add up as squares (Zou and Donner 2008). The limits are NaN with a
-    single random order. n: random orders; n_clusters: images.
+    leads: (random order, question), points ahead of that order. The distances from the mean to the
+    limits of the two intervals, that of `average_over_orders` and a bootstrap over images, add up
+    as squares (Zou and Donner 2008). The limits are NaN with a single random order. n: random
+    orders; n_clusters: images.
     """
     over_orders = average_over_orders(leads.mean(1))
     over_images = bootstrap_mean(leads.mean(0), image_ids, n_resamples, seed)
@@ -135,9 +132,6 @@ def choose_counts(n: int, n_points: int = 10) -> list[int]:
     """How many of n heads to remove at each point of a curve: evenly up to n, at most n_points."""
     points = min(n, n_points) + 1
     return np.unique(np.linspace(0, n, points).round().astype(int))[1:].tolist()
-
-
-# ------------------------------------------------------------------------- answers without heads
 
 
 @torch.no_grad()
@@ -167,17 +161,13 @@ def predict_without(
     return predicted[rows]
 
 
-# --------------------------------------------------------------------------------- smaller models
-
-
 def prune_and_finetune(
     study: Study, name: str, removal: Removal, data: DatasetDict, selection_rows: Sequence[int]
 ) -> Path:
     """Prune heads and layers of the fine-tuned model and fine-tune the rest; once.
 
-    For `prune_epochs` passes over the training questions, at LEARNING_RATE_FACTOR times
-    `learning_rate` throughout (the answer head is no longer new), as `finetune.finetune` trains; a
-    killed training continues. selection_rows: validation questions whose accuracy selects the
+    As `finetune.finetune`, for `prune_epochs` passes at LEARNING_RATE_FACTOR times `learning_rate`
+    throughout (the answer head is no longer new); a killed training continues. selection_rows: validation questions whose accuracy selects the
     checkpoint and stops the training, none of them one that the model is tested on. Returns
     run_dir/light_<name>, which `load_vilt` loads.
     """

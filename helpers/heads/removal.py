@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import ViltProcessor
@@ -142,8 +141,8 @@ def mean_z(
 
 def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
     """A packed forward pass over a batch."""
-    prepared = prepare_batch(model, batch)
-    return PackedForward(model, prepared.inputs, prepared.groups)
+    inputs, groups, _ = prepare_batch(model, batch)
+    return PackedForward(model, inputs, groups)
 
 
 def read_z(forward: PackedForward) -> list[Tensor]:
@@ -213,10 +212,9 @@ def removal_measures(
 def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """How much the loss on each question rises without each head and each whole layer.
 
-    Loss: binary cross-entropy with the soft targets, batch["labels"], summed over answers, which
-    the model was trained on. Returns head_loss (question, layer, head), with 0 in place of the
-    head's z; layer_loss (question, layer); logits, intact (question, answer). Below 0 the loss
-    falls.
+    Loss: binary cross-entropy with batch["labels"], summed over answers, as in training. Returns
+    head_loss (question, layer, head), with 0 in place of the head's z; layer_loss (question,
+    layer); logits, intact (question, answer).
     """
     labels, config = batch["labels"].to(model.device), model.config
     n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
@@ -252,8 +250,8 @@ def score_removals(
 
 def removal_effects(
     lost: np.ndarray,
-    families: ArrayLike,
-    image_ids: ArrayLike,
+    families: Sequence[str],
+    image_ids: Sequence[int],
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -286,10 +284,7 @@ def removal_effects(
 def sample_for_removal(
     study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset
 ) -> tuple[EncodedQuestions, dict]:
-    """`ablation_questions` of the data, drawn with the study's seed, and what a step on them reads.
-
-    Returns the questions with the model's answers as labels, and inputs for `extract_once`.
-    """
+    """`ablation_questions` of the data, drawn with the study's seed; and inputs of `extract_once`."""
     chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
     encoded = encode(study, data.select(chosen), processor, list_answers(model))
     inputs = {"used": source_digest("helpers/heads")}
@@ -321,13 +316,12 @@ def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str,
     """How much the loss on each question depends on each head: importance (question, layer, head).
 
     |dL / dg| at g = 1, where g scales the head's z (Michel, Levy and Neubig 2019, "Are sixteen
-    heads really better than one?", equation 2): one backward pass for all heads. L: binary
-    cross-entropy with the soft targets, batch["labels"], summed over answers. logits: (question,
-    answer). ValueError without labels: give EncodedQuestions the model's answers.
+    heads really better than one?", equation 2): one backward pass for all heads. L: the loss of
+    `loss_increases`. logits: (question, answer). ValueError without labels.
     """
     if "labels" not in batch:
         raise ValueError("the batch has no labels: encode with answers=, the model's own.")
-    prepared, config = prepare_batch(model, batch), model.config
+    inputs, config = prepare_batch(model, batch).inputs, model.config
     shape = (config.num_hidden_layers, len(batch["labels"]), config.num_attention_heads)
     gates = torch.ones(shape, device=model.device, dtype=model.dtype, requires_grad=True)
 
@@ -335,7 +329,7 @@ def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str,
         return z * gates[layer][:, None, :, None]
 
     with trace(model, edit={"z": scale}), torch.enable_grad():
-        logits = forward_raster(model, prepared.inputs).logits
+        logits = forward_raster(model, inputs).logits
         loss = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits), reduction="sum")
         (slope,) = torch.autograd.grad(loss, gates)
     return {"importance": slope.abs().transpose(0, 1), "logits": logits.detach()}

@@ -59,9 +59,9 @@ ROLES = {  # role: (its queries, what a score of 0 means, what 1 means); below 0
 def score_by_question(table: AttentionTable, hits: Hits | None = None) -> dict[str, np.ndarray]:
     """Score every head on every role of ROLES: role -> (question, layer, head).
 
-    hits: of `pointing_hits`, or None (grounding is then NaN). A score of 0 is uniform attention or
-    chance, 1 the most possible. NaN where a question cannot tell (no box, a single word). With
-    mass m on the role's keys and m0 that of uniform attention over all tokens:
+    hits: of `pointing_hits`, else grounding is NaN. 0 is uniform attention or chance, 1 the most
+    possible; NaN where a question cannot tell (no box, a single word). With mass m on the role's
+    keys and m0 that of uniform attention over all tokens:
 
     readers, sink:  (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
     local:          m (1 - d / d0), with d the mean distance to keys of the query's own kind and
@@ -103,11 +103,9 @@ def uniform_patch_distance(grids: np.ndarray) -> np.ndarray:
     grids: (question, 2), rows and columns. Returns (question,).
     """
     shapes, shape_of = np.unique(grids, axis=0, return_inverse=True)
-    means = []
-    for shape in shapes:
-        down, across = (np.subtract.outer(np.arange(side), np.arange(side)) for side in shape)
-        means.append(np.hypot.outer(down, across).mean())
-    return np.array(means)[shape_of.reshape(-1)]
+    steps = ([np.subtract.outer(range(side), range(side)) for side in shape] for shape in shapes)
+    means = np.array([np.hypot.outer(down, across).mean() for down, across in steps])
+    return means[shape_of.reshape(-1)]
 
 
 def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -128,13 +126,13 @@ def score_roles(
 ) -> pd.DataFrame:
     """Which head has which role? A row a role and head, with intervals over images.
 
-    table, null: attention of the trained model and of one with random weights, on the same
-    questions in the same order. hits, null_hits: `pointing_hits` of each. rows: which questions to
-    use. by_layer: score whole layers, each as the mean of its heads (no column head then).
-    Columns: layer, head, name, role, score, low, high, n, n_clusters, null (score of the random
-    head in this place), highest_null (of all random heads), difference (score - null), diff_low,
-    diff_high, p (of no difference, errors clustered by image), p_corrected (Benjamini-Hochberg
-    over roles and heads), reaches_answer, passes.
+    table, null: attention of the trained model and of one with random weights on the same
+    questions, of which `rows` are used. hits, null_hits: `pointing_hits` of each. by_layer: score
+    layers, each as the mean of its heads (no column head then). Columns: layer, head, name, role,
+    score, low, high, n, n_clusters, null (score of the random head in this place), highest_null (of
+    all random heads), difference (score - null), diff_low, diff_high, p (of no difference, errors
+    clustered by image), p_corrected (Benjamini-Hochberg over roles and heads), reaches_answer,
+    passes.
 
     passes: the questions are enough; score >= min_score; the difference is above 0 with
     p_corrected < 0.05; and low > highest_null. Randomly initialised heads also show patterns, so a
@@ -146,36 +144,33 @@ def score_roles(
     image_ids = table.questions["image_id"].to_numpy()[rows]
     trained, random = score_by_question(table, hits), score_by_question(null, null_hits)
     axes = ("layer",) if by_layer else ("layer", "head")
-    names, tables = ("difference", "diff_low", "diff_high"), []
+    tables = []
     for role, (queries, *_) in ROLES.items():
         values, null_values = trained[role][rows], random[role][rows]
         if by_layer:
             values, null_values = values.mean(2), null_values.mean(2)
-        part = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(axes)
-        null_score = bootstrap_mean(null_values, image_ids, n_resamples=1).estimate.ravel()
-        gain = bootstrap_mean(values - null_values, image_ids, n_resamples, seed)
-        part = part.rename(columns={"estimate": "score"}).assign(
-            name=name_heads(part),
-            role=role,
-            null=null_score,
-            highest_null=pd.Series(null_score).max(),
-            **dict(zip(names, map(np.ravel, gain[:3]), strict=True)),
-            p=mean_difference_test(values - null_values, image_ids, axes)["p"],
-            reaches_answer=(part["layer"] < part["layer"].max()) | ("cls" in queries),
+        heads = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(axes)
+        heads = heads.rename(columns={"estimate": "score"}).assign(
+            name=name_heads(heads), role=role
         )
-        tables.append(part)
+        heads["null"] = bootstrap_mean(null_values, image_ids, n_resamples=1).estimate.ravel()
+        heads["highest_null"] = heads["null"].max()
+        gain = bootstrap_mean(values - null_values, image_ids, n_resamples, seed).to_table(axes)
+        heads[["difference", "diff_low", "diff_high"]] = gain[["estimate", "low", "high"]]
+        heads["p"] = mean_difference_test(values - null_values, image_ids, axes)["p"]
+        heads["reaches_answer"] = (heads["layer"] < heads["layer"].max()) | ("cls" in queries)
+        tables.append(heads)
     scores = pd.concat(tables, ignore_index=True)
     scores["p_corrected"] = correct_p(scores["p"])
-    scores["passes"] = (
-        has_enough_data(scores["n"], scores["n_clusters"])
-        & (scores["score"] >= min_score)
+    scores["passes"] = has_enough_data(scores["n"], scores["n_clusters"]) & (
+        (scores["score"] >= min_score)
         & (scores["difference"] > 0)
         & (scores["p_corrected"] < 0.05)
         & (scores["low"] > scores["highest_null"])
     )
     columns = ["name", "role", "score", "low", "high", "n", "n_clusters", "null", "highest_null"]
-    columns += [*names, "p", "p_corrected", "reaches_answer", "passes"]
-    return scores[[*axes, *columns]]
+    columns += ["difference", "diff_low", "diff_high", "p", "p_corrected", "reaches_answer"]
+    return scores[[*axes, *columns, "passes"]]
 
 
 def compare_scores(
@@ -195,11 +190,14 @@ def compare_scores(
     before, after = score_by_question(first, first_hits), score_by_question(second, second_hits)
     image_ids, tables = first.questions["image_id"].to_numpy(), []
     for role in ROLES:
-        part = mean_difference_test(after[role] - before[role], image_ids, ("layer", "head"))
-        means = [bootstrap_mean(each[role], image_ids, n_resamples=1) for each in (before, after)]
-        first_mean, second_mean = (mean.estimate.ravel() for mean in means)
-        part = part.assign(name=name_heads(part), role=role, first=first_mean, second=second_mean)
-        tables.append(part.rename(columns={"estimate": "change"}))
+        heads = mean_difference_test(after[role] - before[role], image_ids, ("layer", "head"))
+        heads = heads.rename(columns={"estimate": "change"}).assign(
+            name=name_heads(heads), role=role
+        )
+        for column, scores in (("first", before), ("second", after)):
+            means = bootstrap_mean(scores[role], image_ids, n_resamples=1).estimate
+            heads[column] = means.ravel()
+        tables.append(heads)
     changes = pd.concat(tables, ignore_index=True)
     changes["p_corrected"] = correct_p(changes["p"])
     columns = ["layer", "head", "name", "role", "first", "second", "change", "low", "high"]
@@ -214,15 +212,14 @@ def _require_same_questions(first: AttentionTable, second: AttentionTable) -> No
 def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
     """For each role the head that shows it most, and what its removal costs: a row a role.
 
-    scores: of `score_roles`. effects: of `removal.removal_effects`, for one way of removal. A head
-    that passes goes before one that does not, then the higher score. Columns: role, definition,
-    name, layer, head, score, low, high, highest_null, passes, reaches_answer, drop, drop_low,
-    drop_high (points of accuracy lost over all questions), hit_family (the family that loses most,
-    among those with a significant loss if there are any), hit_drop, hit_low, hit_high,
-    hit_significant.
+    scores: of `score_roles`. effects: of `removal_effects`, for one mode. A head that passes goes
+    before one that does not, then the higher score. Columns: role, definition, name, layer, head,
+    score, low, high, highest_null, passes, reaches_answer, drop, drop_low, drop_high (points of
+    accuracy lost over all questions), hit_family (the family that loses most, among those with a
+    significant loss if there are any), hit_drop, hit_low, hit_high, hit_significant.
     """
-    kept = ["name", "layer", "head", "score", "low", "high", "highest_null", "passes"]
-    cards = []
+    of_scores = ["name", "layer", "head", "score", "low", "high", "highest_null", "passes"]
+    of_hit, cards = ["family", "drop", "low", "high", "significant"], []
     for role, heads in scores.dropna(subset=["score"]).groupby("role", sort=False):
         best = heads.sort_values(["passes", "score"], ascending=False, kind="stable").iloc[0]
         effect = effects[effects["name"] == best["name"]]
@@ -232,10 +229,9 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
         families = losses if len(losses) else families
         hit = families.loc[families["drop"].idxmax()] if len(families) else overall
         card = {"role": role, "definition": f"0: {ROLES[role][1]}; 1: {ROLES[role][2]}"}
-        card |= best[[*kept, "reaches_answer"]].to_dict()
+        card |= best[[*of_scores, "reaches_answer"]].to_dict()
         card |= {"drop": overall["drop"], "drop_low": overall["low"], "drop_high": overall["high"]}
-        hit_names = ("family", "drop", "low", "high", "significant")
-        cards.append(card | {f"hit_{name}": hit[name] for name in hit_names})
+        cards.append(card | hit[of_hit].add_prefix("hit_").to_dict())
     return pd.DataFrame(cards)
 
 
@@ -262,27 +258,19 @@ def compare_roles(
 
 def compare_image_halves(
     table: AttentionTable,
-    null: AttentionTable,
-    hits: Hits | None = None,
-    null_hits: Hits | None = None,
+    *others: AttentionTable | Hits | None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Would the roles be found on other images? `compare_roles` of two random halves of the images.
 
-    The arguments are those of `score_roles`.
+    table, others: null, hits and null_hits of `score_roles`.
     """
-    image_ids = table.questions["image_id"].to_numpy()
+    boot, image_ids = {"n_resamples": n_resamples, "seed": seed}, table.questions["image_id"]
     images = np.random.default_rng(seed).permutation(np.unique(image_ids))
-    in_first = np.isin(image_ids, images[::2])
-    halves = (
-        score_roles(table, null, hits, null_hits, n_resamples, seed, rows=rows)
-        for rows in (in_first, ~in_first)
-    )
-    return compare_roles(*halves, n_resamples, seed)
-
-
-# ------------------------------------------------------------- other models whose roles to compare
+    first = np.isin(image_ids, images[::2])
+    halves = (score_roles(table, *others, **boot, rows=rows) for rows in (first, ~first))
+    return compare_roles(*halves, **boot)
 
 
 def measure_second_seed(
@@ -290,10 +278,9 @@ def measure_second_seed(
 ) -> AttentionTable:
     """Fine-tune once more, from the next seed, and measure that model's attention; once.
 
-    Another seed means another order of the questions, another new answer head and other dropout,
-    from the same checkpoint: L3H7 is the same head in both models. encoded: the validation
-    questions. Kept in run_dir/model_second and run_dir/attention_second. The table's questions hold
-    the second model's answers.
+    Another order of the questions, new answer head and dropout, from the same checkpoint: L3H7 is
+    the same head in both models. encoded: the validation questions. Kept in run_dir/model_second
+    and run_dir/attention_second. The table's questions hold the second model's answers.
     """
     other = replace(study, seed=(study.seed + 1) % 2**32)
     folder = finetune(other, data, name="model_second")

@@ -9,17 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import ANSWERS, encode_noise
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from helpers.heads import compression
 from helpers.model import finetune, prune
 from helpers.model.finetune import predict
-from helpers.model.forward import forward_raster
 from helpers.model.vilt import load_vilt
 from helpers.stats.bootstrap import bootstrap_mean
-
-# ------------------------------------------------------------------------------- removal orders
 
 
 def test_order_by_hand():
@@ -44,14 +39,10 @@ def test_every_order_leaves_one_head_a_layer(n_layers, n_heads, seed):
 
 def test_average_over_orders_by_hand():
     """Orders of 10, 12 and 14: standard error 2 / sqrt(3), t of two degrees of freedom 4.3027."""
-    found = compression.average_over_orders(np.array([[10.0, 5], [12, 5], [14, 5]]))
-    half = 4.3027 * 2 / np.sqrt(3)
-    np.testing.assert_allclose(found.estimate, [12, 5])
-    np.testing.assert_allclose(found.low, [12 - half, 5], rtol=1e-4)
-    np.testing.assert_allclose(found.high, [12 + half, 5], rtol=1e-4)
-    single = compression.average_over_orders(np.array([[3.0]]))
-    assert single.estimate == 3
-    assert np.isnan(single.low)
+    mean, low, high, *_ = compression.average_over_orders(np.array([[10.0, 5], [12, 5], [14, 5]]))
+    half, middle = np.array([4.3027 * 2 / np.sqrt(3), 0]), np.array([12, 5])
+    np.testing.assert_allclose([mean, low, high], [middle, middle - half, middle + half], 1e-4)
+    assert np.isnan(compression.average_over_orders(np.array([[3.0]])).low)
 
 
 def test_a_lead_over_random_orders_covers_orders_and_images():
@@ -65,7 +56,7 @@ def test_a_lead_over_random_orders_covers_orders_and_images():
     np.testing.assert_allclose(two[:3], bootstrap_mean(by_question[0], images, 500, 1)[:3])
     both = compression.average_lead(by_order + by_question, images, 500, 1)
     for side in ("low", "high"):
-        lengths = [abs(getattr(found, side) - found.estimate) for found in (one, two, both)]
+        lengths = [abs(getattr(lead, side) - lead.estimate) for lead in (one, two, both)]
         assert lengths[2] == pytest.approx(np.hypot(*lengths[:2]))
     assert (both.n, both.n_clusters) == (3, 20)
     single = compression.average_lead(by_question, images)
@@ -79,8 +70,8 @@ def test_a_random_order_seldom_leads_the_others():
     for _ in range(200):
         accuracy = (generator.random((6, 20)) < 0.4) * 100.0  # no order differs from another
         leads = accuracy[0] - accuracy[1:]
-        found = compression.average_lead(leads, images, 200)
-        false_leads += found.low > 0 or found.high < 0
+        lead = compression.average_lead(leads, images, 200)
+        false_leads += lead.low > 0 or lead.high < 0
         alone = compression.average_over_orders(leads.mean(1))
         over_orders_alone += alone.low > 0 or alone.high < 0
     assert false_leads <= 0.08 * 200
@@ -88,11 +79,8 @@ def test_a_random_order_seldom_leads_the_others():
 
 
 def test_counts_are_even_and_end_with_all():
-    assert compression.choose_counts(4) == [1, 2, 3, 4]
-    assert compression.choose_counts(132, 4) == [33, 66, 99, 132]
-    assert len(compression.choose_counts(132)) == 10
-    assert compression.choose_counts(1) == [1]
-    assert compression.choose_counts(0) == []
+    counts = [compression.choose_counts(n, 4) for n in (0, 1, 4, 132)]
+    assert counts == [[], [1], [1, 2, 3, 4], [33, 66, 99, 132]]
 
 
 def test_the_smallest_model_within_the_tolerance_is_selected():
@@ -100,14 +88,10 @@ def test_the_smallest_model_within_the_tolerance_is_selected():
         [("whole", 100, 0.0), ("a", 90, -0.4), ("b", 60, -1.0), ("c", 40, -1.1), ("d", 60, 2.0)],
         columns=["model", "parameters", "difference"],
     )
-    assert compression.select_smallest(table, 1.0) == "b"  # of equals the first
-    assert compression.select_smallest(table, 0.5) == "d"
-    assert compression.select_smallest(table, 1.2) == "c"
+    for tolerance, smallest in ((1.0, "b"), (0.5, "d"), (1.2, "c")):  # of equals the first
+        assert compression.select_smallest(table, tolerance) == smallest
     assert compression.select_smallest(table.iloc[[0, 3]], 0.5) == "whole"
     assert compression.select_smallest(table.assign(difference=np.nan), 1.0) == "whole"
-
-
-# --------------------------------------------------------------------- answers and losses without
 
 
 def test_predictions_equal_those_of_pruned_models(vilt, encoded):
@@ -120,29 +104,6 @@ def test_predictions_equal_those_of_pruned_models(vilt, encoded):
     some = compression.predict_without(model, encoded, removals, batch_size=2, rows=[7, 2, 4])
     np.testing.assert_array_equal(some, predicted[[7, 2, 4]])
     assert len(np.unique(predicted, axis=1).T) > 1  # else this would compare nothing
-
-
-@torch.no_grad()
-def test_loss_increases_equal_those_of_pruned_models(vilt):
-    model, labelled = vilt[0], encode_noise(vilt[1], [(64, 64), (64, 96)], ANSWERS)
-    batch = labelled.collate(list(labelled))
-    found = compression.loss_increases(model, batch)
-
-    def loss_of(each):
-        logits = forward_raster(each, batch).logits
-        return binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none").sum(1)
-
-    whole = loss_of(model)
-    for layer, head in [(0, 0), (1, 3), (3, 2)]:
-        expected = loss_of(prune.prune_model(model, [(layer, head)])) - whole
-        increase = found["head_loss"][:, layer, head]
-        torch.testing.assert_close(increase, expected, atol=1e-4, rtol=1e-3)
-    for layer in range(4):
-        expected = loss_of(prune.prune_model(model, layers=[layer])) - whole
-        torch.testing.assert_close(found["layer_loss"][:, layer], expected, atol=1e-4, rtol=1e-3)
-
-
-# --------------------------------------------------------------------------- a study's own steps
 
 
 @pytest.mark.slow

@@ -40,10 +40,8 @@ def test_patching_equals_hooks(vilt, alike):
         of_source = run_hooked(model, source, layer, lambda _, args, zs=zs: zs.append(args[0]))
         of_target = run_hooked(model, target, layer, lambda *_: None)
         a, b = of_source.argmax(), of_target.argmax()
-        base = float(of_target[a] - of_target[b])
-        assert total_change[pair] == pytest.approx(
-            float(of_source[a] - of_source[b]) - base, abs=1e-4
-        )
+        base, whole = float(of_target[a] - of_target[b]), float(of_source[a] - of_source[b])
+        assert total_change[pair] == pytest.approx(whole - base, abs=1e-4)
         for head in range(4):
             columns = slice(16 * head, 16 * (head + 1))
 
@@ -82,12 +80,12 @@ def test_pairs_by_hand():
 
 def test_effects_are_ratios_of_sums():
     change, total_change = np.array([1.0, 3.0, 0.0])[:, None, None], np.array([2.0, 4.0, 10.0])
-    found = patching.patching_effect(change, total_change)
-    assert found.shape == (3, 1, 1)
-    assert found.mean() == pytest.approx(100 * 4 / 16)
+    effect = patching.patching_effect(change, total_change)
+    assert effect.shape == (3, 1, 1)
+    assert effect.mean() == pytest.approx(100 * 4 / 16)
     # delta method: a ratio r of means varies as (change - r total_change) / mean(total_change)
     residual = 100 * (change[:, 0, 0] - 0.25 * total_change) / (16 / 3)
-    np.testing.assert_allclose(found[:, 0, 0] - 25, residual)
+    np.testing.assert_allclose(effect[:, 0, 0] - 25, residual)
     assert patching.patching_effect(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)
 
 

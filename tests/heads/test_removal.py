@@ -44,9 +44,6 @@ def logits_of(model, encoded, batch_size=6):
     return logits
 
 
-# ------------------------------------------------------------------------------------ interventions
-
-
 @pytest.mark.parametrize("heads", [[(0, 0)], [(3, 3)], [(1, 2), (1, 0), (2, 1)]])
 @pytest.mark.parametrize("means", [None, torch.arange(256).reshape(4, 4, 16) / 256])
 def test_ablation_equals_an_edited_model(vilt, encoded, heads, means):
@@ -61,23 +58,26 @@ def test_ablation_equals_an_edited_model(vilt, encoded, heads, means):
 
 
 @torch.no_grad()
+def loss_of(model, batch):
+    """Binary cross-entropy of each question, summed over answers."""
+    logits = forward_raster(model, batch).logits
+    return binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none").sum(1)
+
+
+@torch.no_grad()
 def test_mean_z_equals_that_of_single_questions(vilt, encoded):
-    model = vilt[0]
-    kept = [[] for _ in model.vilt.encoder.layer]
-    handles = [
-        layer.attention.output.dense.register_forward_pre_hook(
-            lambda _, args, zs=zs: zs.append(args[0][0])
-        )
-        for zs, layer in zip(kept, model.vilt.encoder.layer, strict=True)
-    ]
+    model = copy.deepcopy(vilt[0])
+    layer_zs = [[] for _ in range(4)]
+    for zs, layer in zip(layer_zs, model.vilt.encoder.layer, strict=True):
+        keep_z = lambda _, args, zs=zs: zs.append(args[0][0])  # noqa: E731
+        layer.attention.output.dense.register_forward_pre_hook(keep_z)
     logits_of(model, encoded, batch_size=1)  # alone, a question has no padding
-    for handle in handles:
-        handle.remove()
-    kept[-1] = [z[:1] for z in kept[-1]]  # of the last layer only [CLS] is read
-    for found, rows in ((removal.mean_z(model, encoded, 5), slice(None)),
-                        (removal.mean_z(model, encoded, rows=[0]), slice(1))):  # fmt: skip
-        expected = torch.stack([torch.cat(zs[rows]).mean(0).reshape(4, 16) for zs in kept])
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    layer_zs[-1] = [z[:1] for z in layer_zs[-1]]  # of the last layer only [CLS] is read
+    for rows in (None, [0]):
+        chosen = slice(rows and 1)
+        expected = [torch.cat(zs[chosen]).mean(0).reshape(4, 16) for zs in layer_zs]
+        means = removal.mean_z(vilt[0], encoded, 5, rows)
+        torch.testing.assert_close(means, torch.stack(expected), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,6 @@ def test_train_mode_is_refused(vilt, encoded):
     model = copy.deepcopy(vilt[0]).train()
     with pytest.raises(ValueError, match=r"model\.eval"):
         removal.removal_measures(model, encoded.collate([encoded[0]]), torch.zeros(4, 4, 16))
-
-
-# ----------------------------------------------------------------------------------------- removals
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +113,8 @@ def compare_with_edited(measured, encoded, mode, cell, edited):
     (model, _, table, intact), name = measured, removal.ABLATION_MODES[mode][0]
     logits = logits_of(edited, encoded)
     probability = logits.sigmoid().gather(1, intact.argmax(1, keepdim=True))[:, 0]
-    found = getattr(table, f"{name}_probability")[:, *cell]
-    np.testing.assert_allclose(found, probability, atol=1e-5)
+    measured_probability = getattr(table, f"{name}_probability")[:, *cell]
+    np.testing.assert_allclose(measured_probability, probability, atol=1e-5)
     assert getattr(table, f"{name}_answer")[:, *cell].tolist() == logits.argmax(1).tolist()
     answers, labels = [list(ten) for ten in encoded.questions["answers"]], model.config.id2label
 
@@ -159,9 +156,8 @@ def test_the_intact_answers_are_kept(measured, encoded):
 def test_effects_by_hand():
     lost = np.zeros((4, 3, 2))
     lost[:, 2, 0] = [100, 60, 0, 0]
-    table = removal.removal_effects(
-        lost, ["what", "what", "why", "why"], [1, 1, 2, 3], n_resamples=50
-    )
+    families = ["what", "what", "why", "why"]
+    table = removal.removal_effects(lost, families, [1, 1, 2, 3], n_resamples=50)
     assert len(table) == 3 * 6
     drops = table.set_index(["name", "family"])["drop"]
     assert drops.loc["L0H1"].tolist() == [0, 0, 0]
@@ -171,8 +167,7 @@ def test_effects_by_hand():
     assert row["high"] == pytest.approx(80)
     what = table.query("name == 'L2H0' and family == 'what'").iloc[0]
     assert np.isnan(what["low"])  # one image
-    assert not table["told"].any()  # four questions in all
-    assert not table["significant"].any()
+    assert not table[["told", "significant"]].any(axis=None)  # four questions in all
 
 
 def test_only_a_planted_loss_is_significant():
@@ -183,13 +178,10 @@ def test_only_a_planted_loss_is_significant():
     lost[:16, 1] = np.repeat([100, -100], 8)
     table = removal.removal_effects(lost, families, np.arange(200) // 2)
     assert "name" not in table
-    found = table[table["significant"]]
-    assert set(zip(found["layer"], found["family"], strict=True)) == {(0, "all"), (0, "why")}
+    significant = table.loc[table["significant"], ["layer", "family"]]
+    assert set(significant.itertuples(index=False, name=None)) == {(0, "all"), (0, "why")}
     tested = table.dropna(subset=["p"])
     assert (tested["p_corrected"] >= tested["p"]).all()
-
-
-# ----------------------------------------------------------------------------------- a study's step
 
 
 @pytest.mark.slow
@@ -231,12 +223,23 @@ def test_removals_are_measured_once_and_go_on_after_a_kill(study, finetuned, mon
     assert len(calls) == 6
 
 
-# ---------------------------------------------------------------------------------------- gradients
-
-
 @pytest.fixture(scope="module")
 def labelled(vilt):
     return encode_noise(vilt[1], [(64, 64), (64, 96), (96, 64)], ANSWERS)
+
+
+def test_loss_increases_equal_those_of_edited_models(vilt, labelled):
+    model, batch = vilt[0], labelled.collate([labelled[row] for row in range(8)])
+    increases, intact = removal.loss_increases(model, batch), loss_of(model, batch)
+    for layer, head in [(0, 0), (1, 3), (3, 2)]:
+        expected = loss_of(scale_heads(model, [(layer, head)]), batch) - intact
+        increase = increases["head_loss"][:, layer, head]
+        torch.testing.assert_close(increase, expected, atol=1e-4, rtol=1e-3)
+    for layer in range(4):
+        shorter = copy.deepcopy(model)
+        del shorter.vilt.encoder.layer[layer]
+        increase, expected = increases["layer_loss"][:, layer], loss_of(shorter, batch) - intact
+        torch.testing.assert_close(increase, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_importance_is_the_slope_of_the_loss(vilt, labelled):
@@ -248,21 +251,16 @@ def test_importance_is_the_slope_of_the_loss(vilt, labelled):
         return batch | {name: batch[name].double() for name in ("pixel_values", "labels")}
 
     rows = [7, 2, 11]
-    found = removal.importance_measures(model, collate(rows))
-    assert found["importance"].shape == (3, 4, 4)
-    for importance, logits, row in zip(found["importance"], found["logits"], rows, strict=True):
-        batch = collate([row])
-        torch.testing.assert_close(logits, forward_raster(model, batch).logits[0].detach())
+    measures = removal.importance_measures(model, collate(rows))
+    assert measures["importance"].shape == (3, 4, 4)
+    for number, batch in enumerate(collate([row]) for row in rows):
+        logits = forward_raster(model, batch).logits[0].detach()
+        torch.testing.assert_close(measures["logits"][number], logits)
         for layer, head in [(0, 0), (1, 3), (3, 2)]:
             edited = (scale_heads(model, [(layer, head)], 1 + side) for side in (step, -step))
-            up, down = (
-                binary_cross_entropy_with_logits(
-                    forward_raster(each, batch).logits, batch["labels"], reduction="sum"
-                ).item()
-                for each in edited
-            )
-            slope = abs(up - down) / (2 * step)
-            assert importance[layer, head].item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
+            up, down = (loss_of(copied, batch).item() for copied in edited)
+            slope = pytest.approx(abs(up - down) / (2 * step), rel=1e-3, abs=1e-7)
+            assert measures["importance"][number, layer, head].item() == slope
 
 
 def test_gradients_and_hooks_are_not_left_behind(vilt, labelled):
@@ -279,20 +277,17 @@ def test_questions_without_labels_are_refused(vilt, encoded):
 
 
 def test_layers_are_normalised_by_hand():
-    found = removal.normalise_by_layer(np.array([[3, 4], [0, 0], [0, 2]]))
-    np.testing.assert_allclose(found, [[0.6, 0.8], [np.nan, np.nan], [0, 1]])
+    importance = removal.normalise_by_layer(np.array([[3, 4], [0, 0], [0, 2]]))
+    np.testing.assert_allclose(importance, [[0.6, 0.8], [np.nan, np.nan], [0, 1]])
 
 
 def test_measures_are_ranked_by_hand():
     up = np.array([[1.0, 2, 3], [4, 5, 6]])
     mixed = np.array([[3.0, 2, 1], [6, 5, 4]])  # falls within layers, rises from one to the next
-    table = removal.rank_measures(
-        {"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, n_resamples=50
-    )
-    found = table.set_index(["over", "first", "second"])["correlation"]
+    table = removal.rank_measures({"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, 50)
+    correlation = table.set_index(["over", "first", "second"])["correlation"]
     # Spearman by hand: ranks 1..6 against 3 2 1 6 5 4: 1 - 6 * 16 / (6 * 35)
-    assert found["all heads", "up", "mixed"] == pytest.approx(1 - 96 / 210)
-    assert found["within layers", "up", "mixed"] == pytest.approx(-1)
-    assert np.isnan(found["all heads", "up", "flat"])
-    assert len(table) == 6
-    assert set(table["n"]) == {6}
+    assert correlation["all heads", "up", "mixed"] == pytest.approx(1 - 96 / 210)
+    assert correlation["within layers", "up", "mixed"] == pytest.approx(-1)
+    assert np.isnan(correlation["all heads", "up", "flat"])
+    assert table["n"].tolist() == [6] * 6

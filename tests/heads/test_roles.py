@@ -18,8 +18,6 @@ from helpers.data import prepare
 from helpers.heads import roles
 from helpers.model.vilt import list_answers
 
-# ------------------------------------------------------------------------------- tables by hand
-
 
 def uniform_table(shapes, n_layers=1, n_heads=1):
     """What extract_attention would say of heads that attend to all tokens alike.
@@ -91,9 +89,6 @@ def score_one(table, null, role, head, **options):
     return scores.set_index(["role", "head"]).loc[role, head]
 
 
-# --------------------------------------------------------------------------------------- scores
-
-
 def test_uniform_patch_distance_by_hand():
     # 1 x 2: (0 + 1 + 1 + 0) / 4; 2 x 2: per patch 0, 1, 1, sqrt 2
     found = roles.uniform_patch_distance([[1, 2], [2, 2], [1, 2], [3, 5]])
@@ -161,9 +156,6 @@ def test_scores_by_hand():
     }, abs=1e-5)  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------- roles
-
-
 def test_planted_heads_score_one_and_get_their_role():
     table, null = planted_tables()
     hits = np.zeros((24, 1, 11, 3))
@@ -177,7 +169,7 @@ def test_planted_heads_score_one_and_get_their_role():
         # [CLS] and [SEP] are text, so patches that rest on them also read text
         also = ["image->text reader"] if role == "sink" else []
         assert set(passed[passed.get_level_values("name") == f"L0H{head}"]) == {
-            (f"L0H{head}", own) for own in [role, *also]
+            (f"L0H{head}", name) for name in [role, *also]
         }
     sink = scores.loc["L0H8"]["score"]
     assert sink["image->text reader"] < sink["sink"]
@@ -210,15 +202,14 @@ def test_a_layer_is_the_mean_of_its_heads():
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(24)]
     table, null = uniform_table(shapes, 2, 4), uniform_table(shapes, 2, 4)
     concentrate(table, 3, *PLANTED["[CLS] reader of words"])  # in layer 0
-    found = roles.score_roles(table, null, n_resamples=50, by_layer=True).set_index(
-        ["role", "name"]
-    )
-    assert "head" not in found
-    assert len(found) == 2 * len(roles.ROLES)
-    readers = found.loc["[CLS] reader of words"]
+    scores = roles.score_roles(table, null, n_resamples=50, by_layer=True)
+    assert "head" not in scores
+    assert len(scores) == 2 * len(roles.ROLES)
+    scores = scores.set_index(["role", "name"])
+    readers = scores.loc["[CLS] reader of words"]
     assert readers["score"].to_dict() == pytest.approx({"L0": 0.25, "L1": 0}, abs=1e-4)
     assert readers["passes"].tolist() == [True, False]
-    assert not found.loc["sink"]["passes"].any()
+    assert not scores.loc["sink"]["passes"].any()
 
 
 def test_small_effects_and_few_questions_do_not_pass():
@@ -241,12 +232,12 @@ def test_the_last_layer_reaches_the_answer_through_cls_only():
 
 def test_changes_of_scores_by_hand():
     table, null = planted_tables()
-    found = roles.compare_scores(null, table).set_index(["role", "head"])
-    row = found.loc["sink", 8]
+    changes = roles.compare_scores(null, table).set_index(["role", "head"])
+    row = changes.loc["sink", 8]
     assert (row["first"], row["second"], row["change"]) == pytest.approx((0, 1, 1), abs=1e-4)
     assert row["p_corrected"] < 0.05
     assert (row["name"], row["n"], row["n_clusters"]) == ("L0H8", 24, 12)
-    assert found.loc["sink", 10]["change"] == pytest.approx(0, abs=1e-6)
+    assert changes.loc["sink", 10]["change"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("compare", [roles.score_roles, roles.compare_scores])
@@ -257,16 +248,13 @@ def test_tables_of_different_questions_are_refused(compare):
         compare(table, other)
 
 
-# ---------------------------------------------------------------------------- cards, agreement
-
-
 def make_effects(**columns):
     """What the removal of two heads costs all questions and three families; `why` has too few."""
     drops = {"L1H0": [1, 2, 3, 99], "L1H1": [5, 10, 4, 99]}
     rows = [
         (name, family, drop, drop - 1, drop + 1, family != "why", drop > 8)
-        for name, own in drops.items()
-        for family, drop in zip(("all", "what", "where", "why"), own, strict=True)
+        for name, of_head in drops.items()
+        for family, drop in zip(("all", "what", "where", "why"), of_head, strict=True)
     ]
     names = ["name", "family", "drop", "low", "high", "told", "significant"]
     return pd.DataFrame(rows, columns=names).assign(**columns)
@@ -320,9 +308,6 @@ def test_agreement_by_hand():
     assert (row["correlation"], row["agreement"]) == (pytest.approx(0.8), 0.75)
     assert row["phi"] == pytest.approx(2 / np.sqrt(12))
     assert (row["passes_a"], row["passes_b"]) == (2, 1)
-
-
-# ----------------------------------------------------------------------------------- other models
 
 
 @pytest.mark.slow
