@@ -22,6 +22,19 @@ QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("1", "2", "3", "4")
 YES_NO = ("yes", "no")
 CONTROL_SHARE = 0.15  # of the questions of a family that has controls
+COLOR_OF = {
+    "a ripe banana": "yellow", "fresh grass": "green", "coal": "black", "ocean water": "blue",
+    "a ripe tomato": "red", "grape juice": "purple",
+}  # fmt: skip
+NUMBER_OF = {
+    "noses does a dog": "1", "wheels does a unicycle": "1", "legs does a bird": "2",
+    "wheels does a bicycle": "2", "sides does a triangle": "3", "wheels does a tricycle": "3",
+    "legs does a cow": "4", "wheels does a car": "4",
+}  # fmt: skip
+PERSON_WHO = {
+    "cooks the food": "chef", "grows the food": "farmer", "heals the sick": "nurse",
+    "jokes": "clown",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,61 +52,24 @@ class Question:
 def list_controls() -> dict[str, list[Question]]:
     """Questions whose answer is in the words, by family: other images must not matter."""
 
-    def ask(
-        question_type: str, choices: Iterable[str], rows: list[tuple[str, str]]
-    ) -> list[Question]:
-        return [
-            Question(question, question_type, answer, tuple(choices), needs_image=False)
-            for question, answer in rows
-        ]
+    def ask(kind: str, choices: Iterable[str], rows: list[tuple[str, str]]) -> list[Question]:
+        return [Question(text, kind, answer, tuple(choices), False) for text, answer in rows]
 
-    colors = (
-        ("a ripe banana", "yellow"),
-        ("fresh grass", "green"),
-        ("coal", "black"),
-        ("ocean water", "blue"),
-    )
-    colors += ("a ripe tomato", "red"), ("grape juice", "purple")
-    parts = (
-        ("noses", "dog", "1"),
-        ("wheels", "unicycle", "1"),
-        ("legs", "bird", "2"),
-        ("wheels", "bicycle", "2"),
-    )
-    parts += (
-        ("sides", "triangle", "3"),
-        ("wheels", "tricycle", "3"),
-        ("legs", "cow", "4"),
-        ("wheels", "car", "4"),
-    )
-    jobs = (
-        ("cooks the food", "chef"),
-        ("grows the food", "farmer"),
-        ("heals the sick", "nurse"),
-        ("jokes", "clown"),
-    )
-    names = ("an animal", "a vehicle", "a person")
-    kinds = [
-        (k, name)
-        for name, members in zip(names, (ANIMALS, VEHICLES, PEOPLE), strict=True)
-        for k in members
-    ]
-    others = dict(zip(names, names[1:] + names[:1], strict=True))
+    names = {"an animal": ANIMALS, "a vehicle": VEHICLES, "a person": PEOPLE}
+    others = {"an animal": "a vehicle", "a vehicle": "a person", "a person": "an animal"}
+    kinds = [(kind, name) for name, members in names.items() for kind in members]
+    what = [(f"What is a {kind}?", name.split()[1]) for kind, name in kinds]
+    colors = [(f"What color is {thing}?", color) for thing, color in COLOR_OF.items()]
+    counts = [(f"How many {part} have?", number) for part, number in NUMBER_OF.items()]
+    who = [(f"Who is it that {job}?", person) for job, person in PERSON_WHO.items()]
+    true = [(f"Is a {kind} {name}?", "yes") for kind, name in kinds]
+    false = [(f"Is a {kind} {others[name]}?", "no") for kind, name in kinds]
     return {
-        "what": ask(
-            "what is",
-            ("animal", "vehicle", "person"),
-            [(f"What is a {k}?", n.split()[1]) for k, n in kinds],
-        ),
-        "what color": ask(
-            "what color is", COLORS, [(f"What color is {thing}?", color) for thing, color in colors]
-        ),
-        "how many": ask(
-            "how many", NUMBERS, [(f"How many {p} does a {k} have?", n) for p, k, n in parts]
-        ),
-        "who": ask("who is", PEOPLE, [(f"Who is it that {job}?", person) for job, person in jobs]),
-        "is/are": ask("is", YES_NO, [(f"Is a {k} {n}?", "yes") for k, n in kinds])
-        + ask("is", YES_NO, [(f"Is a {k} {others[n]}?", "no") for k, n in kinds]),
+        "what": ask("what is", ("animal", "vehicle", "person"), what),
+        "what color": ask("what color is", COLORS, colors),
+        "how many": ask("how many", NUMBERS, counts),
+        "who": ask("who is", PEOPLE, who),
+        "is/are": ask("is", YES_NO, true + false),
     }
 
 
@@ -129,16 +105,10 @@ def collect_answers(asked: Question, rng: np.random.Generator) -> dict:
     wrong = [choice for choice in asked.choices if choice != asked.answer]
     errors = min(4, rng.binomial(10, rng.beta(1, 8)))
     spoken = [asked.answer] * (10 - errors) + [str(rng.choice(wrong)) for _ in range(errors)]
-    answers = [
-        {
-            "answer": answer,
-            "answer_confidence": "yes"
-            if answer == asked.answer
-            else str(rng.choice(["maybe", "no"])),
-            "answer_id": number + 1,
-        }
-        for number, answer in enumerate(rng.permutation(spoken).tolist())
-    ]
+    answers = []
+    for number, answer in enumerate(rng.permutation(spoken).tolist(), 1):
+        sure = "yes" if answer == asked.answer else str(rng.choice(["maybe", "no"]))
+        answers.append({"answer": answer, "answer_confidence": sure, "answer_id": number})
     kind = {YES_NO: "yes/no", NUMBERS: "number"}.get(asked.choices, "other")
     return {
         "question_type": asked.question_type,
@@ -167,48 +137,29 @@ def _plural(kind: str) -> str:
 def _ask_what(scene: Scene) -> list[Question]:
     animals, vehicles = _group_kinds(scene, "animal"), _group_kinds(scene, "vehicle")
     asked = [
-        Question(
-            "What animal is in the picture?",
-            "what animal is",
-            kind,
-            tuple(ANIMALS),
-            boxes=_boxes(things),
+        Question(text, question_type, kind, tuple(choices), boxes=_boxes(things))
+        for text, question_type, choices, groups in (
+            ("What animal is in the picture?", "what animal is", ANIMALS, animals),
+            ("What kind of vehicle is this?", "what kind of", VEHICLES, vehicles),
         )
-        for kind, things in animals.items()
+        for kind, things in groups.items()
     ]
-    asked += [
-        Question(
-            "What kind of vehicle is this?",
-            "what kind of",
-            kind,
-            tuple(VEHICLES),
-            boxes=_boxes(things),
-        )
-        for kind, things in vehicles.items()
-    ]
-    asked += [
-        Question(
-            f"What is the {p.kind} holding?", "what is the", p.item, tuple(ITEMS), boxes=[p.box]
-        )
-        for p in scene.objects
-        if p.item
-    ]
+    for person in scene.objects:
+        if person.item:
+            text, choices = f"What is the {person.kind} holding?", tuple(ITEMS)
+            asked.append(Question(text, "what is the", person.item, choices, boxes=[person.box]))
     return asked
 
 
 def _ask_color(scene: Scene) -> list[Question]:
-    return [
-        Question(
-            f"What color is the {kind}?"
-            if len(things) == 1
-            else f"What color are the {_plural(kind)}?",
-            "what color is the" if len(things) == 1 else "what color are the",
-            things[0].color,
-            tuple(COLORS),
-            boxes=_boxes(things),
-        )
-        for kind, things in _group_kinds(scene, "thing", "vehicle").items()
-    ]
+    asked = []
+    for kind, things in _group_kinds(scene, "thing", "vehicle").items():
+        one = len(things) == 1
+        question_type = f"what color {'is' if one else 'are'} the"
+        text = f"{question_type.capitalize()} {kind if one else _plural(kind)}?"
+        color, choices = things[0].color, tuple(COLORS)
+        asked.append(Question(text, question_type, color, choices, boxes=_boxes(things)))
+    return asked
 
 
 def _ask_where(scene: Scene) -> list[Question]:
@@ -217,16 +168,8 @@ def _ask_where(scene: Scene) -> list[Question]:
     for kind, things in _group_kinds(scene, "thing", "animal", "person").items():
         across, down = 2 * things[0].column + 1 - scene.columns, 2 * things[0].row + 1 - scene.rows
         if len(things) == 1 and across and down:
-            quadrant = QUADRANTS[2 * (down > 0) + (across > 0)]
-            asked.append(
-                Question(
-                    f"Where is the {kind}?",
-                    "where is the",
-                    quadrant,
-                    QUADRANTS,
-                    boxes=[things[0].box],
-                )
-            )
+            quadrant, text = QUADRANTS[2 * (down > 0) + (across > 0)], f"Where is the {kind}?"
+            asked.append(Question(text, "where is the", quadrant, QUADRANTS, boxes=[things[0].box]))
     return asked
 
 
@@ -234,49 +177,29 @@ def _ask_why(scene: Scene) -> list[Question]:
     stopped = [thing for thing in scene.objects if thing.category in ("vehicle", "cause")][:2]
     if len(stopped) < 2:
         return []
-    vehicle, cause = stopped
-    return [
-        Question(
-            f"Why is the {vehicle.kind} stopped?",
-            "why is the",
-            cause.kind,
-            tuple(CAUSES),
-            boxes=_boxes(stopped),
-        )
-    ]
+    text, choices = f"Why is the {stopped[0].kind} stopped?", tuple(CAUSES)
+    return [Question(text, "why is the", stopped[1].kind, choices, boxes=_boxes(stopped))]
 
 
 def _ask_how_many(scene: Scene) -> list[Question]:
     """Count what was drawn one to four times with equal chances: people, animals, things."""
-    asked = []
     people = [thing for thing in scene.objects if thing.category == "person"]
-    if people:
-        question = "How many people are in the picture?"
-        asked.append(
-            Question(
-                question, "how many people are in", str(len(people)), NUMBERS, boxes=_boxes(people)
-            )
-        )
+    counted = [("How many people are in the picture?", "how many people are in", people)]
     for kind, things in _group_kinds(scene, "animal", "thing").items():
         if kind != scene.single_kind:
-            question = f"How many {_plural(kind)} are there?"
-            asked.append(
-                Question(question, "how many", str(len(things)), NUMBERS, boxes=_boxes(things))
-            )
-    return asked
+            counted.append((f"How many {_plural(kind)} are there?", "how many", things))
+    return [
+        Question(text, question_type, str(len(things)), NUMBERS, boxes=_boxes(things))
+        for text, question_type, things in counted
+        if things
+    ]
 
 
 def _ask_who(scene: Scene) -> list[Question]:
+    people, choices = [person for person in scene.objects if person.item], tuple(PEOPLE)
     return [
-        Question(
-            f"Who is holding the {person.item}?",
-            "who is",
-            person.kind,
-            tuple(PEOPLE),
-            boxes=[person.box],
-        )
-        for person in scene.objects
-        if person.item
+        Question(f"Who is holding the {p.item}?", "who is", p.kind, choices, boxes=[p.box])
+        for p in people
     ]
 
 
@@ -294,18 +217,14 @@ def _ask_is(scene: Scene, rng: np.random.Generator) -> list[Question]:
         yes = rng.random() < 0.5
         kind = str(rng.choice(list(present) if yes else absent))
         answer, boxes = ("yes", _boxes(present[kind])) if yes else ("no", [])
+        plural = f"Are there any {_plural(kind)}?"
         asked.append(Question(f"Is there a {kind}?", "is there a", answer, YES_NO, boxes=boxes))
-        asked.append(
-            Question(
-                f"Are there any {_plural(kind)}?", "are there any", answer, YES_NO, boxes=boxes
-            )
-        )
+        asked.append(Question(plural, "are there any", answer, YES_NO, boxes=boxes))
     for kind, things in _group_kinds(scene, "thing", "vehicle").items():
         if len(things) == 1:
             color = things[0].color
             other = str(rng.choice([c for c in COLORS if c != color]))
             named, answer = (color, "yes") if rng.random() < 0.5 else (other, "no")
-            asked.append(
-                Question(f"Is the {kind} {named}?", "is the", answer, YES_NO, boxes=[things[0].box])
-            )
+            text, boxes = f"Is the {kind} {named}?", _boxes(things)
+            asked.append(Question(text, "is the", answer, YES_NO, boxes=boxes))
     return asked

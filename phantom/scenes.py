@@ -48,9 +48,8 @@ class SceneObject:
     @property
     def box(self) -> list[int]:
         """What of the object can be seen: [x, y, width, height] in pixels."""
-        left, top, right, bottom = draw_sprite(
-            self.kind, self.color, self.item, self.size
-        ).getbbox()
+        sprite = draw_sprite(self.kind, self.color, self.item, self.size)
+        left, top, right, bottom = sprite.getbbox()
         return [self.x + left, self.y + top, right - left, bottom - top]
 
 
@@ -86,9 +85,8 @@ def make_scene(split: str, seed: int, index: int, groups: int = 4) -> Scene:
         lambda: _draw_copies("thing", things[0], rng.choice(list(COLORS)), rng.integers(1, 5)),
         lambda: _draw_copies("thing", things[1], rng.choice(list(COLORS)), 1),
     ]
-    chosen = sorted(
-        rng.permutation(len(makers))[:groups]
-    )  # traffic first: it needs two neighbouring cells
+    # traffic first: it needs two neighbouring cells
+    chosen = sorted(rng.permutation(len(makers))[:groups])
     free = {(r, c) for r in range(rows) for c in range(columns)}
     objects = []
     for maker in chosen:
@@ -102,19 +100,15 @@ def make_scene(split: str, seed: int, index: int, groups: int = 4) -> Scene:
 def _draw_traffic(rng: np.random.Generator) -> list[Member]:
     """A vehicle, what has stopped it, and now and then an innocent second cause."""
     vehicle = ("vehicle", rng.choice(list(VEHICLES)), rng.choice(list(COLORS)), None)
-    causes = rng.permutation(list(CAUSES))
-    return [vehicle] + [
-        ("cause", cause, None, None) for cause in causes[: 1 + (rng.random() < 0.3)]
-    ]
+    causes = rng.permutation(list(CAUSES))[: 1 + (rng.random() < 0.3)]
+    return [vehicle, *(("cause", cause, None, None) for cause in causes)]
 
 
 def _draw_people(rng: np.random.Generator) -> list[Member]:
     """One to four people; the first holds something."""
     people = rng.permutation(list(PEOPLE))[: rng.integers(1, 5)]
-    return [
-        ("person", kind, None, rng.choice(list(ITEMS)) if i == 0 else None)
-        for i, kind in enumerate(people)
-    ]
+    items = [rng.choice(list(ITEMS)), None, None, None]
+    return [("person", kind, None, item) for kind, item in zip(people, items, strict=False)]
 
 
 def _draw_copies(category: str, kind: str, color: str | None, count: int) -> list[Member]:
@@ -136,11 +130,8 @@ def _place(
         elif stopped and number == 1:
             cells = [(objects[0].row, objects[0].column + 1)]
         elif stopped:  # an innocent cause stands away from the vehicle
-            cells = [
-                c
-                for c in free
-                if max(abs(c[0] - objects[0].row), abs(c[1] - objects[0].column)) > 1
-            ]
+            row, column = objects[0].row, objects[0].column
+            cells = [c for c in free if max(abs(c[0] - row), abs(c[1] - column)) > 1]
         else:
             cells = list(free)
         row, column = sorted(cells)[rng.integers(len(cells))]
@@ -149,19 +140,8 @@ def _place(
         dx, dy = rng.integers(-3, 4, size=2) + (CELL - size) // 2
         x, y = np.clip([column * CELL + dx, row * CELL + dy], 0, None)
         x, y = min(int(x), (column + 1) * CELL - size + 2), min(int(y), (row + 1) * CELL - size + 2)
-        objects.append(
-            SceneObject(
-                str(kind),
-                category,
-                color and str(color),
-                item and str(item),
-                row,
-                column,
-                size,
-                x,
-                y,
-            )
-        )
+        names = str(kind), category, color and str(color), item and str(item)
+        objects.append(SceneObject(*names, row, column, size, x, y))
     return objects
 
 
@@ -204,25 +184,22 @@ def write_phantom(folder: Path, split: str, scenes: int, seed: int) -> None:
             annotations.append({**ids, **collect_answers(asked, rng)})
             boxes = [clip_box(box, scene.size) for box in asked.boxes]
             truth.append({**ids, "needs_image": asked.needs_image, "boxes": boxes})
+    description = "Phantom scenes in the format of VQA v2.0"
     header = {
-        "info": {
-            "description": "Phantom scenes in the format of VQA v2.0",
-            "version": "1.0",
-            "year": 2026,
-        },
+        "info": {"description": description, "version": "1.0", "year": 2026},
         "license": {"name": "MIT License", "url": "https://opensource.org/license/mit"},
         "data_subtype": f"{split}2014",
     }
     asked = {**header, "task_type": "Open-Ended", "data_type": "phantom", "questions": questions}
-    write_atomic(folder / f"v2_OpenEnded_mscoco_{split}2014_questions.json", json.dumps(asked))
-    write_atomic(
-        folder / f"v2_mscoco_{split}2014_annotations.json",
-        json.dumps({**header, "data_type": "phantom", "annotations": annotations}),
-    )
-    write_atomic(folder / f"phantom_{split}2014_truth.json", json.dumps(truth))
-    logger.info(
-        "wrote %d scenes with %d questions (%s, seed %d)", scenes, len(questions), split, seed
-    )
+    given = {**header, "data_type": "phantom", "annotations": annotations}
+    for name, content in (
+        (f"v2_OpenEnded_mscoco_{split}2014_questions.json", asked),
+        (f"v2_mscoco_{split}2014_annotations.json", given),
+        (f"phantom_{split}2014_truth.json", truth),
+    ):
+        write_atomic(folder / name, json.dumps(content))
+    text = "wrote %d scenes with %d questions (%s, seed %d)"
+    logger.info(text, scenes, len(questions), split, seed)
 
 
 def clip_box(box: list[int], size: tuple[int, int]) -> list[int]:

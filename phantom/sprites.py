@@ -182,12 +182,7 @@ CAUSES = {  # what a vehicle can be stopped by
     ],
 }
 SPRITES = {**THINGS, **VEHICLES, **ANIMALS, **PEOPLE, **CAUSES}
-CATEGORIES = {
-    "thing": list(THINGS),
-    "vehicle": list(VEHICLES),
-    "animal": list(ANIMALS),
-    "person": list(PEOPLE),
-}
+CATEGORIES = {"thing": THINGS, "vehicle": VEHICLES, "animal": ANIMALS, "person": PEOPLE}
 
 
 @lru_cache(maxsize=2048)
@@ -202,15 +197,8 @@ def draw_sprite(kind: str, color: str | None, item: str | None, size: int) -> Im
     pen = ImageDraw.Draw(canvas)
     for shape, points, fill in SPRITES[kind] + (ITEMS[item] if item else []):
         fill = COLORS[color] if fill == "C" else fill
-        scaled = (
-            [p * big for p in points[:4]] + list(points[4:])
-            if shape != "polygon"
-            else [p * big for p in points]
-        )
-        if shape == "arc":
-            pen.arc(scaled[:4], *scaled[4:], fill=fill, width=big // 14)
-        elif shape == "pieslice":
-            pen.pieslice(scaled[:4], *scaled[4:], fill=fill)
-        else:
-            getattr(pen, shape)(scaled, fill=fill)
+        n_points = 4 if shape in ("arc", "pieslice") else len(points)  # two angles follow
+        scaled, angles = [p * big for p in points[:n_points]], points[n_points:]
+        width = {"width": big // 14} if shape == "arc" else {}
+        getattr(pen, shape)(scaled, *angles, fill=fill, **width)
     return canvas.resize((size, size), Image.Resampling.BOX)

@@ -80,18 +80,15 @@ def download_questions(
     """
     folder = Path(folder)
 
-    def list_absent() -> list[str]:
-        return [
-            name
-            for name, (size, _) in files.items()
-            if not ((folder / JSON_OF[name]).is_file() or _measure(folder / name) == size)
-        ]
+    def is_absent(name: str) -> bool:
+        path = folder / name
+        whole = path.is_file() and path.stat().st_size == files[name][0]
+        return not (whole or (folder / JSON_OF[name]).is_file())
 
-    if not list_absent():
+    if not (absent := list(filter(is_absent, files))):
         return folder
-    needed = sum(files[name][0] for name in list_absent())
-    with _use_folder(folder, needed), open_session() as session:
-        for name in tqdm(list_absent(), desc="question files", unit="file"):
+    with _use_folder(folder, sum(files[name][0] for name in absent)), open_session() as session:
+        for name in tqdm(list(filter(is_absent, files)), desc="question files", unit="file"):
             check = partial(check_sha256, expected=files[name][1])
             fetch_file(_join_url(base_url, name), folder / name, check, session)
     return folder
@@ -115,9 +112,8 @@ def download_images(
         path = PureWindowsPath(name)  # knows both kinds of slash
         leaves = path.anchor or ".." in path.parts or path.as_posix() != name or "\0" in name
         if leaves or not path.name:
-            raise ValueError(
-                f"image name {name!r}: expected a path below the folder, like val2014/name.jpg"
-            )
+            expected = "expected a path below the folder, like val2014/name.jpg"
+            raise ValueError(f"image name {name!r}: {expected}")
 
     def list_absent() -> list[str]:
         return [name for name in names if not (folder / name).is_file()]
@@ -188,10 +184,8 @@ def fetch_file(
     stop: once set, the transfer ends with a CancelledError.
     A transfer that breaks off or stalls begins again, ATTEMPTS times in all.
     """
-    target, place = Path(target), f"{Path(target).name} at {_name_host(url)}"
-    part = target.with_name(f".{target.name}.part")
+    place, part = f"{target.name} at {_name_host(url)}", target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    problem, absent = "", ""
     for _ in range(ATTEMPTS):
         if stop and stop.is_set():
             raise CancelledError
@@ -202,8 +196,7 @@ def fetch_file(
                         raise CancelledError
                     file.write(chunk)
             except RequestException:
-                problem = "the connection broke: check the network, then run this again"
-                absent = ""
+                absent, problem = "", "the connection broke: check the network, then run this again"
                 continue
             file.flush()
             os.fsync(file.fileno())
@@ -281,10 +274,6 @@ def _use_folder(folder: Path, needed: int) -> Iterator[None]:
         if error.errno in (ENOSPC, EDQUOT):
             problem = f"no space left for {name}: free about {needed / 1e6:.1f} MB"
         raise DownloadError(f"{problem}, then run this again") from None
-
-
-def _measure(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 def _join_url(base_url: str, name: str) -> str:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ViltProcessor
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from helpers.data.vqa import score_answers, soft_targets
 from helpers.run.cache import write_atomic
@@ -53,20 +54,17 @@ class EncodedQuestions(torch.utils.data.Dataset):
             raise ValueError("the dataset holds no questions: nothing to encode.")
         self.processor = processor
         self.questions = dataset.remove_columns({"image"} & set(dataset.column_names)).to_pandas()
-        self.input_ids, self.n_truncated = encode_text(
-            list(dataset["question"]), processor.tokenizer
-        )
+        questions = self.questions["question"].tolist()
+        self.input_ids, self.n_truncated = encode_text(questions, processor.tokenizer)
         self.image_of, self.image_ids = pd.factorize(self.questions["image_id"])
+        resizer = processor.image_processor
         if pictures is None:
             rows = dataset.select(self.questions.drop_duplicates("image_id").index.tolist())
-            pictures = {
-                row["image_id"]: _resize_row(row, processor.image_processor) for row in rows
-            }
+            pictures = {row["image_id"]: _resize_row(row, resizer) for row in rows}
             self.sizes = [tuple(pictures[image_id].shape[1:]) for image_id in self.image_ids]
         else:
             self.sizes = [pictures.sizes[image_id] for image_id in self.image_ids]
-        self.pictures = pictures
-        self.levels = normalise_levels(processor.image_processor)
+        self.pictures, self.levels = pictures, normalise_levels(resizer)
         self.targets, self.n_answers = None, None
         if answers is not None:  # kept sparse: a question has at most ten answers of thousands
             dense = (soft_targets(list(given), answers) for given in self.questions["answers"])
@@ -85,32 +83,26 @@ class EncodedQuestions(torch.utils.data.Dataset):
             item["labels"][entries] = torch.from_numpy(scores).float()
         return item
 
-    def collate(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Items as one padded batch, with the processor's names and values; pixel_mask is bool."""
-        return self._join(items, [item["pixels"] for item in items])
+    def collate(
+        self, items: list[dict[str, Tensor]], pictures: list[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Items as one padded batch, with the processor's names and values; pixel_mask is bool.
 
-    def _join(self, items: list[dict[str, Tensor]], pictures: list[Tensor]) -> dict[str, Tensor]:
-        batch = {**self.pad_text(items), **self.pad_pictures(pictures)}
+        pictures: in place of each item's own, for a batch that holds a shared picture once.
+        """
+        ids = [item["input_ids"] for item in items]
+        lengths = torch.tensor([len(tokens) for tokens in ids])
+        pad = self.processor.tokenizer.pad_token_id
+        batch = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad)}
+        batch["attention_mask"] = (torch.arange(lengths.max()) < lengths[:, None]).long()
+        batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+        batch |= self._pad_pictures(pictures or [item["pixels"] for item in items])
         if self.targets is not None:
             batch["labels"] = torch.stack([item["labels"] for item in items])
         return batch
 
-    def pad_text(self, items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Words of some items: input_ids, attention_mask, token_type_ids (batch, longest)."""
-        ids = [item["input_ids"] for item in items]
-        lengths = torch.tensor([len(tokens) for tokens in ids])
-        pad = self.processor.tokenizer.pad_token_id
-        padded = pad_sequence(ids, batch_first=True, padding_value=pad)
-        mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
-        types = torch.zeros_like(padded)
-        return {"input_ids": padded, "attention_mask": mask, "token_type_ids": types}
-
-    def pad_pictures(self, pictures: list[Tensor]) -> dict[str, Tensor]:
-        """Pictures (3, height, width) of bytes as the model reads them, padded to the largest.
-
-        Returns pixel_values (batch, 3, height, width), and pixel_mask (batch, height, width), True
-        where a picture is.
-        """
+    def _pad_pictures(self, pictures: list[Tensor]) -> dict[str, Tensor]:
+        """pixel_values (batch, 3, height, width) of bytes (3, ...), padded to the largest; mask."""
         height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
         values = torch.zeros(len(pictures), 3, height, width)
         mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)  # an eighth of long
@@ -137,20 +129,18 @@ class EncodedQuestions(torch.utils.data.Dataset):
         A picture that several questions share stands in a batch once: `picture_of` (batch,) says
         which is whose, for `forward_raster` and `prepare_batch`. Else a batch is as of `collate`.
         """
-        chosen = range(len(self)) if indices is None else indices
-        order = sorted((int(index) for index in chosen), key=self._batch_key)
+
+        def key(index: int) -> tuple[int, int, int, int, int]:
+            pixels, height, length = self.length_key(index)
+            return pixels, height, self.image_of[index], length, index
+
+        order = sorted(map(int, range(len(self)) if indices is None else indices), key=key)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            items = [self[index] for index in part]
-            _, first, picture_of = np.unique(
-                self.image_of[part], return_index=True, return_inverse=True
-            )
-            batch = self._join(items, [items[number]["pixels"] for number in first])
+            items, images = [self[index] for index in part], self.image_of[part]
+            _, first, picture_of = np.unique(images, return_index=True, return_inverse=True)
+            batch = self.collate(items, [items[number]["pixels"] for number in first])
             yield part, {**batch, "picture_of": torch.from_numpy(picture_of)}
-
-    def _batch_key(self, index: int) -> tuple[int, int, int, int, int]:
-        pixels, height, length = self.length_key(index)
-        return pixels, height, self.image_of[index], length, index
 
     def score(
         self,
@@ -187,16 +177,13 @@ def encode_text(
     ids = tokenizer(questions, add_special_tokens=True, verbose=False)["input_ids"]
     n_cut = sum(len(tokens) > longest for tokens in ids)
     if n_cut:
-        logger.warning(
-            "%d of %d questions are longer than %d tokens and were cut.", n_cut, len(ids), longest
-        )
-    cut = (
-        tokens if len(tokens) <= longest else [*tokens[: longest - 1], tokens[-1]] for tokens in ids
-    )
-    return [torch.tensor(tokens) for tokens in cut], n_cut
+        text = "%d of %d questions are longer than %d tokens and were cut."
+        logger.warning(text, n_cut, len(ids), longest)
+    cut = (part if len(part) <= longest else [*part[: longest - 1], part[-1]] for part in ids)
+    return [torch.tensor(part) for part in cut], n_cut
 
 
-def _resize_row(row: dict, image_processor: vilt_images.ViltImageProcessorPil) -> Tensor:
+def _resize_row(row: dict, image_processor: ViltImageProcessorPil) -> Tensor:
     try:
         return resize_image(row["image"], image_processor)
     except ValueError as error:
@@ -204,7 +191,7 @@ def _resize_row(row: dict, image_processor: vilt_images.ViltImageProcessorPil) -
         raise ValueError(f"{ids}: {error}") from None
 
 
-def normalise_levels(image_processor: vilt_images.ViltImageProcessorPil) -> Tensor:
+def normalise_levels(image_processor: ViltImageProcessorPil) -> Tensor:
     """The processor's value of each byte (3, 256), by its own arithmetic: pixels are equal."""
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (3, 256, 1))
     scaled = image_processor.rescale(levels, image_processor.rescale_factor)
@@ -252,9 +239,7 @@ class Pictures(Mapping):
 
 
 def write_pictures(
-    paths: Mapping[int, str | Path],
-    image_processor: vilt_images.ViltImageProcessorPil,
-    folder: str | Path,
+    paths: Mapping[int, str | Path], image_processor: ViltImageProcessorPil, folder: str | Path
 ) -> Path:
     """Resize the pictures at `paths` (by image_id) into `folder`, for `Pictures(folder)` to read.
 
@@ -263,58 +248,50 @@ def write_pictures(
     kept, so a killed call goes on where it was. ValueError names a picture that cannot be resized.
     """
     folder, image_ids = Path(folder), sorted(paths)
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc="resizing", total=len(paths), unit="picture") as progress,
-    ):
+
+    def resize(image_id: int) -> Tensor:
+        path = Path(paths[image_id])
+        try:
+            with Image.open(path) as picture:
+                return resize_image(picture, image_processor)
+        except (OSError, ValueError) as error:
+            reason = str(error).replace(str(path), path.name)
+            raise ValueError(f"image_id {image_id} ({path.name}): {reason}") from None
+
+    bar = tqdm(desc="resizing", total=len(paths), unit="picture")
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for number, start in enumerate(range(0, len(image_ids), PART_SIZE)):
             chosen = image_ids[start : start + PART_SIZE]
             index = folder / f"part-{number:05d}.csv"
             if not index.is_file():
-                resized = list(
-                    pool.map(lambda key: _resize_file(key, paths[key], image_processor), chosen)
-                )
-                _write_part(index, chosen, resized)
-            progress.update(len(chosen))
+                _write_part(index, chosen, list(pool.map(resize, chosen)))
+            bar.update(len(chosen))
     return folder
-
-
-def _resize_file(
-    image_id: int, path: str | Path, image_processor: vilt_images.ViltImageProcessorPil
-) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            return resize_image(picture, image_processor)
-    except (OSError, ValueError) as error:
-        reason = str(error).replace(str(path), Path(path).name)
-        raise ValueError(f"image_id {image_id} ({Path(path).name}): {reason}") from None
 
 
 def _write_part(index: Path, image_ids: list[int], pictures: list[Tensor]) -> None:
     flat = io.BytesIO()
     np.save(flat, np.concatenate([picture.numpy().ravel() for picture in pictures]))
     write_atomic(index.with_suffix(".npy"), flat.getbuffer())
-    shapes = np.array([picture.shape for picture in pictures])
-    sizes = shapes.prod(axis=1)
-    table = pd.DataFrame({"image_id": image_ids, "offset": np.cumsum(sizes) - sizes})
-    table["height"], table["width"] = shapes[:, 1], shapes[:, 2]
+    table = pd.DataFrame([p.shape[1:] for p in pictures], columns=["height", "width"])
+    sizes = 3 * table["height"] * table["width"]
+    table.insert(0, "image_id", image_ids)
+    table.insert(1, "offset", sizes.cumsum() - sizes)
     write_atomic(index, table.to_csv(index=False))
 
 
-def resize_image(image: Image.Image, image_processor: vilt_images.ViltImageProcessorPil) -> Tensor:
+def resize_image(image: Image.Image, image_processor: ViltImageProcessorPil) -> Tensor:
     """A picture as bytes (3, height, width), pixel for pixel as ViLT's processor resizes it."""
     picture = load_rgb(image)
     shorter = image_processor.size["shortest_edge"]
     longer = int(vilt_images.MAX_LONGER_EDGE / vilt_images.MAX_SHORTER_EDGE * shorter)
-    # the rule reads a shape only
-    shape = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))
+    empty = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # read for its shape
     height, width = vilt_images.get_resize_output_image_size(
-        shape, shorter, longer, image_processor.size_divisor, input_data_format="channels_first"
+        empty, shorter, longer, image_processor.size_divisor, input_data_format="channels_first"
     )
     if not (height and width):
-        raise ValueError(
-            f"a picture of {picture.width}x{picture.height} is too long and thin for ViLT."
-        )
+        size = f"{picture.width}x{picture.height}"
+        raise ValueError(f"a picture of {size} is too long and thin for ViLT.")
     resized = np.array(picture.resize((width, height), resample=image_processor.resample))
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 

@@ -14,31 +14,9 @@ from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets, lo
 from PIL import Image
 from transformers import ViltProcessor
 
-from helpers.data.download import (
-    IMAGES_URL,
-    JSON_OF,
-    QUESTIONS_URL,
-    download_images,
-    download_questions,
-)
+from helpers.data import download, vqa
 from helpers.data.encode import EncodedQuestions, Pictures, load_rgb, write_pictures
-from helpers.data.vqa import (
-    QUESTION_TYPES,
-    name_image,
-    read_vqa,
-    split_by_image,
-    stratified_subset,
-    warn_left_out,
-)
-from helpers.run.cache import (
-    cached_step,
-    fingerprint,
-    hash_file,
-    read_record,
-    require,
-    source_digest,
-    write_atomic,
-)
+from helpers.run import cache
 from helpers.run.settings import Study
 from phantom.scenes import read_truth, write_phantom
 
@@ -56,21 +34,22 @@ def find_data(study: Study) -> Path:
     if study.data_root is not None:
         folder = Path(study.path(study.data_root))
         if study.download:
-            return download_questions(folder, study.questions_url or QUESTIONS_URL)
+            url = study.questions_url or download.QUESTIONS_URL
+            return download.download_questions(folder, url)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"data_root: there is no folder {study.data_root} (counted from the repository)"
             )
         return folder
-    scenes = study.settings("train_scenes", "validation_scenes", "seed")
-    code = source_digest("phantom")
 
     def generate(folder: Path) -> None:
         write_phantom(folder, "train", study.train_scenes, study.seed)
         write_phantom(folder, "val", study.validation_scenes, study.seed)
 
+    scenes = study.settings("train_scenes", "validation_scenes", "seed")
+    inputs = {**scenes, "code": cache.source_digest("phantom")}
     name = f"phantom-{study.train_scenes}-{study.validation_scenes}-seed{study.seed}"
-    return cached_step(study.root / "data" / "generated" / name, generate, {**scenes, "code": code})
+    return cache.cached_step(study.root / "data" / "generated" / name, generate, inputs)
 
 
 def prepare_dataset(study: Study) -> Path:
@@ -85,18 +64,18 @@ def prepare_dataset(study: Study) -> Path:
     """
     root = find_data(study)
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
-    if set(JSON_OF.values()) - {path.name for path in files}:  # then zips are read
-        zips = [root / name for name in JSON_OF if (root / name).is_file()]
+    if set(download.JSON_OF.values()) - {path.name for path in files}:  # then zips are read
+        zips = [root / name for name in download.JSON_OF if (root / name).is_file()]
         files += zips or sorted(root.glob("*.zip"))
+    pictures = () if study.download else sorted(root.glob("*2014/*"))
+    sizes = [[path.name, path.stat().st_size] for path in pictures]
     inputs = {
         **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
-        "files": {path.name: hash_file(path) for path in files},
+        "files": {path.name: cache.hash_file(path) for path in files},
         # fetched pictures are what the questions ask for: they do not tell whether the step stands
-        "pictures": None
-        if study.download
-        else fingerprint([[p.name, p.stat().st_size] for p in sorted(root.glob("*2014/*"))]),
-        "families": QUESTION_TYPES,
-        "code": source_digest("helpers/data"),
+        "pictures": None if study.download else cache.fingerprint(sizes),
+        "families": vqa.QUESTION_TYPES,
+        "code": cache.source_digest("helpers/data"),
     }
 
     def draw(folder: Path) -> None:
@@ -108,41 +87,36 @@ def prepare_dataset(study: Study) -> Path:
             checked = {name: _measure_images(part) for name, part in parts.items()}
             DatasetDict(checked).save_to_disk(folder)
         notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
-        write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
+        cache.write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
 
-    return cached_step(study.folder() / "dataset", draw, inputs)
+    return cache.cached_step(study.folder() / "dataset", draw, inputs)
 
 
 def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
     """`train` and `validation` as drawn from the official files, before any image is touched."""
     train, validation = (_read_split(root, split) for split in ("train", "val"))
     if len(validation) < study.min_validation:
-        logger.info(
-            "%d validation questions: pooling both files, holding out images", len(validation)
-        )
-        halves = split_by_image(concatenate_datasets([train, validation]), POOLED_SHARE, study.seed)
-        train, validation = halves["train"], halves["validation"]
-    parts = {
-        "train": stratified_subset(train, study.train_per_family, study.seed),
-        "validation": stratified_subset(validation, study.validation_per_family, study.seed),
-    }
-    shared = set(parts["train"]["image_id"][:]) & set(parts["validation"]["image_id"][:])
-    if shared:
-        raise ValueError(
-            f"{len(shared)} images are in training and in validation, like {min(shared)}"
-        )
-    return parts
+        text = "%d validation questions: pooling both files, holding out images"
+        logger.info(text, len(validation))
+        pooled = concatenate_datasets([train, validation])
+        train, validation = vqa.split_by_image(pooled, POOLED_SHARE, study.seed).values()
+    train = vqa.stratified_subset(train, study.train_per_family, study.seed)
+    validation = vqa.stratified_subset(validation, study.validation_per_family, study.seed)
+    if shared := set(train["image_id"][:]) & set(validation["image_id"][:]):
+        problem = f"{len(shared)} images are in training and in validation, like {min(shared)}"
+        raise ValueError(problem)
+    return {"train": train, "validation": validation}
 
 
 def read_notes(study: Study) -> list[str]:
     """What was left out of the dataset and why, one line for each kind of trouble."""
-    folder = require(study.folder() / "dataset", made_by="01_setup")
+    folder = cache.require(study.folder() / "dataset", made_by="01_setup")
     return json.loads((folder / "notes.json").read_text())
 
 
 def load_dataset(study: Study) -> DatasetDict:
     """The questions that 01 prepared; FileNotFoundError that says so where they are missing."""
-    return load_from_disk(require(study.folder() / "dataset", made_by="01_setup"))
+    return load_from_disk(cache.require(study.folder() / "dataset", made_by="01_setup"))
 
 
 def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
@@ -152,20 +126,17 @@ def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
     may lie on a small and slow drive. Where they are missing they are made again, from images
     fetched again with `study.download`.
     """
-    image_processor, parts = processor.image_processor, load_dataset(study).values()
-    files = {
-        key: name
-        for part in parts
-        for key, name in zip(part["image_id"][:], part["picture"][:], strict=True)
-    }
-    source = read_record(study.run_dir / "dataset")["inputs"]
+    image_processor, files = processor.image_processor, {}
+    for part in load_dataset(study).values():
+        files |= dict(zip(part["image_id"][:], part["picture"][:], strict=True))
+    source = cache.read_record(study.run_dir / "dataset")["inputs"]
     inputs = {  # nothing of the questions: studies that ask about the same images share them
-        "names": fingerprint(sorted(files.values())),
+        "names": cache.fingerprint(sorted(files.values())),
         "source": {name: source[name] for name in ("files", "pictures")},
         "size": image_processor.size["shortest_edge"],
         "divisor": image_processor.size_divisor,
         "resample": int(image_processor.resample),
-        "code": source_digest("helpers/data"),
+        "code": cache.source_digest("helpers/data"),
     }
 
     def write(folder: Path) -> None:
@@ -177,8 +148,8 @@ def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
             )
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
-    folder = study.root / "data" / "generated" / f"pictures-{fingerprint(inputs)[:12]}"
-    return Pictures(cached_step(folder, write, inputs))
+    folder = study.root / "data" / "generated" / f"pictures-{cache.fingerprint(inputs)[:12]}"
+    return Pictures(cache.cached_step(folder, write, inputs))
 
 
 def encode(
@@ -192,8 +163,8 @@ def _fetch_images(study: Study, files: list[str], root: Path) -> list[str]:
     """Fetch what lacks of these, where the study may; returns those that are not served."""
     if not study.download:
         return []
-    url = study.images_url or IMAGES_URL
-    return download_images(files, root, url, max_missing=study.max_missing)
+    url = study.images_url or download.IMAGES_URL
+    return download.download_images(files, root, url, max_missing=study.max_missing)
 
 
 def _read_split(root: Path, split: str) -> Dataset:
@@ -201,10 +172,10 @@ def _read_split(root: Path, split: str) -> Dataset:
 
     Columns are read whole, by [:]: one by one takes 100 times as long.
     """
-    dataset = read_vqa(root, split)
+    dataset = vqa.read_vqa(root, split)
     truth = read_truth(root, split)
     known = [truth.get(number, {}) for number in dataset["question_id"][:]]
-    files = [name_image(split, image_id) for image_id in dataset["image_id"][:]]
+    files = [vqa.name_image(split, image_id) for image_id in dataset["image_id"][:]]
     for name, column, kind in (
         ("split", [split] * len(dataset), Value("string")),
         ("needs_image", [row.get("needs_image") for row in known], Value("bool")),
@@ -241,10 +212,8 @@ def check_images(dataset: Dataset) -> Dataset:
         problems = np.array(list(problems))
     good = np.flatnonzero(problems[image_of] == "")
     if not len(good):
-        path = stored[0]["image"]["path"]
-        raise ValueError(
-            f"{path}: neither this nor any other image can be read; download or unzip them"
-        )
+        problem = "neither this nor any other image can be read; download or unzip them"
+        raise ValueError(f"{stored[0]['image']['path']}: {problem}")
     for problem in ("a missing", "an unreadable"):
         left_out = np.flatnonzero(problems[image_of] == problem)
         if len(left_out):
@@ -252,7 +221,7 @@ def check_images(dataset: Dataset) -> Dataset:
             place = stored[int(left_out[0])]["image"]["path"]
             place += f" and {n_more} more" if n_more else ""
             question_ids = ids["question_id"].to_numpy()[left_out]
-            warn_left_out(place, f"questions about {problem} image", question_ids)
+            vqa.warn_left_out(place, f"questions about {problem} image", question_ids)
     return dataset if len(good) == len(dataset) else dataset.select(good)
 
 

@@ -47,6 +47,7 @@ COLUMNS = Features(
     | {name: Value("string") for name in TEXTS}
     | {"answers": List(Value("string")), "multiple_choice_answer": Value("string")}
 )
+OFFICIAL = "get the official file"
 N_ANSWERS = 10  # annotators a question
 MAX_QUESTIONS = 50_000  # that predict_from_words learns from: 0.6 GB of targets, and of gradients
 
@@ -89,8 +90,7 @@ def question_type(question: str) -> str:
 def question_family(question_type: str) -> str:
     """The family (one of FAMILIES) of an official question type; ValueError for any other text."""
     if question_type not in QUESTION_TYPES:
-        known = "the 65 question types in data/question_types.csv"
-        raise ValueError(f"{question_type!r} is none of {known}")
+        raise ValueError(f"{question_type!r} is none of the 65 in data/question_types.csv")
     return QUESTION_TYPES[question_type]
 
 
@@ -160,13 +160,10 @@ def score_answers(
     scores = np.full_like(predictions, np.nan, dtype=float)
     for row, given in zip(range(len(predictions)), answers, strict=True):
         of_question = predictions[row : row + 1].ravel().tolist()
-        score_of = {
-            prediction: vqa_accuracy(prediction if labels is None else labels[prediction], given)
-            if labels is None or prediction >= 0
-            else np.nan
-            for prediction in set(of_question)
-        }
-        scores[row] = np.reshape([score_of[p] for p in of_question], predictions.shape[1:])
+        score_of = {-1: np.nan} if labels is not None else {}
+        for key in set(of_question) - score_of.keys():
+            score_of[key] = vqa_accuracy(key if labels is None else labels[key], given)
+        scores[row] = np.reshape([score_of[key] for key in of_question], predictions.shape[1:])
     return scores
 
 
@@ -226,9 +223,8 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
     file, annotations = _read_records(root, split, "annotations")
     ids = [key for key in questions if key in annotations]
     if not ids:
-        raise ValueError(
-            f"{questions_file} and {file} share no question: are they of the same split?"
-        )
+        problem = "share no question: are they of the same split?"
+        raise ValueError(f"{questions_file} and {file} {problem}")
     unannotated = [key for key in questions if key not in annotations]
     warn_left_out(questions_file, "questions without annotation", unannotated)
     unknown = [key for key in annotations if key not in questions]
@@ -236,27 +232,21 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
     answers = {key: _read_answers(file, annotations[key]) for key in ids}
     odd = [key for key in ids if len(answers[key]) != N_ANSWERS]
     if len(odd) == len(ids):
-        raise ValueError(
-            f"{file}: no question has exactly {N_ANSWERS} answers; get the official file"
-        )
+        raise ValueError(f"{file}: no question has exactly {N_ANSWERS} answers; {OFFICIAL}")
     warn_left_out(file, f"questions without exactly {N_ANSWERS} answers", odd)
     ids = [key for key in ids if len(answers[key]) == N_ANSWERS]
     for key in ids:
         if questions[key]["image_id"] != annotations[key]["image_id"]:
-            place = f"{file}: question_id {key}"
-            raise ValueError(f"{place} is about another image than in {questions_file.name}")
-    folder = f"{root.absolute()}/"  # joined as text: pathlib takes nine times as long
+            problem = f"is about another image than in {questions_file.name}"
+            raise ValueError(f"{file}: question_id {key} {problem}")
     columns = {name: [questions[key][name] for key in ids] for name in FIELDS["questions"]}
     for name in ("question_type", "answer_type", "multiple_choice_answer"):
         columns[name] = [annotations[key][name] for key in ids]
     columns["family"] = [QUESTION_TYPES[name] for name in columns["question_type"]]
-    paths = pa.array([folder + name_image(split, image) for image in columns["image_id"]])
-    flat = pa.array([answer for key in ids for answer in answers[key]])
-    ends = np.arange(len(ids) + 1, dtype=np.int32) * N_ANSWERS
-    columns["image"] = pa.StructArray.from_arrays(
-        [pa.nulls(len(ids), pa.binary()), paths], ["bytes", "path"]
-    )
-    columns["answers"] = pa.ListArray.from_arrays(ends, flat)
+    columns["answers"] = [answers[key] for key in ids]
+    folder = f"{root.absolute()}/"  # joined as text: pathlib takes nine times as long
+    paths = (folder + name_image(split, image) for image in columns["image_id"])
+    columns["image"] = [{"bytes": None, "path": path} for path in paths]
     return Dataset(pa.table({name: columns[name] for name in COLUMNS}, schema=COLUMNS.arrow_schema))
 
 
@@ -270,7 +260,7 @@ def _read_records(root: Path, split: str, kind: str) -> tuple[Path, dict[int, di
     file, data = _read_json(root, split, kind)
     records = data.get(kind) if isinstance(data, dict) else None
     if not isinstance(records, list):
-        raise ValueError(f"{file}: not a VQAv2 file, it has no list '{kind}'; get the official one")
+        raise ValueError(f"{file}: not a VQAv2 file, it has no list '{kind}'; {OFFICIAL}")
     other = SPLITS[split == SPLITS[0]]
     if data.get("data_subtype") == f"{other}2014":
         raise ValueError(f"{file}: holds the {other} split (data_subtype); expected {split}")
@@ -279,9 +269,8 @@ def _read_records(root: Path, split: str, kind: str) -> tuple[Path, dict[int, di
         _check_record(f"{file}: {kind}[{position}]", record, FIELDS[kind])
         if (first := known.setdefault(record["question_id"], record)) is not record:
             if first != record:
-                raise ValueError(
-                    f"{file}: question_id {record['question_id']} occurs twice and differs"
-                )
+                number = record["question_id"]
+                raise ValueError(f"{file}: question_id {number} occurs twice and differs")
             repeated.append(record["question_id"])
     warn_left_out(file, f"exact copies of other {kind}", repeated)
     return file, known
@@ -308,23 +297,21 @@ def _read_json(root: Path, split: str, kind: str) -> tuple[Path, object]:
 
 
 def _check_record(place: str, record: object, fields: dict[str, type]) -> None:
-    number = record.get("question_id") if type(record) is dict else None
-    place, remedy = f"{place} (question_id {number})", "get the official file"
+    record = record if type(record) is dict else {}
+    place += f" (question_id {record.get('question_id')})"
     for name, kind in fields.items():
-        if type(record) is not dict or type(record.get(name)) is not kind:
-            raise ValueError(f"{place}: no usable '{name}'; {remedy}")
+        if type(record.get(name)) is not kind:
+            raise ValueError(f"{place}: no usable '{name}'; {OFFICIAL}")
     if "question_type" in fields and (kind := record["question_type"]) not in QUESTION_TYPES:
-        problem = f"question_type {kind!r} is none of VQAv2's 65"
-        raise ValueError(f"{place}: {problem}; {remedy}")
+        raise ValueError(f"{place}: question_type {kind!r} is none of VQAv2's 65; {OFFICIAL}")
 
 
 def _read_answers(file: Path, annotation: dict) -> list[str]:
-    answers = [
-        given.get("answer") if type(given) is dict else None for given in annotation["answers"]
-    ]
+    given = [item if type(item) is dict else {} for item in annotation["answers"]]
+    answers = [item.get("answer") for item in given]
     if not all(type(answer) is str for answer in answers):
-        place = f"{file}: question_id {annotation['question_id']}"
-        raise ValueError(f"{place} has an answer without text; get the official file")
+        problem = f"question_id {annotation['question_id']} has an answer without text"
+        raise ValueError(f"{file}: {problem}; {OFFICIAL}")
     return answers
 
 
@@ -359,13 +346,12 @@ def split_by_image(dataset: Dataset, validation_share: float, seed: int) -> Data
     image_ids = np.asarray(dataset.select_columns(["image_id"]).to_pandas()["image_id"])
     images = np.unique(image_ids)
     if not 0 < validation_share < 1 or len(images) < 2:
-        raise ValueError(
-            f"cannot split {len(images)} images with validation_share={validation_share}"
-        )
+        problem = f"cannot split {len(images)} images with {validation_share=}"
+        raise ValueError(problem)
     n_held_out = min(max(round(validation_share * len(images)), 1), len(images) - 1)
     held_out = np.isin(image_ids, np.random.default_rng(seed).permutation(images)[:n_held_out])
-    sides = {"train": ~held_out, "validation": held_out}
-    return DatasetDict({name: dataset.select(np.flatnonzero(side)) for name, side in sides.items()})
+    train, validation = (dataset.select(np.flatnonzero(side)) for side in (~held_out, held_out))
+    return DatasetDict({"train": train, "validation": validation})
 
 
 def predict_prior(train: Dataset, validation: Dataset) -> pd.DataFrame:
@@ -375,9 +361,8 @@ def predict_prior(train: Dataset, validation: Dataset) -> pd.DataFrame:
     Goyal et al. 2017, per question type. Returns question_id, prediction.
     """
     seen = train.select_columns(["question_type", "multiple_choice_answer"]).to_pandas()
-    modes = seen.groupby("question_type")["multiple_choice_answer"].agg(
-        lambda answers: answers.mode().min()
-    )
+    types = seen.groupby("question_type")["multiple_choice_answer"]
+    modes = types.agg(lambda answers: answers.mode().min())
     overall = seen["multiple_choice_answer"].mode().min()
     answers = [modes.get(kind, overall) for kind in validation["question_type"]]
     return pd.DataFrame({"question_id": validation["question_id"], "prediction": answers})
@@ -410,10 +395,8 @@ def predict_from_words(
         nn.functional.binary_cross_entropy_with_logits(scores(*seen) + bias, targets).backward()
         optimizer.step()
     with torch.no_grad():
-        best = (scores(*new) + bias).argmax(dim=1).tolist()
-    return pd.DataFrame(
-        {"question_id": validation["question_id"], "prediction": [answers[i] for i in best]}
-    )
+        best = [answers[i] for i in (scores(*new) + bias).argmax(dim=1).tolist()]
+    return pd.DataFrame({"question_id": validation["question_id"], "prediction": best})
 
 
 def _bag(question: str) -> set[str]:

@@ -16,7 +16,7 @@ import torch
 from loopback import Loopback, answer
 from PIL import Image
 
-from helpers.data import prepare
+from helpers.data import download, prepare
 from helpers.data.download import DownloadError, download_questions
 from helpers.data.vqa import FILES
 from helpers.model.vilt import load_vilt
@@ -162,7 +162,7 @@ def served(phantom_root, monkeypatch):
                 archive.write(phantom_root / pattern.format(split), pattern.format(split))
             files[zipped.format(split, split.title())] = buffer.getvalue()
     sizes = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
-    monkeypatch.setattr(prepare, "download_questions", partial(download_questions, files=sizes))
+    monkeypatch.setattr(download, "download_questions", partial(download_questions, files=sizes))
     images = {
         path.relative_to(phantom_root).as_posix(): path.read_bytes()
         for path in phantom_root.glob("*/*.jpg")

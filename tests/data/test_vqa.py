@@ -154,7 +154,7 @@ def test_families():
         "could": "is/are", "is this person": "is/are", "none of the above": "other",
     }  # fmt: skip
     assert {name: question_family(name) for name in expected} == expected
-    with pytest.raises(ValueError, match=r"'what colour'.*65 question types"):
+    with pytest.raises(ValueError, match=r"'what colour'.*65 in"):
         question_family("what colour")
 
 
