@@ -38,10 +38,9 @@ OFFICIAL_FILES = {  # zip: (bytes, sha256)
     "v2_Annotations_Val_mscoco.zip": (
         10518930, "0caae7c8d1dafd852727f5ac046bc1efca9b72026bd6ffa34fc489f3a7b3291e"),
 }  # fmt: skip
-# official zip: the JSON file in it
-JSON_OF = {
-    zip_name.format(split, split.title()): json_name.format(split)
-    for json_name, zip_name in FILES.values()
+JSON_OF = {  # official zip: the JSON file in it
+    zipped.format(split, split.title()): name.format(split)
+    for name, zipped in FILES.values()
     for split in SPLITS
 }
 
@@ -75,8 +74,7 @@ def download_questions(
 ) -> Path:
     """Fetch the official zips that a folder lacks: `read_vqa(download_questions(folder), "val")`.
 
-    files: zip name -> (bytes, sha256). A zip of the right size that is there, or the JSON file that
-    it holds, is not fetched again.
+    files: zip name -> (bytes, sha256). A zip of the right size, or its JSON file, stays as it is.
     """
     folder = Path(folder)
 
@@ -115,23 +113,22 @@ def download_images(
             expected = "expected a path below the folder, like val2014/name.jpg"
             raise ValueError(f"image name {name!r}: {expected}")
 
-    def list_absent() -> list[str]:
-        return [name for name in names if not (folder / name).is_file()]
+    def is_absent(name: str) -> bool:
+        return not (folder / name).is_file()
 
-    if not (absent := list_absent()):
+    if not (absent := list(filter(is_absent, names))):
         return []
     with _use_folder(folder, len(absent) * IMAGE_BYTES):
-        urls = {folder / name: _join_url(base_url, name) for name in list_absent()}
+        urls = {folder / name: _join_url(base_url, name) for name in filter(is_absent, names)}
         reasons = _fetch_images(urls, workers, tolerated=max(max_missing * len(names), GIVE_UP))
     missing = [name for name in names if folder / name in reasons]
     if missing and len(missing) / len(names) > max_missing:
         counts = ", ".join(f"{n} x {why}" for why, n in Counter(reasons.values()).most_common())
         first = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
-        raise DownloadError(
-            f"{len(missing)} of {len(names)} images are not to be had at {_name_host(base_url)} "
-            f"({counts}: {first}), more than the share max_missing={max_missing:g}: "
-            "check the address, or allow more"
-        )
+        share = f"{len(missing)} of {len(names)} images are not to be had"
+        limit = f"more than the share {max_missing=:g}: check the address, or allow more"
+        place = _name_host(base_url)
+        raise DownloadError(f"{share} at {place} ({counts}: {first}), {limit}")
     return missing
 
 
@@ -229,16 +226,15 @@ def _request(session: requests.Session, url: str, place: str) -> requests.Respon
         else:
             problem = "no connection: check the network"
         raise DownloadError(f"{place}: {problem}, then run this again") from None
-    status = response.status_code
-    if status == 200:
+    if (status := response.status_code) == 200:
         return response
     response.close()
+    absent, problem, remedy = "", "is refused", "check the address"
     if status in ABSENT:
-        problem = f"{place} is not there (HTTP {status}): check the address"
-        raise DownloadError(problem, absent=f"HTTP {status}")
-    if status in RETRY.status_forcelist:
-        raise DownloadError(f"{place} is not served now (HTTP {status}): try later")
-    raise DownloadError(f"{place} is refused (HTTP {status}): check the address")
+        absent, problem = f"HTTP {status}", "is not there"
+    elif status in RETRY.status_forcelist:
+        problem, remedy = "is not served now", "try later"
+    raise DownloadError(f"{place} {problem} (HTTP {status}): {remedy}", absent)
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -25,8 +25,7 @@ FAMILIES = (
     "what", "what color", "where", "why", "how many", "how", "who", "which", "is/are", "other"
 )  # fmt: skip
 _TABLE = Path(__file__).resolve().parents[2] / "data" / "question_types.csv"
-with _TABLE.open(encoding="utf-8") as _file:
-    QUESTION_TYPES = {row["question_type"]: row["family"] for row in csv.DictReader(_file)}
+QUESTION_TYPES = dict(csv.reader(_TABLE.read_text("utf-8").splitlines()[1:]))
 
 SPLITS = ("train", "val")
 # kind of file: (json, official zip that holds it), for split.format(split, split.title())
@@ -213,8 +212,8 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
 
     root: folder that holds them. split: "train" or "val". Columns: see COLUMNS; `image` is a path
     under root that is opened when read (`prepare.check_images` says whether it can be).
-    A broken file raises one ValueError that names file, place and remedy. Questions that cannot be
-    used (no annotation, not ten answers) are left out, with one counted warning a kind.
+    A broken file raises one ValueError that names file, place and remedy; questions without
+    annotation or ten answers are left out, with one counted warning a kind.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
@@ -325,8 +324,8 @@ def warn_left_out(place: str | Path, what: str, ids: Sequence[int]) -> None:
 def stratified_subset(dataset: Dataset, per_family: int | None, seed: int) -> Dataset:
     """At most `per_family` questions of each family (None: all), in the order of the source.
 
-    Images are drawn in an order given by the seed; each gives its questions of the families that
-    are not full yet. So few images serve many questions, and a small family keeps all of its own.
+    The seed orders the images; each gives its questions of the families that are not full yet. So
+    few images serve many questions, and a small family keeps all of its own.
     """
     if per_family is None:
         return dataset
@@ -373,10 +372,9 @@ def predict_from_words(
 ) -> pd.DataFrame:
     """Answer every question from its words alone: a linear classifier over words and word pairs.
 
-    Words and pairs count that at least two training questions have. Trained on the soft targets
-    with binary cross-entropy, as the model is; full batches, 150 steps of Adam from zero, so that
-    nothing is random. Of more than MAX_QUESTIONS training questions evenly spaced ones are used,
-    since their targets are kept dense. Returns question_id, prediction.
+    Uses words and pairs that two or more training questions have, and at most MAX_QUESTIONS evenly
+    spaced questions. Binary cross-entropy on the soft targets; full batches, 150 steps of Adam from
+    zero, so that nothing is random. Returns question_id, prediction.
     """
     train = train.select(range(0, len(train), -(-len(train) // MAX_QUESTIONS)))
     answers = build_vocabulary(train["answers"], max_answers)

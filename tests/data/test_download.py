@@ -1,4 +1,4 @@
-"""The download of VQAv2's files and images, from a server on the loopback that misbehaves as told."""
+"""The download of VQAv2's files and images, from a loopback server that misbehaves as told."""
 
 import hashlib
 import io
@@ -30,14 +30,7 @@ from loopback import (
 from PIL import Image
 
 from helpers.data import download
-from helpers.data.download import (
-    OFFICIAL_FILES,
-    DownloadError,
-    check_image,
-    check_sha256,
-    download_images,
-    download_questions,
-)
+from helpers.data.download import DownloadError, download_images, download_questions
 from helpers.data.prepare import check_images
 from helpers.data.vqa import name_image, read_vqa
 
@@ -72,7 +65,7 @@ def gallery():
 
 
 def fetch(url: str, target: Path, data: bytes = DATA) -> Path:
-    check = partial(check_sha256, expected=hashlib.sha256(data).hexdigest())
+    check = partial(download.check_sha256, expected=hashlib.sha256(data).hexdigest())
     with download.open_session() as session:
         return download.fetch_file(url, target, check, session)
 
@@ -153,17 +146,17 @@ def test_redirects_are_followed_and_loops_are_not(server, tmp_path):
     assert_plain(error, tmp_path)
 
 
-@pytest.mark.parametrize("url", ["no address", "ftp://host/", "http://[bad/", "/tmp/x"])
-def test_no_address(tmp_path, url):
-    with pytest.raises(DownloadError, match="address") as error:
-        fetch(url + "a.zip", tmp_path / "a.zip")
-    assert_plain(error, tmp_path)
-
-
-def test_a_proxy_that_is_down(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        *[(url, "address") for url in ("no address", "ftp://host/", "http://[bad/", "/tmp/x")],
+        ("http://images.cocodataset.org/", "the proxy gives no connection: check HTTP"),
+    ],
+)
+def test_no_address_or_no_proxy(tmp_path, monkeypatch, url, problem):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match="the proxy gives no connection: check HTTP") as error:
-        fetch("http://images.cocodataset.org/a.zip", tmp_path / "a.zip")
+    with pytest.raises(DownloadError, match=problem) as error:
+        fetch(url + "a.zip", tmp_path / "a.zip")
     assert_plain(error, tmp_path)
 
 
@@ -192,9 +185,7 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://nowhere.invalid/"])
 def test_no_network(tmp_path, url):
     for call in (download_questions, partial(download_images, ["a.jpg"])):
-        with pytest.raises(
-            DownloadError, match="no connection: check the network, then run this again"
-        ) as error:
+        with pytest.raises(DownloadError, match="no connection: check the network") as error:
             call(folder=tmp_path / "vqav2", base_url=url)
         assert_plain(error, tmp_path)
 
@@ -210,9 +201,8 @@ def test_a_full_disk_names_the_folder_and_what_is_needed(tmp_path, official):
         questions = partial(download_questions, files=state_files(official))
         calls = ((questions, r"0\.0"), (partial(download_images, ["a.jpg"]), r"0\.2"))
         for call, megabytes in calls:
-            with pytest.raises(
-                DownloadError, match=f"no space left for data/vqav2: free about {megabytes} MB"
-            ) as error:
+            problem = f"no space left for data/vqav2: free about {megabytes} MB"
+            with pytest.raises(DownloadError, match=problem) as error:
                 call(folder=folder, base_url=server.url)
             assert_plain(error, tmp_path)
         for part, (call, _) in zip(parts, calls, strict=True):
@@ -264,12 +254,6 @@ def official():
     return zips
 
 
-def test_the_table_is_the_designs():
-    sizes = [size for size, _ in OFFICIAL_FILES.values()]
-    assert sizes == [7239401, 3494929, 21708861, 10518930]
-    assert all(re.fullmatch("[0-9a-f]{64}", sha256) for _, sha256 in OFFICIAL_FILES.values())
-
-
 def test_questions_and_images_are_read_as_vqav2(tmp_path, official):
     images = {name_image("train", 7): make_image(7), name_image("val", 9): make_image(9)}
     folder = tmp_path / "data" / "vqav2"
@@ -307,11 +291,11 @@ def test_images_come_several_at_a_time_and_once(gallery, tmp_path):
     (tmp_path / "val2014").mkdir()
     (tmp_path / names[3]).write_bytes(b"already there")
     assert download_images([*names, names[0]], tmp_path, gallery.url, workers=8) == []
-    assert sorted(name for name, *_ in gallery.seen) == sorted(set(names) - {names[3]})
+    fetched = set(names) - {names[3]}
+    assert sorted(name for name, *_ in gallery.seen) == sorted(fetched)
     assert 4 <= gallery.most_active <= 8
     assert (tmp_path / names[3]).read_bytes() == b"already there"
-    for name in set(names) - {names[3]}:
-        assert (tmp_path / name).read_bytes() == gallery.files[name]
+    assert all((tmp_path / name).read_bytes() == gallery.files[name] for name in fetched)
     assert len(list_files(tmp_path)) == 40
     assert download_images(names, tmp_path, gallery.url) == []
     assert download_images([], tmp_path, gallery.url) == []
@@ -340,9 +324,7 @@ def test_missing_images_are_counted_against_all(gallery, tmp_path, max_missing, 
         missing = download_images([*names, *gone], tmp_path, gallery.url, max_missing=max_missing)
         assert missing == sorted(gone)
     else:
-        with pytest.raises(
-            DownloadError, match=r"^4 of 40 images are not to be had at 127\.0\.0\.1"
-        ) as error:
+        with pytest.raises(DownloadError, match=r"^4 of 40 .* at 127\.0\.0\.1") as error:
             download_images(names, tmp_path, gallery.url, max_missing=max_missing)
         assert_plain(error, tmp_path)
         assert "2 x HTTP 404" in str(error.value)
@@ -355,8 +337,9 @@ def test_a_share_is_not_missed_by_rounding(gallery, tmp_path):
     names = [f"{i}.jpg" for i in range(100)]
     for name in names[29:]:
         (tmp_path / name).write_bytes(b"x")
-    missing = download_images(names, tmp_path, gallery.url, max_missing=0.29)
-    assert len(missing) == 29  # 0.29 * 100 < 29
+    assert (
+        len(download_images(names, tmp_path, gallery.url, max_missing=0.29)) == 29
+    )  # > 0.29 * 100
 
 
 @pytest.mark.parametrize(
@@ -380,7 +363,8 @@ def test_lasting_trouble_is_an_error_and_not_missing(gallery, tmp_path, trouble)
         download_images(names, tmp_path, gallery.url, workers=2, max_missing=1)
     assert_plain(error, tmp_path)
     assert not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]
-    assert all(check_image(tmp_path / name) is None for name in names if (tmp_path / name).exists())
+    for path in tmp_path.glob("val2014/COCO*"):
+        download.check_image(path)
     gallery.script(names[5])
     assert download_images(names, tmp_path, gallery.url) == []
     fetched = [name for name, *_ in gallery.seen if name != names[5]]

@@ -10,13 +10,7 @@ import torch
 from PIL import Image
 
 from helpers.data import encode
-from helpers.data.encode import (
-    EncodedQuestions,
-    Pictures,
-    normalise_levels,
-    resize_image,
-    write_pictures,
-)
+from helpers.data.encode import EncodedQuestions, Pictures, resize_image, write_pictures
 from helpers.data.vqa import read_vqa
 from helpers.model.vilt import build_image_processor, load_vilt
 
@@ -32,9 +26,8 @@ def processor():
 def files(tmp_path):
     """Six pictures of several sizes and kinds, by image_id, out of order."""
     paths = {}
-    for number, (size, mode) in enumerate(
-        [((90, 60), "RGB"), ((60, 90), "L"), ((64, 64), "RGBA")] * 2
-    ):
+    kinds = [((90, 60), "RGB"), ((60, 90), "L"), ((64, 64), "RGBA")] * 2
+    for number, (size, mode) in enumerate(kinds):
         paths[900 - 7 * number] = tmp_path / f"{number}.png"
         noise = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).convert(mode).save(paths[900 - 7 * number])
@@ -46,16 +39,12 @@ def test_pictures_come_back_as_the_processor_resizes_them(files, processor, tmp_
     kept = Pictures(write_pictures(files, processor.image_processor, tmp_path / "kept"))
     assert len(list((tmp_path / "kept").glob("*.npy"))) == 2
     assert sorted(kept) == sorted(files)
-    levels = normalise_levels(processor.image_processor)
+    levels = encode.normalise_levels(processor.image_processor)
     for image_id, path in files.items():
-        picture = Image.open(path)
-        expected = processor.image_processor(encode.load_rgb(picture), return_tensors="pt")[
-            "pixel_values"
-        ][0]
-        found = torch.stack(
-            [levels[channel][kept[image_id][channel].int()] for channel in range(3)]
-        )
-        assert torch.equal(found, expected)
+        picture = encode.load_rgb(Image.open(path))
+        expected = processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        found = [levels[channel][kept[image_id][channel].int()] for channel in range(3)]
+        assert torch.equal(torch.stack(found), expected)
         assert kept.sizes[image_id] == tuple(expected.shape[1:])
 
 
@@ -73,16 +62,14 @@ def test_a_killed_call_keeps_the_parts_that_stand(files, processor, tmp_path, mo
     monkeypatch.setattr(encode.os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         write_pictures(files, processor.image_processor, tmp_path / "kept")
-    (tmp_path / "kept" / "part-00002.npy").write_bytes(
-        b"half"
-    )  # a part without its table does not count
+    # a part without its table does not count
+    (tmp_path / "kept" / "part-00002.npy").write_bytes(b"half")
     before = len(seen)
     kept = Pictures(write_pictures(files, processor.image_processor, tmp_path / "kept"))
     assert len(seen) - before == 2, "only the third part is done again"
     for image_id, path in files.items():
-        assert torch.equal(
-            kept[image_id], resize_image(Image.open(path), processor.image_processor)
-        )
+        expected = resize_image(Image.open(path), processor.image_processor)
+        assert torch.equal(kept[image_id], expected)
 
 
 def test_a_picture_that_cannot_be_resized_is_named(files, processor, tmp_path):
@@ -107,14 +94,10 @@ def test_a_copy_for_another_process_carries_no_bytes(files, processor, tmp_path)
 
 def test_questions_read_from_kept_pictures_make_the_same_batches(phantom_root, processor, tmp_path):
     data = read_vqa(phantom_root, "val")
-    files = {
-        key: image.filename for key, image in zip(data["image_id"], data["image"], strict=True)
-    }
+    files = {row["image_id"]: row["image"].filename for row in data}
     kept = Pictures(write_pictures(files, processor.image_processor, tmp_path / "kept"))
-    fresh, stored = (
-        EncodedQuestions(data, processor),
-        EncodedQuestions(data, processor, pictures=kept),
-    )
+    fresh = EncodedQuestions(data, processor)
+    stored = EncodedQuestions(data, processor, pictures=kept)
     for (mine, batch), (other, expected) in zip(stored.batches(16), fresh.batches(16), strict=True):
         assert mine == other
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
@@ -125,10 +108,8 @@ def test_kept_photographs_agree_with_the_original_vilt(tmp_path):
     """Size and patch count exactly, mean within 1e-3, on all 43 cases of the original code."""
     cases = json.loads((SHARED / "official" / "vilt_resize_cases.json").read_text())
     image_processor = build_image_processor(load_vilt("fresh-b32")[0].config)
-    files = {
-        place: next(SHARED.glob(f"vqav2_sample/*/{case['file']}"))
-        for place, case in enumerate(cases)
-    }
+    found = (next(SHARED.glob(f"vqav2_sample/*/{case['file']}")) for case in cases)
+    files = dict(enumerate(found))
     kept = Pictures(write_pictures(files, image_processor, tmp_path))
     for place, case in enumerate(cases):
         height, width = kept.sizes[place]
