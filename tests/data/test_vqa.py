@@ -407,7 +407,7 @@ def test_duplicate_ids(tmp_path, records, side):
     ("changes", "message"),
     [
         ({2: {"image_id": 7}}, "question_id 8000 is about another image"),
-        (dict.fromkeys(range(3), {"answers": [{"answer": "yes"}] * 9}),
+        ({number: {"answers": [{"answer": "yes"}] * 9} for number in range(3)},
          f"{ANNOTATIONS}: no question has exactly 10 answers"),
         ({number: {"question_id": number} for number in range(3)}, "share no question"),
     ],
