@@ -8,6 +8,7 @@ too few to tell.
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import NamedTuple
 
 import numpy as np
@@ -41,35 +42,48 @@ def read_table(study: Study, name: str) -> pd.DataFrame | None:
     return pd.read_csv(path) if path.is_file() else None
 
 
-def find_accuracy(study: Study, answerer: str = "ViLT") -> Headline | None:
+HEADLINES: dict[str, Callable[..., Headline | None]] = {}
+NOTEBOOK: dict[str, str] = {}  # that a headline comes from: "02"
+
+
+def reads(name: str, notebook: str, *tables: str) -> Callable:
+    """List a function of (study, *tables) as a headline: None where one of the tables is missing."""
+
+    def register(find: Callable) -> Callable:
+        @wraps(find)
+        def find_headline(study: Study, *options: str) -> Headline | None:
+            found = [read_table(study, table) for table in tables]
+            return (
+                find(study, *found, *options) if all(table is not None for table in found) else None
+            )
+
+        HEADLINES[name], NOTEBOOK[name] = find_headline, notebook
+        return find_headline
+
+    return register
+
+
+@reads("accuracy", "02", "02_accuracy")
+def find_accuracy(study: Study, table: pd.DataFrame, answerer: str = "ViLT") -> Headline:
     """VQA accuracy on all validation questions, in percent; answerer: as in 02_accuracy."""
-    table = read_table(study, "02_accuracy")
-    if table is None:
-        return None
     row = table[(table["family"] == "all") & (table["answerer"] == answerer)].iloc[0]
     row = row.rename({"images": "n_clusters"})
     return take_row(("accuracy", "VQA accuracy", answerer, "%"), row, scale=100)
 
 
-def find_excess(study: Study) -> Headline | None:
+@reads("excess", "03", "03_layers")
+def find_excess(study: Study, table: pd.DataFrame) -> Headline:
     """Excess image share of [CLS] in the last layer, which the answer is read from."""
-    table = read_table(study, "03_layers")
-    if table is None:
-        return None
-    rows = table[
-        (table["query"] == "cls") & (table["measure"] == "excess") & (table["model"] == "trained")
-    ]
+    rows = table.query("query == 'cls' and measure == 'excess' and model == 'trained'")
     row = rows.loc[rows["layer"].idxmax()]
     detail = f"L{row['layer']}, mean over heads; uniform attention: 0"
     label = "excess image share of [CLS], last layer"
     return take_row(("excess", label, detail, "points"), row, scale=100)
 
 
-def find_telling(study: Study) -> Headline | None:
+@reads("telling", "04", "04_omnibus")
+def find_telling(study: Study, table: pd.DataFrame) -> Headline:
     """Share of heads and queries in which question families differ (omnibus, corrected)."""
-    table = read_table(study, "04_omnibus")
-    if table is None:
-        return None
     tested = table.dropna(subset=["p_corrected"])
     value = 100 * (tested["p_corrected"] < 0.05).mean()  # NaN if nothing could be tested
     size = tested.iloc[0] if len(tested) else {"n": 0, "n_clusters": 0}
@@ -77,13 +91,11 @@ def find_telling(study: Study) -> Headline | None:
     return _count(("telling", label, f"of {len(tested)} tested", "%"), value, size)
 
 
-def find_text_share(study: Study) -> Headline | None:
+@reads("text_share", "04", "02_predictions")
+def find_text_share(study: Study, predictions: pd.DataFrame) -> Headline | None:
     """Textual share of MM-SHAP (T-SHAP: Parcalabescu and Frank 2023), mean over its questions."""
-    path, predictions = (
-        study.run_dir / "modality/shapley.parquet",
-        read_table(study, "02_predictions"),
-    )
-    if predictions is None or not path.is_file():
+    path = study.run_dir / "modality/shapley.parquet"
+    if not path.is_file():
         return None
     shares = pd.read_parquet(path, columns=["question", "text_share"])  # question: its row in 02's
     images = predictions["image_id"].to_numpy()[shares["question"]]
@@ -100,11 +112,9 @@ def average_over_images(study: Study, values: Sequence[float], images: Sequence[
     return row
 
 
-def find_roles(study: Study) -> Headline | None:
+@reads("roles", "05", "05_role_scores")
+def find_roles(study: Study, table: pd.DataFrame) -> Headline:
     """Number of heads with at least one role that no untrained head shows."""
-    table = read_table(study, "05_role_scores")
-    if table is None:
-        return None
     size = table[["n", "n_clusters"]].max()
     with_role = table.groupby(["layer", "head"])["passes"].any()
     value = with_role.sum() if has_enough_data(*size) else NAN
@@ -112,29 +122,26 @@ def find_roles(study: Study) -> Headline | None:
     return _count(("roles", "heads with a role", detail, "heads"), value, size)
 
 
-def find_costliest(study: Study) -> Headline | None:
+@reads("costliest", "05", "05_ablation")
+def find_costliest(study: Study, table: pd.DataFrame) -> Headline:
     """VQA accuracy lost without the one head whose removal costs most (its output put to zero)."""
-    table = read_table(study, "05_ablation")
-    if table is None:
-        return None
     rows = table[(table["mode"] == "zero") & (table["family"] == "all")]
     row = rows.loc[rows["drop"].idxmax()].to_dict()
     detail = f"{row['name']}, put to zero" if row["told"] else "put to zero"
     if not row["told"]:
         row |= dict.fromkeys(("drop", "low", "high"), NAN)
-    labels = ("costliest", "accuracy lost without the costliest head", detail, "points")
-    return take_row(labels, row, "drop")
+    label = "accuracy lost without the costliest head"
+    return take_row(("costliest", label, detail, "points"), row, "drop")
 
 
-def find_removed(study: Study) -> Headline | None:
-    """Share of heads that the lightest model within the tolerated loss does without.
+@reads("removed", "06", "06_candidates", "06_losses")
+def find_removed(study: Study, candidates: pd.DataFrame, losses: pd.DataFrame) -> Headline:
+    """Share of heads, those of whole layers among them, that the lightest model does without.
 
-    Heads of whole layers count as well. The model was chosen on one half of the images; the detail
-    says what it loses on the other.
+    It was chosen within the tolerance on one half of the images; the detail says what it loses on
+    the other.
     """
-    chosen, total = _find_lightest(study), _count_parts(study)
-    if chosen is None or total is None:
-        return None
+    chosen, total = candidates[candidates["chosen"]].iloc[0], losses["what"].value_counts()
     gone = chosen["heads"] + chosen["layers"] * total["head"] / total["layer"]
     value = NAN if np.isnan(chosen["difference"]) else 100 * gone / total["head"]
     judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen)}"
@@ -145,13 +152,27 @@ def find_removed(study: Study) -> Headline | None:
     return _count(("removed", label, detail, "%"), value, {"n": chosen["n"], "n_clusters": NAN})
 
 
-def find_speed(study: Study) -> Headline | None:
+@reads("removable", "06", "06_families", "06_losses")
+def find_removable(study: Study, table: pd.DataFrame, losses: pd.DataFrame) -> Headline:
+    """Share of heads that can be put to zero within the tolerated loss, without training.
+
+    In the order by ablation, the most heads up to which no step loses more than the tolerance.
+    """
+    n_heads = (losses["what"] == "head").sum()
+    rows = table[(table["what"] == "heads removed") & (table["family"] == "all")]
+    rows = rows.assign(removed=rows["removed"].astype(int)).sort_values("removed")
+    within = (rows["drop"] <= study.prune_tolerance).cummin()
+    value = 100 * rows["removed"].where(within, 0).max() / n_heads
+    detail = f"within {study.prune_tolerance:g} point, in the order by ablation, of {n_heads} heads"
+    labels = ("removable", "heads removable without training", detail, "%")
+    return _count(labels, value if rows["told"].all() else NAN, rows[["n", "n_clusters"]].max())
+
+
+@reads("speed", "06", "06_candidates", "06_latency")
+def find_speed(study: Study, candidates: pd.DataFrame, latency: pd.DataFrame) -> Headline:
     """How many times as fast as the whole model the lightest one is, on many questions at once."""
-    chosen, table = _find_lightest(study), read_table(study, "06_latency")
-    if chosen is None or table is None:
-        return None
-    many = table["questions"].max()
-    rows = table[(table["model"] == chosen["model"]) & (table["questions"] == many)]
+    chosen, many = candidates[candidates["chosen"]].iloc[0], latency["questions"].max()
+    rows = latency[(latency["model"] == chosen["model"]) & (latency["questions"] == many)]
     row = rows.iloc[0].to_dict() | {"n": NAN, "n_clusters": NAN}
     detail = f"{many} questions at once, median of {row['rounds']} rounds"
     if np.isnan(chosen["difference"]):
@@ -163,40 +184,6 @@ def find_speed(study: Study) -> Headline | None:
     return take_row(("speed", label, detail, "times"), row, "faster")
 
 
-def find_removable(study: Study) -> Headline | None:
-    """Share of heads that can be put to zero within the tolerated loss, without training.
-
-    In the order by ablation, the most heads up to which no step loses more than the tolerance.
-    """
-    table, total = read_table(study, "06_families"), _count_parts(study)
-    if table is None or total is None:
-        return None
-    rows = table[(table["what"] == "heads removed") & (table["family"] == "all")]
-    rows = rows.assign(removed=rows["removed"].astype(int)).sort_values("removed")
-    within = (rows["drop"] <= study.prune_tolerance).cummin()
-    value = 100 * rows["removed"].where(within, 0).max() / total["head"]
-    tolerance = f"within {study.prune_tolerance:g} point, in the order by ablation"
-    labels = (
-        "removable",
-        "heads removable without training",
-        f"{tolerance}, of {total['head']} heads",
-        "%",
-    )
-    return _count(labels, value if rows["told"].all() else NAN, rows[["n", "n_clusters"]].max())
-
-
-def _find_lightest(study: Study) -> dict | None:
-    """The row of the chosen model in 06_candidates; difference is NaN if it cannot be told."""
-    table = read_table(study, "06_candidates")
-    return None if table is None else table[table["chosen"]].iloc[0].to_dict()
-
-
-def _count_parts(study: Study) -> pd.Series | None:
-    """How many heads ("head") and layers ("layer") the whole model has."""
-    table = read_table(study, "06_losses")
-    return None if table is None else table["what"].value_counts()
-
-
 def take_row(labels: tuple, row: Row, column: str = "estimate", scale: float = 1) -> Headline:
     """A headline of a table's row. labels: name, label, detail, unit."""
     values = (scale * float(row[key]) for key in (column, "low", "high"))
@@ -205,19 +192,7 @@ def take_row(labels: tuple, row: Row, column: str = "estimate", scale: float = 1
 
 def _count(labels: tuple, value: float, size: Row) -> Headline:
     """A headline without an interval."""
-    sizes = {key: float(size[key]) for key in ("n", "n_clusters")}
-    return Headline(*labels, float(value), **sizes)
-
-
-HEADLINES: dict[str, Callable[[Study], Headline | None]] = {
-    "accuracy": find_accuracy, "excess": find_excess, "telling": find_telling,
-    "text_share": find_text_share, "roles": find_roles, "costliest": find_costliest,
-    "removed": find_removed, "removable": find_removable, "speed": find_speed,
-}  # fmt: skip
-NOTEBOOK = {
-    "accuracy": "02", "excess": "03", "telling": "04", "text_share": "04", "roles": "05",
-    "costliest": "05", "removed": "06", "removable": "06", "speed": "06",
-}  # fmt: skip
+    return Headline(*labels, float(value), NAN, NAN, float(size["n"]), float(size["n_clusters"]))
 
 
 def read_headlines(study: Study, names: Sequence[str] = tuple(HEADLINES)) -> list[Headline]:
@@ -234,10 +209,8 @@ def say_value(headline: Headline) -> str:
     style = {"digits": digits, "sign": headline.name == "excess"}
     unit = "times as fast" if headline.unit == "times" else headline.unit
     unit = "head" if unit == "heads" and headline.value == 1 else unit
-    value = f"{say_number(headline.value, **style)} {unit}"
-    return (
-        value if np.isnan(headline.low) else f"{value} {say_interval(headline._asdict(), **style)}"
-    )
+    interval = "" if np.isnan(headline.low) else f" {say_interval(headline._asdict(), **style)}"
+    return f"{say_number(headline.value, **style)} {unit}{interval}"
 
 
 def say_size(headline: Headline) -> str:

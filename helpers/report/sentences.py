@@ -22,20 +22,18 @@ SHARE = {"digits": 0, "sign": True, "scale": 100}  # how shares are said
 FINE_SHARE = {"digits": 1, "sign": True, "scale": 100}
 WHOLE = {"digits": 0, "sign": True}  # how points of accuracy lost are said
 RANK = {"digits": 2, "sign": True}  # how rank correlations of families are said
+NOT_TOLD = "not enough questions to tell"
 
 
 def say_interval(row: Row, digits: int = 1, sign: bool = False, scale: float = 1) -> str:
-    """The 95 % interval of a row with low and high: "[1.2, 3.4]", or "[no interval]".
-
-    sign: write "+" before what is positive; scale: 100 turns shares into percent or points.
-    """
+    """The 95 % interval of a row: "[1.2, 3.4]", or "[no interval]"; the style is `say_number`'s."""
     if np.isnan(row["low"]) or np.isnan(row["high"]):
         return "[no interval]"
     return f"[{', '.join(say_number(row[side], digits, sign, scale) for side in ('low', 'high'))}]"
 
 
 def say_number(value: float, digits: int = 1, sign: bool = False, scale: float = 1) -> str:
-    """A number rounded for a sentence: "+3.4"; never "-0.0"."""
+    """A number scaled (100: shares to points) and rounded: never "-0.0"; sign: "+3.4"."""
     return f"{round(scale * value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
@@ -49,13 +47,18 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def agree(number: int, one: str, many: str) -> str:
+def agree(number: int, one: str = "is", many: str = "are") -> str:
     """The form of a verb that goes with a number: `agree(1, "stays", "stay")`."""
     return one if number == 1 else many
 
 
-def _are(number: int) -> str:
-    return agree(number, "is", "are")
+def _by_sign(row: Row, above: str, below: str, between: str) -> str:
+    """One of three texts: the whole interval lies above 0, below 0, or neither."""
+    return above if row["low"] > 0 else below if row["high"] < 0 else between
+
+
+def _say_share(row: Row, column: str = "estimate", style: Mapping = SHARE) -> str:
+    return say_estimate(row, column, " points", **style)
 
 
 # Notebook 04: attention by question family
@@ -101,15 +104,11 @@ def _describe_query(rows: pd.DataFrame, query: str) -> str:
         return ""
     layer = rows.groupby("layer")["estimate"].agg(lambda means: means.max() - means.min()).idxmax()
     ends = rows[rows["layer"] == layer].sort_values("estimate").iloc[[-1, 0]].to_dict("records")
-    most, least = (
-        f"{say_estimate(row, unit=' points', **SHARE)} ({row['family']}, n = {row['n']:,})"
-        for row in ends
-    )
+    most, least = (f"{_say_share(row)} ({row['family']}, n = {row['n']:,})" for row in ends)
     overlap = " (their intervals overlap: this alone shows no difference)"
-    overlap = "" if ends[0]["low"] > ends[1]["high"] else overlap
     return (
         f"With the {query} query, families lie furthest apart in L{layer}: from {most} down to "
-        f"{least}{overlap}."
+        f"{least}{'' if ends[0]['low'] > ends[1]['high'] else overlap}."
     )
 
 
@@ -128,22 +127,21 @@ def describe_pair(row: Row) -> str:
 
 def describe_heads(found: pd.DataFrame, counts: Separation) -> str:
     """How many heads and pairs tell families apart. found: pairs beyond chance, largest first."""
-    counted = (
+    largest = ": no difference between families could be shown"
+    if len(found):
+        largest = f". The largest: {describe_pair(found.iloc[0])}"
+    return (
         f"Families differ in {counts.separating} of {counts.tested} heads and queries (omnibus); "
-        f"{len(found)} of {counts.pairs_tested} pairwise differences {_are(len(found))} beyond "
+        f"{len(found)} of {counts.pairs_tested} pairwise differences {agree(len(found))} beyond "
         f"chance (corrected over all; about {0.05 * counts.pairs_tested:.0f} would pass "
-        "uncorrected by chance)"
+        f"uncorrected by chance){largest}."
     )
-    if found.empty:
-        return f"{counted}: no difference between families could be shown."
-    return f"{counted}. The largest: {describe_pair(found.iloc[0])}."
 
 
 def describe_adjusted(both: pd.DataFrame, n: int, n_varied: int, n_told: int) -> str:
-    """Whether differences stay at equal question length and patch count.
+    """Whether differences stay at equal length and patch count. both: pairs with both estimates.
 
-    both: pairs that could be compared raw and adjusted. n_varied: of n_told families, how many have
-    questions of several lengths.
+    n_varied: of n_told families, how many have questions of several lengths.
     """
     if both.empty:
         return (
@@ -151,16 +149,14 @@ def describe_adjusted(both: pd.DataFrame, n: int, n_varied: int, n_told: int) ->
             "their parts cannot be separated."
         )
     n_raw, n_adjusted = int(both["apart"].sum()), int((both["adjusted_p"] < 0.05).sum())
+    kept, verb = "no more than before can be shown", agree(n_adjusted)
     if n_raw:
         n_kept = (both["verdict"] == "survives").sum()
         stays = agree(n_kept, "keeps its sign and stays", "keep their sign and stay")
         kept = f"{n_kept} of {n_raw} differences {stays} beyond chance"
     elif n_adjusted:
-        verb = _are(n_adjusted)
-        kept = f"{count_of(n_adjusted, 'difference')} {verb} beyond chance that {verb} not without"
-        kept += " the adjustment"
-    else:
-        kept = "no more than before can be shown"
+        found = f"{count_of(n_adjusted, 'difference')} {verb} beyond chance"
+        kept = f"{found} that {verb} not without the adjustment"
     change = 100 * (both["adjusted"].abs() - both["difference"].abs()).median()
     lengths = f"{n_varied} of {n_told} families; for the rest the adjustment leans on these"
     if n_varied == n_told:
@@ -206,9 +202,7 @@ def describe_power(pairs: pd.DataFrame, level: float) -> str:
     level: what p, not corrected, has to be below. "" where nothing was tested.
     """
     tested = pairs.dropna(subset=["detectable"]).groupby(["group_a", "group_b"], sort=False)
-    smallest = tested.agg(
-        detectable=("detectable", "median"), n_a=("n_a", "first"), n_b=("n_b", "first")
-    )
+    smallest = tested.agg({"detectable": "median", "n_a": "first", "n_b": "first"})
     if smallest.empty:
         return ""
     ends = [
@@ -221,7 +215,7 @@ def describe_power(pairs: pd.DataFrame, level: float) -> str:
     rest = "All measured differences are beyond chance."
     if n_missed:
         rest = (
-            f"{n_missed:,} of the {n_tested:,} measured differences {_are(n_missed)} not beyond "
+            f"{n_missed:,} of the {n_tested:,} measured differences {agree(n_missed)} not beyond "
             "chance, which says little about differences below these sizes."
         )
     return (
@@ -242,29 +236,25 @@ def describe_controls(checked: pd.DataFrame, by_kind: pd.DataFrame) -> str:
     means = ends.groupby("kind", observed=True)["estimate"].mean()
     kinds = ("needs the image", "words are enough")
     needing, control = (say_number(means[kind], **SHARE) for kind in kinds)
-    verdict = "The measure shows what it should."
-    if not late["low"] > 0:
-        verdict = "In the last layer the measure does not show what was expected."
-    most, last = (say_estimate(row, "difference", " points", **SHARE) for row in (top, late))
+    shows = "shows what it should" if late["low"] > 0 else "does not show what was expected"
     return (
         "At equal family, questions that need the image look at it more than words-only controls "
         f"in {(beyond > 0).sum()} of {len(checked)} layers and queries, and less in "
-        f"{(beyond < 0).sum()} (beyond chance, corrected): {most} in L{top['layer']} "
-        f"({top['query']} query), {last} in the last layer's [CLS] query, which the answer is read "
-        f"from (there {needing} against {control} from uniform, mean over families; n = "
-        f"{top['n_a']:,} questions and {top['n_b']:,} controls). {verdict}"
+        f"{(beyond < 0).sum()} (beyond chance, corrected): {_say_share(top, 'difference')} in "
+        f"L{top['layer']} ({top['query']} query), {_say_share(late, 'difference')} in the last "
+        f"layer's [CLS] query, which the answer is read from (there {needing} against {control} "
+        f"from uniform, mean over families; n = {top['n_a']:,} questions and {top['n_b']:,} "
+        f"controls). {'The' if late['low'] > 0 else 'In the last layer the'} measure {shows}."
     )
 
 
-def describe_examples(
-    here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: Sequence[str]
-) -> str:
+def describe_examples(here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: list[str]) -> str:
     """How the families of the example maps look at the image, and whether at the boxes."""
     parts = []
     for family in [name for name in trio if here["enough"].get(name, False)]:
-        part = f"{family}: {say_estimate(here.loc[family], unit=' points', **SHARE)}"
+        part = f"{family}: {_say_share(here.loc[family])}"
         if aim["enough"].get(family, False):
-            hits = say_estimate(aim.loc[family], unit=" points", **SHARE)
+            hits = _say_share(aim.loc[family])
             part += f", favourite patch in a box asked about {hits} against chance"
         parts.append(f"{part} (n = {here.loc[family, 'n']:,})")
     unknown = " This data has no boxes to say whether it looks at what is asked about."
@@ -283,29 +273,25 @@ def describe_family_answer(
 
     ranks: of the last layer's share first; checks: empty where no truth is known.
     """
-    if found.empty:
-        text = (
-            f"None of {counts.pairs_tested} differences between families in {counts.tested} heads "
-            f"and queries is beyond chance (n = {counts.n:,} questions): these questions do not "
-            "show that the division of attention depends on what is asked."
-        )
-    else:
+    text = (
+        f"None of {counts.pairs_tested} differences between families in {counts.tested} heads "
+        f"and queries is beyond chance (n = {counts.n:,} questions): these questions do not "
+        "show that the division of attention depends on what is asked."
+    )
+    if len(found):
         kept = "length and patch count cannot be told apart from the family here"
         if len(both):
             n_kept, n_raw = (both["verdict"] == "survives").sum(), both["apart"].sum()
-            stays = agree(n_kept, "stays", "stay")
-            kept = f"{n_kept} of {n_raw} pairwise differences {stays} at equal question length and"
-            kept += " patch count"
-        where = "Yes" if counts.separating >= counts.tested / 2 else "In places"
+            stays = f"{agree(n_kept, 'stays', 'stay')} at equal question length and patch count"
+            kept = f"{n_kept} of {n_raw} pairwise differences {stays}"
         text = (
-            f"{where}: families differ in how much they look at the image in {counts.separating} "
-            f"of {counts.tested} heads and queries, most of all {describe_pair(found.iloc[0])}; "
-            f"{kept}."
+            f"{'Yes' if counts.separating >= counts.tested / 2 else 'In places'}: families differ "
+            f"in how much they look at the image in {counts.separating} of {counts.tested} heads "
+            f"and queries, most of all {describe_pair(found.iloc[0])}; {kept}."
         )
     late = ranks.iloc[0]
     if pd.notna(late["estimate"]):
-        goes = "goes with" if late["low"] > 0 else "is not shown to go with"
-        goes = "goes against" if late["high"] < 0 else goes
+        goes = _by_sign(late, "goes with", "goes against", "is not shown to go with")
         text += (
             f" From family to family, the [CLS] share of the last layer {goes} the accuracy lost "
             f"with another image (Spearman {say_estimate(late, **RANK)}, {late['n']} families)."
@@ -336,18 +322,13 @@ def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: floa
     others = others.sort_values("estimate", ascending=False).drop_duplicates("word_class")
     rest = "; ".join(map(_say_class, others.to_dict("records")))
     rest = f" The other classes, where they are highest: {rest}." if rest else ""
-    lead = (
-        "No class of words can be shown to look more at the image than the function words of the "
-        "same questions; the highest is"
-    )
+    at_place = ", as they stand and at equal place in the question" if len(firm) else ""
+    lead, more = "No class of words can be shown to look more", "; the highest is"
     if len(above):
-        at_place = ", as they stand and at equal place in the question" if len(firm) else ""
-        lead = (
-            "Of the classes of words that look more at the image than the function words of the "
-            f"same questions{at_place}, the highest is"
-        )
+        lead, more = "Of the classes of words that look more", f"{at_place}, the highest is"
     return (
-        f"{lead} {_say_class(first)} (uniform attention: {100 * uniform:.0f} % visual; the last "
+        f"{lead} at the image than the function words of the same questions{more} "
+        f"{_say_class(first)} (uniform attention: {100 * uniform:.0f} % visual; the last "
         f"layer's words, which no answer reads, left out).{rest} Of {len(tested)} layers and "
         f"classes {len(above)} {agree(len(above), 'lies', 'lie')} above the function words and "
         f"{len(below)} below beyond chance (corrected){_say_place(above, firm)}."
@@ -370,8 +351,7 @@ def _say_class(row: Row) -> str:
     if pd.notna(row["placed"]):
         placed = {"estimate": row["placed"], "low": row["low_placed"], "high": row["high_placed"]}
         at_place = f"; at equal place {say_estimate(placed, **FINE_SHARE)}"
-    found = say_estimate(row, unit=" points", **FINE_SHARE)
-    asked = count_of(row["n"], "question")
+    found, asked = _say_share(row, style=FINE_SHARE), count_of(row["n"], "question")
     return f"{row['word_class']}: {found} in L{row['layer']} (n = {asked}{at_place})"
 
 
@@ -411,13 +391,12 @@ def _say_loss(rows: pd.DataFrame, measure: str) -> str:
     if rows.empty:
         return f"{measure}: not enough questions to tell"
     ends = rows.loc[list(dict.fromkeys([rows["estimate"].idxmax(), rows["estimate"].idxmin()]))]
-    spans = [
+    spans = " down to ".join(
         f"{row['family']} {say_estimate(row, **WHOLE)} (n = {row['n']:,})"
         for row in ends.to_dict("records")
-    ]
+    )
     less = ((rows["p_corrected"] < 0.05) & (rows["estimate"] > 0)).sum()
-    beyond = f"a loss beyond chance in {less} of {len(rows)} families"
-    return f"{measure}: {beyond}, {' down to '.join(spans)}"
+    return f"{measure}: a loss beyond chance in {less} of {len(rows)} families, {spans}"
 
 
 def describe_ranks(
@@ -441,8 +420,12 @@ def describe_ranks(
         )
     agreeing = (ranked["measure"].isin(shares) & (ranked["low"] > 0)).sum()
     sizes = asked[["image exchanged", "MM-SHAP"]].notna().sum()
+    ways = ("the same way", "the opposite way", "in no way that can be told")
+    parts = [
+        f"{row['measure']} {say_estimate(row, **RANK)} ({_by_sign(row, *ways)})"
+        for row in ranked.to_dict("records")
+    ]
     unknown = ranks.loc[ranks["estimate"].isna(), "measure"]
-    parts = [*map(_say_rank, ranked.to_dict("records"))]
     parts += [f"{name} cannot be told" for name in unknown]
     return (
         f"Of {len(shares)} shares of attention, {agreeing} can be shown to rank the families as "
@@ -453,19 +436,13 @@ def describe_ranks(
     )
 
 
-def _say_rank(row: Row) -> str:
-    verdict = "the same way" if row["low"] > 0 else "in no way that can be told"
-    verdict = "the opposite way" if row["high"] < 0 else verdict
-    return f"{row['measure']} {say_estimate(row, **RANK)} ({verdict})"
-
-
 def describe_needs(
     checks: pd.DataFrame, costs: Sequence[Row], losses: Sequence[str], untold: Sequence[str] = ()
 ) -> str:
     """Which measures tell questions that need the image from controls that do not.
 
-    costs: points lost with another image by needing questions, and by controls. untold: measures
-    without a row in checks.
+    costs: points that needing questions, and controls, lose with another image; untold: measures
+    that checks has no row of.
     """
     if checks.empty:
         return (
@@ -508,7 +485,7 @@ def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> 
     n, n_images, n_heads = scores["n"].max(), scores["n_clusters"].max(), scores["name"].nunique()
     asked = f"{count_of(n, 'question')} about {count_of(n_images, 'image')}"
     if not has_enough_data(n, n_images):
-        return f"{asked} {_are(n)} not enough to tell the role of any head."
+        return f"{asked} {agree(n)} not enough to tell the role of any head."
     passed, weak = scores[scores["passes"]], _say_weak(n_weak, n_weak_untrained)
     if passed.empty:
         roles = count_of(scores["role"].nunique(), "role")
@@ -559,8 +536,8 @@ def describe_stability(
     """
     parts = []
     for name, rows in again.groupby("comparison", sort=False):
-        article = "" if name.startswith("another") else "the "
-        article = "those " if name.startswith("before") else article
+        article = "those " if name.startswith("before") else "the "
+        article = "" if name.startswith("another") else article
         parts.append(f"{article}{name}: {_say_agreement(rows)}")
     told = has_enough_data(changes["n"], changes["n_clusters"])
     sure = changes[(changes["p_corrected"] < 0.05) & told]
@@ -601,24 +578,22 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
         return f"No head has a role here (n = {asked}), so there is no role to check by removal."
     needed = passing[passing["hit_significant"] & (passing["hit_drop"] > 0)]
     whom = "" if (passing["hit_family"] == "all").all() else "a family of questions "
-    text = (
-        f"Of {count_of(len(passing), 'role')} that some head has, {len(needed) or 'none'} "
-        f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head whose removal costs {whom}"
-        f"accuracy beyond chance (n = {count_of(n_removed, 'question')})"
-    )
+    most = idle = ""
     if len(needed):
         strong = needed.loc[needed["hit_drop"].idxmax()]
-        ends = say_interval({"low": strong["hit_low"], "high": strong["hit_high"]})
-        family = strong["hit_family"]
+        ends, family = strong.rename({"hit_low": "low", "hit_high": "high"}), strong["hit_family"]
         loser = "all questions together lose" if family == "all" else f"“{family}” loses"
-        text += f", most of all “{strong['role']}” ({strong['name']}): {loser} "
-        text += f"{strong['hit_drop']:.1f} points {ends}"
+        most = f", most of all “{strong['role']}” ({strong['name']}): {loser} "
+        most += f"{strong['hit_drop']:.1f} points {say_interval(ends)}"
     rest = passing.drop(needed.index)[["role", "name"]].itertuples(index=False)
-    idle = ", ".join(f"“{role}” ({name})" for role, name in rest)
-    doubt = (
-        "the answer does not need it, other heads have it too, or it takes more questions to see"
+    if heads := ", ".join(f"“{role}” ({name})" for role, name in rest):
+        idle = f" For {heads} no such cost is shown: the answer does not need it, other heads have "
+        idle += "it too, or it takes more questions to see."
+    return (
+        f"Of {count_of(len(passing), 'role')} that some head has, {len(needed) or 'none'} "
+        f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head whose removal costs {whom}"
+        f"accuracy beyond chance (n = {count_of(n_removed, 'question')}){most}.{idle}"
     )
-    return f"{text}." + (f" For {idle} no such cost is shown: {doubt}." if idle else "")
 
 
 def summarise_roles(scores: pd.DataFrame) -> str:
@@ -665,6 +640,15 @@ class Special(NamedTuple):
         """Whether it costs the first family anything, and more than the second."""
         return self.first["drop"] > max(self.second["drop"], 0)
 
+    def say_loss(self) -> str:
+        """What the first family loses without it."""
+        lost = f"“{self.first['family']}” questions lose {_say_drop(self.first)}"
+        return f"is {self.name}: without it {lost}"
+
+    def say_next(self) -> str:
+        """What no other family loses more than."""
+        return f"no other family more than {max(self.second['drop'], 0):.1f}"
+
 
 def _say_drop(row: Row) -> str:
     return f"{row['drop']:.1f} points {say_interval(row)}"
@@ -675,22 +659,20 @@ def describe_ablation(overall: pd.DataFrame, questions: RemovalQuestions, alike:
 
     overall: the costliest head first. alike: rank correlation of zero- and mean-ablation.
     """
-    cheap = overall[overall["drop"] < 1]
+    cheap = (overall["drop"] < 1).sum()
     better = overall[overall["significant"] & (overall["drop"] < 0)]
     # if no answer changes, up to 3 / n may have
-    n_sure = (cheap["high"].clip(lower=300 / questions.n) < 1).sum()
-    few = "Removing any of them costs at least 1 point in the estimate"
-    if len(cheap):
-        few = f"Removing {len(cheap)} of them costs less than 1 point in the estimate, {n_sure} by "
-        few += "the whole interval"
+    n_sure = ((overall["drop"] < 1) & (overall["high"].clip(lower=300 / questions.n) < 1)).sum()
+    few, by_interval = "any of them costs at least", ""
+    if cheap:
+        few, by_interval = f"{cheap} of them costs less than", f", {n_sure} by the whole interval"
     top, most = overall.iloc[0], "none costs anything"
     if top["drop"] > 0.05:
-        doubt = (
-            "not significant after correction" if top["told"] else "not enough questions to tell"
-        )
+        doubt = "not significant after correction" if top["told"] else NOT_TOLD
         doubt = "" if top["significant"] else f" ({doubt})"
         most = f"{top['name']} costs most, {_say_drop(top)}{doubt}"
-    helps = f"without {' or '.join(better['name'])} the model is better" if len(better) else ""
+    helps = f"without {' or '.join(better['name'])} the model is better"
+    helps = helps if len(better) else "that any removal helps is not shown"
     ranks = ""
     if not np.isnan(alike["estimate"]):
         found = say_estimate(alike, digits=2)
@@ -698,7 +680,7 @@ def describe_ablation(overall: pd.DataFrame, questions: RemovalQuestions, alike:
     return (
         f"Intact, the model scores {questions.say_intact()} on {count_of(questions.n, 'question')} "
         f"about {count_of(questions.n_images, 'image')}. Of its {questions.n_heads} heads, one at "
-        f"a time put to zero, {most}. {few}; {helps or 'that any removal helps is not shown'}."
+        f"a time put to zero, {most}. Removing {few} 1 point in the estimate{by_interval}; {helps}."
         f"{ranks}"
     )
 
@@ -719,22 +701,17 @@ def find_special(told: pd.DataFrame) -> Special | None:
 def describe_special(special: Special | None) -> str:
     """Which family is lost without the most specific head, and that the others are not."""
     if special is None:
-        return (
-            "Fewer than two families have 10 questions on 5 images: not enough questions to tell "
-            "whom a head serves."
-        )
+        few = "Fewer than two families have 10 questions on 5 images"
+        return f"{few}: not enough questions to tell whom a head serves."
     if not special.leads():
-        return (
-            "No head's removal costs one family of questions more accuracy than the next, in the "
-            "estimate."
-        )
-    name, first, second = special
+        few = "No head's removal costs one family of questions more accuracy than the next"
+        return f"{few}, in the estimate."
+    _, first, second = special
     doubt = "; this is not significant after correction over all heads and families"
     return (
-        f"The most specific head is {name}: without it “{first['family']}” questions lose "
-        f"{_say_drop(first)} (n = {first['n']:,}), and no other family more than "
-        f"{max(second['drop'], 0):.1f} (“{second['family']}” {say_interval(second)}, "
-        f"n = {second['n']:,}){'' if first['significant'] else doubt}."
+        f"The most specific head {special.say_loss()} (n = {first['n']:,}), and "
+        f"{special.say_next()} (“{second['family']}” {say_interval(second)}, n = {second['n']:,})"
+        f"{'' if first['significant'] else doubt}."
     )
 
 
@@ -746,14 +723,13 @@ def describe_layer_removals(
     joint: points that all heads of a layer cost together beyond their sum.
     """
     if not whole["told"].any():
-        few = f"{count_of(questions.n, 'question')} {_are(questions.n)}"
+        few = f"{count_of(questions.n, 'question')} {agree(questions.n)}"
         return f"{few} not enough to tell what a layer's removal costs."
     high, low = (
         f"L{layer}: {say_estimate(whole.loc[layer], 'drop', ' points')}"
         for layer in (whole["drop"].idxmax(), whole["drop"].idxmin())
     )
-    costly = whole["significant"] & (whole["drop"] > 0)
-    free = [f"L{layer}" for layer in whole.index[~costly]]
+    free = [f"L{layer}" for layer in whole.index[~whole["significant"] | ~(whole["drop"] > 0)]]
     shown = "Every layer's removal costs accuracy beyond chance."
     if len(free) == len(whole):
         shown = "That any layer's removal costs accuracy is not shown."
@@ -763,10 +739,10 @@ def describe_layer_removals(
     joined = "No layer's heads cost more together than one by one in sum, beyond chance."
     if len(gaps):
         gap = gaps.loc[gaps["estimate"].idxmax()]
-        joined = (
-            f"All heads of L{gap['layer']:.0f} together cost {gap['estimate']:.1f} points "
-            f"{say_interval(gap)} more than one by one in sum: they stand in for each other."
+        together = (
+            f"All heads of L{gap['layer']:.0f} together cost {say_estimate(gap, unit=' points')}"
         )
+        joined = f"{together} more than one by one in sum: they stand in for each other."
     return (
         f"Left out, the costliest layer is {high}, the cheapest {low} (n = {questions.n:,} "
         f"questions; intact {questions.say_intact()}). {shown} {joined}"
@@ -823,28 +799,26 @@ def describe_patching(
     carriers: None where pairs are too few. agreement: None where no removal can be told.
     """
     if carriers is None:
-        few = f"{count_of(n_pairs, 'pair')} of questions in the same words {_are(n_pairs)}"
+        few = f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs)}"
         return f"{few} not enough to tell which heads carry an answer."
     moving = carriers[carriers["family"] == "all"]
     beyond = carriers[carriers["significant"] & (carriers["share"] > 0)]
     sure = beyond[beyond["family"] == "all"]
-    in_family = beyond[beyond["family"] != "all"].nlargest(1, "share").to_dict("records")
     strong = (sure if len(sure) else moving).nlargest(1, "share").iloc[0]
-    also = "".join(
-        f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_part(row)}"
-        for row in in_family
-    )
+    most = _say_part(strong)
     related = "" if agreement is None else _say_needed(agreement)
     part = "part of the change from one image's answer to another's"
     pairs = f"n = {n_pairs:,} pairs of questions in the same words"
     if sure.empty:
         return (
             f"That any of {len(moving)} heads carries {part} is not shown ({pairs}); the largest "
-            f"estimate is {strong['name']}'s: {_say_part(strong)}.{related}"
+            f"estimate is {strong['name']}'s: {most}.{related}"
         )
+    for row in beyond[beyond["family"] != "all"].nlargest(1, "share").to_dict("records"):
+        most += f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_part(row)}"
     return (
         f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} {part} "
-        f"({pairs}), most of all {strong['name']}: {_say_part(strong)}{also}.{related}"
+        f"({pairs}), most of all {strong['name']}: {most}.{related}"
     )
 
 
@@ -857,11 +831,10 @@ def _say_needed(agreement: pd.DataFrame) -> str:
     costly = agreement[zeroed & agreement["second"].eq("change carried (5.9)")].iloc[0]
     if np.isnan(costly["correlation"]):
         return ""
-    same = "go together" if costly["low"] > 0 else "are not shown to go together"
-    same = "go against each other" if costly["high"] < 0 else same
+    ways = ("go together", "go against each other", "are not shown to go together")
     return (
         f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal "
-        f"costs: to be needed and to carry what differs between images {same}."
+        f"costs: to be needed and to carry what differs between images {_by_sign(costly, *ways)}."
     )
 
 
@@ -873,11 +846,7 @@ def describe_role_answer(
     roles, costs = summarise_roles(scores), _answer_costs(overall, questions)
     parts = [f"{roles}; {costs} (n = {questions.n:,} questions)."]
     if special is not None and special.first["significant"] and special.leads():
-        name, first, second = special
-        parts.append(
-            f"The most specific is {name}: without it “{first['family']}” questions lose "
-            f"{_say_drop(first)}, no other family more than {max(second['drop'], 0):.1f}."
-        )
+        parts.append(f"The most specific {special.say_loss()}, {special.say_next()}.")
     if correlations is not None:
         parts.append(_answer_predicted(correlations))
     if carriers is not None:
@@ -897,27 +866,24 @@ def _answer_costs(overall: pd.DataFrame, questions: RemovalQuestions) -> str:
     if sure.empty:
         return "that removing any one head costs accuracy is not shown"
     top = sure.iloc[0]
-    cheap = f"{n_cheap or 'none'} {_are(n_cheap or 1)}"
     return (
         f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} "
-        f"({top['name']}; intact: {questions.say_intact()}), while {cheap} estimated to cost less "
-        "than 1"
+        f"({top['name']}; intact: {questions.say_intact()}), while {n_cheap or 'none'} "
+        f"{agree(n_cheap or 1)} estimated to cost less than 1"
     )
 
 
 def _answer_predicted(correlations: dict[str, Row]) -> str:
     gradient, looking = correlations["gradient"], correlations[LOOKING[0]]
-    by_gradient, by_looking = gradient["low"] > 0, looking["low"] > 0
-    looks = "[CLS]'s attention to the image"
-    also = {
-        (True, True): f"{looks} does too", (True, False): f"{looks} is not shown to",
-        (False, True): f"but {looks} does", (False, False): f"nor is {looks}",
-    }[by_gradient, by_looking]  # fmt: skip
+    foretold, looks = gradient["low"] > 0, "[CLS]'s attention to the image"
+    also = f"{looks} is not shown to" if foretold else f"nor is {looks}"
+    if looking["low"] > 0:
+        also = f"{looks} does too" if foretold else f"but {looks} does"
     if looking["high"] < 0:
-        but = "and" if by_gradient else "but"
+        but = "and" if foretold else "but"
         also = f"{but} heads whose [CLS] attends more to the image cost less"
     return (
-        f"The gradient {'foretells' if by_gradient else 'is not shown to foretell'} what a head's "
+        f"The gradient {'foretells' if foretold else 'is not shown to foretell'} what a head's "
         f"removal costs (rank correlation {_say_correlation(gradient)}), {also} "
         f"({_say_correlation(looking)})."
     )
@@ -965,18 +931,15 @@ class Lightest(NamedTuple):
         rest = [text.replace(" times as fast", " times") for text in parts[1:]]
         return " and ".join([parts[0], *rest])
 
-    def verdict(self) -> str:
-        """What the test split says of "within the tolerance": confirmed, contradicted or open."""
+    def verdict(self) -> tuple[str, str]:
+        """What the test split does to "within the tolerance", and how the answer begins."""
         if self.change["low"] >= -self.tolerance:
-            return "confirmed"
-        return "contradicted" if self.change["high"] < -self.tolerance else "open"
-
-    def sure(self) -> str:
-        """How the answer to "can a lighter model answer as well?" begins."""
-        if self.verdict() == "open":
-            within = self.change["estimate"] >= -self.tolerance
-            return "Yes, in the estimate" if within else "Not for certain"
-        return "Yes" if self.verdict() == "confirmed" else "Not the one that was chosen"
+            return "confirms", "Yes"
+        if self.change["high"] < -self.tolerance:
+            return "contradicts", "Not the one that was chosen"
+        within = self.change["estimate"] >= -self.tolerance
+        answer = "Yes, in the estimate" if within else "Not for certain"
+        return "can neither confirm nor exclude", answer
 
 
 def _say_accuracy(row: Row) -> str:
@@ -999,20 +962,18 @@ def describe_helps(single: pd.DataFrame) -> str:
     """Whether the removal of any one head or layer lowers the loss on training questions."""
     best = single.loc[single["estimate"].idxmin()]
     if not has_enough_data(best["n"], best["n_clusters"]):
-        few = f"{count_of(best['n'], 'training question')} {_are(best['n'])}"
+        few = f"{count_of(best['n'], 'training question')} {agree(best['n'])}"
         return f"{few} not enough to tell whether any removal helps."
     size = f"n = {best['n']:,} training questions about {best['n_clusters']:,} images"
-    behind = f"{size}; p corrected over {len(single)} heads and layers"
+    behind = f"({size}; p corrected over {len(single)} heads and layers)"
     helps = single[(single["estimate"] < 0) & (single["p_corrected"] < 0.05)].to_dict("records")
     if helps:
         named = ", ".join(f"{row['part']} ({say_estimate(row, digits=3)})" for row in helps)
         lowers = f"the removal of {named} lowers the loss on training questions"
-        return f"One at a time, {lowers} ({behind}): it helps."
-    return (
-        "That the removal of any one head or layer lowers the loss is not shown. The cheapest is "
-        f"{best['part']}: {say_number(best['estimate'], 3, True)} {say_interval(best, 3)} "
-        f"({behind})."
-    )
+        return f"One at a time, {lowers} {behind}: it helps."
+    least = f"{say_number(best['estimate'], 3, True)} {say_interval(best, 3)}"
+    none = "That the removal of any one head or layer lowers the loss is not shown"
+    return f"{none}. The cheapest is {best['part']}: {least} {behind}."
 
 
 def describe_orders(
@@ -1025,7 +986,7 @@ def describe_orders(
     """
     if not has_enough_data(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
-        return f"{few} {_are(base['n'])} not enough to tell the orders apart."
+        return f"{few} {agree(base['n'])} not enough to tell the orders apart."
     left = {
         name: f"{row['estimate']:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()
     }
@@ -1034,18 +995,16 @@ def describe_orders(
     if ahead["n"] > 1:
         draws = f"mean and interval of {int(ahead['n'])} orders"
         over = ", interval over random orders and images"
-    sure = "not to be told from chance"
-    if ahead["low"] > 0 or ahead["high"] < 0:
-        sure = f"{'better' if ahead['low'] > 0 else 'worse'} than chance"
+    sure = ("better than chance", "worse than chance", "not to be told from chance")
     return (
         f"With {removed} of {total} heads removed, {base['estimate']:.1f} % {say_interval(base)} "
         f"becomes {left['ablation']} by ablation, {left['gradient']} by gradient, "
         f"{left['attention']} by attention, {left['random']} by chance ({draws}) (n = "
-        f"{base['n']:,} questions). The order by ablation is {sure}: {_say_accuracy(ahead)}{over}. "
-        f"Without any further training, {_say_tolerance(tolerance)} (in the estimate) "
-        f"{agree(tolerance, 'pays', 'pay')} for {count_of(free['ablation'], 'head')} by ablation, "
-        f"{free['gradient']} by gradient, {free['attention']} by attention and {free['random']} by "
-        "chance."
+        f"{base['n']:,} questions). The order by ablation is {_by_sign(ahead, *sure)}: "
+        f"{_say_accuracy(ahead)}{over}. Without any further training, {_say_tolerance(tolerance)} "
+        f"(in the estimate) {agree(tolerance, 'pays', 'pay')} for "
+        f"{count_of(free['ablation'], 'head')} by ablation, {free['gradient']} by gradient, "
+        f"{free['attention']} by attention and {free['random']} by chance."
     )
 
 
@@ -1068,29 +1027,28 @@ def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, la
     better = costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop")
     if better.empty:
         return f"{text} That any removal makes a family better is not shown."
-    gains = [
+    gains = "; ".join(
         f"“{row['family']}” with {_say_removed(row)}, {-row['drop']:.1f} points"
         for row in better[:3].to_dict("records")
-    ]
+    )
     cells = f"In {len(better)} of {len(costs)} cells a removal makes the model better beyond chance"
-    return f"{text} {cells}: {'; '.join(gains)}."
+    return f"{text} {cells}: {gains}."
 
 
 def _say_losers(rows: pd.DataFrame, share: str) -> str:
     """The families that lose most and least, if any loses."""
     if rows.empty:
-        return (
-            "No family has 10 questions on 5 images: not enough questions to tell who loses most."
-        )
+        few = "No family has 10 questions on 5 images"
+        return f"{few}: not enough questions to tell who loses most."
     ordered = rows.sort_values("drop", ascending=False).to_dict("records")
     begin, most = f"With {share} removed (order by ablation)", ordered[0]
     if most["drop"] <= 0:
         gain = {"estimate": -most["drop"], "low": -most["high"], "high": -most["low"]}
         least = f"“{most['family']}” gains least: {_say_accuracy(gain)} (n = {most['n']:,})"
         return f"{begin} no family loses accuracy in the estimate; {least}."
-    first, *_, last = (
+    first, last = (
         f"“{row['family']}”: {say_estimate(row, 'drop', ' points')} (n = {row['n']:,})"
-        for row in [most, ordered[-1]]
+        for row in (most, ordered[-1])
     )
     least = f", the one that loses least {last}" if len(ordered) > 1 else ""
     return f"{begin} the family that loses most is {first}{least}."
@@ -1109,18 +1067,18 @@ def describe_recovery(
     """What a short training brings back to the pruned model that gains most, and the whole one."""
     if not test_split.can_tell():
         return f"Not enough questions to tell what a training brings back ({test_split})."
-    pruned = [name for name in gains if name != "whole"]
-    most = max(pruned, key=lambda name: gains[name]["estimate"])
+    most = max(
+        (name for name in gains if name != "whole"), key=lambda name: gains[name]["estimate"]
+    )
     row, gain, control = recovery.set_index("model").loc[most], gains[most], gains["whole"]
     before, after = (say_number(row[when], sign=True) for when in ("before", "after"))
-    begin = f"The most is brought back to “{most}”"
+    begin = "The most is brought back"
     if not gain["low"] > 0:
-        begin = "That a training brings anything back is not shown. The most, in the estimate, to "
-        begin += f"“{most}”"
+        begin = "That a training brings anything back is not shown. The most, in the estimate,"
     return (
-        f"{begin}: {before} points against the whole model before the training, {after} after it, "
-        f"a gain of {say_estimate(gain)}. The whole model, trained on just as long, gains "
-        f"{say_estimate(control)} ({test_split})."
+        f"{begin} to “{most}”: {before} points against the whole model before the training, "
+        f"{after} after it, a gain of {say_estimate(gain)}. The whole model, trained on just as "
+        f"long, gains {say_estimate(control)} ({test_split})."
     )
 
 
@@ -1131,17 +1089,15 @@ def describe_precision(
     if not tried:
         return f"No lower precision is available on this device ({device})."
     doubt = "" if test_split.can_tell() else " (too few questions to tell)"
-    parts = [
+    parts = "; ".join(
         f"{bits} is {_say_speed(row)} as fp32, at {_say_accuracy(row['change'])} of accuracy"
         f"{doubt} and {row['bytes']:.2f} of its bytes"
         for bits, row in tried.items()
-    ]
+    )
     absent = "" if "int8" in tried else " Dynamic int8 is not available on this device."
     size = "one question" if batch == 1 else f"{batch} questions"
-    return (
-        f"For the whole model with {size} at once, {'; '.join(parts)} ({test_split}; {rounds} "
-        f"rounds, {device}).{absent}"
-    )
+    behind = f"{test_split}; {rounds} rounds, {device}"
+    return f"For the whole model with {size} at once, {parts} ({behind}).{absent}"
 
 
 def describe_lightest(
@@ -1166,14 +1122,9 @@ def describe_lightest(
 
 
 def _say_chosen(found: Lightest, test_split: TestSplit, faster: tuple[str, Row] | None) -> str:
-    holds = {
-        "confirmed": "confirms", "contradicted": "contradicts",
-        "open": "can neither confirm nor exclude",
-    }[found.verdict()]  # fmt: skip
-    control = ""
+    control, bits = "", "no lower precision of it is faster within the tolerance"
     if found.control is not None:
         control = f" The whole model, trained on just as long: {_say_accuracy(found.control)}."
-    bits = "no lower precision of it is faster within the tolerance"
     if faster is not None:
         name, speed = faster
         times = f"{speed['faster']:.2f} times {say_interval(speed, 2)}"
@@ -1181,16 +1132,15 @@ def _say_chosen(found: Lightest, test_split: TestSplit, faster: tuple[str, Row] 
     return (
         f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the "
         f"whole one, on the images that choose, is “{found.name}”, with {found.say_fewer()}. The "
-        f"other half {holds} that: {_say_accuracy(found.change)} ({test_split}).{control} It "
-        f"measured {found.say_speeds()}; {bits}."
+        f"other half {found.verdict()[0]} that: {_say_accuracy(found.change)} ({test_split})."
+        f"{control} It measured {found.say_speeds()}; {bits}."
     )
 
 
 def _say_none(found: Lightest) -> str:
     return (
         f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} "
-        "of the whole one with fewer parameters "
-        f"(n = {found.n_selection:,} questions that choose)"
+        f"of the whole one with fewer parameters (n = {found.n_selection:,} questions that choose)"
     )
 
 
@@ -1205,9 +1155,9 @@ def describe_compression_answer(
         text = f"Not here: n{_say_none(found)}."
     else:
         text = (
-            f"{found.sure()}: “{found.name}” has {found.say_fewer()} than the whole model and "
-            f"scores {_say_accuracy(found.change)} against its {whole:.1f} % ({test_split} that it "
-            f"was not chosen on); it measured {found.say_speeds()}."
+            f"{found.verdict()[1]}: “{found.name}” has {found.say_fewer()} than the whole model "
+            f"and scores {_say_accuracy(found.change)} against its {whole:.1f} % ({test_split} "
+            f"that it was not chosen on); it measured {found.say_speeds()}."
         )
     if not has_enough_data(base["n"], base["n_clusters"]):
         return text
