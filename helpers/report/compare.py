@@ -41,10 +41,8 @@ def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
         run = replace(study, run_name=name)
         if not (run.run_dir / "tables").is_dir():
             known = sorted(path.parent.name for path in run.run_dir.parent.glob("[!.]*/tables"))
-            raise ValueError(
-                f"RUNS: {name!r} holds no tables in {study.runs_root}. Runs that do: "
-                f"{', '.join(known) or 'none'}"
-            )
+            known = f"Runs that do: {', '.join(known) or 'none'}"
+            raise ValueError(f"RUNS: {name!r} holds no tables in {study.runs_root}. {known}")
         found.append(replace(run, **(_read_settings(run) | shared | {"run_name": name})))
     return found
 
@@ -60,18 +58,15 @@ def _read_settings(run: Study) -> dict:
 
 
 def compare_runs(runs: Sequence[Study]) -> pd.DataFrame:
-    """Every headline of every run: run, seed, headline, label, unit, value, low, high, n.
+    """Every headline of every run, those that no run has left out.
 
-    value is NaN where the run lacks the notebook or enough questions. Headlines that no run has are
-    left out.
+    value is NaN where the run lacks the notebook or enough questions.
     """
     rows = []
     for name, find in HEADLINES.items():
-        found = [(run, find(run)) for run in runs]
-        known = next((headline for _, headline in found if headline), None)
-        if known is None:
-            continue
-        for run, headline in found:
+        found = [find(run) for run in runs]
+        known = next(filter(None, found), None)
+        for run, headline in zip(runs, found if known else (), strict=False):
             headline = headline or Headline(name, "", "", "", NAN)
             values = (headline.value, headline.low, headline.high, headline.n)
             rows.append((run.run_name, run.seed, name, known.label, known.unit, *values))
@@ -139,10 +134,8 @@ def say_incomparable(study: Study) -> str:
     if study.data_root is None:
         return "phantom: its questions are generated from few templates"
     if Path(study.checkpoint).name in SMALL:
-        return (
-            "small model: the one that was studied is far smaller than ViLT-B/32 and has seen few "
-            "photographs"
-        )
+        size = "the one that was studied is far smaller than ViLT-B/32"
+        return f"small model: {size} and has seen few photographs"
     return ""
 
 

@@ -38,16 +38,12 @@ class Part(NamedTuple):
 
 PARTS = {
     "layers": Part("03", ("excess",), "03_layers", ("layers", "heads", "boxes", "trust")),
-    "types": Part(
-        "04", ("telling", "text_share"), "04_needs", ("heads", "adjusted", "lost", "ranks")
-    ),
-    "heads": Part(
-        "05", ("roles", "costliest"), "05_role_map", ("roles", "ablation", "importance", "patching")
-    ),
-    "optimise": Part(
-        "06", ("removed", "speed"), "06_curves",
-        ("lightest", "helps", "orders", "families", "recovery", "precision"),
-    ),
+    "types": Part("04", ("telling", "text_share"), "04_needs",
+                  ("heads", "adjusted", "lost", "ranks")),
+    "heads": Part("05", ("roles", "costliest"), "05_role_map",
+                  ("roles", "ablation", "importance", "patching")),
+    "optimise": Part("06", ("removed", "speed"), "06_curves",
+                     ("lightest", "helps", "orders", "families", "recovery", "precision")),
 }  # fmt: skip
 CLAUSES = {  # of the report's answer, by headline: {0} is its value, {1} its detail
     "accuracy": "{1} reaches a VQA accuracy of {0}.",
@@ -104,8 +100,8 @@ def show_headlines(study: Study, part: str) -> Markdown:
             continue
         headline = found[0]
         about = ", ".join(filter(None, [say_size(headline), _name_run(study)]))
-        line = f"**{say_value(headline)}**<br>{headline.label} ({headline.detail}; {about})"
-        lines.append(line)
+        what = f"{headline.label} ({headline.detail}; {about})"
+        lines.append(f"**{say_value(headline)}**<br>{what}")
     return Markdown("\n\n".join(dict.fromkeys(lines)))  # a missing notebook is named once
 
 

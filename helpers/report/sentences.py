@@ -3,13 +3,13 @@
     sentences.describe_roles(scores, n_weak, n_weak_untrained)      # str
 
 Functions take a notebook's tables and return text that is true for either outcome: found, not
-found, the other way round, or too few questions to tell. Shares lie between 0 and 1 in tables and
-are said in points (of 100). Accuracy is in percent and its differences in points. Rows with an
-interval have low and high; n counts questions and n_clusters images; `told` and `enough` say that
-these are enough; p_corrected below 0.05 is "beyond chance".
+found, the other way round, or too few questions to tell. Shares (0 to 1) are said in points of
+100, accuracy in percent. n counts questions and n_clusters images; `told` and `has_enough_data`
+say that these are enough; p_corrected below 0.05 is "beyond chance".
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ import pandas as pd
 from helpers.stats.cluster_robust import MIN_GROUPS, has_enough_data
 
 Row = Mapping | pd.Series
+Table = pd.DataFrame
+Names = Sequence[str]
 SHARE = {"digits": 0, "sign": True, "scale": 100}  # how shares are said
 FINE_SHARE = {"digits": 1, "sign": True, "scale": 100}
 WHOLE = {"digits": 0, "sign": True}  # how points of accuracy lost are said
@@ -42,6 +44,12 @@ def say_estimate(row: Row, column: str = "estimate", unit: str = "", **style: fl
     return f"{say_number(row[column], **style)}{unit} {say_interval(row, **style)}"
 
 
+_say_share = partial(say_estimate, unit=" points", **SHARE)
+_say_drop = partial(say_estimate, column="drop", unit=" points")
+_say_part = partial(say_estimate, column="share", unit=" %", digits=0)
+_say_correlation = partial(say_estimate, column="correlation", digits=2)
+
+
 def count_of(number: int, noun: str) -> str:
     """A count with its noun: "1 head", "1,200 heads"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -55,10 +63,6 @@ def agree(number: int, one: str = "is", many: str = "are") -> str:
 def _by_sign(row: Row, above: str, below: str, between: str) -> str:
     """One of three texts: the whole interval lies above 0, below 0, or neither."""
     return above if row["low"] > 0 else below if row["high"] < 0 else between
-
-
-def _say_share(row: Row, column: str = "estimate", style: Mapping = SHARE) -> str:
-    return say_estimate(row, column, " points", **style)
 
 
 # Notebook 04: attention by question family
@@ -78,7 +82,7 @@ class Separation(NamedTuple):
     n: int  # questions
 
 
-def say_too_few(told: Sequence[str], n_families: int, n: int, n_images: int) -> str:
+def say_too_few(told: Names, n_families: int, n: int, n_images: int) -> str:
     """Why families cannot be compared. told: the families that have enough questions."""
     return (
         "Not enough questions to tell: a comparison needs two families with at least 10 questions "
@@ -87,17 +91,17 @@ def say_too_few(told: Sequence[str], n_families: int, n: int, n_images: int) -> 
     )
 
 
-def describe_family_layers(by_layer: pd.DataFrame, told: Sequence[str], uniform: float) -> str:
+def describe_family_layers(by_layer: Table, told: Names, uniform: float) -> str:
     """In which layer families lie furthest apart, for both queries; "" where none compare."""
     rows = by_layer[by_layer["family"].isin(told)]
     found = [*filter(None, (_describe_query(rows, query) for query in ("[CLS]", "words")))]
     if len(told) < 2 or not found:
         return ""
     baseline = f"Points count from uniform attention, which is {100 * uniform:.0f} % visual here"
-    return " ".join([*found, f"{baseline}; mean over heads."])
+    return f"{' '.join(found)} {baseline}; mean over heads."
 
 
-def _describe_query(rows: pd.DataFrame, query: str) -> str:
+def _describe_query(rows: Table, query: str) -> str:
     last = rows["layer"].max()
     rows = rows[(rows["query"] == query) & ((query == "[CLS]") | (rows["layer"] < last))]
     if rows.empty:
@@ -125,7 +129,7 @@ def describe_pair(row: Row) -> str:
     )
 
 
-def describe_heads(found: pd.DataFrame, counts: Separation) -> str:
+def describe_heads(found: Table, counts: Separation) -> str:
     """How many heads and pairs tell families apart. found: pairs beyond chance, largest first."""
     largest = ": no difference between families could be shown"
     if len(found):
@@ -138,16 +142,12 @@ def describe_heads(found: pd.DataFrame, counts: Separation) -> str:
     )
 
 
-def describe_adjusted(both: pd.DataFrame, n: int, n_varied: int, n_told: int) -> str:
+def describe_adjusted(both: Table, n: int, n_varied: int, n_told: int) -> str:
     """Whether differences stay at equal length and patch count. both: pairs with both estimates.
-
-    n_varied: of n_told families, how many have questions of several lengths.
-    """
+    n_varied: of n_told families, how many have questions of several lengths."""
     if both.empty:
-        return (
-            "Cannot be told here: question length and patch count go with the family, so that "
-            "their parts cannot be separated."
-        )
+        few = "Cannot be told here: question length and patch count go with the family"
+        return f"{few}, so that their parts cannot be separated."
     n_raw, n_adjusted = int(both["apart"].sum()), int((both["adjusted_p"] < 0.05).sum())
     kept, verb = "no more than before can be shown", agree(n_adjusted)
     if n_raw:
@@ -170,20 +170,16 @@ def describe_adjusted(both: pd.DataFrame, n: int, n_varied: int, n_told: int) ->
     )
 
 
-def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: float) -> str:
+def describe_calibration(rates: Table, n: int, n_images: int, likeness: float) -> str:
     """How often tests and intervals are wrong where the truth is known."""
     rows = rates.set_index("procedure").to_dict("index")
     rate = {name: say_estimate(row, "rate", " %", scale=100) for name, row in rows.items()}
-    off = [
-        name for name, row in rows.items()
-        if row["low"] > BANDS[row["kind"]][1] or row["high"] < BANDS[row["kind"]][0]
-    ]  # fmt: skip
+    bands = rates["kind"].map(BANDS).str
+    off = rates.loc[(rates["low"] > bands[1]) | (rates["high"] < bands[0]), "procedure"]
     verdict = f"Too often wrong: {', '.join(off)}"
-    if not off:
-        verdict = (
-            "Within the error of the simulation all are as good as asked for here (single tests at "
-            "most 7 %, after correction 5 %, intervals at least 92 %)"
-        )
+    if off.empty:
+        verdict = "Within the error of the simulation all are as good as asked for here (single "
+        verdict += "tests at most 7 %, after correction 5 %, intervals at least 92 %)"
     return (
         f"With no difference between families, on these {n:,} questions and {n_images:,} images "
         f"(values on one image correlated by {likeness:.2f}, as in the head where they are most "
@@ -196,11 +192,9 @@ def describe_calibration(rates: pd.DataFrame, n: int, n_images: int, likeness: f
     )
 
 
-def describe_power(pairs: pd.DataFrame, level: float) -> str:
+def describe_power(pairs: Table, level: float) -> str:
     """The smallest difference that could be seen, for the luckiest and unluckiest pair of families.
-
-    level: what p, not corrected, has to be below. "" where nothing was tested.
-    """
+    level: what p, not corrected, has to be below. "" where nothing was tested."""
     tested = pairs.dropna(subset=["detectable"]).groupby(["group_a", "group_b"], sort=False)
     smallest = tested.agg({"detectable": "median", "n_a": "first", "n_b": "first"})
     if smallest.empty:
@@ -225,7 +219,7 @@ def describe_power(pairs: pd.DataFrame, level: float) -> str:
     )
 
 
-def describe_controls(checked: pd.DataFrame, by_kind: pd.DataFrame) -> str:
+def describe_controls(checked: Table, by_kind: Table) -> str:
     """Whether questions that need the image look at it more than controls that do not."""
     if checked.empty:
         return "Not enough questions to tell: too few image-needing questions or too few controls."
@@ -248,7 +242,7 @@ def describe_controls(checked: pd.DataFrame, by_kind: pd.DataFrame) -> str:
     )
 
 
-def describe_examples(here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: list[str]) -> str:
+def describe_examples(here: Table, aim: Table, layer: int, trio: list[str]) -> str:
     """How the families of the example maps look at the image, and whether at the boxes."""
     parts = []
     for family in [name for name in trio if here["enough"].get(name, False)]:
@@ -266,13 +260,10 @@ def describe_examples(here: pd.DataFrame, aim: pd.DataFrame, layer: int, trio: l
 
 
 def describe_family_answer(
-    found: pd.DataFrame, counts: Separation, both: pd.DataFrame, ranks: pd.DataFrame,
-    checks: pd.DataFrame,
-) -> str:  # fmt: skip
+    found: Table, counts: Separation, both: Table, ranks: Table, checks: Table
+) -> str:
     """The notebook's answer: do families differ, does it stay when adjusted, do shares rank them?
-
-    ranks: of the last layer's share first; checks: empty where no truth is known.
-    """
+    ranks: of the last layer's share first; checks: empty where no truth is known."""
     text = (
         f"None of {counts.pairs_tested} differences between families in {counts.tested} heads "
         f"and queries is beyond chance (n = {counts.n:,} questions): these questions do not "
@@ -309,7 +300,7 @@ def describe_family_answer(
 # Notebook 04: classes of words, and what answers need
 
 
-def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: float) -> str:
+def describe_words(against: Table, strongest: Table, uniform: float) -> str:
     """Which class of words looks at the image more than function words of the same questions."""
     tested = against.dropna(subset=["p"])
     if tested.empty or strongest.empty:
@@ -335,7 +326,7 @@ def describe_words(against: pd.DataFrame, strongest: pd.DataFrame, uniform: floa
     )
 
 
-def _say_place(above: pd.DataFrame, firm: pd.DataFrame) -> str:
+def _say_place(above: Table, firm: Table) -> str:
     if above.empty:
         return ""
     placeable = above["p_placed"].notna().sum()
@@ -351,11 +342,11 @@ def _say_class(row: Row) -> str:
     if pd.notna(row["placed"]):
         placed = {"estimate": row["placed"], "low": row["low_placed"], "high": row["high_placed"]}
         at_place = f"; at equal place {say_estimate(placed, **FINE_SHARE)}"
-    found, asked = _say_share(row, style=FINE_SHARE), count_of(row["n"], "question")
+    found, asked = _say_share(row, **FINE_SHARE), count_of(row["n"], "question")
     return f"{row['word_class']}: {found} in L{row['layer']} (n = {asked}{at_place})"
 
 
-def describe_words_read(extra: pd.DataFrame) -> str:
+def describe_words_read(extra: Table) -> str:
     """From which words [CLS] reads in the last layer, as multiples of uniform attention."""
     tested = extra.dropna(subset=["p"]).sort_values("estimate", ascending=False)
     if tested.empty:
@@ -373,7 +364,7 @@ def describe_words_read(extra: pd.DataFrame) -> str:
     )
 
 
-def describe_losses(by_need: pd.DataFrame, losses: Sequence[str], intact: Row) -> str:
+def describe_losses(by_need: Table, losses: Names, intact: Row) -> str:
     """What families lose when something is withheld: the most and the least of each loss."""
     if not by_need["enough"].any():
         size = f"n = {intact['n']:,} questions on {intact['n_clusters']:,} images"
@@ -387,7 +378,7 @@ def describe_losses(by_need: pd.DataFrame, losses: Sequence[str], intact: Row) -
     )
 
 
-def _say_loss(rows: pd.DataFrame, measure: str) -> str:
+def _say_loss(rows: Table, measure: str) -> str:
     if rows.empty:
         return f"{measure}: not enough questions to tell"
     ends = rows.loc[list(dict.fromkeys([rows["estimate"].idxmax(), rows["estimate"].idxmin()]))]
@@ -399,13 +390,9 @@ def _say_loss(rows: pd.DataFrame, measure: str) -> str:
     return f"{measure}: a loss beyond chance in {less} of {len(rows)} families, {spans}"
 
 
-def describe_ranks(
-    ranks: pd.DataFrame, shares: Sequence[str], asked: pd.DataFrame, n_families: int
-) -> str:
+def describe_ranks(ranks: Table, shares: Names, asked: Table, n_families: int) -> str:
     """Whether shares of attention, and other measures, rank families as the loss of the image does.
-
-    ranks: a row a measure, n of families. asked: every question's measures, NaN where left out.
-    """
+    ranks: a row a measure, n of families. asked: every question's measures, NaN where left out."""
     ranked, told = ranks.dropna(subset=["estimate"]), int(ranks["n"].max())
     if ranked.empty and told >= MIN_GROUPS:
         return (
@@ -436,19 +423,15 @@ def describe_ranks(
     )
 
 
-def describe_needs(
-    checks: pd.DataFrame, costs: Sequence[Row], losses: Sequence[str], untold: Sequence[str] = ()
-) -> str:
-    """Which measures tell questions that need the image from controls that do not.
-
-    costs: points that needing questions, and controls, lose with another image; untold: measures
-    that checks has no row of.
-    """
+def describe_needs(checks: Table, costs: Sequence[Row], losses: Names, untold: Names = ()) -> str:
+    """Which measures tell questions that need the image from controls that do not. costs: points
+    that needing questions, and controls, lose with another image; untold: measures that checks has
+    no row of."""
     if checks.empty:
-        return (
-            "Not enough questions to tell: too few words-only controls, or too few other questions "
-            "of the same families."
+        few = (
+            "Not enough questions to tell: too few words-only controls, or too few other questions"
         )
+        return f"{few} of the same families."
     needing, control = (f"{row['estimate']:.1f} points {say_interval(row)}" for row in costs)
     parts = [_say_check(row, row["measure"] in losses) for row in checks.to_dict("records")]
     parts += [f"{measure}: not enough questions to tell" for measure in untold]
@@ -476,12 +459,10 @@ def _say_check(row: Row, of_accuracy: bool) -> str:
 # Notebook 05: roles of heads
 
 
-def describe_roles(scores: pd.DataFrame, n_weak: int, n_weak_untrained: int) -> str:
-    """How many heads have a role that no untrained head shows, and the clearest.
-
-    n_weak: pairs of head and role beyond the same head untrained alone; n_weak_untrained: as many
-    of untrained heads against their neighbours.
-    """
+def describe_roles(scores: Table, n_weak: int, n_weak_untrained: int) -> str:
+    """How many heads have a role that no untrained head shows, and the clearest. n_weak: pairs of
+    head and role beyond the same head untrained alone; n_weak_untrained: as many of untrained heads
+    against their neighbours."""
     n, n_images, n_heads = scores["n"].max(), scores["n_clusters"].max(), scores["name"].nunique()
     asked = f"{count_of(n, 'question')} about {count_of(n_images, 'image')}"
     if not has_enough_data(n, n_images):
@@ -516,24 +497,21 @@ def _say_weak(n_weak: int, n_untrained: int) -> str:
     return f"Against the same head untrained alone {verdict}."
 
 
-def count_lucky(scores: pd.DataFrame) -> float:
+def count_lucky(scores: Table) -> float:
     """Pairs expected above all untrained heads by chance: 1 / (1 + heads) of them."""
     return len(scores) / (1 + scores["name"].nunique())
 
 
-def _say_chance(scores: pd.DataFrame) -> str:
+def _say_chance(scores: Table) -> str:
     if round(count_lucky(scores)) >= scores["passes"].sum():
         return f"no more than chance alone would give: about {count_lucky(scores):.0f}"
     return f"chance alone: about {count_lucky(scores):.0f}"
 
 
-def describe_stability(
-    again: pd.DataFrame, changes: pd.DataFrame, gained: int, given_up: int
-) -> str:
+def describe_stability(again: Table, changes: Table, gained: int, given_up: int) -> str:
     """Whether roles are found again in other images and models, and what fine-tuning changed.
-
-    gained, given_up: pairs of head and role that pass after fine-tuning only, and before it only.
-    """
+    gained, given_up: pairs of head and role that pass after fine-tuning only, and before it
+    only."""
     parts = []
     for name, rows in again.groupby("comparison", sort=False):
         article = "those " if name.startswith("before") else "the "
@@ -554,7 +532,7 @@ def describe_stability(
     return f"This model's roles against {'; '.join(parts)}; {changed}."
 
 
-def _say_agreement(rows: pd.DataFrame) -> str:
+def _say_agreement(rows: Table) -> str:
     ranks = rows["correlation"].dropna()
     spread = "no role sets the heads apart"
     if len(ranks) == 1:
@@ -570,7 +548,7 @@ def _say_agreement(rows: pd.DataFrame) -> str:
     return f"{spread}; {same:.0f} % of verdicts are the same ({by_chance:.0f} % were it chance)"
 
 
-def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
+def describe_cards(cards: Table, n: int, n_removed: int) -> str:
     """Whether the best head of each role is needed by a family."""
     passing = cards[cards["passes"]]
     if passing.empty:
@@ -596,7 +574,7 @@ def describe_cards(cards: pd.DataFrame, n: int, n_removed: int) -> str:
     )
 
 
-def summarise_roles(scores: pd.DataFrame) -> str:
+def summarise_roles(scores: Table) -> str:
     """How many heads have a role, as a clause of the notebook's answer."""
     if not has_enough_data(scores["n"].max(), scores["n_clusters"].max()):
         return "There are not enough questions to tell any head's role"
@@ -650,15 +628,9 @@ class Special(NamedTuple):
         return f"no other family more than {max(self.second['drop'], 0):.1f}"
 
 
-def _say_drop(row: Row) -> str:
-    return f"{row['drop']:.1f} points {say_interval(row)}"
-
-
-def describe_ablation(overall: pd.DataFrame, questions: RemovalQuestions, alike: Row) -> str:
+def describe_ablation(overall: Table, questions: RemovalQuestions, alike: Row) -> str:
     """What the removal of single heads costs overall, and whether zero and mean say the same.
-
-    overall: the costliest head first. alike: rank correlation of zero- and mean-ablation.
-    """
+    overall: the costliest head first. alike: rank correlation of zero- and mean-ablation."""
     cheap = (overall["drop"] < 1).sum()
     better = overall[overall["significant"] & (overall["drop"] < 0)]
     # if no answer changes, up to 3 / n may have
@@ -685,11 +657,9 @@ def describe_ablation(overall: pd.DataFrame, questions: RemovalQuestions, alike:
     )
 
 
-def find_special(told: pd.DataFrame) -> Special | None:
-    """The head that serves one family most before any other; None with fewer than two families.
-
-    A gain counts as no loss: who loses nothing is not served.
-    """
+def find_special(told: Table) -> Special | None:
+    """The head that serves one family most before any other; None with fewer than two families. A
+    gain counts as no loss: who loses nothing is not served."""
     wide = told[told["family"] != "all"].pivot_table(index="name", columns="family", values="drop")
     if wide.shape[1] < 2:
         return None
@@ -715,18 +685,14 @@ def describe_special(special: Special | None) -> str:
     )
 
 
-def describe_layer_removals(
-    whole: pd.DataFrame, joint: pd.DataFrame, questions: RemovalQuestions
-) -> str:
+def describe_layer_removals(whole: Table, joint: Table, questions: RemovalQuestions) -> str:
     """What the removal of whole layers costs, and whether a layer's heads stand in for each other.
-
-    joint: points that all heads of a layer cost together beyond their sum.
-    """
+    joint: points that all heads of a layer cost together beyond their sum."""
     if not whole["told"].any():
         few = f"{count_of(questions.n, 'question')} {agree(questions.n)}"
         return f"{few} not enough to tell what a layer's removal costs."
     high, low = (
-        f"L{layer}: {say_estimate(whole.loc[layer], 'drop', ' points')}"
+        f"L{layer}: {_say_drop(whole.loc[layer])}"
         for layer in (whole["drop"].idxmax(), whole["drop"].idxmin())
     )
     free = [f"L{layer}" for layer in whole.index[~whole["significant"] | ~(whole["drop"] > 0)]]
@@ -749,11 +715,9 @@ def describe_layer_removals(
     )
 
 
-def find_correlations(agreement: pd.DataFrame) -> dict[str, Row] | None:
-    """Rank correlations of measures with the accuracy lost when heads are put to zero.
-
-    By measure; None where one that sentences name has no value.
-    """
+def find_correlations(agreement: Table) -> dict[str, Row] | None:
+    """Rank correlations of measures with the accuracy lost when heads are put to zero. By measure;
+    None where one that sentences name has no value."""
     zeroed = agreement["second"] == "accuracy lost, head zeroed"
     rows = agreement[zeroed & (agreement["over"] == "all heads")].set_index("first")
     named = [*LOOKING, "gradient", "number of the layer"]
@@ -763,10 +727,8 @@ def find_correlations(agreement: pd.DataFrame) -> dict[str, Row] | None:
 def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: int) -> str:
     """Which measures rank heads as their removal does."""
     if correlations is None:
-        return (
-            "No head's removal has an effect that can be told from nothing with "
-            f"{count_of(n, 'question')}, so there is no importance to predict."
-        )
+        few = "No head's removal has an effect that can be told from nothing with"
+        return f"{few} {count_of(n, 'question')}, so there is no importance to predict."
     names = (*LOOKING, "number of the layer", "gradient")
     cls, words, layer, gradient = (_say_correlation(correlations[name]) for name in names)
     more = any(correlations[name]["low"] > 0 for name in LOOKING)
@@ -787,17 +749,9 @@ def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: in
     )
 
 
-def _say_correlation(row: Row) -> str:
-    return say_estimate(row, "correlation", digits=2)
-
-
-def describe_patching(
-    carriers: pd.DataFrame | None, agreement: pd.DataFrame | None, n_pairs: int
-) -> str:
+def describe_patching(carriers: Table | None, agreement: Table | None, n_pairs: int) -> str:
     """Which heads carry what differs between two images, and whether those are the needed ones.
-
-    carriers: None where pairs are too few. agreement: None where no removal can be told.
-    """
+    carriers: None where pairs are too few. agreement: None where no removal can be told."""
     if carriers is None:
         few = f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs)}"
         return f"{few} not enough to tell which heads carry an answer."
@@ -822,11 +776,7 @@ def describe_patching(
     )
 
 
-def _say_part(row: Row) -> str:
-    return say_estimate(row, "share", " %", digits=0)
-
-
-def _say_needed(agreement: pd.DataFrame) -> str:
+def _say_needed(agreement: Table) -> str:
     zeroed = agreement["first"].eq("accuracy lost, head zeroed")
     costly = agreement[zeroed & agreement["second"].eq("change carried (5.9)")].iloc[0]
     if np.isnan(costly["correlation"]):
@@ -839,8 +789,8 @@ def _say_needed(agreement: pd.DataFrame) -> str:
 
 
 def describe_role_answer(
-    scores: pd.DataFrame, overall: pd.DataFrame, questions: RemovalQuestions,
-    special: Special | None, correlations: dict[str, Row] | None, carriers: pd.DataFrame | None,
+    scores: Table, overall: Table, questions: RemovalQuestions,
+    special: Special | None, correlations: dict[str, Row] | None, carriers: Table | None,
 ) -> str:  # fmt: skip
     """The notebook's answer: roles, costs, who is served, what predicts the costs."""
     roles, costs = summarise_roles(scores), _answer_costs(overall, questions)
@@ -858,7 +808,7 @@ def describe_role_answer(
     return " ".join(parts)
 
 
-def _answer_costs(overall: pd.DataFrame, questions: RemovalQuestions) -> str:
+def _answer_costs(overall: Table, questions: RemovalQuestions) -> str:
     sure = overall[overall["significant"] & (overall["drop"] > 0)]
     n_cheap = (overall["drop"] < 1).sum()
     if not overall["told"].any():
@@ -927,9 +877,10 @@ class Lightest(NamedTuple):
 
     def say_speeds(self) -> str:
         """Its speed on one question and on many."""
-        parts = [f"{_say_speed(speed)} on {_say_batch(n)}" for n, speed in self.speeds.items()]
-        rest = [text.replace(" times as fast", " times") for text in parts[1:]]
-        return " and ".join([parts[0], *rest])
+        batches = {size: "one question" if size == 1 else f"{size} at once" for size in self.speeds}
+        parts = (f"{_say_speed(row)} on {batches[size]}" for size, row in self.speeds.items())
+        text = next(parts)
+        return " and ".join([text, *(part.replace(" times as fast", " times") for part in parts)])
 
     def verdict(self) -> tuple[str, str]:
         """What the test split does to "within the tolerance", and how the answer begins."""
@@ -950,15 +901,11 @@ def _say_speed(row: Row) -> str:
     return f"{row['faster']:.2f} times as fast {say_interval(row, 2)}"
 
 
-def _say_batch(size: int) -> str:
-    return "one question" if size == 1 else f"{size} at once"
-
-
 def _say_tolerance(tolerance: float) -> str:
     return f"{tolerance:g} {agree(tolerance, 'point', 'points')}"
 
 
-def describe_helps(single: pd.DataFrame) -> str:
+def describe_helps(single: Table) -> str:
     """Whether the removal of any one head or layer lowers the loss on training questions."""
     best = single.loc[single["estimate"].idxmin()]
     if not has_enough_data(best["n"], best["n_clusters"]):
@@ -976,14 +923,10 @@ def describe_helps(single: pd.DataFrame) -> str:
     return f"{none}. The cheapest is {best['part']}: {least} {behind}."
 
 
-def describe_orders(
-    halfway: pd.DataFrame, ahead: Row, base: Row, free: Mapping[str, int], tolerance: float
-) -> str:
-    """How much accuracy is left, by the order of removal.
-
-    ahead: points by which the order by ablation beats n random ones, interval over these and over
-    images. base: the whole model's accuracy. free: by order, heads that go within the tolerance.
-    """
+def describe_orders(halfway: Table, ahead: Row, base: Row, free: Row, tolerance: float) -> str:
+    """How much accuracy is left, by the order of removal. ahead: points by which the order by
+    ablation beats n random ones, interval over these and over images. base: the whole model's
+    accuracy. free: by order, heads that go within the tolerance."""
     if not has_enough_data(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
         return f"{few} {agree(base['n'])} not enough to tell the orders apart."
@@ -1008,21 +951,19 @@ def describe_orders(
     )
 
 
-def _count_removed(halfway: pd.DataFrame) -> tuple[int, int]:
+def _count_removed(halfway: Table) -> tuple[int, int]:
     """Heads removed, and all heads."""
     row = halfway.iloc[0]
     return int(row["removed"]), round(row["removed"] / row["share"])
 
 
-def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, layer: str) -> str:
-    """Which family loses most, and whether any gains.
-
-    quarter: of costs, those with a quarter of the heads gone; share: "4 of 16 heads".
-    """
+def describe_families(costs: Table, quarter: Table, share: str, layer: str) -> str:
+    """Which family loses most, and whether any gains. quarter: of costs, those with a quarter of
+    the heads gone; share: "4 of 16 heads"."""
     text = _say_losers(quarter[quarter["told"]], share)
     alone = costs[(costs["what"] == "layers removed") & (costs["family"] == "all") & costs["told"]]
     if len(alone):
-        lost = say_estimate(alone.iloc[0], "drop", " points")
+        lost = _say_drop(alone.iloc[0])
         text += f" Without the cheapest layer, {layer}, all questions together lose {lost}."
     better = costs[costs["significant"] & (costs["drop"] < 0)].sort_values("drop")
     if better.empty:
@@ -1035,7 +976,7 @@ def describe_families(costs: pd.DataFrame, quarter: pd.DataFrame, share: str, la
     return f"{text} {cells}: {gains}."
 
 
-def _say_losers(rows: pd.DataFrame, share: str) -> str:
+def _say_losers(rows: Table, share: str) -> str:
     """The families that lose most and least, if any loses."""
     if rows.empty:
         few = "No family has 10 questions on 5 images"
@@ -1047,8 +988,7 @@ def _say_losers(rows: pd.DataFrame, share: str) -> str:
         least = f"“{most['family']}” gains least: {_say_accuracy(gain)} (n = {most['n']:,})"
         return f"{begin} no family loses accuracy in the estimate; {least}."
     first, last = (
-        f"“{row['family']}”: {say_estimate(row, 'drop', ' points')} (n = {row['n']:,})"
-        for row in (most, ordered[-1])
+        f"“{row['family']}”: {_say_drop(row)} (n = {row['n']:,})" for row in (most, ordered[-1])
     )
     least = f", the one that loses least {last}" if len(ordered) > 1 else ""
     return f"{begin} the family that loses most is {first}{least}."
@@ -1061,9 +1001,7 @@ def _say_removed(row: Mapping) -> str:
     return f"layers removed up to {row['removed'].lstrip('+').split()[-1]}"
 
 
-def describe_recovery(
-    recovery: pd.DataFrame, gains: Mapping[str, Row], test_split: TestSplit
-) -> str:
+def describe_recovery(recovery: Table, gains: Mapping[str, Row], test_split: TestSplit) -> str:
     """What a short training brings back to the pruned model that gains most, and the whole one."""
     if not test_split.can_tell():
         return f"Not enough questions to tell what a training brings back ({test_split})."
@@ -1104,9 +1042,8 @@ def describe_lightest(
     found: Lightest, test_split: TestSplit, faster: tuple[str, Row] | None, quickest: Row
 ) -> str:
     """The lightest model within the tolerance, whether the test split confirms it, and its speed.
-
-    faster: its fastest lower precision within the tolerance. quickest: the fastest model in fp32.
-    """
+    faster: its fastest lower precision within the tolerance. quickest: the fastest model in
+    fp32."""
     if not test_split.can_tell():
         few = "Not enough questions to tell whether any lighter model answers as well"
         return f"{few} ({test_split}); the whole model stays."
@@ -1145,7 +1082,7 @@ def _say_none(found: Lightest) -> str:
 
 
 def describe_compression_answer(
-    found: Lightest, test_split: TestSplit, whole: float, halfway: pd.DataFrame, base: Row
+    found: Lightest, test_split: TestSplit, whole: float, halfway: Table, base: Row
 ) -> str:
     """The notebook's answer: is there a lighter model, and what is left without training?"""
     if not test_split.can_tell():

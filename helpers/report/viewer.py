@@ -25,7 +25,7 @@ from PIL import Image
 from helpers.run.cache import write_atomic
 
 LONGEST_SIDE = 384  # pixels of an embedded picture: ViLT itself sees as much of the shorter side
-LEVELS = 255
+LEVELS = 255  # of a weight's byte
 
 
 class Method(NamedTuple):
@@ -46,21 +46,15 @@ METHODS = {
 
 
 def make_card(
-    explanation: Any,
-    picture: Image.Image | np.ndarray,
-    question: str,
-    boxes: Sequence[Sequence[float]] = (),
-    methods: Sequence[str] = tuple(METHODS),
-) -> dict:
-    """What the viewer shows of one question: a small part of its Explanation, in memory of its own.
+    explanation: Any, picture: Image.Image | np.ndarray, question: str,
+    boxes: Sequence[Sequence[float]] = (), methods: Sequence[str] = tuple(METHODS),
+) -> dict:  # fmt: skip
+    """What the viewer shows of one question: text queries and patch keys, in memory of their own.
 
-    explanation: as `relevance.explain` returns it, with maps (QuestionMaps), answer and
-    weights(method); boxes: [x, y, width, height] in the picture's pixels; methods: of METHODS.
-
-    Only text queries and patch keys are kept. For each method, maps are (layer, head, query, patch
-    row, patch column), float32, without the head for methods that combine heads and layers; totals
-    are (layer, head, query), the sums over all keys. Relevance's totals leave out the 1 of the
-    identity that it starts from.
+    explanation: of `relevance.explain`; boxes: [x, y, width, height] in pixels; methods: of METHODS.
+    Of each method, maps are (layer, head, query, patch row, patch column), float32, and totals the
+    sums over all keys (layer, head, query), without the head where heads are combined. Relevance's
+    totals leave out the 1 of the identity that it starts from.
     """
     found = explanation.maps
     text, maps, totals = slice(0, found.groups["sep"].stop), {}, {}
@@ -127,10 +121,8 @@ def render_page(cards: Sequence[dict], title: str, layer: int | None = None, tok
     }  # fmt: skip
     template = Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
     # as ASCII, so that half an emoji can be written as well
-    parts = {
-        "title": html.escape(title).encode("ascii", "xmlcharrefreplace").decode(),
-        "data": escape_json(data),
-    }
+    heading = html.escape(title).encode("ascii", "xmlcharrefreplace").decode()
+    parts = {"title": heading, "data": escape_json(data)}
     # one pass, by a function: what a text holds is neither a placeholder nor a group's number
     return re.sub(r"\{\{(title|data)\}\}", lambda match: parts[match[1]], template)
 
@@ -178,10 +170,8 @@ def pack_maps(card: dict, method: str) -> dict[str, str]:
     """
     maps = np.asarray(card["maps"][method], dtype=np.float64)
     if not np.isfinite(maps).all() or (maps < 0).any():
-        raise ValueError(
-            f"the {method} maps of {card['question']!r} hold negative numbers or NaN: "
-            "a heatmap starts at 0."
-        )
+        wrong = f"the {method} maps of {card['question']!r} hold negative numbers or NaN"
+        raise ValueError(f"{wrong}: a heatmap starts at 0.")
     maxima = maps.max((-2, -1))
     levels = maps * (LEVELS / np.where(maxima > 0, maxima, 1))[..., None, None]
     exact = {"maxima": maxima, "sums": maps.sum((-2, -1)), "totals": card["totals"][method]}

@@ -87,15 +87,7 @@ def test_a_figure_is_shown_small_and_a_missing_one_explained(study):
 
 def test_the_summary_quotes_the_headlines_and_what_is_missing(study):
     text = summarise(study)
-    for part in (
-        "50.0 % [40.0, 62.5]",
-        "+12.5 points",
-        "66.7 %",
-        "70.0 %",
-        "2 heads",
-        "L1H0",
-        "Not run yet: 06",
-    ):
+    for part in ("+12.5 points", "66.7 %", "2 heads", "L1H0", "Not run yet: 06"):
         assert part in text
     assert "a VQA accuracy of 50.0 % [40.0, 62.5] (n = 40 questions about 20 images)." in text
     assert "contribute 70.0 % [70.0, 70.0] to an answer (n = 10)." in text
@@ -106,15 +98,9 @@ def test_the_summary_quotes_the_headlines_and_what_is_missing(study):
 def test_the_summary_where_no_lighter_model_will_do(tmp_path):
     study = make_run(tmp_path)
     text = summarise(study)
-    assert (
-        "tolerance does without 75.0 % of the heads (“light”; -1.5 points [-2.0, 0.2] on the images"
-        in text
-    )
+    assert "does without 75.0 % of the heads (“light”; -1.5 points [-2.0, 0.2] on the" in text
     assert "that it was not chosen on; n = 20)." in text
-    assert (
-        "times as fast [1.40, 1.60] as the whole one (32 questions at once, median of 31 rounds)."
-        in text
-    )
+    assert "times as fast [1.40, 1.60] as the whole one (32 questions at once, median" in text
     candidates = read_table(study, "06_candidates").assign(chosen=[True, False])
     save_table(study, "06_candidates", candidates)
     text = summarise(study)

@@ -5,15 +5,8 @@ import pandas as pd
 import pytest
 from handmade import make_run
 
-from helpers.report.headlines import (
-    HEADLINES,
-    NOTEBOOK,
-    Headline,
-    find_accuracy,
-    read_headlines,
-    read_table,
-    say_value,
-)
+from helpers.report import headlines
+from helpers.report.headlines import HEADLINES, NOTEBOOK, Headline, read_table, say_value
 from helpers.run.settings import save_table
 
 
@@ -44,21 +37,20 @@ def test_every_headline_is_the_number_in_the_tables(study):
     }
     for name, values in expected.items():
         found = read(study, name)
-        np.testing.assert_allclose(
-            (found.value, found.low, found.high, found.n), values, err_msg=name
-        )
+        numbers = (found.value, found.low, found.high, found.n)
+        np.testing.assert_allclose(numbers, values, err_msg=name)
     assert read(study, "text_share").value == pytest.approx(70)
     assert read(study, "text_share").n_clusters == 5  # ten questions, two about each image
     assert "L1H0" in read(study, "costliest").detail
     judged = "“light”; -1.5 points [-2.0, 0.2] on the images that it was not chosen on"
     assert read(study, "removed").detail == judged
-    assert find_accuracy(study, "type prior").value == 25
+    assert headlines.find_accuracy(study, "type prior").value == 25
 
 
 def test_what_has_not_been_run_is_none(study):
     for path in study.folder("tables").glob("06_*.csv"):
         path.unlink()
-    found = [headline.name for headline in read_headlines(study)]
+    found = [headline.name for headline in headlines.read_headlines(study)]
     assert found == [name for name in HEADLINES if NOTEBOOK[name] != "06"]
     (study.run_dir / "modality" / "shapley.parquet").unlink()
     assert read(study, "text_share") is None
@@ -81,10 +73,8 @@ def test_where_no_lighter_model_will_do_the_whole_one_is_named(study):
     change(study, "06_candidates", chosen=[True, False])
     assert read(study, "removed").detail == "the whole model stays"
     assert say_value(read(study, "removed")) == "0.0 %"
-    assert (say_value(read(study, "speed")), read(study, "speed").detail) == (
-        "1.00 times as fast",
-        "it is the whole one",
-    )
+    speed = read(study, "speed")
+    assert (say_value(speed), speed.detail) == ("1.00 times as fast", "it is the whole one")
 
 
 def test_no_head_can_go_where_the_first_step_costs_too_much(study):

@@ -196,10 +196,7 @@ NO, ONE, ALL = [False] * 4, [True, False, False, False], [True] * 4
 
 def test_roles_are_counted_against_chance():
     text = say("describe_roles", make_scores(True, True, False, True), 5, 3)
-    assert (
-        "2 of 2 heads have a role; 3 of 4 pairs of head and role pass (chance alone: about 1)"
-        in text
-    )
+    assert "2 of 2 heads have a role; 3 of 4 pairs of head and role pass (chance alone: ab" in text
     assert "most often “grounding” (in 2)" in text
     assert "L0H0 as “sink”: 0.90 [0.80, 1.00], 0.00 untrained (n = 900 questions about 300" in text
     assert "alone 5 would pass, but so do 3 pairs of untrained heads" in text
@@ -227,9 +224,7 @@ def test_removals_cost_help_or_cannot_be_told():
     assert "estimate, 1 by the whole interval; that any removal helps is not shown." in text
     assert text.endswith("correlation 0.93 [0.83, 1.03] to zero.")
     better = make_overall([1.0, -2.0, -3.0], [False, True, True])
-    text = say(
-        "describe_ablation", better, ASKED, dict.fromkeys(("estimate", "low", "high"), np.nan)
-    )
+    text = say("describe_ablation", better, ASKED, span(np.nan))
     assert "1.0 points [0.5, 1.5] (not significant after correction)" in text
     assert text.endswith("without L0H1 or L0H2 the model is better.")
     few = make_overall([1.0, 0.0], [False, False], told=False)
@@ -385,9 +380,7 @@ def test_the_lightest_model_by_what_the_test_split_says(change, said, sure):
     assert "“4 heads cut”, with 0.2 % fewer parameters. The other half" in text
     assert f"{said} that: {change:+.1f} points" in text
     assert "trained on just as long: +4.2 points [3.2, 5.2]. It measured 1.20 times as fast" in text
-    assert (
-        "on one question and 1.03 times [1.01, 1.05] on 32 at once; of its precisions, bf" in text
-    )
+    assert "on one question and 1.03 times [1.01, 1.05] on 32 at once; of its precisions" in text
     assert "“L2 left out”, is 1.27 times as fast [1.24, 1.30], at -7.9 points" in text
     answer = say("describe_compression_answer", found, MANY, 98.8, HALFWAY, BASE)
     assert answer.startswith(sure)

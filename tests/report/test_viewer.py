@@ -18,15 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.attention.image_share import QuestionMaps
-from helpers.report.viewer import (
-    METHODS,
-    escape_json,
-    make_card,
-    pack_card,
-    render_page,
-    show_page,
-    write_page,
-)
+from helpers.report import viewer
+from helpers.report.viewer import METHODS, pack_card, render_page, show_page, write_page
 
 driver = browser.make_fixture()
 
@@ -47,9 +40,8 @@ def plant_card(
     maps, totals = {}, {}
     for method in methods:
         axes = (LAYERS,) if method in COMBINED else (LAYERS, heads)
-        maps[method] = rng.random((*axes, len(tokens), *grid)).astype(np.float32) / (
-            grid[0] * grid[1]
-        )
+        weights = rng.random((*axes, len(tokens), *grid)).astype(np.float32)
+        maps[method] = weights / (grid[0] * grid[1])
         totals[method] = maps[method].sum((-2, -1)) * (1 + rng.random((*axes, len(tokens))))
     return {
         "picture": Image.new("RGB", (40 * grid[1], 40 * grid[0]), (200, 150, 100)),
@@ -125,7 +117,7 @@ def make_explanation(rows=4, columns=5) -> StandIn:
 
 def test_a_card_keeps_the_text_queries_and_patch_keys_of_each_method():
     explanation = make_explanation()
-    card = make_card(explanation, Image.new("RGB", (240, 192)), "What?")
+    card = viewer.make_card(explanation, Image.new("RGB", (240, 192)), "What?")
     assert list(card["maps"]) == list(METHODS)
     assert (card["answer"], card["grid"]) == ("a cup", (4, 5))
     assert card["tokens"] == ["[CLS]", "the", "the", "the", "[SEP]"]
@@ -140,7 +132,7 @@ def test_a_card_keeps_the_text_queries_and_patch_keys_of_each_method():
         np.testing.assert_allclose(card["totals"][method], given_away, rtol=1e-5)
     card["maps"]["attention"][:] = 0  # memory of its own: the whole matrices can go
     assert explanation.maps.attention.min() > 0
-    only = make_card(explanation, Image.new("RGB", (240, 192)), "What?", methods=["rollout"])
+    only = viewer.make_card(explanation, Image.new("RGB", (240, 192)), "What?", methods=["rollout"])
     assert list(only["maps"]) == list(only["totals"]) == ["rollout"]
 
 
@@ -182,9 +174,8 @@ def test_the_page_holds_the_cards_numbers():
 
 def test_texts_are_never_read_as_html():
     card = plant_card(HOSTILE, ["[CLS]", HOSTILE, "[SEP]"]) | {"answer": HOSTILE}
-    elements, plain = (
-        Elements(page) for page in (render_page([card], HOSTILE), render_page([plant_card()], "T"))
-    )
+    pages = (render_page([card], HOSTILE), render_page([plant_card()], "T"))
+    elements, plain = map(Elements, pages)
     assert [tag for tag, _ in elements.found] == [tag for tag, _ in plain.found]
     data = json.loads(elements.texts["data"])
     card = data["cards"][0]
@@ -193,7 +184,7 @@ def test_texts_are_never_read_as_html():
 
 @given(st.text(st.characters(exclude_categories=())))  # half an emoji included
 def test_escaped_json_gives_back_any_text(text):
-    escaped = escape_json({text: [text]})
+    escaped = viewer.escape_json({text: [text]})
     assert json.loads(escaped) == {text: [text]}
     assert escaped.isascii()
     assert not set("<>&") & set(escaped)
