@@ -31,14 +31,7 @@ from helpers.data.prepare import load_pictures
 from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.forward import forward_raster, fused_attention
 from helpers.model.vilt import load_vilt, quiet_transformers
-from helpers.run.cache import (
-    cached_step,
-    hash_file,
-    read_record,
-    require,
-    source_digest,
-    write_atomic,
-)
+from helpers.run import cache
 from helpers.run.settings import Study
 
 logger = logging.getLogger(__name__)
@@ -48,7 +41,7 @@ EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
 def finetune(
-    study: Study, data: DatasetDict, once: Callable = cached_step, name: str = "model"
+    study: Study, data: DatasetDict, once: Callable = cache.cached_step, name: str = "model"
 ) -> Path:
     """Fine-tune the study's checkpoint with a new answer head: run_dir/<name>, for `load_vilt`.
 
@@ -58,27 +51,24 @@ def finetune(
     divided until it fits. `training.csv` has a row per log entry: step, epoch, loss, accuracy.
     once: makes the folder once; `launch` passes the form for several processes.
     """
+    start = Path(study.path(study.checkpoint))  # no folder for a hub name or a fresh model
     names = ("checkpoint", "seed", "max_answers", "epochs", "batch_size", "learning_rate",
              "head_learning_rate", "precision", "patience")  # fmt: skip
     inputs = {
         **study.settings(*names),
-        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
-        "weights": _checkpoint_stamp(study),
-        "code": source_digest("helpers/data", "helpers/model"),
+        "dataset": cache.read_record(study.run_dir / "dataset")["fingerprint"],
+        "weights": {
+            file.name: cache.hash_file(file) for file in sorted(start.glob("*")) if file.is_file()
+        },
+        "code": cache.source_digest("helpers/data", "helpers/model"),
     }
     return once(study.folder() / name, lambda folder: _train(study, data, folder), inputs)
 
 
 def load_finetuned(study: Study) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
     """The model that notebook 02 fine-tuned, and its processor; FileNotFoundError if missing."""
-    folder = require(study.folder() / "model", made_by="02_finetune")
+    folder = cache.require(study.folder() / "model", made_by="02_finetune")
     return load_vilt(folder, device=study.device_name())
-
-
-def _checkpoint_stamp(study: Study) -> dict[str, str]:
-    """Digest of each file of a local checkpoint; empty for a hub name or a fresh model."""
-    folder = Path(study.path(study.checkpoint))
-    return {file.name: hash_file(file) for file in sorted(folder.glob("*")) if file.is_file()}
 
 
 def _train(study: Study, data: DatasetDict, folder: Path) -> None:
@@ -88,9 +78,9 @@ def _train(study: Study, data: DatasetDict, folder: Path) -> None:
         answers = build_vocabulary(data["train"]["answers"], study.max_answers)
         model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
         pictures = load_pictures(study, processor)
+        splits = data["train"], data["validation"]
         train, validation = (
-            EncodedQuestions(data[part], processor, answers, pictures)
-            for part in ("train", "validation")
+            EncodedQuestions(split, processor, answers, pictures) for split in splits
         )
         start_bias(model, train)
         return model, train, validation
@@ -107,14 +97,13 @@ def train_model(study: Study, load: Callable, folder: Path) -> None:
     parts = count_parts(study, study.device_batch_size or study.batch_size)
     while not (folder / "training.csv").is_file():  # written last
         try:
-            _train_in_parts(study, *load(), folder, parts)
+            _train_in_parts(study, load, folder, parts)
         except torch.cuda.OutOfMemoryError:
             size = study.batch_size // (parts * count_processes())
             if size == 1 or count_processes() > 1:
                 raise  # other devices would wait for this one for ever: lower device_batch_size
             parts = count_parts(study, size // 2)
-            problem = "the GPU's memory is too small for a step"
-            logger.warning("%s: dividing it into %d parts", problem, parts)
+            logger.warning("out of memory in a step: dividing it into %d parts", parts)
         torch.cuda.empty_cache()
 
 
@@ -127,26 +116,16 @@ def count_parts(study: Study, device_batch_size: int) -> int:
     """Equal passes of a step, with at most `device_batch_size` questions on a device each."""
     processes = count_processes()
     if study.batch_size % processes:
-        raise ValueError(
-            f"setting batch_size={study.batch_size}: {processes} devices cannot share it evenly"
-        )
+        problem = f"{processes} devices cannot share it evenly"
+        raise ValueError(f"setting batch_size={study.batch_size}: {problem}")
     share = study.batch_size // processes
-    return next(
-        parts
-        for parts in range(1, share + 1)
-        if share % parts == 0 and share // parts <= device_batch_size
-    )
+    fewest = -(-share // device_batch_size)
+    return next(parts for parts in range(fewest, share + 1) if share % parts == 0)
 
 
-def _train_in_parts(
-    study: Study,
-    model: nn.Module,
-    train: EncodedQuestions,
-    validation: EncodedQuestions,
-    folder: Path,
-    parts: int,
-) -> None:
+def _train_in_parts(study: Study, load: Callable, folder: Path, parts: int) -> None:
     """Train from the last checkpoint, if any, with each step divided into `parts` passes."""
+    model, train, validation = load()
     sampler = BucketSampler(train, study.batch_size, study.seed)
     trainer = RasterTrainer(
         model=model,
@@ -172,27 +151,25 @@ def _train_in_parts(
             model.save_pretrained(folder)
             train.processor.save_pretrained(folder)
             log = pd.DataFrame(trainer.state.log_history).to_csv(index=False)
-            write_atomic(folder / "training.csv", log)
+            cache.write_atomic(folder / "training.csv", log)
             shutil.rmtree(checkpoints)
     trainer.accelerator.wait_for_everyone()
 
 
 def mend_checkpoints(folder: Path) -> None:
     """Remove checkpoints that a kill left incomplete; find the best one if the run has moved."""
+    names = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*")
     for checkpoint in folder.glob("checkpoint-*"):
-        names = ("model.safetensors", "optimizer.pt", "scheduler.pt")
-        whole = all((checkpoint / name).is_file() for name in names)
-        whole &= any(checkpoint.glob("rng_state*"))
-        state = checkpoint / "trainer_state.json"
+        path = checkpoint / "trainer_state.json"
         try:
-            seen = json.loads(state.read_text(encoding="utf-8"))
+            state = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            seen = None
-        if seen is None or not whole:
+            state = None
+        if state is None or not all(any(checkpoint.glob(name)) for name in names):
             shutil.rmtree(checkpoint)
-        elif seen["best_model_checkpoint"]:
-            seen["best_model_checkpoint"] = str(folder / Path(seen["best_model_checkpoint"]).name)
-            write_atomic(state, json.dumps(seen, indent=2))
+        elif best := state["best_model_checkpoint"]:
+            state["best_model_checkpoint"] = str(folder / Path(best).name)
+            cache.write_atomic(path, json.dumps(state, indent=2))
 
 
 def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) -> TrainingArguments:
@@ -214,11 +191,9 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
         bf16=precision == "bf16",
         lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 10),
-        max_grad_norm=1.0,
         logging_steps=logging_steps,
         eval_strategy="steps",
         eval_steps=evaluation_steps,
-        save_strategy="steps",
         save_steps=evaluation_steps,
         save_total_limit=1,  # and the best
         load_best_model_at_end=True,
@@ -230,7 +205,6 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
         dataloader_num_workers=max(1, min(8, os.cpu_count() // local_processes)) if on_gpu else 0,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
-        report_to="none",
         disable_tqdm=True,
     )
     if arguments.world_size == 1:  # one process, one GPU: the Trainer would use all by DataParallel
@@ -251,15 +225,15 @@ def choose_precision(setting: str, device: str) -> str:
 
 def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
     """AdamW with a higher rate for the new head and no decay of biases and norms, as in ViLT."""
-    by_kind: dict[tuple[bool, bool], list] = {}
+    by_rates: dict[tuple[float, float], list] = {}
     for name, parameter in model.named_parameters():
-        kind = (name.startswith("classifier"), parameter.ndim > 1)
-        by_kind.setdefault(kind, []).append(parameter)
-    groups = []
-    for (is_head, is_matrix), parameters in by_kind.items():
+        is_head, is_matrix = name.startswith("classifier"), parameter.ndim > 1
         rate = study.head_learning_rate if is_head else study.learning_rate
-        decay = 0.01 if is_matrix else 0.0
-        groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+        by_rates.setdefault((rate, 0.01 if is_matrix else 0.0), []).append(parameter)
+    groups = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in by_rates.items()
+    ]
     # the fused form would leave overflows in fp16 unnoticed
     fused = choose_precision(study.precision, study.device_name()) != "fp16"
     return torch.optim.AdamW(groups, fused=fused)
@@ -329,12 +303,11 @@ class BucketSampler(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.encoded))[: len(self)].tolist()
-        pools = (
-            sorted(pool, key=self.encoded.length_key) for pool in cut(order, POOL * self.batch_size)
-        )
-        batches = [batch for pool in pools for batch in cut(pool, self.batch_size)]
+        cost, size = self.encoded.length_key, self.batch_size
+        pools = [sorted(pool, key=cost) for pool in cut(order, POOL * size)]
+        batches = [batch for pool in pools for batch in cut(pool, size)]
         generator.shuffle(batches)
-        costs = [max(map(self.encoded.length_key, batch)) for batch in batches]
+        costs = [max(map(cost, batch)) for batch in batches]
         batches.insert(0, batches.pop(costs.index(max(costs))))
         return itertools.chain.from_iterable(batches)
 

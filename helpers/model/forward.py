@@ -21,6 +21,8 @@ SITES = {  # the module of a layer that hands the value on; z is what its module
 CACHE = 4_000_000  # bytes of attention held at once on a CPU: what its cache takes
 GPU_SHARE = 1_000_000_000  # and on a GPU
 ROWS = 1024  # tokens a call of a feed-forward layer: keeps its activations at about 12 MB
+TRAINING = "in train mode attention is seen after dropout: call model.eval() first."
+FUSED = "fused attention holds no pattern: leave fused_attention to look at one."
 
 
 def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
@@ -28,12 +30,11 @@ def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
 
     A patch counts where its first pixel does: ViLT's own rule (ViltEmbeddings.visual_embed).
     """
-    edges = (pixel_mask[:, :, 0], pixel_mask[:, 0])  # a picture is a rectangle
-    patch_edges = (
-        nn.functional.interpolate(edge[:, None].float(), size=edge.shape[1] // patch_size)
-        for edge in edges
-    )
-    return torch.stack([edge.sum((1, 2)) for edge in patch_edges], dim=1).long()
+    counts = []
+    for edge in (pixel_mask[:, :, 0], pixel_mask[:, 0]):  # a picture is a rectangle
+        size = edge.shape[1] // patch_size
+        counts.append(nn.functional.interpolate(edge[:, None].float(), size=size).sum((1, 2)))
+    return torch.stack(counts, dim=1).long()
 
 
 def embed_images(
@@ -62,14 +63,12 @@ def embed_images(
     embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
     for rows, columns in grids.unique(dim=0).tolist():
         alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
-        positions = nn.functional.interpolate(
-            trained, size=(rows, columns), mode="bilinear", align_corners=True
-        )
+        shape, mode = (rows, columns), "bilinear"
+        positions = nn.functional.interpolate(trained, shape, mode=mode, align_corners=True)
         placed = patches[alike, :, :rows, :columns] + positions
         embeds[alike, : rows * columns] = placed.flatten(2).mT
-    image_cls = (modules.cls_token + modules.position_embeddings[:, :1]).expand(
-        len(patches), -1, -1
-    )
+    cls = modules.cls_token + modules.position_embeddings[:, :1]
+    image_cls = cls.expand(len(patches), -1, -1)
     image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
     return modules.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
 
@@ -84,8 +83,7 @@ def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
     given = {name: batch[name].to(some.device) for name in names if name in batch}
     if "image_embeds" in batch:
         if "pixel_mask" not in given:
-            shape = "(batch, 1 + patches): 1 on patches, 0 on padding"
-            raise ValueError(f"a batch of image_embeds needs pixel_mask {shape}.")
+            raise ValueError("a batch of image_embeds needs pixel_mask (batch, 1 + patches).")
         return batch["image_embeds"].to(some), given["pixel_mask"]
     embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
     picture_of = given.get("picture_of", slice(None))
@@ -128,23 +126,18 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _attend_fused(
-    module: ViltSelfAttention,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    output_attentions: bool = False,
+    module: ViltSelfAttention, hidden: Tensor, mask: Tensor | None, output_attentions: bool
 ) -> tuple[Tensor]:
     """ViltSelfAttention.forward with scaled_dot_product_attention in place of its softmax."""
     if output_attentions:
-        raise ValueError("fused attention holds no pattern: leave fused_attention to look at one.")
-    shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
-    query, key, value = (
-        linear(hidden_states).view(shape).transpose(1, 2)
-        for linear in (module.query, module.key, module.value)
-    )
-    mask = None if attention_mask is None else attention_mask.to(query.dtype)
+        raise ValueError(FUSED)
+    shape = (*hidden.shape[:-1], -1, module.attention_head_size)
+    linears = (module.query, module.key, module.value)
+    query, key, value = (linear(hidden).view(shape).transpose(1, 2) for linear in linears)
+    mask = None if mask is None else mask.to(query.dtype)
     dropout = module.dropout.p if module.training else 0.0
-    context = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
-    return (context.transpose(1, 2).flatten(2),)
+    z = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return (z.transpose(1, 2).flatten(2),)
 
 
 class StopForward(Exception):
@@ -185,7 +178,7 @@ def trace(
     edit, encoder = edit or {}, getattr(model, "vilt", model).encoder
     whole, seen = encoder.layer, {site: [None] * len(encoder.layer) for site in read}
     sites = {*read, *edit, *([stop_after[0]] if stop_after else [])}
-    check_sites(model, sites)
+    check_trace(model, sites, skip)
 
     def visit(site: str, layer: int, value: Tensor) -> Tensor:
         if site in edit:
@@ -203,7 +196,8 @@ def trace(
                 stack.callback(handle.remove)
         if skip:
             stack.callback(setattr, encoder, "layer", whole)
-            encoder.layer = leave_out(whole, skip)
+            rest = [layer for number, layer in enumerate(whole) if number not in skip]
+            encoder.layer = nn.ModuleList(rest)
         try:
             yield seen
         except StopForward:
@@ -226,38 +220,29 @@ def add_hook(layer: nn.Module, site: str, visit: Callable[[Tensor], Tensor]) -> 
     return module.register_forward_hook(hook)
 
 
-def leave_out(layers: nn.ModuleList, skip: Collection[int]) -> nn.ModuleList:
-    """The other layers; ValueError if there are none."""
-    others = [layer for number, layer in enumerate(layers) if number not in skip]
-    if not others:
+def check_trace(model: nn.Module, sites: Collection[str], skip: Collection[int]) -> None:
+    """ValueError for an unknown site, for attention that cannot be seen, and for no layer left."""
+    layers = getattr(model, "vilt", model).encoder.layer
+    if not set(range(len(layers))) - set(skip):
         raise ValueError(f"all {len(layers)} layers are left out: keep one at least.")
-    return nn.ModuleList(others)
-
-
-def check_sites(model: nn.Module, sites: Collection[str]) -> None:
-    """ValueError for an unknown site, and where the model's attention cannot be seen as it is."""
     if unknown := set(sites) - set(SITES):
         raise ValueError(f"unknown site {min(unknown)!r}: known are {', '.join(SITES)}.")
     if "pattern" not in sites:
         return
     if model.training:
-        raise ValueError("in train mode attention is seen after dropout: call model.eval() first.")
-    used = model.config._attn_implementation
-    if used != "eager":
+        raise ValueError(TRAINING)
+    if (used := model.config._attn_implementation) != "eager":
         raise ValueError(f"with attention {used!r} ViLT does not mask padding: load it as 'eager'.")
-    layers = getattr(model, "vilt", model).encoder.layer
     if any("forward" in vars(layer.attention.attention) for layer in layers):
-        raise ValueError("fused attention holds no pattern: leave fused_attention to look at one.")
+        raise ValueError(FUSED)
 
 
 def check_packed(model: nn.Module) -> None:
     """ValueError inside a trace of what the packed pass does not compute in one piece."""
     for layer in getattr(model, "vilt", model).encoder.layer:
         if layer.output._forward_hooks or layer.attention.attention.dropout._forward_hooks:
-            raise ValueError(
-                "the packed pass shows patterns and residual streams to who walks it:"
-                " trace it at 'value' and 'z'."
-            )
+            shows = "the packed pass shows patterns and residual streams to who walks it"
+            raise ValueError(f"{shows}: trace it at 'value' and 'z'.")
 
 
 @dataclass(frozen=True)
@@ -291,27 +276,20 @@ class Microbatch:
 
 def split_microbatches(groups: Tensor, n_text: int, size: int) -> list[Microbatch]:
     """Split a batch, groups (batch, 5, tokens) with n_text of text, into `size` questions each."""
-    valid = groups.any(1)
+    valid, questions = groups.any(1), torch.arange(len(groups), device=groups.device)
     rows = (valid.flatten().cumsum(0) - 1).view(valid.shape)
     text_lengths = valid[:, :n_text].sum(1).tolist()
     image_lengths = valid[:, n_text:].sum(1).tolist()
     microbatches = []
     for start in range(0, len(groups), size):
         part = slice(start, start + size)
-        shortest, longest = min(text_lengths[part]), max(text_lengths[part])
-        smallest, largest = min(image_lengths[part]), max(image_lengths[part])
-        columns = [*range(longest), *range(n_text, n_text + largest)]
+        text, image = text_lengths[part], image_lengths[part]
+        columns = [*range(max(text)), *range(n_text, n_text + max(image))]
         inside = valid[part][:, columns]
-        padded = shortest < longest or smallest < largest
-        microbatches.append(
-            Microbatch(
-                questions=torch.arange(len(groups), device=groups.device)[part],
-                n_text=longest,
-                groups=groups[part][:, :, columns],
-                rows=rows[part][:, columns] * inside,
-                valid=inside if padded else None,
-            )
-        )
+        padded = min(text) < max(text) or min(image) < max(image)
+        own_groups, own_rows = groups[part][:, :, columns], rows[part][:, columns] * inside
+        own_valid = inside if padded else None
+        microbatches.append(Microbatch(questions[part], max(text), own_groups, own_rows, own_valid))
     return microbatches
 
 
@@ -328,31 +306,23 @@ class PackedForward:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        groups: Tensor,
-        microbatch_size: int | None = None,
+        self, model: nn.Module, inputs: dict, groups: Tensor, microbatch_size: int | None = None
     ) -> None:
         if model.training:
-            raise ValueError(
-                "in train mode attention is seen after dropout: call model.eval() first."
-            )
+            raise ValueError(TRAINING)
         check_packed(model)
         self.model, self.core = model, getattr(model, "vilt", model)
         names = ("input_ids", "attention_mask", "token_type_ids")
         text = {name: inputs.get(name) for name in names}
         images = {name: inputs[name] for name in ("image_embeds", "pixel_mask")}
-        hidden, _ = self.core.embeddings(
-            **text, **images, pixel_values=None, inputs_embeds=None, image_token_type_idx=1
-        )
+        unused = {"pixel_values": None, "inputs_embeds": None}
+        hidden, _ = self.core.embeddings(**text, **images, **unused, image_token_type_idx=1)
         self.hidden = hidden[groups.any(1)]
         one = 4 * self.core.config.num_attention_heads * hidden.shape[1] ** 2
         held = CACHE if hidden.device.type == "cpu" else GPU_SHARE
         size = microbatch_size or max(1, held // one)
         self.microbatches = split_microbatches(groups, inputs["input_ids"].shape[1], size)
-        # the row of each question's [CLS]
-        self.cls_rows = torch.cat([microbatch.rows[:, 0] for microbatch in self.microbatches])
+        self.cls_rows = torch.cat([part.rows[:, 0] for part in self.microbatches])  # each [CLS]
         self.logits = None
 
     def __iter__(self) -> Iterator["PackedLayer"]:
@@ -394,11 +364,11 @@ class PackedForward:
         if index == len(self.core.encoder.layer) - 1:
             z, hidden = z[self.cls_rows], hidden[self.cls_rows]
         attended = module.attention.output(z, hidden) + hidden
-        parts = (
-            module.output(module.intermediate(module.layernorm_after(part)), part)
-            for part in attended.split(ROWS)
-        )
-        return torch.cat(list(parts))
+        parts = []
+        for part in attended.split(ROWS):
+            inner = module.intermediate(module.layernorm_after(part))
+            parts.append(module.output(inner, part))
+        return torch.cat(parts)
 
     def read_answer(self, hidden: Tensor) -> Tensor | None:
         """Logits (question, answer) from the last layer's [CLS] rows; None without a classifier."""

@@ -10,7 +10,6 @@ whole layers were left out.
 """
 
 import copy
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -23,9 +22,8 @@ PARTS = ("query", "key", "value")
 class LighterViltForQuestionAnswering(ViltForQuestionAnswering):
     """ViLT whose layers may have fewer heads than config.num_attention_heads.
 
-    config.kept_heads: for each layer the numbers of its heads in the model that was first pruned.
-    config.kept_layers: the numbers of its layers there. `load_vilt` takes this class for a
-    checkpoint whose configuration has kept_heads.
+    config.kept_heads, config.kept_layers: each layer's heads, and the layers, by their numbers in
+    the model that was first pruned. `load_vilt` takes this class where a config has kept_heads.
     """
 
     def __init__(self, config: ViltConfig) -> None:
@@ -44,9 +42,7 @@ def resize_attention(attention: nn.Module, n_heads: int, config: ViltConfig) -> 
 
 
 def prune_model(
-    model: ViltForQuestionAnswering,
-    heads: Sequence[tuple[int, int]] = (),
-    layers: Sequence[int] = (),
+    model: nn.Module, heads: Sequence[tuple[int, int]] = (), layers: Sequence[int] = ()
 ) -> LighterViltForQuestionAnswering:
     """A copy of a model without these heads (layer, head) and without these whole layers.
 
@@ -81,28 +77,21 @@ def choose_kept(
 ) -> dict[int, list[int]]:
     """The heads that stay, by layer, for `prune_model`; its errors are raised here."""
     counts = [len(own) for _, own in name_original(model)]
-    heads = [tuple(head) for head in heads]
-    for layer, *rest in (*heads, *((layer,) for layer in layers)):
-        head = rest[0] if rest else 0
-        if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
-            what = f"L{layer}H{head}" if rest else f"L{layer}"
+    kept = {layer: [*range(count)] for layer, count in enumerate(counts)}
+    for layer, head in (*((layer, None) for layer in layers), *heads):
+        name = f"L{layer}" if head is None else f"L{layer}H{head}"
+        if not (0 <= layer < len(counts) and 0 <= (head or 0) < counts[layer]):
             has = f"this model has {counts} heads in its layers"
-            raise ValueError(f"{what} cannot be removed: {has}.")
-    names = [f"L{layer}H{head}" for layer, head in heads] + [f"L{layer}" for layer in layers]
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    twice += [f"L{layer}H{head}" for layer, head in heads if layer in set(layers)]
-    if twice:
-        raise ValueError(f"{twice[0]} is removed twice (a layer has its heads): name it once.")
-    gone = set(heads)
-    kept = {
-        layer: [head for head in range(count) if (layer, head) not in gone]
-        for layer, count in enumerate(counts)
-        if layer not in set(layers)
-    }
+            raise ValueError(f"{name} cannot be removed: {has}.")
+        if layer not in kept or head not in (None, *kept[layer]):
+            raise ValueError(f"{name} is removed twice (a layer has its heads): name it once.")
+        if head is None:
+            del kept[layer]
+        else:
+            kept[layer].remove(head)
     if not kept:
         raise ValueError(f"all {len(counts)} layers are removed: keep one at least.")
-    empty = [layer for layer, own in kept.items() if not own]
-    if empty:
+    if empty := [layer for layer, own in kept.items() if not own]:
         what = f"nothing is left of L{empty[0]}'s heads"
         raise ValueError(f"{what}: keep one, or remove the whole layer.")
     return kept
@@ -112,18 +101,18 @@ def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Ten
     """The weights of these heads of these layers, under their names in the pruned model."""
     prefix, weights = "vilt.encoder.layer.", {}
     size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
-    places = {old: new for new, old in enumerate(kept)}
+    numbers = {old: new for new, old in enumerate(kept)}
     for name, weight in model.state_dict().items():
         if name.startswith(prefix):
-            number, _, rest = name.removeprefix(prefix).partition(".")
-            if int(number) not in kept:
+            old, _, rest = name.removeprefix(prefix).partition(".")
+            if int(old) not in kept:
                 continue
-            rows = [head * size + row for head in kept[int(number)] for row in range(size)]
+            rows = [head * size + row for head in kept[int(old)] for row in range(size)]
             if rest.startswith(tuple(f"attention.attention.{part}." for part in PARTS)):
                 weight = weight[rows]
             elif rest == "attention.output.dense.weight":
                 weight = weight[:, rows]
-            name = f"{prefix}{places[int(number)]}.{rest}"
+            name = f"{prefix}{numbers[int(old)]}.{rest}"
         weights[name] = weight
     return weights
 

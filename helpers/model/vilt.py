@@ -1,17 +1,21 @@
-"""Load a ViLT that answers questions, and the processor that feeds it."""
+"""Load a ViLT that answers questions, from a folder or the hub, and the processor that feeds it."""
 
+import json
 import logging
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
 from torch import nn
 from transformers import (
     AutoTokenizer,
-    BertTokenizer,
     ViltConfig,
     ViltForQuestionAnswering,
     ViltProcessor,
@@ -19,7 +23,6 @@ from transformers import (
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.utils import logging as hf_logging
 
-from helpers.model.hub import check_folder, fetch_checkpoint, is_hub_name, shorten
 from helpers.model.prune import LighterViltForQuestionAnswering
 
 logger = logging.getLogger(__name__)
@@ -32,7 +35,24 @@ FRESH = {  # ViltConfig's own defaults are ViLT-B/32
     },
     "fresh-b32": {},
 }  # fmt: skip
+# its tokenizer, which knows the phantom's words alone, stands in for a missing one
 PHANTOM_FOLDER = Path(__file__).parents[2] / "data" / "phantom-vilt"
+
+NAME = re.compile(r"(?P<repo>[A-Za-z0-9_][\w.-]*/[\w.-]+)(@(?P<revision>\S+))?")
+FILES = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"], "ignore_patterns": ["*/*"]}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # what from_pretrained looks for
+PICKLED = re.compile(r"pytorch_model.*\.bin|.+\.(ckpt|pth?|pkl)")
+JSON_FILES = {
+    "config.json", "preprocessor_config.json", "processor_config.json", WEIGHTS[1],
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+}  # fmt: skip
+CONVERTER = "SFconvertbot"  # the hub's account that offers safetensors to old repositories
+REVISIONS_TRIED = 8  # other revisions that are looked at where one has no safetensors
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+CONVERT = (
+    "convert them at https://huggingface.co/spaces/safetensors/convert, or load them with "
+    "transformers elsewhere and save the model by save_pretrained, which writes safetensors"
+)
 
 
 def load_vilt(
@@ -96,9 +116,8 @@ def name_answers(answers: Sequence[str]) -> dict:
     labels = [str(answer) for answer in answers]
     if not labels:
         raise ValueError("answers is empty: a head needs at least one answer.")
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise ValueError(f"answers names {twice!r} more than once.")
+    if twice := [label for label, times in Counter(labels).items() if times > 1]:
+        raise ValueError(f"answers names {twice[0]!r} more than once.")
     label2id = {label: index for index, label in enumerate(labels)}
     return {"id2label": dict(enumerate(labels)), "label2id": label2id}
 
@@ -122,7 +141,7 @@ def reset_head(model: ViltForQuestionAnswering, seed: int) -> None:
 
 def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
     """A ViLT with random weights from the global generator, patch positions included."""
-    tokenizer = load_stand_in_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
     config = ViltConfig(**FRESH[name], **head)
     smallest = 0 if name == "fresh-small" else config.vocab_size
     config.vocab_size = max(smallest, len(tokenizer))
@@ -138,12 +157,148 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     """The checkpoint's folder, downloaded if it is a hub name; OSError if it is incomplete."""
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir():
+        name = split_name(str(checkpoint))
         # "data/model" has the form of a hub name, but its typo is no request to the hub
-        if not is_hub_name(str(checkpoint)) or Path(folder.parts[0]).is_dir():
+        if name is None or Path(folder.parts[0]).is_dir():
             raise FileNotFoundError(f"there is no folder {checkpoint} to load ViLT from.")
-        folder = fetch_checkpoint(str(checkpoint))
+        folder = fetch_checkpoint(*name)
     check_folder(folder)
     return folder
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Repository and revision of `owner/repo` or `owner/repo@revision`; None for another name."""
+    match = NAME.fullmatch(name)
+    if match is None or re.search(r"--|\.\.|[.-](/|$)|/[.-]", match["repo"]):
+        return None
+    return match["repo"], match["revision"] or "main"
+
+
+def fetch_checkpoint(repo: str, revision: str) -> Path:
+    """Fetch a checkpoint: `fetch_checkpoint("dandelin/vilt-b32-mlm", "refs/pr/4")` is its folder.
+
+    revision: a branch, a commit or a pull request. The .json, .txt and .safetensors files come into
+    the Hugging Face cache, and no other: neither pickled weights nor code. Where the hub is out of
+    reach, a whole snapshot in the cache serves.
+    Raises OSError in one sentence, FileNotFoundError where something does not exist.
+    """
+    fetch = partial(snapshot_download, repo, revision=revision, **FILES)
+    try:
+        folder = Path(fetch())
+    except errors.RevisionNotFoundError:
+        raise FileNotFoundError(f"{repo} has no revision {revision!r} on the hub.") from None
+    except Exception as error:  # of the hub, the network, the disk or the cache
+        try:
+            folder = Path(fetch(local_files_only=True))
+        except Exception:
+            raise explain_failure(error, repo, revision) from None
+        logger.info("%s at %s comes from the cache: %s", repo, revision, shorten(error))
+    if not holds_weights(list_names(folder)):
+        raise FileNotFoundError(explain_no_safetensors(repo, revision))
+    return folder
+
+
+def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
+    """The OSError that says in one sentence why nothing could be fetched, and what to do."""
+    if not isinstance(error, errors.HTTPError) and error.__cause__:
+        error = error.__cause__  # what kept huggingface_hub from asking, before it tried the cache
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    hub = f"the hub at {constants.ENDPOINT}"
+    lack = f"{repo} at {revision!r} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}"
+    if constants.HF_HUB_OFFLINE:
+        return OSError(f"{lack}, and HF_HUB_OFFLINE=1 forbids fetching it: unset that once.")
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        page = f"{constants.ENDPOINT}/{repo}"
+        return PermissionError(f"{hub} gives no access to {repo}: ask at {page}, then {LOGIN}.")
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+        advice = f"check the name; if it is private, {LOGIN}"
+        return FileNotFoundError(f"{hub} knows no model {repo}: {advice}.")
+    if status == 401:
+        return PermissionError(f"{hub} refuses your login for {repo}: {LOGIN}, anew.")
+    if status is not None:
+        return OSError(f"{hub} answered with status {status} when asked for {repo}, and {lack}.")
+    if isinstance(error, errors.HTTPError):
+        return ConnectionError(f"the connection to {hub} failed ({shorten(error)}), and {lack}.")
+    return OSError(f"{repo} cannot be fetched from {hub} ({shorten(error)}), and {lack}.")
+
+
+def explain_no_safetensors(repo: str, revision: str) -> str:
+    """One sentence that says where else a repository has safetensors, or how to make them."""
+    lack = f"{repo} has no safetensors weights at {revision!r}; pickled weights are never loaded"
+    other, by_stranger = find_revision(repo, revision)
+    if other is None:
+        return f"{lack}: {CONVERT}."
+    note = " (not made by the hub's own converter: see whose it is)" if by_stranger else ""
+    checkpoint = repo if other == "main" else f"{repo}@{other}"
+    return f"{lack}, but {other} has them{note}: use checkpoint={checkpoint!r}."
+
+
+def find_revision(repo: str, revision: str) -> tuple[str | None, bool]:
+    """Another revision with safetensors (None: none known), and whether a stranger offers it.
+
+    Branches come first, then pull requests of the hub's converter, then those of others.
+    """
+    hub = HfApi()
+    try:
+        pulls = hub.get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request")
+        converted = [f"refs/pr/{pull.num}" for pull in pulls if pull.author == CONVERTER]
+        refs = hub.list_repo_refs(repo, include_pull_requests=True)
+        others = [pull.ref for pull in refs.pull_requests or [] if pull.ref not in converted]
+        names = [*(branch.name for branch in refs.branches), *converted, *others]
+        for name in names[:REVISIONS_TRIED]:
+            if name != revision and holds_weights(hub.list_repo_files(repo, revision=name)):
+                return name, name in others
+    except Exception as error:  # it is a hint: what matters was said before it
+        logger.info("no other revision of %s is known: %s", repo, shorten(error))
+    return None, False
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a checkpoint can be read; else OSError in one sentence that names the file."""
+    files = list_names(folder)
+    if not holds_weights(files):
+        pickled = sorted(name for name in files if PICKLED.fullmatch(name))
+        why = "save the model there first"
+        if pickled:
+            why = f"its {pickled[0]} is pickled and never loaded here: {CONVERT}"
+        raise FileNotFoundError(f"{folder} holds neither {WEIGHTS[0]} nor {WEIGHTS[1]}; {why}.")
+    if "config.json" not in files:
+        raise FileNotFoundError(f"{folder} holds no config.json, which describes the model.")
+    content = {name: read_json(folder / name) for name in sorted(files & JSON_FILES)}
+    if WEIGHTS[0] not in files:
+        parts = set(content[WEIGHTS[1]].get("weight_map", {}).values())
+        if absent := sorted(parts - files):
+            raise FileNotFoundError(f"{folder} lacks {absent[0]}, a part of the weights.")
+    if (kind := content["config.json"].get("model_type", "vilt")) != "vilt":
+        raise OSError(f"{folder / 'config.json'} describes a model of type {kind!r}, not a ViLT.")
+
+
+def list_names(folder: Path) -> set[str]:
+    """Names of the files in a folder, without links that point nowhere."""
+    return {path.name for path in folder.iterdir() if path.exists()}
+
+
+def holds_weights(files: Collection[str]) -> bool:
+    """Whether a list of file names holds safetensors weights, whole or as an index of parts."""
+    return any(name in files for name in WEIGHTS)
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file; OSError in one sentence where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON, or no text
+        raise OSError(f"{path} is no valid JSON file ({shorten(error)}).") from None
+    if not isinstance(content, dict):
+        raise OSError(f"{path} is no valid file of a model: it holds no JSON object.")
+    return content
+
+
+def shorten(error: Exception) -> str:
+    """What an error says, in one line: its first, and the next where that ends in a colon."""
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"KeyError: {text}" if isinstance(error, KeyError) else text or type(error).__name__
 
 
 def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
@@ -159,9 +314,8 @@ def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
     new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     broken = sorted(key for key in new if not key.startswith("classifier."))
     if broken:
-        raise ValueError(
-            f"{source} is no whole ViLT: {len(broken)} weights lack or misfit, as {broken[0]}."
-        )
+        lack = f"{len(broken)} weights lack or misfit, as {broken[0]}"
+        raise ValueError(f"{source} is no whole ViLT: {lack}.")
     if new and not head:
         raise ValueError(f"{source} has no answer head: pass answers=[...] to give it a new one.")
     return model
@@ -178,26 +332,14 @@ def read_processor(source: Path, config: ViltConfig) -> ViltProcessor:
     if files & {"tokenizer.json", "vocab.txt"}:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     else:
-        missing = "has no tokenizer.json or vocab.txt"
-        logger.warning("%s %s: a stand-in reads the questions.", source, missing)
-        tokenizer = load_stand_in_tokenizer()
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"{source}: tokenizer of {len(tokenizer)} words, model of {config.vocab_size}."
-        )
+        logger.warning("%s has no tokenizer: a stand-in reads the questions.", source)
+        tokenizer = AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
+    if (size := len(tokenizer)) > config.vocab_size:
+        raise ValueError(f"{source}: tokenizer of {size} words, model of {config.vocab_size}.")
     return ViltProcessor(image_processor, tokenizer)
 
 
 def build_image_processor(config: ViltConfig) -> vilt_images.ViltImageProcessorPil:
     """ViLT's own rule at the model's size: resize the shorter side, then both to whole patches."""
-    return vilt_images.ViltImageProcessorPil(
-        size={"shortest_edge": config.image_size},
-        size_divisor=config.patch_size,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-
-
-def load_stand_in_tokenizer() -> BertTokenizer:
-    """The embedded model's tokenizer, which knows the phantom's words alone."""
-    return AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
+    sizes = {"size": {"shortest_edge": config.image_size}, "size_divisor": config.patch_size}
+    return vilt_images.ViltImageProcessorPil(**sizes, image_mean=[0.5] * 3, image_std=[0.5] * 3)
