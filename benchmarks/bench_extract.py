@@ -40,9 +40,8 @@ from helpers.data.vqa import read_vqa
 from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
 
-COCO_SIZES = (
-    [(384, 512)] * 2 + [(384, 576)] * 3 + [(512, 384), (576, 384), (384, 384)]
-)  # height, width
+# height, width
+COCO_SIZES = [(384, 512)] * 2 + [(384, 576)] * 3 + [(512, 384), (576, 384), (384, 384)]
 TOKENS = [8, 9, 10, 7, 12, 8, 9, 10]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -83,9 +82,8 @@ def measure_memory(name: str, n: int, device: str, dtype: torch.dtype, threads: 
             before = torch.cuda.memory_allocated()
             run()
             return (torch.cuda.max_memory_allocated() - before) / 1e6
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # Linux: forget the peak so far, which was loading
+        # Linux: forget the peak so far, which was loading
+        Path("/proc/self/clear_refs").write_text("5")
         before = read_status("VmRSS")
         run()
         return read_status("VmHWM") - before
@@ -183,14 +181,8 @@ def bench_data(
     words = sorted(
         {word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()}
     )
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *words,
-    ]  # BERT's own tokenizer is on the hub
+    # BERT's own tokenizer is on the hub
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     processor.tokenizer = BertTokenizer(
         vocab={word: index for index, word in enumerate(vocabulary)}
     )

@@ -1,10 +1,11 @@
 """How long does preparing take at VQAv2's size, and what does resizing once save?
 
-python benchmarks/bench_prepare.py                                      generated pictures of COCO's sizes
-python benchmarks/bench_prepare.py --data-root ../shared/vqav2_sample   the photographs there
+python benchmarks/bench_prepare.py                      generated pictures of COCO's sizes
+python benchmarks/bench_prepare.py --data-root FOLDER   the photographs there
 
-First: official-format files with as many questions as VQAv2 has (443,757 and 214,354) are generated, read, and a subset is
-drawn, in a process of its own. Then: images a second, with the processor for every batch and with pictures resized once.
+First: official-format files with as many questions as VQAv2 has (443,757 and 214,354) are generated
+and read, and a subset is drawn, in a process of its own. Then: images a second, with the processor
+for every batch and with pictures resized once.
 """
 
 import argparse
@@ -33,13 +34,14 @@ from helpers.run.settings import Study
 QUESTIONS = {"train": 443_757, "val": 214_354}
 IMAGES = {"train": 82_783, "val": 40_504}
 SHARES = {  # of the families, roughly VQAv2's: what matters is that some are rare
-    "is/are": 0.38, "what": 0.27, "how many": 0.12, "what color": 0.10, "other": 0.06, "where": 0.03, "how": 0.012,
+    "is/are": 0.38, "what": 0.27, "how many": 0.12, "what color": 0.10, "other": 0.06,
+    "where": 0.03, "how": 0.012,
     "which": 0.012, "why": 0.01, "who": 0.006,
 }  # fmt: skip
 
 
 def write_official(folder: Path, split: str, rng: np.random.Generator) -> None:
-    """A split of VQAv2's size in its own format: real question types, random words, ten answers each."""
+    """A split of VQAv2's size and format: real question types, random words, ten answers each."""
     families, weights = list(SHARES), np.array(list(SHARES.values()))
     types = {
         family: [kind for kind, of in QUESTION_TYPES.items() if of == family] for family in families
@@ -84,7 +86,7 @@ def write_official(folder: Path, split: str, rng: np.random.Generator) -> None:
 
 
 def measure_drawing(root: str, profile: str) -> None:
-    """Read both splits and draw the profile's subset, and say what it took: run in a process of its own."""
+    """Read both splits, draw the profile's subset, say what it took: in a process of its own."""
     study = Study.load(profile, data_root=root)
     start = time.perf_counter()
     parts = sample_subset(study, Path(root))
@@ -114,7 +116,7 @@ def draw_pictures(folder: Path, count: int) -> dict[int, Path]:
 
 
 def find_pictures(root: str | None, folder: Path, count: int) -> dict[int, Path]:
-    """Files by image_id: the photographs of the official files under `root`, or `count` pictures drawn into `folder`."""
+    """Files by image_id: the photographs under `root`, or `count` pictures drawn into `folder`."""
     if root is None:
         return draw_pictures(folder, count)
     parts = [read_vqa(root, split) for split in ("train", "val")]
@@ -156,7 +158,8 @@ def bench_images(paths: dict[int, Path], batch_size: int) -> None:
                 best[run] = min(best.get(run, np.inf), time.perf_counter() - start)
     before, after = (len(keys) / best[run] for run in (process_each_time, read_resized))
     print(
-        f"{len(keys)} images, batches of {batch_size}, {torch.get_num_threads()} threads: the processor for every "
+        f"{len(keys)} images, batches of {batch_size}, {torch.get_num_threads()} threads: "
+        f"the processor for every "
         f"batch {before:.0f} images/s, resized once {after:.0f} images/s: {after / before:.1f} x "
         f"(resizing once, {os.cpu_count()} cores seen: {len(keys) / once:.0f} images/s)"
     )

@@ -51,9 +51,8 @@ def measure_extraction(count: int, shard_size: int) -> None:
         encoded = EncodedQuestions(
             make_questions(Path(folder), PICTURES, count // PICTURES), processor
         )
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # Linux: forget the peak so far, which was loading
+        # Linux: forget the peak so far, which was loading
+        Path("/proc/self/clear_refs").write_text("5")
         before = read_status("VmRSS")
         extract_attention(
             model, encoded, Path(folder) / "shards", batch_size=64, shard_size=shard_size

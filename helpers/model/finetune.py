@@ -62,17 +62,6 @@ def finetune(
         },
         "code": cache.source_digest("helpers/data", "helpers/model"),
     }
-    return once(study.folder() / name, lambda folder: _train(study, data, folder), inputs)
-
-
-def load_finetuned(study: Study) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
-    """The model that notebook 02 fine-tuned, and its processor; FileNotFoundError if missing."""
-    folder = cache.require(study.folder() / "model", made_by="02_finetune")
-    return load_vilt(folder, device=study.device_name())
-
-
-def _train(study: Study, data: DatasetDict, folder: Path) -> None:
-    """Train from the study's checkpoint, with a new answer head."""
 
     def load() -> tuple[nn.Module, EncodedQuestions, EncodedQuestions]:
         answers = build_vocabulary(data["train"]["answers"], study.max_answers)
@@ -85,7 +74,13 @@ def _train(study: Study, data: DatasetDict, folder: Path) -> None:
         start_bias(model, train)
         return model, train, validation
 
-    train_model(study, load, folder)
+    return once(study.folder() / name, lambda folder: train_model(study, load, folder), inputs)
+
+
+def load_finetuned(study: Study) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """The model that notebook 02 fine-tuned, and its processor; FileNotFoundError if missing."""
+    folder = cache.require(study.folder() / "model", made_by="02_finetune")
+    return load_vilt(folder, device=study.device_name())
 
 
 def train_model(study: Study, load: Callable, folder: Path) -> None:

@@ -43,11 +43,9 @@ def time_in_turns(
 ) -> pd.DataFrame:
     """Seconds of one forward pass, all models once a round in a new random order.
 
-    Other work on the machine then disturbs all models alike. `benchmark.Timer` would time one model
-    after the other, so only its clock and threads are used here.
+    Other work on the machine then disturbs all models alike: `benchmark.Timer` does not see to it.
     models: all on one device. batches: by the number of their questions. Columns: model, questions,
     round, seconds, of `forward_raster` with the fused attention, from pixels and tokens to logits.
-    Three rounds before the first warm up.
     """
     names, device = list(models), next(iter(models.values())).device
     generator, rows = np.random.default_rng(seed), []
@@ -114,11 +112,9 @@ def quantize_int8(model: nn.Module) -> nn.Module | None:
 
 def measure_weights(model: nn.Module) -> int:
     """Bytes that a model's weights take, packed int8 ones included."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     weights = [getattr(module, "weight", None) for module in model.modules()]
-    # a packed weight is a method
-    packed = [weight() for weight in weights if callable(weight)]
-    return sum(tensor.nbytes for tensor in (*tensors.values(), *packed))
+    packed = [weight() for weight in weights if callable(weight)]  # a packed weight is a method
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), *packed))
 
 
 @torch.inference_mode()
@@ -163,8 +159,7 @@ class MemoryLedger(TorchDispatchMode):
     def _count(self, storage: torch.UntypedStorage) -> None:
         """Count a storage that is new, until it is gone."""
         key = storage._cdata
-        if key in self.held or storage.data_ptr() in self.known:
-            return
-        self.held[key] = storage.nbytes()
-        self.peak = max(self.peak, sum(self.held.values()))
-        weakref.finalize(storage, self.held.pop, key, None)
+        if key not in self.held and storage.data_ptr() not in self.known:
+            self.held[key] = storage.nbytes()
+            self.peak = max(self.peak, sum(self.held.values()))
+            weakref.finalize(storage, self.held.pop, key, None)

@@ -125,6 +125,7 @@ def test_optimizer_gives_the_head_its_own_rate_and_spares_biases(study):
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_model_loads_again(study):
     data = prepare.load_dataset(study)
     folder = finetune.finetune(study, data)
@@ -154,6 +155,7 @@ finetune.finetune(study, prepare.load_dataset(study))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_continues_and_ends_the_same(study, tmp_path):
     """SIGKILL in the second epoch, start again: metrics and weights of an unbroken run."""
     names = ("data_root", "runs_root", "checkpoint", "run_name", "epochs", "batch_size", "device")
@@ -207,6 +209,7 @@ def checkpoints(phantom_root, tmp_path_factory):
     "file",
     ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"],
 )
+@pytest.mark.slow
 def test_a_checkpoint_that_a_kill_left_half_is_not_continued(checkpoints, tmp_path, file):
     shutil.copytree(checkpoints, tmp_path / "checkpoints")
     *others, last = sorted(
@@ -218,6 +221,7 @@ def test_a_checkpoint_that_a_kill_left_half_is_not_continued(checkpoints, tmp_pa
     finetune.mend_checkpoints(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_found_where_the_run_has_moved(checkpoints, tmp_path):
     shutil.copytree(checkpoints, tmp_path / "moved")
     last = max((tmp_path / "moved").iterdir(), key=lambda path: int(path.name.split("-")[1]))
@@ -228,6 +232,7 @@ def test_the_best_checkpoint_is_found_where_the_run_has_moved(checkpoints, tmp_p
     assert Path(after).is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_it_had_stopped_early_does_not_train_on(study, monkeypatch):
     """Stopped by patience, killed before it was saved, started again: ends the same."""
     data = prepare.load_dataset(study)
@@ -341,6 +346,7 @@ def accuracies(folder):
     return pd.read_csv(folder / "training.csv")["eval_accuracy"].dropna().to_numpy()
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_is_the_same_step(study):
     """Gradient accumulation: 16 questions at once, or 8 and 8, give the same training."""
     data = prepare.load_dataset(study)
@@ -363,6 +369,7 @@ def run_again(study, name, data, **settings):
     return other
 
 
+@pytest.mark.slow
 def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
     """A device that holds 5 questions: 16 and 2 x 8 fail, 4 x 4 fit and train as 16 do."""
     data = prepare.load_dataset(study)
@@ -384,6 +391,7 @@ def test_too_large_a_batch_is_halved(study, monkeypatch, caplog):
     np.testing.assert_allclose(whole, halved, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_that_does_not_fit_is_an_error(study, monkeypatch):
     def run_out(*args, **kwargs):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
@@ -393,6 +401,7 @@ def test_a_batch_of_one_that_does_not_fit_is_an_error(study, monkeypatch):
         finetune.finetune(study, prepare.load_dataset(study))
 
 
+@pytest.mark.slow
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monkeypatch):
     """Accuracies 0.1, 0.5, 0.4, 0.3, 0.2: patience 2 stops at the fourth, keeps the second."""
     data = prepare.load_dataset(study)
@@ -421,6 +430,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, monke
     assert not torch.allclose(weights[1], weights[3])
 
 
+@pytest.mark.slow
 def test_half_precision_trains_and_saves_full_weights(study):
     """bf16 autocast on a CPU: losses near those of fp32, not equal; saved weights are fp32."""
     data = prepare.load_dataset(study)

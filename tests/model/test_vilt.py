@@ -187,7 +187,7 @@ class TestLoading:
         (tmp_path / "pickled").mkdir()
         torch.save(loaded[0].state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
         loaded[0].config.save_pretrained(tmp_path / "pickled")
-        with pytest.raises(FileNotFoundError, match=r"no \.safetensors weights"):
+        with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is pickled"):
             load_vilt(tmp_path / "pickled")
         save_checkpoint(tmp_path / "mlm", ViltForMaskedLM, *loaded)
         with pytest.raises(ValueError, match="no answer head: pass answers"):
