@@ -69,13 +69,9 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
     curves = perturbation_curves(*needle, [0, 1], orders, HALVES)
     assert curves.orders == ["right", "reversed"]
     high, low = 0.8, 0.2
-    expected = [
-        [
-            [high, low, low, low, low],
-            [low, high, high, high, high],
-        ],  # right: lost and won with the first patch
-        [[high, high, high, high, low], [low, low, low, low, high]],  # reversed: with the last
-    ]
+    right = [[high, low, low, low, low], [low, high, high, high, high]]  # with the first patch
+    back = [[high, high, high, high, low], [low, low, low, low, high]]  # with the last
+    expected = [right, back]
     for question in (0, 1):
         np.testing.assert_allclose(curves.probability[:, :, question], expected, atol=1e-6)
     says_yes = np.array(expected) > 0.5
@@ -88,27 +84,20 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
 
 def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypatch):
     """Half of 15 patches rounds to 8 and leaves 7. The answer is how many patches are seen."""
-    inputs = {
-        "image_embeds": torch.zeros(1, 16, 2),
-        "pixel_mask": torch.ones(1, 16, dtype=torch.long),
-    }
+    mask = torch.ones(1, 16, dtype=torch.long)
+    inputs = {"image_embeds": torch.zeros(1, 16, 2), "pixel_mask": mask}
 
     def count(_, given):
         return SimpleNamespace(logits=given["pixel_mask"].sum(1, keepdim=True) / 10)
 
     monkeypatch.setattr(faithfulness, "prepare_batch", lambda *_: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(faithfulness, "forward_raster", count)
-    data = SimpleNamespace(
-        questions=pd.DataFrame({"question_id": [5]}), batches=lambda *_: [([0], None)]
-    )
+    table = pd.DataFrame({"question_id": [5]})
+    data = SimpleNamespace(questions=table, batches=lambda *_: [([0], None)])
     data.score = partial(EncodedQuestions.score, data)
-    order = np.arange(15)
-    curves = perturbation_curves(
-        SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes"})),
-        data,
-        [0],
-        {"order": [order], "back": [order[::-1]]},
-    )
+    orders = {"order": [np.arange(15)], "back": [np.arange(15)[::-1]]}
+    model = SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes"}))
+    curves = perturbation_curves(model, data, [0], orders)
     np.testing.assert_allclose(curves.probability[0, 0], curves.probability[1, 1, :, ::-1])
     assert len(np.unique(curves.probability[0, 0])) == 11
 
@@ -137,10 +126,8 @@ def test_answers_are_those_of_the_questions_asked(needle):
     data.batches = lambda *_: [([3, 5], None)]
     orders = {"a": [np.array([3, 0, 1, 2]), np.array([0, 1, 2, 3])]}
     accuracy = perturbation_curves(model, data, [3, 5], orders, HALVES).accuracy
-    assert accuracy[0, 0].tolist() == [
-        [1, 0, 0, 0, 0],
-        [0, 0, 0, 0, 1],
-    ]  # deletion: "yes" until the patch goes
+    # deletion: "yes" until the patch goes
+    assert accuracy[0, 0].tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
 
 
 def test_the_scoreboard_resamples_images():
@@ -201,13 +188,8 @@ class TestRemoving:
 
     def test_questions_without_answers(self, model):
         data = make_dataset(2).remove_columns("answers")
-        curves = perturbation_curves(
-            model,
-            EncodedQuestions(data, load_vilt("fresh-small")[1]),
-            [0],
-            {"a": [np.arange(16)]},
-            (0, 1),
-        )
+        encoded = EncodedQuestions(data, load_vilt("fresh-small")[1])
+        curves = perturbation_curves(model, encoded, [0], {"a": [np.arange(16)]}, (0, 1))
         assert np.isnan(curves.accuracy).all()
         assert not np.isnan(curves.probability).any()
 
@@ -238,16 +220,10 @@ class TestRemoving:
 
 class TestOrders:
     def test_ranks(self):
-        assert rank_patches([[0.1, 0.4], [0.4, 0.2]]).tolist() == [
-            1,
-            2,
-            3,
-            0,
-        ]  # of equals the first
-        assert rank_patches(np.tile([0.0, 1.0], 100)).tolist() == [
-            *range(1, 200, 2),
-            *range(0, 200, 2),
-        ]
+        # of equals the first
+        assert rank_patches([[0.1, 0.4], [0.4, 0.2]]).tolist() == [1, 2, 3, 0]
+        ranked = rank_patches(np.tile([0.0, 1.0], 100)).tolist()
+        assert ranked == [*range(1, 200, 2), *range(0, 200, 2)]
 
     def test_random_orders_differ_by_seed_and_question(self):
         first, second = random_orders([50, 50], 0)

@@ -94,16 +94,8 @@ class TestBoxes:
 
     def test_box_scores_resample_images(self):
         point = np.repeat([0.0, 1, 1, 0, 1, 0], 4)  # four questions an image, all alike
-        boxes = pd.DataFrame(
-            {
-                "map": "rollout",
-                "layer": -1,
-                "head": -1,
-                "pointing": point,
-                "mass": point,
-                "chance": 0.1,
-            }
-        )
+        scores = {"pointing": point, "mass": point, "chance": 0.1}
+        boxes = pd.DataFrame({"map": "rollout", "layer": -1, "head": -1, **scores})
         both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
         # a map's own rows: not the first 24
         clusters = np.r_[np.arange(24), np.repeat(np.arange(6), 4)]
