@@ -14,12 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
+from helpers.figures import style
 from helpers.figures.style import (
-    BASELINE,
     GREEN,
     GREY,
-    GROUP_COLORS,
-    GROUP_NAMES,
     IMAGE_COLOR,
     ORANGE,
     PINK,
@@ -27,18 +25,6 @@ from helpers.figures.style import (
     TEXT_COLOR,
     Boxes,
     Picture,
-    fill_grid,
-    format_points,
-    name_layers,
-    name_rows,
-    place_legend,
-    plot_heads_grid,
-    plot_intervals,
-    plot_layers,
-    plot_map,
-    set_title,
-    size_heads_grid,
-    styled,
 )
 
 QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, line: two cues for each
@@ -68,11 +54,11 @@ NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path ca
 HATCHES = {"img_cls": "////", "patches": "////", "sep": "...."}  # [SEP] is as grey as [CLS]
 FLOW_LOOKS = {
     group: {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group), "linewidth": 0}
-    for group, color in GROUP_COLORS.items()
+    for group, color in style.GROUP_COLORS.items()
 }
 
 
-@styled
+@style.styled
 def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Figure:
     """Image share, special tokens and entropy (downwards) by layer, for each query group (across).
 
@@ -85,15 +71,15 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     for (row, column), axis in np.ndenumerate(axes):
         measure, query = list(MEASURES)[row], list(QUERY_STYLE)[column]
         name, direction, color, marker, line = QUERY_STYLE[query]
-        own = layers[(layers["measure"] == measure) & (layers["query"] == query)]
-        axis.axhline(100 * baselines[measure], label="uniform attention", **BASELINE)
+        panel = layers[(layers["measure"] == measure) & (layers["query"] == query)]
+        axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
         for model, *look, label, shift in (
             ("untrained", GREY, "D", ":", "untrained twin", 0.05),
             ("trained", color, marker, line, f"trained, {name}", -0.05),
         ):
-            rows = own[own["model"] == model]
-            plot_layers(axis, rows, *look, label, shift, hollow=~rows["reaches_answer"])
-        name_layers(axis, n_layers)
+            rows = panel[panel["model"] == model]
+            style.plot_layers(axis, rows, *look, label, shift, hollow=~rows["reaches_answer"])
+        style.name_layers(axis, n_layers)
         axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7)
         axis.set_xlabel("layer" if row == 2 else "")
         unit = f"{MEASURES[measure]}\n({direction})" if row == 0 else MEASURES[measure]
@@ -102,12 +88,13 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
         axis.set_ylim(0, 105 if measure == "entropy" else None)
     look = {"linestyle": "", "marker": "o", "color": "black", "markerfacecolor": "white"}
     axes[0, 2].plot([], [], label="hollow: cannot reach the answer", **look)
-    place_legend(figure, axes[0], ncols=3)
-    set_title(figure, "Where attention goes and how spread it is, layer by layer (mean over heads)")
+    style.place_legend(figure, axes[0], ncols=3)
+    title = "Where attention goes and how spread it is, layer by layer (mean over heads)"
+    style.set_title(figure, title)
     return figure
 
 
-@styled
+@style.styled
 def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]) -> Figure:
     """Excess image share of every head for the [CLS] query, a panel a model.
 
@@ -115,20 +102,21 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]) -
     head), the heads whose interval holds 0 (their number is bracketed).
     """
     widest = 100 * max((float(np.nanmax(np.abs(grid))) for grid in grids.values()), default=0) or 1
-    size = size_heads_grid(*next(iter(grids.values())).shape)
+    size = style.size_heads_grid(*next(iter(grids.values())).shape)
     figure, axes = plt.subplots(1, len(grids), figsize=size, squeeze=False)
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
-        texts = np.vectorize(lambda value: format_points(value, "+"))(100 * grid)
+        texts = np.vectorize(lambda value: style.format_points(value, "+"))(100 * grid)
         texts = np.where(undecided[name], [[f"({text})" for text in row] for row in texts], texts)
-        image = plot_heads_grid(axis, 100 * grid, texts, (-widest, widest))
+        image = style.plot_heads_grid(axis, 100 * grid, texts, (-widest, widest))
         axis.set_title(name)
     label = "image share above uniform, points\n([CLS] query; text query → image key)"
     figure.colorbar(image, ax=axes, label=label)
-    set_title(figure, "Each head's image share for the [CLS] query, against uniform attention")
+    title = "Each head's image share for the [CLS] query, against uniform attention"
+    style.set_title(figure, title)
     return figure
 
 
-@styled
+@style.styled
 def plot_maps(
     picture: Picture,
     weights: np.ndarray,
@@ -153,7 +141,7 @@ def plot_maps(
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for (row, column), axis in np.ndenumerate(axes):
         name = columns[column] if row == 0 else ""
-        image = plot_map(axis, picture, weights[row, column], name, boxes, largest[column])
+        image = style.plot_map(axis, picture, weights[row, column], name, boxes, largest[column])
         if column == 0:
             axis.set_ylabel(rows[row], rotation=0, ha="right", va="center")
         if not shared and row == n_rows - 1:
@@ -163,7 +151,7 @@ def plot_maps(
         figure.colorbar(image, ax=axes, label=fill(label, 28), shrink=0.8, aspect=30)
     else:
         figure.supxlabel(label, fontsize=10)
-    set_title(figure, title)
+    style.set_title(figure, title)
     return figure
 
 
@@ -171,13 +159,13 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Follow the answer's [CLS] down through the layers: how much of it comes from each group.
 
     flow: (layer, query group, key group), 5 groups each in the order of GROUP_NAMES: the mean over
-    heads and over the group's queries of the attention on the group's keys. Rows sum to 1 and are
-    NaN for a group without tokens. Returns masses (layer + 1, group) and bands (layer, query
-    group, key group): masses[l] is what layer l reads, the last row is 1 on [CLS]. With T[l] = 0.5
-    * flow[l] + 0.5 * identity (Abnar and Zuidema 2020: half attention, half residual path),
-    bands[l, q, k] = masses[l + 1, q] * T[l, q, k] and masses[l] = bands[l].sum(0). This product
-    over groups is not the exact rollout: within a group all tokens count as alike. ValueError for
-    another shape, or where a row that counts does not sum to 1.
+    heads and over the group's queries of the attention on the group's keys. Rows sum to 1, or are
+    NaN for a group without tokens. Returns masses (layer + 1, group) and bands (layer, query group,
+    key group): masses[l] is what layer l reads, the last row is 1 on [CLS]. With T[l] =
+    0.5 flow[l] + 0.5 identity (Abnar and Zuidema 2020: half attention, half residual path),
+    bands[l, q, k] = masses[l + 1, q] T[l, q, k] and masses[l] = bands[l].sum(0). Unlike the exact
+    rollout, all tokens of a group count as alike. ValueError for another shape, or where a row that
+    counts does not sum to 1.
     """
     flow = np.asarray(flow, dtype=float)
     if flow.ndim != 3 or flow.shape[1:] != (5, 5):
@@ -195,7 +183,7 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return masses, bands
 
 
-@styled
+@style.styled
 def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
     """Where the answer's [CLS] draws from, a panel a case, as bands through the layers.
 
@@ -226,11 +214,11 @@ def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("layer: what it reads at its left, what it hands on at its right")
-    handles = [Patch(**FLOW_LOOKS[group], label=name) for group, name in GROUP_NAMES.items()]
+    handles = [Patch(**FLOW_LOOKS[group], label=name) for group, name in style.GROUP_NAMES.items()]
     handles.append(Patch(facecolor=TEXT_COLOR, alpha=FAINT, label="pale: residual path"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     halves = "half attention, mean over heads; half residual path"
-    set_title(figure, f"Where the answer's [CLS] draws from ({halves})")
+    style.set_title(figure, f"Where the answer's [CLS] draws from ({halves})")
     return figure
 
 
@@ -266,7 +254,7 @@ def _plot_band(
     axis.add_patch(PathPatch(Path([*above, *below, above[0]], codes), **look))
 
 
-@styled
+@style.styled
 def plot_hits(table: pd.DataFrame, chance: float) -> Figure:
     """How often the favoured patch lies in the box asked about: each layer's best head.
 
@@ -279,23 +267,20 @@ def plot_hits(table: pd.DataFrame, chance: float) -> Figure:
         "same head, untrained": (GREY, "D", ":"),
     }
     figure, axis = plt.subplots(figsize=(10, 3.9))
-    axis.axhline(100 * chance, label="chance: share of patches in the box", **BASELINE)
-    for number, (against, style) in enumerate(styles.items()):
+    axis.axhline(100 * chance, label="chance: share of patches in the box", **style.BASELINE)
+    for number, (against, looks) in enumerate(styles.items()):
         rows = table[table["against"] == against]
-        plot_layers(axis, rows, *style, against, 0.05 * (number - 1))
+        style.plot_layers(axis, rows, *looks, against, 0.05 * (number - 1))
     for row in table[table["against"] == "the head"].itertuples():
         top = (row.layer, 100 * np.fmax(row.estimate, row.high))
-        look = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0, "alpha": 0.8}
-        label = row.label.replace(", ", "\n")
-        axis.annotate(
-            label, top, (0, 5), textcoords="offset points", ha="center", fontsize=8, bbox=look
-        )
-    name_layers(axis, table["layer"].max() + 1)
+        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0, "alpha": 0.8}
+        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": box}
+        axis.annotate(row.label.replace(", ", "\n"), top, (0, 5), **look)
+    style.name_layers(axis, table["layer"].max() + 1)
     axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 110))
-    set_title(
-        figure, "The best head of each layer, chosen on one half of the images, scored on the other"
-    )
-    place_legend(figure, [axis], fontsize=9)
+    title = "The best head of each layer, chosen on one half of the images, scored on the other"
+    style.set_title(figure, title)
+    style.place_legend(figure, [axis], fontsize=9)
     return figure
 
 
@@ -307,7 +292,7 @@ def style_map(order: str) -> dict:
     return {"color": GREY, "marker": "", "linestyle": CONTROL_LINES.get(order, (0, (1, 3)))}
 
 
-@styled
+@style.styled
 def plot_curves(table: pd.DataFrame) -> Figure:
     """How the answer fares while patches go (left) or come (right), the most important first.
 
@@ -321,16 +306,16 @@ def plot_curves(table: pd.DataFrame) -> Figure:
             rows = table[(table["order"] == order) & (table["kind"] == kind)]
             share = 100 * rows["fraction"] + 0.35 * (number - len(orders) / 2)  # bars side by side
             look = {"label": order, "elinewidth": 0.9, "capsize": 0} | style_map(order)
-            plot_intervals(axis, share, rows, scale=100, **look)
+            style.plot_intervals(axis, share, rows, scale=100, **look)
         axis.set(xlabel=f"patches {verb}, % (the most important first)", title=kind, xlim=(-3, 103))
         axis.grid(axis="y")
     axes[0].set(ylabel="probability of the\nintact model's answer, %", ylim=(0, 103))
-    place_legend(figure, axes, ncols=4, fontsize=9)
-    set_title(figure, "Does the answer need the patches that a map calls important?")
+    style.place_legend(figure, axes, ncols=4, fontsize=9)
+    style.set_title(figure, "Does the answer need the patches that a map calls important?")
     return figure
 
 
-@styled
+@style.styled
 def plot_scoreboard(table: pd.DataFrame) -> Figure:
     """Maps downwards, a panel for each measure of SCORES: points with intervals, chance dashed.
 
@@ -349,17 +334,17 @@ def plot_scoreboard(table: pd.DataFrame) -> Figure:
             look = style_map(order)
             look = {"color": look["color"], "marker": look["marker"] or "x"}
             options = {"scale": scale, "horizontal": True}
-            plot_intervals(axis, [orders.index(order)], row, **options, **look)
+            style.plot_intervals(axis, [orders.index(order)], row, **options, **look)
         chance = rows["chance"].mean() if "chance" in rows else np.nan
-        axis.axvline(0 if np.isnan(chance) else scale * chance, **BASELINE)
+        axis.axvline(0 if np.isnan(chance) else scale * chance, **style.BASELINE)
         axis.set(title=title, xlabel=unit)
         axis.grid(axis="x")
-    name_rows(axes[0, 0], orders)
-    set_title(figure, "Which map finds the patches that the answer needs? (dashed: chance)")
+    style.name_rows(axes[0, 0], orders)
+    style.set_title(figure, "Which map finds the patches that the answer needs? (dashed: chance)")
     return figure
 
 
-@styled
+@style.styled
 def plot_pointing(table: pd.DataFrame) -> Figure:
     """Each head's [CLS] attention against the boxes: pointing game, and mass in the box.
 
@@ -371,20 +356,18 @@ def plot_pointing(table: pd.DataFrame) -> Figure:
         "mass": ("mass in the box over its area (chance: {:.0f})", 1, 1),
     }
     shape = (table["layer"].max() + 1, table["head"].max() + 1)
-    figure, axes = plt.subplots(1, 2, figsize=size_heads_grid(*shape))
+    figure, axes = plt.subplots(1, 2, figsize=style.size_heads_grid(*shape))
     for axis, (measure, (title, scale, digits)) in zip(axes, panels.items(), strict=True):
         rows = table[table["measure"] == measure]
         chance = scale * rows["chance"].mean()
         widest = max((scale * rows["estimate"] - chance).abs().max(), 1e-9)
         decided = (rows["low"] > rows["chance"]) | (rows["high"] < rows["chance"])
-        texts = [format_points(scale * value, digits=digits) for value in rows["estimate"]]
+        texts = [style.format_points(scale * value, digits=digits) for value in rows["estimate"]]
         texts = [text if sure else f"({text})" for text, sure in zip(texts, decided, strict=True)]
-        grid = scale * fill_grid(rows, "estimate", shape)
-        texts = fill_grid(rows.assign(text=texts), "text", shape)
-        plot_heads_grid(axis, grid, texts, (chance - widest, chance + widest))
+        grid = scale * style.fill_grid(rows, "estimate", shape)
+        texts = style.fill_grid(rows.assign(text=texts), "text", shape)
+        style.plot_heads_grid(axis, grid, texts, (chance - widest, chance + widest))
         axis.set_title(title.format(chance))
-    set_title(
-        figure,
-        "Does a head's [CLS] attention (text query → image key) lie on what is asked about?",
-    )
+    title = "Does a head's [CLS] attention (text query → image key) lie on what is asked about?"
+    style.set_title(figure, title)
     return figure

@@ -15,33 +15,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
-from helpers.figures.style import (
-    BASELINE,
-    DARK_GREY,
-    GREEN,
-    GREY,
-    IMAGE_COLOR,
-    ORANGE,
-    PALE,
-    PINK,
-    SKY,
-    TEXT_COLOR,
-    TOO_FEW,
-    fill_grid,
-    format_points,
-    name_layers,
-    name_rows,
-    place_legend,
-    plot_cells,
-    plot_heads_grid,
-    plot_intervals,
-    plot_layers,
-    plot_map,
-    plot_picture,
-    set_title,
-    shade_unread_layer,
-    styled,
-)
+from helpers.figures import style
+from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
 
 FAMILY_STYLE = {  # a colour and a marker, the same in every figure
     "what": (TEXT_COLOR, "o"), "what color": (IMAGE_COLOR, "s"), "where": (GREEN, "^"),
@@ -111,14 +86,14 @@ def plot_groups(axis: Axes, table: pd.DataFrame, column: str, looks: dict, sprea
         color, marker = looks.get(group, (GREY, "."))
         shift = spread * (number / max(len(groups) - 1, 1) - 0.5)
         label = name_group(group, rows["n"].max(), enough)
-        plot_layers(axis, rows, color, marker, "-", label, shift, hollow=not enough)
-    axis.axhline(0, **BASELINE)
-    look = {"color": DARK_GREY, "fontsize": 8, "transform": axis.get_yaxis_transform()}
+        style.plot_layers(axis, rows, color, marker, "-", label, shift, hollow=not enough)
+    axis.axhline(0, **style.BASELINE)
+    look = {"color": style.DARK_GREY, "fontsize": 8, "transform": axis.get_yaxis_transform()}
     axis.text(0.005, 0, "uniform", va="bottom", **look)
-    name_layers(axis, int(table["layer"].max()) + 1)
+    style.name_layers(axis, int(table["layer"].max()) + 1)
 
 
-@styled
+@style.styled
 def plot_family_layers(table: pd.DataFrame) -> Figure:
     """Excess image share of each family by layer, with intervals; open markers: too few questions.
 
@@ -132,14 +107,14 @@ def plot_family_layers(table: pd.DataFrame) -> Figure:
         plot_groups(axis, rows, "family", FAMILY_STYLE, 0.4)
         axis.set_title(f"{query} query")
         if query != "[CLS]":
-            shade_unread_layer(axis, int(table["layer"].max()) + 1)
+            style.shade_unread_layer(axis, int(table["layer"].max()) + 1)
     axes[0, 0].set_ylabel(UNIFORM.format("text"))
-    place_legend(figure, axes[0, :1], ncols=10, fontsize=8.5)
-    set_title(figure, "How much more than uniform does each family look at the image?")
+    style.place_legend(figure, axes[0, :1], ncols=10, fontsize=8.5)
+    style.set_title(figure, "How much more than uniform does each family look at the image?")
     return figure
 
 
-@styled
+@style.styled
 def plot_separation(table: pd.DataFrame) -> Figure:
     """Which heads separate families, and by how much: layers downwards, heads across.
 
@@ -162,25 +137,25 @@ def plot_separation(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(queries), figsize=(10, height), squeeze=False)
     for axis, query in zip(axes.flat, queries, strict=True):
         rows = table[table["query"] == query]
-        look = {"cmap": "cividis", "fontsize": font}
-        look["hatched"] = (
-            fill_grid(rows.assign(hatched=1.0 - rows["tested"]), "hatched", shape) == 1
-        )
-        values, texts = (fill_grid(rows, column, shape) for column in ("points", "text"))
-        image = plot_heads_grid(axis, values, texts, (0, largest), **look)
+        rows = rows.assign(untested=1.0 - rows["tested"])
+        columns = ("points", "text", "untested")
+        values, texts, untested = (style.fill_grid(rows, column, shape) for column in columns)
+        look = {"cmap": "cividis", "fontsize": font, "hatched": untested == 1}
+
+        image = style.plot_heads_grid(axis, values, texts, (0, largest), **look)
         axis.set_title(f"{query} query")
     figure.colorbar(image, ax=axes, label="largest difference, points", pad=0.01)
-    set_title(figure, "Largest difference in image share between two families, head by head")
+    style.set_title(figure, "Largest difference in image share between two families, head by head")
     return figure
 
 
 def _say_too_few(axis: Axes) -> None:
     """An empty panel that says why."""
-    axis.text(0.5, 0.5, TOO_FEW, ha="center", va="center", transform=axis.transAxes)
+    axis.text(0.5, 0.5, style.TOO_FEW, ha="center", va="center", transform=axis.transAxes)
     axis.axis("off")
 
 
-@styled
+@style.styled
 def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     """Which families differ: for each pair, how many heads tell it apart, and the median effect.
 
@@ -192,7 +167,7 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     names = [name_group(row.Index, row.questions, row.enough) for row in sizes.itertuples()]
     n, size = len(families), (10, 0.48 * len(families) + 1.9)
     figure, axes = plt.subplots(1, max(1, len(queries)), figsize=size, squeeze=False, sharey=True)
-    set_title(figure, "How many heads tell two families apart?")
+    style.set_title(figure, "How many heads tell two families apart?")
     if table.empty:
         _say_too_few(axes[0, 0])
         return figure
@@ -205,7 +180,7 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
             values[line, column] = 100 * row.apart / row.heads if row.heads else np.nan
             texts[line, column] = f"{row.apart} of {row.heads}\ng {row.g:.1f}"
         look = {"cmap": "cividis", "fontsize": 6.8, "hatched": hatched}
-        image = plot_cells(axis, values, texts, names, families, (0, 100), **look)
+        image = style.plot_cells(axis, values, texts, names, families, (0, 100), **look)
         image.set_cmap(plt.colormaps["cividis"].with_extremes(bad="none"))  # each pair once
         axis.set(title=f"{query} query", xlim=(-0.5, n - 1.5), ylim=(n - 0.5, 0.5))
         axis.tick_params(axis="x", rotation=35)
@@ -213,7 +188,7 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     return figure
 
 
-@styled
+@style.styled
 def plot_adjustment(table: pd.DataFrame) -> Figure:
     """Differences between families, raw against adjusted for question length and patch count.
 
@@ -228,27 +203,23 @@ def plot_adjustment(table: pd.DataFrame) -> Figure:
         for axis in axes.flat:
             _say_too_few(axis)
     for axis, query in zip(axes.flat, queries if len(drawn) else (), strict=False):
-        axis.plot([-reach, reach], [-reach, reach], **BASELINE)
+        axis.plot([-reach, reach], [-reach, reach], **style.BASELINE)
         for verdict, (color, marker) in VERDICTS.items():
-            rows = (
-                100
-                * drawn.loc[
-                    (drawn["query"] == query) & (drawn["verdict"] == verdict),
-                    ["difference", "adjusted"],
-                ]
-            )
+            is_shown = (drawn["query"] == query) & (drawn["verdict"] == verdict)
+            rows = 100 * drawn.loc[is_shown, ["difference", "adjusted"]]
+
             if (table["verdict"] == verdict).any():
                 look = {"color": color, "marker": marker, "s": 16, "alpha": 0.6, "linewidths": 0}
                 axis.scatter(rows["difference"], rows["adjusted"], label=verdict, **look)
         limits = {"xlim": (-reach, reach), "ylim": (-reach, reach), "aspect": "equal"}
         axis.set(xlabel="raw difference, points", ylabel="adjusted difference, points", **limits)
         axis.set_title(f"{query} query")
-    place_legend(figure, axes.flat)
-    set_title(figure, "Do differences in image share survive equal length and patch count?")
+    style.place_legend(figure, axes.flat)
+    style.set_title(figure, "Do differences in image share survive equal length and patch count?")
     return figure
 
 
-@styled
+@style.styled
 def plot_controls(table: pd.DataFrame) -> Figure:
     """Image-needing questions against words-only controls of the same families, by layer.
 
@@ -262,12 +233,13 @@ def plot_controls(table: pd.DataFrame) -> Figure:
     n_layers = table["layer"].max() + 1
     for (i, j), axis in np.ndenumerate(axes):
         rows = table[(table["query"] == queries[i]) & (table["family"] == families[j])]
-        looks = [(style_family(families[j])[0], "o", "-"), (DARK_GREY, "s", ":")]
+        looks = [(style_family(families[j])[0], "o", "-"), (style.DARK_GREY, "s", ":")]
         for number, (kind, look) in enumerate(zip(kinds, looks, strict=False)):
-            own = rows[rows["kind"] == kind]
-            plot_layers(axis, own, *look, kind, 0.12 * (2 * number - 1), hollow=~own["enough"])
-        axis.axhline(0, **BASELINE)
-        name_layers(axis, n_layers)
+            family_rows = rows[rows["kind"] == kind]
+            shift, hollow = 0.12 * (2 * number - 1), ~family_rows["enough"]
+            style.plot_layers(axis, family_rows, *look, kind, shift, hollow)
+        axis.axhline(0, **style.BASELINE)
+        style.name_layers(axis, n_layers)
         axis.set_xlabel("layer" if i == len(queries) - 1 else "")
         if i == 0:
             counts = rows.groupby("kind", sort=False, observed=True)["n"].first()
@@ -276,13 +248,15 @@ def plot_controls(table: pd.DataFrame) -> Figure:
         if j == 0:
             axis.set_ylabel(f"{queries[i]} query\nexcess image share, points")
         if queries[i] != "[CLS]":
-            shade_unread_layer(axis, n_layers)
-    place_legend(figure, axes[0, :1])
-    set_title(figure, "Words-only controls against image-needing questions of the same family")
+            style.shade_unread_layer(axis, n_layers)
+    style.place_legend(figure, axes[0, :1])
+    style.set_title(
+        figure, "Words-only controls against image-needing questions of the same family"
+    )
     return figure
 
 
-@styled
+@style.styled
 def plot_example_maps(examples: Sequence[dict], query: str) -> Figure:
     """Questions side by side: the picture with the boxes asked about, and below it the attention.
 
@@ -293,15 +267,15 @@ def plot_example_maps(examples: Sequence[dict], query: str) -> Figure:
     size = (max(5.5, 3.3 * len(examples)), 6.6)
     figure, axes = plt.subplots(2, len(examples), figsize=size, squeeze=False)
     for (above, below), example in zip(axes.T, examples, strict=True):
-        plot_picture(above, example["picture"], example["title"], example["boxes"])
+        style.plot_picture(above, example["picture"], example["title"], example["boxes"])
         weights = 100 * np.asarray(example["weights"])
-        image = plot_map(below, example["picture"], weights, "", example["boxes"], largest)
+        image = style.plot_map(below, example["picture"], weights, "", example["boxes"], largest)
         below.set_xlabel(example["caption"], fontsize=8.5)
     figure.colorbar(image, ax=axes, label=f"{query} query's attention, % a patch", pad=0.01)
     return figure
 
 
-@styled
+@style.styled
 def plot_class_layers(table: pd.DataFrame) -> Figure:
     """Excess image share of each class of words by layer, with intervals: a line a class.
 
@@ -310,16 +284,16 @@ def plot_class_layers(table: pd.DataFrame) -> Figure:
     """
     n_layers = table["layer"].max() + 1
     figure, axis = plt.subplots(figsize=(10, 4.6))
-    shade_unread_layer(axis, n_layers)
+    style.shade_unread_layer(axis, n_layers)
     plot_groups(axis, table.dropna(subset=["estimate"]), "word_class", CLASS_STYLE, 0.45)
-    name_layers(axis, n_layers)
+    style.name_layers(axis, n_layers)
     axis.set_ylabel(UNIFORM.format("word"))
     axis.set_title("How much more than uniform does each class of words look at the image?")
-    place_legend(figure, [axis], ncols=6, fontsize=8.5)
+    style.place_legend(figure, [axis], ncols=6, fontsize=8.5)
     return figure
 
 
-@styled
+@style.styled
 def plot_class_families(table: pd.DataFrame, layer: int) -> Figure:
     """Excess image share by question family (down) and class of words (across) in one layer.
 
@@ -329,29 +303,28 @@ def plot_class_families(table: pd.DataFrame, layer: int) -> Figure:
     families, classes = list(table["family"].unique()), list(table["word_class"].unique())
     points = 100 * table["estimate"]
     largest = np.nanmax([*points.abs(), 1])
-    numbers = [format_points(value, "+") for value in points.fillna(0)]
+    numbers = [style.format_points(value, "+") for value in points.fillna(0)]
     numbers = np.where(table["enough"], numbers, [f"({number})" for number in numbers])
     texts = [f"{number}   n = {n:,}" for number, n in zip(numbers, table["n"], strict=True)]
     table = table.assign(points=points, text=texts)
-    cells = {
-        column: table.pivot_table(
-            index="family", columns="word_class", values=column, aggfunc="first"
-        )
-        .reindex(index=families, columns=classes)
-        .to_numpy()
+    names, cells = {"index": families, "columns": classes}, {"index": "family", "aggfunc": "first"}
+    points, texts = (
+        table.pivot_table(column, columns="word_class", **cells).reindex(**names).to_numpy()
         for column in ("points", "text")
-    }
-    hatched = np.isnan(cells["points"].astype(float))
+    )
+
     size = (10, 0.42 * len(families) + 1.4)
     figure, axis = plt.subplots(figsize=size)
     limits = (-largest, largest)
-    image = plot_cells(axis, *cells.values(), families, classes, limits, hatched=hatched)
+    image = style.plot_cells(
+        axis, points, texts, families, classes, limits, hatched=np.isnan(points)
+    )
     axis.set_title(f"Excess image share of the words of each family, L{layer}")
     figure.colorbar(image, ax=axis, label="excess image share, points", pad=0.01)
     return figure
 
 
-@styled
+@style.styled
 def plot_strips(examples: Sequence[dict]) -> Figure:
     """Questions word by word: tokens across, layers down, a token's attention on the image.
 
@@ -366,7 +339,7 @@ def plot_strips(examples: Sequence[dict]) -> Figure:
         image = _plot_strip(axis, example)
     axes[0, 0].set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
     figure.colorbar(image, ax=axes, label="attention on\nthe image, %", pad=0.01)
-    place_legend(figure, axes[0], ncols=6, fontsize=8.5)
+    style.place_legend(figure, axes[0], ncols=6, fontsize=8.5)
     return figure
 
 
@@ -391,7 +364,7 @@ def _plot_strip(axis: Axes, example: dict) -> AxesImage:
     return image
 
 
-@styled
+@style.styled
 def plot_needs(table: pd.DataFrame) -> Figure:
     """The measures of what answers need: a family a row, a panel each of NEEDS.
 
@@ -408,26 +381,24 @@ def plot_needs(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
         unit, baseline, color, names = panel
-        axis.axvline(baseline, **BASELINE)
+        axis.axvline(baseline, **style.BASELINE)
         rows = table[table["measure"].isin(names)]
         _plot_needs_panel(axis, rows, families, kinds, list(names), color)
-        own = _count_questions(rows, families, kinds)
-        if own != counts:
-            for row, n in enumerate(own):
+        panel_counts = _count_questions(rows, families, kinds)
+        if panel_counts != counts:
+            for row, n in enumerate(panel_counts):
                 _write_beside(axis, row, f"n = {n}")
         marks = dict(zip(names, "●◇" if len(names) > 1 else " ", strict=False))
-        used = [
-            f"{marks[key]} {name}".strip()
-            for key, name in names.items()
-            if key in set(rows["measure"])
-        ]
+        shown = {key: name for key, name in names.items() if key in set(rows["measure"])}
+        used = [f"{marks[key]} {name}".strip() for key, name in shown.items()]
+
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"{unit}\n{'  '.join(used)}", fontsize=9)
         axis.grid(axis="x")
     labels = [f"{family}\nn = {n}" for family, n in zip(families, counts, strict=True)]
-    name_rows(axes[0, 0], labels)
+    style.name_rows(axes[0, 0], labels)
     controls = f" (grey squares: {kinds[1]})" if kinds[1:] else ""
-    set_title(figure, f"What do the answers of each family need?{controls}")
+    style.set_title(figure, f"What do the answers of each family need?{controls}")
     return figure
 
 
@@ -436,16 +407,18 @@ def _plot_needs_panel(
 ) -> None:
     """Points and intervals: in a family's row kinds one below the other, and measures within."""
     for index, row in table.iterrows():
-        own = table["kind"][table["family"] == row["family"]]
-        here = [kind for kind in kinds if kind in set(own)]
-        measure, number = measures.index(row["measure"]), len(here) * len(measures)
-        step = here.index(row["kind"]) * len(measures) + measure - (number - 1) / 2
+        family_kinds = set(table["kind"][table["family"] == row["family"]])
+        shown = [kind for kind in kinds if kind in family_kinds]
+        measure, number = measures.index(row["measure"]), len(shown) * len(measures)
+        step = shown.index(row["kind"]) * len(measures) + measure - (number - 1) / 2
         position = families.index(row["family"]) + 0.64 * step / max(len(kinds) * len(measures), 2)
         is_first = row["kind"] == kinds[0]
-        look = {"color": color if is_first else DARK_GREY, "capsize": 2}
+        look = {"color": color if is_first else style.DARK_GREY, "capsize": 2}
         look |= {"marker": "oD"[measure] if is_first else "s", "alpha": 1 if row["enough"] else 0.4}
         hollow = measure > 0
-        plot_intervals(axis, [position], table.loc[[index]], horizontal=True, hollow=hollow, **look)
+        style.plot_intervals(
+            axis, [position], table.loc[[index]], horizontal=True, hollow=hollow, **look
+        )
 
 
 def _count_questions(table: pd.DataFrame, families: list, kinds: list) -> list[str]:
@@ -458,11 +431,11 @@ def _count_questions(table: pd.DataFrame, families: list, kinds: list) -> list[s
 
 def _write_beside(axis: Axes, row: int, text: str) -> None:
     """A small text at the right of an axis, beside a row."""
-    look = {"va": "center", "fontsize": 8, "color": DARK_GREY}
+    look = {"va": "center", "fontsize": 8, "color": style.DARK_GREY}
     axis.text(1.02, row, text, transform=axis.get_yaxis_transform(), **look)
 
 
-@styled
+@style.styled
 def plot_scores(table: pd.DataFrame) -> Figure:
     """How the measures agree over families with the accuracy lost, and tell controls apart.
 
@@ -476,51 +449,50 @@ def plot_scores(table: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
     for axis, score in zip(axes[0], scores, strict=True):
         title, unit, nothing, limits = SCORES[score]
-        axis.axvline(nothing, **BASELINE)
+        axis.axvline(nothing, **style.BASELINE)
         for measure, row in table[table["score"] == score].groupby("measure"):
             is_attention, position = measure.startswith("image share"), measures.index(measure)
             color, marker = (IMAGE_COLOR, "o") if is_attention else (GREEN, "^")
-            plot_intervals(axis, [position], row, horizontal=True, color=color, marker=marker)
+            style.plot_intervals(axis, [position], row, horizontal=True, color=color, marker=marker)
             _write_beside(axis, position, f"n = {row['n'].item():,}")
         axis.set(title=title, xlabel=unit, xlim=limits)
         axis.grid(axis="x")
-    name_rows(axes[0, 0], measures)
-    set_title(figure, "Attention (circles) and interventions (triangles); dashed: nothing is told")
+    style.name_rows(axes[0, 0], measures)
+    title = "Attention (circles) and interventions (triangles); dashed: nothing is told"
+    style.set_title(figure, title)
     return figure
 
 
-@styled
+@style.styled
 def plot_calibration(table: pd.DataFrame) -> Figure:
     """Simulated rates with their intervals, against the stated 5 % (tests) and 95 % (intervals).
 
     table: procedure, kind (a key of RATE_LOOKS; "interval" goes to the right), rate, low, high in
     [0, 1]. Shaded: what is held to be good enough. A rate that is NaN is said to be missing.
     """
-    table = table.sort_values(
-        "kind", key=lambda kinds: kinds.map([*RATE_LOOKS].index), kind="stable"
-    )
+    order = table["kind"].map([*RATE_LOOKS].index)
+    table = table.loc[order.sort_values(kind="stable").index]
     is_interval = table["kind"] == "interval"
     size = (10, 0.36 * max((~is_interval).sum(), is_interval.sum()) + 1.7)
     figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
     panels = zip(axes, (table[~is_interval], table[is_interval]), RATE_GOALS, strict=True)
     for axis, rows, (stated, band, label, title) in panels:
-        axis.axvspan(*band, color=PALE, zorder=-1)
-        axis.axvline(stated, **BASELINE)
-        rows = rows.reset_index(drop=True)
-        for kind, (color, marker) in RATE_LOOKS.items():
-            own = rows[rows["kind"] == kind]
-            if len(own):
-                look = {"scale": 100, "horizontal": True, "color": color, "marker": marker}
-                plot_intervals(axis, own.index, own, ("rate", "low", "high"), label=kind, **look)
+        axis.axvspan(*band, color=style.PALE, zorder=-1)
+        axis.axvline(stated, **style.BASELINE)
+        rows, columns = rows.reset_index(drop=True), ("rate", "low", "high")
+        for kind, of_kind in rows.groupby("kind", sort=False):
+            look = dict(zip(("color", "marker"), RATE_LOOKS[kind], strict=True))
+            look |= {"scale": 100, "horizontal": True, "label": kind}
+            style.plot_intervals(axis, of_kind.index, of_kind, columns, **look)
         for position in rows.index[rows["rate"].isna()]:
-            look = {"ha": "center", "va": "center", "fontsize": 8.5, "backgroundcolor": PALE}
-            axis.text(stated, position, TOO_FEW, **look)
+            look = {"ha": "center", "va": "center", "fontsize": 8.5, "backgroundcolor": style.PALE}
+            axis.text(stated, position, style.TOO_FEW, **look)
         low, high = 100 * np.nanmin([*rows["low"], 1.0]), 100 * np.nanmax([*rows["high"], 0.0])
         low, high = min(band[0] - 1, low - 0.5), max(band[1] + 1, high + 0.5)
         axis.set_xlim(low if stated > 50 else 0, high if stated < 50 else 100)
         axis.set(xlabel=label, title=title)
-        name_rows(axis, list(rows["procedure"]))
+        style.name_rows(axis, list(rows["procedure"]))
         axis.tick_params(axis="y", length=0)
-    place_legend(figure, axes)
-    set_title(figure, "How often are the study's own tests and intervals wrong?")
+    style.place_legend(figure, axes)
+    style.set_title(figure, "How often are the study's own tests and intervals wrong?")
     return figure

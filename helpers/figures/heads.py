@@ -14,27 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from helpers.figures.style import (
-    BASELINE,
-    GREEN,
-    GREY,
-    IMAGE_COLOR,
-    ORANGE,
-    PINK,
-    SKY,
-    TEXT_COLOR,
-    fill_grid,
-    format_points,
-    name_rows,
-    pick_ink,
-    place_legend,
-    plot_drops,
-    plot_heads_grid,
-    plot_intervals,
-    plot_map,
-    set_title,
-    styled,
-)
+from helpers.figures import style
+from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
 
 ROLE_LOOKS = {  # role: short name, colour; the short name stands beside the colour everywhere
     "text->image reader": ("W→I", IMAGE_COLOR),
@@ -60,7 +41,7 @@ MODES = {  # what stands in for what is taken away
 CORRELATION = {"xlabel": "rank correlation over heads", "xlim": (-1.05, 1.05)}
 
 
-@styled
+@style.styled
 def plot_role_scores(scores: pd.DataFrame) -> Figure:
     """Every head's score on every role, with intervals, against its untrained self: a panel a role.
 
@@ -79,10 +60,10 @@ def plot_role_scores(scores: pd.DataFrame) -> Figure:
         if number + 2 >= len(roles):  # the last panel of its column
             _name_heads(axis, rows)
     axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
-    place_legend(figure, axes.flat)
+    style.place_legend(figure, axes.flat)
     figure.supylabel("role score (0: uniform or chance, 1: the most possible)", fontsize=10)
     intervals = "95 % intervals over images"
-    set_title(figure, f"Role scores of every head, trained and untrained ({intervals})")
+    style.set_title(figure, f"Role scores of every head, trained and untrained ({intervals})")
     return figure
 
 
@@ -98,7 +79,7 @@ def _plot_role(axis: Axes, heads: pd.DataFrame) -> None:
     for has_role, label in ((False, "trained"), (True, "trained, has the role")):
         rows = heads[(passes == has_role) & (heads["score"] >= LEAST_SCORE)]
         columns, options = ("score", "low", "high"), {"hollow": not has_role, "capsize": 0}
-        plot_intervals(axis, rows.index, rows, columns, label=label, **options, **look)
+        style.plot_intervals(axis, rows.index, rows, columns, label=label, **options, **look)
     below = heads.index[heads["score"] < LEAST_SCORE]
     axis.plot(below, [LEAST_SCORE] * len(below), "v", markerfacecolor="white", **look)
     for start in np.flatnonzero(np.diff(heads["layer"])):
@@ -116,7 +97,7 @@ def _name_heads(axis: Axes, heads: pd.DataFrame, most: int = 32) -> None:
     axis.set_xlabel("head (first layer at the left)")
 
 
-@styled
+@style.styled
 def plot_role_map(scores: pd.DataFrame) -> Figure:
     """Which head has which roles: a coloured and named band for each role, the clearest on top.
 
@@ -128,19 +109,17 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     passed = scores[scores["passes"]].sort_values("score", ascending=False, kind="stable")
     size = (max(7.5, width * n_heads + 1), height * n_layers + 1.9)
     figure, axis = plt.subplots(figsize=size)
-    for (layer, head), own in passed.groupby(["layer", "head"]):
-        share = 1 / len(own)  # of the cell's height
-        for number, row in enumerate(own.itertuples()):
+    for (layer, head), roles in passed.groupby(["layer", "head"]):
+        share = 1 / len(roles)  # of the cell's height
+        for number, row in enumerate(roles.itertuples()):
             short, color = ROLE_LOOKS[row.role]
             bottom, reaches = layer - 0.5 + number * share, row.reaches_answer
             look = {"facecolor": color, "linewidth": 0, "alpha": 1 if reaches else 0.35}
             axis.add_patch(Rectangle((head - 0.5, bottom), 1, share, **look))
-            look = {
-                "ha": "center",
-                "va": "center_baseline",
-                "fontsize": min(9, 52 * height * share),
-            }
-            ink = pick_ink(mpl.colors.to_rgb(color)) if reaches else "black"
+            font = min(9, 52 * height * share)
+            look = {"ha": "center", "va": "center_baseline", "fontsize": font}
+
+            ink = style.pick_ink(mpl.colors.to_rgb(color)) if reaches else "black"
             name = short if reaches else f"({short})"
             axis.text(head, bottom + share / 2, name, color=ink, **look)
     for layer, head in np.ndindex(n_layers, n_heads):
@@ -158,7 +137,7 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     return figure
 
 
-@styled
+@style.styled
 def plot_comparisons(table: pd.DataFrame) -> Figure:
     """Would the same heads have the same roles again? Rank correlations and verdicts, by role.
 
@@ -172,20 +151,20 @@ def plot_comparisons(table: pd.DataFrame) -> Figure:
         position = np.arange(len(roles)) + 0.22 * (number - (len(names) - 1) / 2)
         marker, color = COMPARISON_LOOKS[number]
         columns, look = ("correlation", "low", "high"), {"marker": marker, "color": color}
-        plot_intervals(left, position, rows, columns, horizontal=True, label=name, **look)
+        style.plot_intervals(left, position, rows, columns, horizontal=True, label=name, **look)
         right.plot(100 * rows["agreement"], position, linestyle="", **look)
-    left.axvline(0, **BASELINE)
-    name_rows(left, roles, fontsize=9)
+    left.axvline(0, **style.BASELINE)
+    style.name_rows(left, roles, fontsize=9)
     left.set(title="Do scores rank the heads alike?", **CORRELATION)
     right.set(title="Do the same heads have the role?", xlim=(-3, 103))
     right.set_xlabel("% of heads with the same verdict")
     left.grid(axis="y")
     right.grid(axis="y")
-    place_legend(figure, [left])
+    style.place_legend(figure, [left])
     return figure
 
 
-@styled
+@style.styled
 def plot_role_cards(cards: Sequence[dict]) -> Figure:
     """A card for each role: its clearest head, a typical map, its score, what its removal costs.
 
@@ -195,22 +174,23 @@ def plot_role_cards(cards: Sequence[dict]) -> Figure:
     """
     n_rows = -(-len(cards) // 2)
     figure = plt.figure(figsize=(10.5, 2.5 * n_rows))
-    parts = figure.subfigures(n_rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
-    for part, card in zip(parts.flat, cards, strict=False):
+    subfigures = figure.subfigures(n_rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
+    for subfigure, card in zip(subfigures.flat, cards, strict=False):
         verdict = "" if card["passes"] else " (no role)"
         score, low, high, null = (
-            format_points(card[name], digits=2) for name in ("score", "low", "high", "highest_null")
+            style.format_points(card[name], digits=2)
+            for name in ("score", "low", "high", "highest_null")
         )
         title = f"score {score} [{low}, {high}], untrained at most {null}"
         title = f"{card['role']}: {card['name']}{verdict}\n{title}"
-        part.suptitle(title, fontsize=9.5, x=0.02, ha="left")
-        left, right = part.subplots(1, 2, width_ratios=(1.25, 1))
+        subfigure.suptitle(title, fontsize=9.5, x=0.02, ha="left")
+        left, right = subfigure.subplots(1, 2, width_ratios=(1.25, 1))
         if "tokens" in card:
             tokens = [token.replace("$", r"\$") for token in card["tokens"]]
             size = min(7, 75 / len(tokens))  # the card is about 100 points high
             _plot_bars(left, card["weights"], tokens, TEXT_COLOR, "share of attention", size)
         else:
-            plot_map(left, card["picture"], card["weights"], boxes=card["boxes"])
+            style.plot_map(left, card["picture"], card["weights"], boxes=card["boxes"])
         left.set_title(card["question"].replace("$", r"\$"), fontsize=8, wrap=True)
         drops = card["drops"]
         colors = np.where(drops["significant"], IMAGE_COLOR, "#BBBBBB")
@@ -230,12 +210,12 @@ def _plot_bars(
 ) -> None:
     """Horizontal bars in a card, the first at the top."""
     axis.barh(range(len(names)), values, color=color)
-    name_rows(axis, names, fontsize=fontsize)
+    style.name_rows(axis, names, fontsize=fontsize)
     axis.set_xlabel(label, fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
 
 
-@styled
+@style.styled
 def plot_ablation(effects: pd.DataFrame, most: int = 24) -> Figure:
     """Accuracy lost without each head or layer: these downwards, families across, a panel a mode.
 
@@ -245,8 +225,8 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24) -> Figure:
     """
     largest_drop = effects["drop"].abs().where(effects["told"], 0)
     weight = largest_drop.groupby(effects["name"], sort=False).max()
-    kept = set(weight.nlargest(most).index)
-    names = [name for name in weight.index if name in kept]
+    largest = set(weight.nlargest(most).index)
+    names = [name for name in weight.index if name in largest]
     families, modes = list(effects["family"].unique()), list(effects["mode"].unique())
     counts = effects.groupby("family")["n"].first()
     labels = [f"{family}\nn={counts[family]}" for family in families]
@@ -255,7 +235,7 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24) -> Figure:
     figure, axes = plt.subplots(1, len(modes), figsize=size, sharey=True, squeeze=False)
     for axis, mode in zip(axes.flat, modes, strict=True):
         rows, index = effects[effects["mode"] == mode], ("name", "family")
-        image = plot_drops(axis, rows, index, names, families, weight.max())
+        image = style.plot_drops(axis, rows, index, names, families, weight.max())
         axis.set_xticks(range(len(families)), labels, rotation=55, fontsize=8)
         axis.set(title=MODES[mode], xlabel="question family")
     what = "head" if "head" in effects else "layer"
@@ -263,11 +243,11 @@ def plot_ablation(effects: pd.DataFrame, most: int = 24) -> Figure:
     figure.colorbar(image, ax=axes, label="accuracy lost, points", pad=0.01)
     some = f"the {len(names)} of {len(weight)} {what}s that matter most"
     which = f"each {what}" if len(names) == len(weight) else some
-    set_title(figure, f"Accuracy lost without {which}")
+    style.set_title(figure, f"Accuracy lost without {which}")
     return figure
 
 
-@styled
+@style.styled
 def plot_largest_effects(effects: pd.DataFrame) -> Figure:
     """The largest effects with their intervals, for each way of ablation; zero is no effect.
 
@@ -275,45 +255,44 @@ def plot_largest_effects(effects: pd.DataFrame) -> Figure:
     """
     cells = effects.drop_duplicates(["name", "family"])
     figure, axis = plt.subplots(figsize=(10, 3.9))
-    axis.axhline(0, **BASELINE)
-    for number, (mode, own) in enumerate(effects.groupby("mode", sort=False)):
-        rows = cells[["name", "family"]].merge(own, how="left", on=["name", "family"])
+    axis.axhline(0, **style.BASELINE)
+    for number, (mode, of_mode) in enumerate(effects.groupby("mode", sort=False)):
+        rows = cells[["name", "family"]].merge(of_mode, how="left", on=["name", "family"])
         position = np.arange(len(cells)) + 0.24 * number - 0.12
-        (marker, color), substitute = OUTCOME_LOOKS[mode == "mean"], {"mean": "its mean"}
-        look = {
-            "marker": marker,
-            "color": color,
-            "label": f"replaced by {substitute.get(mode, mode)}",
-        }
-        plot_intervals(axis, position, rows, ("drop", "low", "high"), **look)
+        marker, color = OUTCOME_LOOKS[mode == "mean"]
+        label = f"replaced by {'its mean' if mode == 'mean' else mode}"
+        look = {"marker": marker, "color": color, "label": label}
+
+        style.plot_intervals(axis, position, rows, ("drop", "low", "high"), **look)
     labels = [f"{c.name}\n{c.family}\nn={c.n}" for c in cells.itertuples()]
     axis.set_xticks(range(len(cells)), labels, fontsize=8.5)
     axis.set(ylabel="accuracy lost, points", xlabel="head and question family")
     axis.grid(axis="y")
     largest = f"The {len(cells)} largest effects of removing one head"
-    set_title(figure, f"{largest} (95 % intervals over images)")
-    place_legend(figure, [axis])
+    style.set_title(figure, f"{largest} (95 % intervals over images)")
+    style.place_legend(figure, [axis])
     return figure
 
 
-@styled
+@style.styled
 def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 5) -> Figure:
     """Does attention predict importance? Accuracy lost without a head against what it attends to.
 
     table: a row a head with layer, name, drop, low, high and the columns of `measures`,
     {column: axis label with its unit}. The `named` heads that matter most are labelled; colour and
-    marker of a
-    point: its layer.
+    marker of a point: its layer.
     """
     colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, int(table["layer"].max()) + 1))
     figure, axes = plt.subplots(1, len(measures), figsize=(10, 4), sharey=True, squeeze=False)
     for axis, (column, label) in zip(axes.flat, measures.items(), strict=True):
-        axis.axhline(0, **BASELINE)
-        axis.axvline(0, **BASELINE)
+        axis.axhline(0, **style.BASELINE)
+        axis.axvline(0, **style.BASELINE)
         for layer, rows in table.groupby("layer"):
             look = {"marker": "osD^"[layer % 4], "color": colors[layer], "label": f"L{layer}"}
             columns = ("drop", "low", "high")
-            plot_intervals(axis, rows[column], rows, columns, linewidth=0.8, capsize=0, **look)
+            style.plot_intervals(
+                axis, rows[column], rows, columns, linewidth=0.8, capsize=0, **look
+            )
         for number, row in enumerate(table.nlargest(named, "drop").to_dict("records")):
             offset = {"xytext": (5, (3, -10)[number % 2]), "textcoords": "offset points"}
             axis.annotate(row["name"], (row[column], row["drop"]), fontsize=8, **offset)
@@ -326,11 +305,11 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
     axis.set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="layer")
     points = "one point a head (95 % intervals)"
-    set_title(figure, f"Attention to the image against accuracy lost, {points}")
+    style.set_title(figure, f"Attention to the image against accuracy lost, {points}")
     return figure
 
 
-@styled
+@style.styled
 def plot_agreement(
     table: pd.DataFrame, predictors: Sequence[str], outcomes: Sequence[str]
 ) -> Figure:
@@ -342,24 +321,26 @@ def plot_agreement(
     panels, size = list(table["over"].unique()), (10, 0.46 * len(predictors) + 1.7)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     for axis, over in zip(axes.flat, panels, strict=True):
-        axis.axvline(0, **BASELINE)
-        own = table[table["over"] == over].set_index(["first", "second"])
+        axis.axvline(0, **style.BASELINE)
+        of_panel = table[table["over"] == over].set_index(["first", "second"])
         for number, outcome in enumerate(outcomes):
-            rows = own.reindex([(predictor, outcome) for predictor in predictors])
+            rows = of_panel.reindex([(predictor, outcome) for predictor in predictors])
             position = np.arange(len(predictors)) + 0.24 * (number - (len(outcomes) - 1) / 2)
             marker, color = OUTCOME_LOOKS[number]
             look = {"horizontal": True, "marker": marker, "color": color, "label": outcome}
-            plot_intervals(axis, position, rows, ("correlation", "low", "high"), capsize=0, **look)
+            style.plot_intervals(
+                axis, position, rows, ("correlation", "low", "high"), capsize=0, **look
+            )
         axis.set(title=over, xticks=(-1, -0.5, 0, 0.5, 1), **CORRELATION)
         axis.grid(axis="y")
-    name_rows(axes[0, 0], predictors, fontsize=9)
-    place_legend(figure, axes[0, :1], title="against")
+    style.name_rows(axes[0, 0], predictors, fontsize=9)
+    style.place_legend(figure, axes[0, :1], title="against")
     question = "What predicts the effect of an intervention on a head?"
-    set_title(figure, f"{question} (95 % intervals over heads)")
+    style.set_title(figure, f"{question} (95 % intervals over heads)")
     return figure
 
 
-@styled
+@style.styled
 def plot_carriers(table: pd.DataFrame, named: int = 12) -> Figure:
     """Which heads carry an answer from one image to another: all heads, and the strongest.
 
@@ -370,19 +351,21 @@ def plot_carriers(table: pd.DataFrame, named: int = 12) -> Figure:
     largest = max(1.0, table["share"].abs().max())
     size = (10, max(3.2, 0.3 * shape[0] + 1.6))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.25, 1))
-    values = fill_grid(table, "share", shape)
-    framed = fill_grid(table.assign(framed=1.0 * table["significant"]), "framed", shape) == 1
-    texts = [["" if np.isnan(v) else format_points(v) for v in row] for row in values]
-    image = plot_heads_grid(left, values, texts, (-largest, largest), framed=framed)
+    values = style.fill_grid(table, "share", shape)
+    framed = style.fill_grid(table.assign(framed=1.0 * table["significant"]), "framed", shape) == 1
+    texts = [["" if np.isnan(v) else style.format_points(v) for v in row] for row in values]
+    image = style.plot_heads_grid(left, values, texts, (-largest, largest), framed=framed)
     left.set_title("every head")
     figure.colorbar(image, ax=left, label="% of the change carried", pad=0.02)
     order = table["share"].abs().nlargest(named).index
     first = table.loc[order].reset_index(drop=True)
-    right.axvline(0, **BASELINE)
+    right.axvline(0, **style.BASELINE)
     look = {"color": "black", "markersize": 4, "capsize": 0}
-    plot_intervals(right, first.index, first, ("share", "low", "high"), horizontal=True, **look)
-    name_rows(right, first["name"], fontsize=8)
+    style.plot_intervals(
+        right, first.index, first, ("share", "low", "high"), horizontal=True, **look
+    )
+    style.name_rows(right, first["name"], fontsize=8)
     right.set_title(f"the {len(first)} largest (95 % intervals)")
     right.set_xlabel("% of the change carried")
-    set_title(figure, "The answer's change that comes with one head from another image")
+    style.set_title(figure, "The answer's change that comes with one head from another image")
     return figure

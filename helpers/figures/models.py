@@ -13,26 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from helpers.figures.style import (
-    BASELINE,
-    DARK_GREY,
-    GREEN,
-    GREY,
-    GROUP_COLORS,
-    IMAGE_COLOR,
-    PALE,
-    PINK,
-    SKY,
-    TEXT_COLOR,
-    Picture,
-    name_rows,
-    place_legend,
-    plot_drops,
-    plot_intervals,
-    plot_picture,
-    set_title,
-    styled,
-)
+from helpers.figures import style
+from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, PINK, SKY, TEXT_COLOR, Picture
 
 STUDY_STEPS = (
     "question\n+ image", "one sequence\nof tokens", "ViLT: one stack\nof layers",
@@ -51,7 +33,7 @@ RUN_COLUMNS = 3
 ACCURACY = "VQA accuracy, %"
 
 
-@styled
+@style.styled
 def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
     """The study in one picture: the data flow, and the tokens of one ViLT input by group.
 
@@ -64,15 +46,12 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
     for number, step in enumerate(STUDY_STEPS):
         flow.text(number, 0, step, ha="center", va="center", fontsize=9, bbox=box)
         if number:
-            ends, arrow = (
-                {"xy": (number - 0.44, 0), "xytext": (number - 0.6, 0)},
-                {"arrowstyle": "-|>"},
-            )
-            flow.annotate("", **ends, arrowprops=arrow)
+            ends = {"xy": (number - 0.44, 0), "xytext": (number - 0.6, 0)}
+            flow.annotate("", **ends, arrowprops={"arrowstyle": "-|>"})
     flow.set(xlim=(-0.5, len(STUDY_STEPS) - 0.5), ylim=(-0.6, 0.6))
     flow.set_title("What happens to a question and its image, and what is measured")
     for position, group in enumerate(groups):
-        line.add_patch(Rectangle((position, 0), 0.92, 1, color=GROUP_COLORS[group]))
+        line.add_patch(Rectangle((position, 0), 0.92, 1, color=style.GROUP_COLORS[group]))
     names = [*tokens, "image\nCLS"]
     look = {"rotation": 55, "ha": "right", "va": "top", "fontsize": 8, "rotation_mode": "anchor"}
     for position, name in enumerate(names):
@@ -90,7 +69,7 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
     return figure
 
 
-@styled
+@style.styled
 def plot_dataset(questions: pd.DataFrame, top_answers: int = 12) -> Figure:
     """The data at a glance: families, answers, question lengths, patch counts.
 
@@ -119,7 +98,7 @@ def plot_dataset(questions: pd.DataFrame, top_answers: int = 12) -> Figure:
     return figure
 
 
-@styled
+@style.styled
 def plot_examples(examples: Sequence[dict], columns: int = 3) -> Figure:
     """Questions with their pictures: dicts with picture, title, boxes, and a caption below."""
     rows = -(-len(examples) // columns)
@@ -128,20 +107,20 @@ def plot_examples(examples: Sequence[dict], columns: int = 3) -> Figure:
     for axis in axes.flat[len(examples) :]:
         axis.axis("off")
     for axis, example in zip(axes.flat, examples, strict=False):
-        plot_picture(axis, example["picture"], example["title"], example.get("boxes", ()))
+        style.plot_picture(axis, example["picture"], example["title"], example.get("boxes", ()))
         axis.set_xlabel(example.get("caption", ""), fontsize=8)
     return figure
 
 
-@styled
+@style.styled
 def plot_patches(picture: Picture, resized: np.ndarray, grid: tuple[int, int]) -> Figure:
     """What pre-processing does to one picture: as it came, resized, and cut into patches."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
     height, width = np.asarray(picture).shape[:2]
-    plot_picture(axes[0], picture, f"as it came: {width} × {height} pixels")
+    style.plot_picture(axes[0], picture, f"as it came: {width} × {height} pixels")
     rows, columns = resized.shape[:2]
-    plot_picture(axes[1], resized, f"resized for ViLT: {columns} × {rows} pixels")
-    plot_picture(axes[2], resized, f"{grid[0]} × {grid[1]} patches, numbered in raster order")
+    style.plot_picture(axes[1], resized, f"resized for ViLT: {columns} × {rows} pixels")
+    style.plot_picture(axes[2], resized, f"{grid[0]} × {grid[1]} patches, numbered in raster order")
     high, wide = rows / grid[0], columns / grid[1]
     axes[2].hlines(high * np.arange(1, grid[0]), 0, columns, "white", linewidth=1)
     axes[2].vlines(wide * np.arange(1, grid[1]), 0, rows, "white", linewidth=1)
@@ -153,7 +132,7 @@ def plot_patches(picture: Picture, resized: np.ndarray, grid: tuple[int, int]) -
     return figure
 
 
-@styled
+@style.styled
 def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
     """Loss and validation accuracy against the step.
 
@@ -167,7 +146,7 @@ def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
     left.set_title("Training loss (lower is better)")
     left.set_ylim(bottom=0)
     right.plot(accuracy["step"], 100 * accuracy["eval_accuracy"], color=TEXT_COLOR, marker="o")
-    right.axhline(100 * prior, **BASELINE)
+    right.axhline(100 * prior, **style.BASELINE)
     look = {"ha": "right", "va": "bottom", "color": GREY}
     right.text(accuracy["step"].max(), 100 * prior + 1, "type prior", **look)
     right.set(xlabel="training step", ylabel=ACCURACY, ylim=(0, 102))
@@ -175,7 +154,7 @@ def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
     return figure
 
 
-@styled
+@style.styled
 def plot_accuracy(table: pd.DataFrame) -> Figure:
     """VQA accuracy of each answerer by family with intervals.
 
@@ -189,17 +168,17 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
         position = np.arange(len(families)) + 0.16 * (number - (len(answerers) - 1) / 2)
         color, marker = ANSWERER_LOOKS[number % 4]
         look = {"color": color, "marker": marker, "label": answerer}
-        plot_intervals(axis, position, rows, scale=100, **look)
+        style.plot_intervals(axis, position, rows, scale=100, **look)
     labels = [f"{family}\nn={counts[family]}" for family in families]
     axis.set_xticks(range(len(families)), labels)
     axis.set(ylabel=ACCURACY, ylim=(-3, 103))
     axis.set_title("Accuracy by question family (95 % intervals over images)")
     axis.grid(axis="y")
-    place_legend(figure, [axis])
+    style.place_legend(figure, [axis])
     return figure
 
 
-@styled
+@style.styled
 def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -> Figure:
     """Accuracy as more and more heads are removed, a line an order, with 95 % intervals.
 
@@ -209,7 +188,7 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     """
     orders = [name for name in ORDER_LOOKS if name in set(curves["order"])]
     figure, axis = plt.subplots(figsize=(10, 4.2))
-    axis.axhline(intact, **BASELINE)
+    axis.axhline(intact, **style.BASELINE)
     axis.axhspan(intact - tolerance, intact, color=GREY, alpha=0.18, linewidth=0)
     singles = curves[curves["order"].str.match("random .")].groupby("order")
     for number, (_, rows) in enumerate(singles):
@@ -221,20 +200,19 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
         position = 100 * rows["share"] + 0.35 * (number - (len(orders) - 1) / 2)
         label = "random, mean (interval over orders)" if name == "random" else f"by {name}"
         look = {"marker": marker, "linestyle": line, "color": color, "label": label}
-        plot_intervals(axis, position, rows, **look)
+        style.plot_intervals(axis, position, rows, **look)
     steps = curves.drop_duplicates("removed").sort_values("removed")
     labels = [f"{100 * row.share:.0f} %\n{row.removed}" for row in steps.itertuples()]
     axis.set_xticks(100 * steps["share"], labels)
-    axis.set(
-        xlabel="share and number of heads removed (put to zero)", ylabel=ACCURACY, ylim=(0, 103)
-    )
+    axis.set(xlabel="share and number of heads removed (put to zero)", ylabel=ACCURACY)
+    axis.set_ylim(0, 103)
     axis.set_title("Accuracy as heads are removed, by the order of removal (95 % intervals)")
     axis.grid(axis="y")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="order")
     return figure
 
 
-@styled
+@style.styled
 def plot_family_costs(costs: pd.DataFrame) -> Figure:
     """Accuracy lost per question family as more is removed: a panel for heads and one for layers.
 
@@ -251,15 +229,17 @@ def plot_family_costs(costs: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(**grid, figsize=(10, 0.3 * len(families) + 1.9))
     for axis, what in zip(axes.flat, panels, strict=True):
         rows, index = costs[costs["what"] == what], ("family", "removed")
-        image = plot_drops(axis, rows, index, families, list(rows["removed"].unique()), largest)
+        image = style.plot_drops(
+            axis, rows, index, families, list(rows["removed"].unique()), largest
+        )
         axis.set(title=what, xlabel="one after the other" if "layer" in what else "how many")
         axis.set_yticks(range(len(families)), labels)
     figure.colorbar(image, ax=axes, label="accuracy lost, points", pad=0.01)
-    set_title(figure, "Accuracy lost by question family, before any further training")
+    style.set_title(figure, "Accuracy lost by question family, before any further training")
     return figure
 
 
-@styled
+@style.styled
 def plot_recovery(table: pd.DataFrame, tolerance: float) -> Figure:
     """What a short training brings back: accuracy before it (hollow) and after it (filled).
 
@@ -267,13 +247,13 @@ def plot_recovery(table: pd.DataFrame, tolerance: float) -> Figure:
     from the whole model in points (95 % interval over images).
     """
     figure, axis = plt.subplots(figsize=(10, 0.5 * len(table) + 1.6))
-    axis.axvline(0, **BASELINE)
+    axis.axvline(0, **style.BASELINE)
     axis.axvspan(-tolerance, 0, color=GREY, alpha=0.18, linewidth=0)
     for when, shift, label in (("before", -0.13, "pruned"), ("after", 0.13, "pruned + fine-tuned")):
         columns, position = (when, f"{when}_low", f"{when}_high"), np.arange(len(table)) + shift
         look = {"color": "black", "markersize": 6, "label": label, "hollow": when == "before"}
-        plot_intervals(axis, position, table, columns, horizontal=True, **look)
-    name_rows(axis, table["model"])
+        style.plot_intervals(axis, position, table, columns, horizontal=True, **look)
+    style.name_rows(axis, table["model"])
     axis.set_xlabel("VQA accuracy less that of the whole model, points (right: better)")
     axis.set_title("What a short training brings back (95 % intervals over images)")
     axis.grid(axis="x")
@@ -281,7 +261,7 @@ def plot_recovery(table: pd.DataFrame, tolerance: float) -> Figure:
     return figure
 
 
-@styled
+@style.styled
 def plot_pareto(table: pd.DataFrame) -> Figure:
     """Accuracy against latency, a panel a batch size; the best models at their speed are joined.
 
@@ -293,26 +273,26 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     height = len(sizes) * max(2.4, 0.25 * table["model"].nunique() + 1.1)
     figure, axes = plt.subplots(len(sizes), 1, figsize=(10, height), squeeze=False)
     for axis, questions in zip(axes.flat, sizes, strict=True):
-        own = table[table["questions"] == questions].sort_values("seconds")
-        own = own.assign(time=1000 * own["seconds"])
-        best = own[own["accuracy"] >= own["accuracy"].cummax()]
+        models = table[table["questions"] == questions].sort_values("seconds")
+        models = models.assign(time=1000 * models["seconds"])
+        best = models[models["accuracy"] >= models["accuracy"].cummax()]
         look = {"color": GREY, "linewidth": 1, "drawstyle": "steps-post"}
         axis.plot(best["time"], best["accuracy"], **look)
-        for precision in [name for name in PRECISION_MARKERS if name in set(own["precision"])]:
-            rows = own[own["precision"] == precision]
+        for precision in [name for name in PRECISION_MARKERS if name in set(models["precision"])]:
+            rows = models[models["precision"] == precision]
             look = {"marker": PRECISION_MARKERS[precision], "color": "black", "label": precision}
             columns, options = ("accuracy", "low", "high"), {"hollow": True, "linewidth": 0.8}
-            plot_intervals(axis, rows["time"], rows, columns, capsize=0, **options, **look)
-        chosen = own[own["chosen"]]
+            style.plot_intervals(axis, rows["time"], rows, columns, capsize=0, **options, **look)
+        chosen = models[models["chosen"]]
         look = {"color": IMAGE_COLOR, "markersize": 13, "label": "lightest within the tolerance"}
         axis.plot(chosen["time"], chosen["accuracy"], "*", **look)
-        _name_points(axis, own)
+        _name_points(axis, models)
         title = f"{questions} question{'s' if questions > 1 else ''} at once"
         axis.set(ylabel=ACCURACY, title=title)
         axis.grid()
     axes[-1, 0].set_xlabel("milliseconds of a forward pass (median; left: faster)")
-    place_legend(figure, axes[0])
-    set_title(figure, "Accuracy against measured latency (95 % intervals over images)")
+    style.place_legend(figure, axes[0])
+    style.set_title(figure, "Accuracy against measured latency (95 % intervals over images)")
     return figure
 
 
@@ -334,7 +314,7 @@ def _say_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-@styled
+@style.styled
 def plot_sizes(table: pd.DataFrame, questions: Sequence[int]) -> Figure:
     """What each model takes: parameters, weights in memory, and peak memory of a forward pass.
 
@@ -351,12 +331,12 @@ def plot_sizes(table: pd.DataFrame, questions: Sequence[int]) -> Figure:
         axis.bar_label(bars, [f" {_say_number(value)}" for value in values], fontsize=8)
         axis.set(xlabel=label, xlim=(0, 1.3 * values.max()))
         axis.xaxis.set_major_locator(MaxNLocator(3))
-    name_rows(axes[0, 0], table["model"], fontsize=9)
-    set_title(figure, "What each model takes (shorter: lighter)")
+    style.name_rows(axes[0, 0], table["model"], fontsize=9)
+    style.set_title(figure, "What each model takes (shorter: lighter)")
     return figure
 
 
-@styled
+@style.styled
 def plot_runs(table: pd.DataFrame) -> Figure:
     """A panel a headline, a point a run with its 95 % interval; mean of the runs, and ± 1 SD.
 
@@ -371,8 +351,8 @@ def plot_runs(table: pd.DataFrame) -> Figure:
         _plot_headline(axis, table[table["headline"] == name].reset_index(drop=True))
     for axis in axes.flat[len(names) :]:
         axis.remove()
-    name_rows(axes[0, 0], runs)
-    set_title(figure, "How far do the headline numbers spread over runs?")
+    style.name_rows(axes[0, 0], runs)
+    style.set_title(figure, "How far do the headline numbers spread over runs?")
     return figure
 
 
@@ -381,11 +361,11 @@ def _plot_headline(axis: Axes, rows: pd.DataFrame) -> None:
     known = rows[np.isfinite(rows["value"].astype(float))]
     if len(known) > 1:
         mean, sd = known["value"].mean(), known["value"].std()
-        axis.axvspan(mean - sd, mean + sd, color=PALE, zorder=-1)
-        axis.axvline(mean, **BASELINE)
+        axis.axvspan(mean - sd, mean + sd, color=style.PALE, zorder=-1)
+        axis.axvline(mean, **style.BASELINE)
     columns, look = ("value", "low", "high"), {"horizontal": True, "color": TEXT_COLOR}
-    plot_intervals(axis, known.index, known, columns, **look)
-    look = {"ha": "center", "va": "center", "fontsize": 8, "color": DARK_GREY}
+    style.plot_intervals(axis, known.index, known, columns, **look)
+    look = {"ha": "center", "va": "center", "fontsize": 8, "color": style.DARK_GREY}
     look |= {"backgroundcolor": "white", "transform": axis.get_yaxis_transform()}
     for position in rows.index.difference(known.index):
         axis.text(0.5, position, "no number", **look)

@@ -67,13 +67,13 @@ def set_title(figure: Figure, title: str) -> None:
 
 def place_legend(figure: Figure, axes: Sequence[Axes], ncols: int = 5, **look: object) -> None:
     """One legend below the figure for all axes, each label once."""
-    found = {}
+    entries = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    if found:
-        columns = min(len(found), ncols)
-        figure.legend(found.values(), found, loc="outside lower center", ncols=columns, **look)
+        entries |= dict(zip(labels, handles, strict=True))
+    if entries:
+        look |= {"loc": "outside lower center", "ncols": min(len(entries), ncols)}
+        figure.legend(entries.values(), entries, **look)
 
 
 def format_points(value: float, sign: str = "", digits: int = 0) -> str:
@@ -132,13 +132,13 @@ def plot_layers(
     those markers are white inside (too few questions, or a layer that cannot reach the answer).
     """
     rows = rows.assign(hollow=hollow).sort_values("layer")
-    place, is_open = rows["layer"].to_numpy() + shift, rows["hollow"].to_numpy(bool)
+    positions, is_open = rows["layer"].to_numpy() + shift, rows["hollow"].to_numpy(bool)
     look = {"color": color, "marker": marker, "markersize": 5.5}
     line_look = look | {"linestyle": line, "label": label}
-    container = plot_intervals(axis, place, rows, scale=100, hollow=is_open.all(), **line_look)
+    container = plot_intervals(axis, positions, rows, scale=100, hollow=is_open.all(), **line_look)
     estimate = 100 * rows["estimate"].to_numpy(float)
     look |= {"linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.5, "zorder": 3}
-    axis.plot(place[is_open], estimate[is_open], **look)
+    axis.plot(positions[is_open], estimate[is_open], **look)
     return container
 
 

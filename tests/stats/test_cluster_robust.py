@@ -1,4 +1,4 @@
-"""Least squares with errors clustered by image: against statsmodels, scipy and long computations."""
+"""Least squares with errors clustered by image: against statsmodels, scipy and by hand."""
 
 import numpy as np
 import pytest
