@@ -8,6 +8,7 @@ from reading import is_hollow, read_bars, read_texts, read_ticks, render
 from helpers.attention.word_classes import CLASSES
 from helpers.data.vqa import FAMILIES
 from helpers.figures import families as figures
+from helpers.figures.style import TOO_FEW
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
 PICTURE = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
@@ -116,7 +117,7 @@ def test_adjusted_differences_are_drawn_by_verdict():
     np.testing.assert_allclose(drawn["survives"], [[10, 20]])
     np.testing.assert_allclose(drawn["does not survive"], [[20, -10]])
     for empty in (table[:0], table.assign(adjusted=np.nan)):
-        assert read_texts(figures.plot_adjustment(empty).axes[0]) == [figures.TOO_FEW]
+        assert read_texts(figures.plot_adjustment(empty).axes[0]) == [TOO_FEW]
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -246,5 +247,5 @@ def test_calibration_draws_rates_beside_the_stated_ones(rates):
     rows = [2, 0, 1, 0]  # single tests first
     expected = {(100 * rate, row) for rate, row in zip(rates, rows, strict=True) if rate == rate}
     assert set(points) == expected
-    missing = sum(text == figures.TOO_FEW for axis in figure.axes for text in read_texts(axis))
+    missing = sum(text == TOO_FEW for axis in figure.axes for text in read_texts(axis))
     assert missing == np.isnan(rates).sum()
