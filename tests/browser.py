@@ -1,4 +1,4 @@
-"""Headless Chromium for the tests of pages that the project writes; where there is none they are skipped.
+"""Headless Chromium for the tests of pages; where there is none they are skipped.
 
 driver = browser.make_fixture()  # in a test module, shared by its tests
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 
 def make_fixture():
-    """A fixture of a test module: a Selenium driver of one Chromium, closed after the module's last test."""
+    """A fixture of a test module: a Selenium driver, closed after the module's last test."""
 
     @pytest.fixture(scope="module")
     def driver(tmp_path_factory):
@@ -33,7 +33,7 @@ def make_fixture():
 
 
 def start_browser(folder: Path):
-    """Chromium with its profile and its home in `folder`; skips the test where browser or driver is missing."""
+    """Chromium with its profile in `folder`; skips the test where there is none."""
     from selenium import webdriver
 
     chromium = (
@@ -55,7 +55,7 @@ def start_browser(folder: Path):
 
 
 def open_page(driver, path: Path, width: int = 1100, height: int = 900) -> None:
-    """Open a file in a window `width` pixels wide (a phone below 600); what was logged before is forgotten."""
+    """Open a file in a window `width` pixels wide (a phone below 600); forget earlier logs."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     driver.get("about:blank")
@@ -65,12 +65,12 @@ def open_page(driver, path: Path, width: int = 1100, height: int = 900) -> None:
 
 
 def console_errors(driver) -> list[str]:
-    """What the page has written to the console since it was opened or asked, blocked requests included."""
+    """What the page has written to the console since the last call, blocked requests too."""
     return [entry["message"] for entry in driver.get_log("browser")]
 
 
 def list_requests(driver) -> list[str]:
-    """What the page has asked for since it was opened or asked, itself and data addresses left out."""
+    """Addresses requested since the last call, but for the page itself and data addresses."""
     seen = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     asked = [
         each["params"]["request"]["url"]
@@ -81,7 +81,7 @@ def list_requests(driver) -> list[str]:
 
 
 def page_width(driver) -> int:
-    """How wide the page is, in pixels: more than the window's width where it must be scrolled sideways."""
+    """Width of the page in pixels: more than the window's where it scrolls sideways."""
     return driver.execute_script("return document.documentElement.scrollWidth")
 
 

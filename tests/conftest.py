@@ -61,8 +61,9 @@ def tidy_figures():
 def float64_checkpoint(tmp_path_factory):
     """A small random ViLT in float64, to train where two trainings are compared.
 
-    Rounding grows with training: two threads against one differ by 3e-4 to 4e-3 in the weights after
-    an epoch in float32, by less than 1e-11 in float64. So 1e-8 tells the same training from another.
+    Rounding grows with training: two threads against one differ by 3e-4 to 4e-3 in the weights
+    after an epoch in float32, by less than 1e-11 in float64. So 1e-8 tells the same training from
+    another.
     """
     from helpers.model.vilt import load_vilt
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def render(figure) -> np.ndarray:
-    """Draw a figure as a notebook does, which also lays it out; returns its pixels (rows, columns, RGB)."""
+    """Draw a figure as a notebook does; returns its pixels (rows, columns, RGB)."""
     buffer = (
         io.BytesIO()
     )  # not canvas.draw(), which does nothing once pyplot has let go of the figure
@@ -37,7 +37,7 @@ def read_legend(legend) -> list[str]:
 
 
 def read_bars(container, axis: int = 1) -> np.ndarray:
-    """The ends (n, 2) of the bars that a container draws: low and high along y (axis 1) or x (axis 0)."""
+    """Low and high (n, 2) of the bars that a container draws, along y (axis 1) or x (axis 0)."""
     bars: LineCollection = container.lines[2][0]
     return np.array([[first[axis], last[axis]] for first, last in filter(len, bars.get_segments())])
 

@@ -1,4 +1,4 @@
-"""Noise questions for a small random ViLT, and a small study that is fine-tuned: what several tests begin with."""
+"""What several tests begin with: noise questions, and a small fine-tuned study."""
 
 import itertools
 
@@ -17,7 +17,7 @@ FAMILIES = ["what", "is/are", "how many", "what"]
 
 
 def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
-    """Four questions about each of the pictures, of these sizes (height, width); half of the annotators say yes.
+    """Four questions about each picture of these sizes (height, width); half the answers are yes.
 
     answers: the vocabulary, for labels.
     """
@@ -30,10 +30,10 @@ def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
          "family": FAMILIES[j], "answers": [ANSWERS[(i + j) % 8]] * 5 + ["yes"] * 5}
         for (i, picture), j in itertools.product(enumerate(pictures), range(4))
     ]  # fmt: skip
-    features = Features({"question_id": Value("int64"), "image_id": Value("int64"), "image": Image(),
-                         "question": Value("string"), "family": Value("string"),
-                         "answers": List(Value("string"))})  # fmt: skip
-    return EncodedQuestions(Dataset.from_list(rows, features=features), processor, answers)
+    kinds = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image(),
+             "question": Value("string"), "family": Value("string"),
+             "answers": List(Value("string"))}  # fmt: skip
+    return EncodedQuestions(Dataset.from_list(rows, features=Features(kinds)), processor, answers)
 
 
 def train_small(phantom_root, runs, **settings) -> Study:

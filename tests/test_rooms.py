@@ -1,4 +1,4 @@
-"""The shape of the helpers: a room imports only rooms above it, and every import leads somewhere."""
+"""The shape of the helpers: a room imports only rooms above it."""
 
 import ast
 from pathlib import Path
