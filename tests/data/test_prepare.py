@@ -88,6 +88,7 @@ def test_a_broken_picture_is_left_out_until_it_is_mended(make_study, phantom_roo
     assert int(picture.stem[-12:]) in prepare.load_dataset(study)["validation"]["image_id"]
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_can_prepare(make_study, tmp_path):
     """Asked for processes, even for one, datasets starts a pool that runs the script again."""
     study = make_study()
