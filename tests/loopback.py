@@ -8,10 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Loopback:
-    """`with Loopback({"a.zip": data}) as server: server.script("a.zip", cut_after(100), answer(503))`.
+    """Serve files on the loopback, with faults where a test asks for them.
 
-    Each request takes the next behaviour of its path's script; afterwards, and without one, the file is served
-    as a good server does. `seen` lists the requests: (name, headers, seconds since the start).
+    with Loopback({"a.zip": data}) as server:
+        server.script("a.zip", cut_after(100), answer(503))
+
+    Each request takes the next behaviour of its path's script; afterwards, and without one, the
+    file is served as a good server does. `seen` lists the requests: (name, headers, seconds since
+    the start).
     """
 
     def __init__(self, files: dict[str, bytes], certificate=None):
@@ -96,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def find_rest(handler, data: bytes, etag: str) -> tuple[int, int, dict]:
-    """Status, first byte and headers of a good server's answer, which honours Range and If-Range."""
+    """Status, first byte and headers of a good server, which honours Range and If-Range."""
     headers = {"ETag": etag, "Accept-Ranges": "bytes"}
     asked = handler.headers.get("Range")
     if not asked or handler.headers.get("If-Range", etag) != etag:

@@ -116,10 +116,13 @@ def test_families():
     assert set(counts) == set(FAMILIES)
     assert sum(counts.values()) == 65
     expected = {
-        "what color is the": "what color", "what is the color of the": "what color", "what is the": "what",
+        "what color is the": "what color", "what is the color of the": "what color",
+        "what is the": "what",
         "what time": "what", "where are the": "where", "why": "why", "why is the": "why",
-        "how many people are": "how many", "how": "how", "who is": "who", "which": "which", "are they": "is/are",
-        "can you": "is/are", "do": "is/are", "does this": "is/are", "has": "is/are", "was": "is/are",
+        "how many people are": "how many", "how": "how", "who is": "who", "which": "which",
+        "are they": "is/are",
+        "can you": "is/are", "do": "is/are", "does this": "is/are", "has": "is/are",
+        "was": "is/are",
         "could": "is/are", "is this person": "is/are", "none of the above": "other",
     }  # fmt: skip
     assert {name: question_family(name) for name in expected} == expected
@@ -362,7 +365,8 @@ def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, mess
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
-        ("questions", "question_id", None), ("questions", "image_id", "7"), ("questions", "question", 3),
+        ("questions", "question_id", None), ("questions", "image_id", "7"), ("questions",
+         "question", 3),
         ("annotations", "question_id", True), ("annotations", "question_type", None),
         ("annotations", "question_type", "what colour"), ("annotations", "image_id", None),
         ("annotations", "answers", "yes"), ("annotations", "answer_type", None),
@@ -437,7 +441,8 @@ def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
     assert texts == [
         f"{root / QUESTIONS}: 3 questions without annotation, left out (question_id 11, 12, 13)",
         f"{root / ANNOTATIONS}: 2 annotations without question, left out (question_id 29, 30)",
-        f"{root / ANNOTATIONS}: 8 questions without exactly 10 answers, left out (question_id 1, 2, 3, 4, 5, ...)",
+        f"{root / ANNOTATIONS}: 8 questions without exactly 10 answers, left out "
+        "(question_id 1, 2, 3, 4, 5, ...)",
     ]
     assert dataset["question_id"][:] == [9, 10, *range(14, 29)]
 
@@ -498,8 +503,10 @@ def test_check_images_warns_once_a_kind(tmp_path, records):
         checked = check_images(read_vqa(root, "train"))
     start = f"{root}/train2014/COCO_train2014_0000000000"
     assert [str(warning.message) for warning in caught] == [
-        f"{start}12.jpg and 2 more: 3 questions about a missing image, left out (question_id 8000, 1, 2)",
-        f"{start}11.jpg and 1 more: 2 questions about an unreadable image, left out (question_id 7001, 0)",
+        f"{start}12.jpg and 2 more: 3 questions about a missing image, left out "
+        "(question_id 8000, 1, 2)",
+        f"{start}11.jpg and 1 more: 2 questions about an unreadable image, left out "
+        "(question_id 7001, 0)",
     ]
     assert checked["question_id"][:] == [7000]
 
@@ -550,7 +557,8 @@ def test_stratified_subset(rows, per_family, seed):
     kept = subset["question_id"][:]
     assert kept == sorted(set(kept))
     assert stratified_subset(dataset, per_family, seed)["question_id"][:] == kept
-    # No image is passed over for a family: those that give some but not all are the last drawn of it.
+    # No image is passed over for a family: those that give some but not all are the last drawn of
+    # it.
     for family in have:
         all_of = Counter(image for image, name in rows if name == family)
         pairs = zip(subset["image_id"][:], subset["family"][:], strict=True)

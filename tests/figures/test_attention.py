@@ -24,7 +24,8 @@ def place_share(measure: int, query: int, untrained: int, n_layers: int = 3) -> 
 def make_layers(n_layers: int = 3, models=("trained", "untrained")) -> pd.DataFrame:
     rows = [
         {"measure": measure, "model": model, "query": query, "layer": layer, "estimate": share,
-         "low": share - 0.01, "high": share + 0.02, "reaches_answer": query == "cls" or layer < n_layers - 1}
+         "low": share - 0.01, "high": share + 0.02,
+         "reaches_answer": query == "cls" or layer < n_layers - 1}
         for m, measure in enumerate(attention.MEASURES) for o, model in enumerate(models)
         for q, query in enumerate(attention.QUERY_STYLE)
         for layer, share in enumerate(place_share(m, q, o, n_layers))
@@ -65,7 +66,8 @@ def test_heads_draw_the_given_numbers():
     np.testing.assert_allclose(axis.images[0].get_array(), 100 * grid)
     assert axis.images[0].get_clim() == (-50, 50)
     written = {text.get_position(): text.get_text() for text in axis.texts}  # (head, layer)
-    assert written == {(0, 0): "(−50)", (1, 0): "+30", (2, 0): "0", (0, 1): "+25", (1, 1): "(+2)", (2, 1): "+50"}  # fmt: skip
+    assert written == {(0, 0): "(−50)", (1, 0): "+30", (2, 0): "0", (0, 1): "+25", (1, 1): "(+2)",
+     (2, 1): "+50"}  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (12, 12)])
@@ -97,7 +99,8 @@ def test_a_map_without_any_attention():
     render(attention.plot_maps(PICTURE, np.zeros((1, 1, 3, 4)), [""], ["only"], "nothing"))
 
 
-# ---------------------------------------------------------------------------------------------- flow
+# ----------------------------------------------------------------------------------------------
+# flow
 
 
 def test_flow_masses_by_hand():
@@ -142,7 +145,8 @@ def test_flow_writes_the_shares_of_text_and_image(n_layers):
     assert len(drawn) == sum((band > 0).sum() + (np.diag(band) > 0).sum() for band in bands)
 
 
-# ------------------------------------------------------------------------------ pointing, faithfulness
+# ------------------------------------------------------------------------------ pointing,
+# faithfulness
 
 
 def test_hits_draw_each_control_and_name_each_head():
@@ -153,7 +157,8 @@ def test_hits_draw_each_control_and_name_each_head():
         "difference": 0.2,
     }
     rows = [
-        {"layer": layer, "against": against, "estimate": base + 0.1 * layer, "low": base, "high": 0.9,
+        {"layer": layer, "against": against, "estimate": base + 0.1 * layer, "low": base,
+         "high": 0.9,
          "label": f"L{layer}H{3 - layer}, words"}
         for against, base in bases.items() for layer in range(3)
     ]  # fmt: skip
@@ -189,7 +194,8 @@ def test_curves_draw_every_map_and_its_bounds():
 @pytest.mark.parametrize("measures", [("deletion_gain",), tuple(attention.SCORES)])
 def test_scoreboard_has_the_best_map_on_top_and_each_in_its_row(measures):
     rows = [
-        {"order": order, "measure": measure, "estimate": 0.1 * o + 0.01 * m, "low": 0.1 * o, "high": 0.9, "chance": 0.05}
+        {"order": order, "measure": measure, "estimate": 0.1 * o + 0.01 * m, "low": 0.1 * o,
+         "high": 0.9, "chance": 0.05}
         for o, order in enumerate(ORDERS) for m, measure in enumerate((*measures, "not drawn"))
     ]  # fmt: skip
     figure = attention.plot_scoreboard(pd.DataFrame(rows))
@@ -205,7 +211,8 @@ def test_scoreboard_has_the_best_map_on_top_and_each_in_its_row(measures):
 @pytest.mark.parametrize("shape", [(2, 3), (12, 12)])
 def test_pointing_brackets_what_is_not_beyond_chance(shape):
     rows = [
-        {"layer": layer, "head": head, "measure": measure, "estimate": 0.1 * head, "low": 0.1 * head - 0.05,
+        {"layer": layer, "head": head, "measure": measure, "estimate": 0.1 * head,
+         "low": 0.1 * head - 0.05,
          "high": 0.1 * head + 0.05, "chance": 0.1}
         for measure in ("pointing", "mass") for layer, head in np.ndindex(*shape)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures of notebook 04: the numbers drawn are the table's, also for few families and questions."""
+"""Figures of notebook 04: the numbers drawn are the table's, also for few families."""
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,15 @@ KINDS = ("needs the image", "words are enough")
 def make_layers(
     families=("what", "why"), n_layers=3, queries=("[CLS]", "words"), kinds=KINDS
 ) -> pd.DataFrame:
-    """Shares that tell their place: tenths by family, hundredths by layer, thousandths by query, kind."""
+    """Shares that tell their place: tenths by family, hundredths by layer, then query, kind."""
     rows = [
         {"family": family, "query": query, "kind": kind, "layer": layer, "estimate": estimate,
-         "low": estimate - 0.01, "high": estimate + 0.02, "n": 1000 * (f + 1) + k, "enough": family != "why"}
-        for f, family in enumerate(families) for q, query in enumerate(queries) for k, kind in enumerate(kinds)
-        for layer in range(n_layers) for estimate in [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1]
+         "low": estimate - 0.01, "high": estimate + 0.02, "n": 1000 * (f + 1) + k,
+         "enough": family != "why"}
+        for f, family in enumerate(families) for q, query in enumerate(queries) for k,
+        kind in enumerate(kinds)
+        for layer in range(n_layers)
+        for estimate in [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1]
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -72,7 +75,8 @@ def test_controls_stand_beside_the_questions_of_their_family(families):
 def test_separation_writes_each_head_its_largest_difference(shape):
     rows = [
         {"query": query, "layer": layer, "head": head, "label": "what color > how many",
-         "difference": 0.1 * layer + 0.01 * head + 0.004 if head != 2 else np.nan, "tested": head != 3}
+         "difference": 0.1 * layer + 0.01 * head + 0.004 if head != 2 else np.nan,
+         "tested": head != 3}
         for query in ("[CLS]", "words") for layer, head in np.ndindex(*shape)
     ]  # fmt: skip
     figure = figures.plot_separation(pd.DataFrame(rows))
@@ -123,7 +127,8 @@ def test_adjusted_differences_are_drawn_by_verdict():
 @pytest.mark.parametrize("n", [1, 3])
 def test_example_maps_share_one_scale(n):
     weights = [np.full((2, 3), 0.1 * (i + 1)) for i in range(n)]
-    examples = [{"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "weights": w, "caption": "no"}
+    examples = [{"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "weights": w,
+     "caption": "no"}
                 for w in weights]  # fmt: skip
     figure = figures.plot_example_maps(examples, "[CLS], L3")
     render(figure)
@@ -133,13 +138,15 @@ def test_example_maps_share_one_scale(n):
         assert heatmap.get_clim() == pytest.approx((0, 10 * n))
 
 
-# ---------------------------------------------------------------------------------------- word classes
+# ---------------------------------------------------------------------------------------- word
+# classes
 
 
 @pytest.mark.parametrize("n_layers", [1, 4])
 def test_classes_by_layer(n_layers):
     rows = [
-        {"word_class": name, "layer": layer, "estimate": 0.1 * c + 0.01 * layer if c else np.nan, "n": 100 * c,
+        {"word_class": name, "layer": layer, "estimate": 0.1 * c + 0.01 * layer if c else np.nan,
+         "n": 100 * c,
          "enough": c > 1}
         for c, name in enumerate(CLASSES) for layer in range(n_layers)
     ]  # fmt: skip
@@ -173,7 +180,8 @@ def test_classes_by_family_in_one_layer():
 @pytest.mark.parametrize("n_layers", [1, 12])
 def test_strips_draw_each_word_of_each_question(n_layers):
     shares = [np.arange(n_layers * n).reshape(n_layers, n) / 200 for n in (3, 5)]
-    examples = [{"title": "a question", "words": ["w"] * share.shape[1], "classes": ["noun"] * share.shape[1],
+    examples = [{"title": "a question", "words": ["w"] * share.shape[1],
+     "classes": ["noun"] * share.shape[1],
                  "share": share} for share in shares]  # fmt: skip
     figure = figures.plot_strips(examples)
     render(figure)
@@ -182,15 +190,18 @@ def test_strips_draw_each_word_of_each_question(n_layers):
         assert len(axis.lines) == share.shape[1]  # the marker of each word's class
 
 
-# ----------------------------------------------------------------------------------- needs, calibration
+# ----------------------------------------------------------------------------------- needs,
+# calibration
 
 
 def make_needs(families=("what", "why"), kinds=("questions", "controls")) -> pd.DataFrame:
     measures = [measure for panel in figures.NEEDS.values() for measure in panel[3]]
     rows = [
-        {"family": family, "kind": kind, "measure": measure, "estimate": 10 * f + m + 5 * k, "n": 100 * (f + 1) + k,
+        {"family": family, "kind": kind, "measure": measure, "estimate": 10 * f + m + 5 * k,
+         "n": 100 * (f + 1) + k,
          "enough": True}
-        for f, family in enumerate(families) for k, kind in enumerate(kinds) for m, measure in enumerate(measures)
+        for f, family in enumerate(families) for k, kind in enumerate(kinds) for m,
+        measure in enumerate(measures)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     return table.assign(low=table["estimate"] - 2, high=table["estimate"] + 1)
@@ -222,7 +233,8 @@ def test_needs_say_where_their_questions_are_fewer_and_leave_out_what_is_unknown
 
 @pytest.mark.parametrize("scores", [("ranks",), ("ranks", "controls")])
 def test_scores_of_measures(scores):
-    rows = [(measure, score, 0.2 * m, 0.1, 0.9, 7) for m, measure in enumerate(("MM-SHAP", "image share"))
+    rows = [(measure, score, 0.2 * m, 0.1, 0.9, 7) for m, measure in enumerate(("MM-SHAP",
+     "image share"))
             for score in scores]  # fmt: skip
     table = pd.DataFrame(rows, columns=["measure", "score", "estimate", "low", "high", "n"])
     figure = figures.plot_scores(table)

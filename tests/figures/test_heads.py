@@ -17,7 +17,8 @@ def make_scores(
 ) -> pd.DataFrame:
     """Scores that tell their place: tenths by role, hundredths by head; even heads pass."""
     rows = [
-        {"layer": layer, "head": head, "name": f"L{layer}H{head}", "role": role, "score": score, "low": score - 0.02,
+        {"layer": layer, "head": head, "name": f"L{layer}H{head}", "role": role, "score": score,
+         "low": score - 0.02,
          "high": score + 0.03, "null": score - 0.1, "passes": head % 2 == 0,
          "reaches_answer": layer < n_layers - 1 or "CLS" in role}
         for r, role in enumerate(roles) for layer, head in np.ndindex(n_layers, n_heads)
@@ -32,7 +33,8 @@ def make_effects(
     rows = [
         {"mode": mode, "name": name, "head": i, "family": family, "drop": 10 * i + f + 0.4 * m,
          "n": 7 if family == "why" else 40, "told": family != "why" or i > 0, "significant": i > 0}
-        for m, mode in enumerate(modes) for i, name in enumerate(names) for f, family in enumerate(families)
+        for m, mode in enumerate(modes) for i, name in enumerate(names) for f,
+        family in enumerate(families)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     return table.assign(low=table["drop"] - 2, high=table["drop"] + 3)
@@ -94,7 +96,8 @@ def test_role_map_names_the_roles_of_each_head(n_layers, n_heads):
 @pytest.mark.parametrize("names", [("seed",), ("seed", "images", "before")])
 def test_comparisons_draw_correlations_and_agreement(names):
     rows = [
-        {"role": role, "comparison": name, "correlation": 0.1 * r + 0.2 * c, "low": 0.0, "high": 0.9, "agreement": 0.5}
+        {"role": role, "comparison": name, "correlation": 0.1 * r + 0.2 * c, "low": 0.0,
+         "high": 0.9, "agreement": 0.5}
         for c, name in enumerate(names) for r, role in enumerate(("sink", "grounding"))
     ]  # fmt: skip
     table = pd.DataFrame(rows)
@@ -181,8 +184,10 @@ def test_importance_has_a_point_a_head(n_layers):
 
 def test_agreement_draws_each_predictor_against_each_outcome():
     rows = [
-        {"over": over, "first": first, "second": second, "correlation": 0.1 * i + 0.3 * j, "low": -0.1, "high": 0.9}
-        for over in ("all heads", "layer 0") for i, first in enumerate("ab") for j, second in enumerate("xy")
+        {"over": over, "first": first, "second": second, "correlation": 0.1 * i + 0.3 * j,
+         "low": -0.1, "high": 0.9}
+        for over in ("all heads", "layer 0") for i, first in enumerate("ab") for j,
+        second in enumerate("xy")
     ]  # fmt: skip
     table = pd.DataFrame(rows).drop(index=0)  # a pair that nobody measured
     figure = figures.plot_agreement(table, ["a", "b"], ["x", "y"])

@@ -21,7 +21,8 @@ def test_the_study_has_a_box_for_every_token():
 @pytest.mark.parametrize("n", [1, 40])
 def test_the_data_at_a_glance_counts_questions(n):
     questions = pd.DataFrame({
-        "part": ["train"] * n, "family": ["what"] * n, "multiple_choice_answer": [str(i % 15) for i in range(n)],
+        "part": ["train"] * n, "family": ["what"] * n, "multiple_choice_answer": [str(i % 15)
+         for i in range(n)],
         "n_words": 5, "n_patches": [12] * n,
     })  # fmt: skip
     figure = figures.plot_dataset(questions)
@@ -64,7 +65,8 @@ def test_training_draws_loss_and_accuracy():
 
 def test_accuracy_of_each_answerer_stands_in_its_family():
     rows = [
-        {"family": family, "answerer": answerer, "estimate": 0.1 * f + 0.2 * a, "low": 0.0, "high": 0.9, "n": 9}
+        {"family": family, "answerer": answerer, "estimate": 0.1 * f + 0.2 * a, "low": 0.0,
+         "high": 0.9, "n": 9}
         for f, family in enumerate(("all", "why")) for a, answerer in enumerate(("ViLT", "prior"))
     ]  # fmt: skip
     axis = figures.plot_accuracy(pd.DataFrame(rows[:-1])).axes[0]  # one of them was not asked
@@ -75,7 +77,8 @@ def test_accuracy_of_each_answerer_stands_in_its_family():
     np.testing.assert_allclose(read_bars(vilt), [[0, 90], [0, 90]])
 
 
-# --------------------------------------------------------------------------------------- smaller models
+# --------------------------------------------------------------------------------------- smaller
+# models
 
 
 def make_curves(steps=(1, 2, 4)) -> pd.DataFrame:
@@ -102,7 +105,8 @@ def test_removal_curves_draw_every_order(steps):
 
 def test_family_costs_draw_heads_and_layers():
     rows = [
-        {"what": what, "removed": removed, "family": family, "drop": r + 10 * f, "n": 40, "told": family != "why",
+        {"what": what, "removed": removed, "family": family, "drop": r + 10 * f, "n": 40,
+         "told": family != "why",
          "significant": r > 0}
         for what, steps in (("heads removed", (1, 2)), ("layers removed", ("+L1",)))
         for r, removed in enumerate(steps) for f, family in enumerate(("all", "why"))
@@ -117,7 +121,8 @@ def test_family_costs_draw_heads_and_layers():
 
 
 def test_recovery_draws_before_and_after():
-    table = pd.DataFrame({"model": ["a", "b"], "before": [-5.0, 0], "before_low": -7, "before_high": 1,
+    table = pd.DataFrame({"model": ["a", "b"], "before": [-5.0, 0], "before_low": -7,
+     "before_high": 1,
                           "after": [-1.0, np.nan], "after_low": -2, "after_high": 3})  # fmt: skip
     axis = figures.plot_recovery(table, 1).axes[0]
     render(axis.figure)
@@ -131,7 +136,8 @@ def test_recovery_draws_before_and_after():
 @pytest.mark.parametrize("n_models", [1, 5])
 def test_pareto_names_every_model_at_each_size(n_models):
     rows = [
-        {"model": f"m{i}", "precision": ("fp32", "int8")[i % 2], "questions": size, "seconds": 0.001 * (i + 1) * size,
+        {"model": f"m{i}", "precision": ("fp32", "int8")[i % 2], "questions": size,
+         "seconds": 0.001 * (i + 1) * size,
          "accuracy": 90 - i, "low": 80, "high": 95, "chosen": i == 0}
         for size in (1, 8) for i in range(n_models)
     ]  # fmt: skip

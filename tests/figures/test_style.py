@@ -113,7 +113,8 @@ def test_accuracy_lost_is_blank_where_questions_are_too_few(axis):
 
 @pytest.mark.parametrize(
     ("value", "sign", "digits", "text"),
-    [(-3.2, "", 0, "−3"), (-0.4, "", 0, "0"), (0.4, "+", 0, "0"), (2, "+", 1, "+2.0"), (-0.04, "", 1, "0.0")],
+    [(-3.2, "", 0, "−3"), (-0.4, "", 0, "0"), (0.4, "+", 0, "0"), (2, "+", 1, "+2.0"), (-0.04, "",
+     1, "0.0")],
 )  # fmt: skip
 def test_numbers_have_a_true_minus_and_no_minus_zero(value, sign, digits, text):
     assert style.format_points(value, sign, digits) == text

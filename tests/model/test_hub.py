@@ -414,7 +414,8 @@ def test_names_of_the_hub(name, parts):
 
 
 @pytest.mark.parametrize(
-    "name", ["fresh-smal", "a/b/c", "/a/b", "./a", "../a", "~/a", "a/b@", "a/..", "a/b--c", "", "a b/c"]
+    "name", ["fresh-smal", "a/b/c", "/a/b", "./a", "../a", "~/a", "a/b@", "a/..", "a/b--c", "",
+     "a b/c"]
 )  # fmt: skip
 def test_other_names_are_no_request(name):
     assert split_name(name) is None

@@ -90,7 +90,7 @@ def test_question_types_follow_the_official_rule(asked):
 
 
 def test_answers_are_uniform_given_the_words(asked):
-    """Chi-square per question text against the uniform distribution: few of the texts may stand out by chance."""
+    """Chi-square of each question text against uniform: few may stand out by chance."""
     by_text = defaultdict(list)
     for _, question in asked:
         if question.needs_image:
@@ -127,7 +127,8 @@ def test_answers_are_true_of_the_scene(asked):
         elif question.question_type == "why is the":
             (vehicle,) = [t for t in scene.objects if t.kind == words[3]]
             near = [t.kind for t in scene.objects if t.category == "cause"
-                    and abs(t.row - vehicle.row) <= 1 and abs(t.column - vehicle.column) <= 1]  # fmt: skip
+                    and abs(t.row - vehicle.row) <= 1
+                     and abs(t.column - vehicle.column) <= 1]  # fmt: skip
             assert near == [question.answer]
         elif question.question_type == "how many people are in":
             assert question.answer == str(sum(t.category == "person" for t in scene.objects))

@@ -24,7 +24,8 @@ OLD_SITE = ["ipywidgets==7.7.1", "numpy==2.0.2", "pandas==2.2.2"]  # as on Colab
 # of June 2026 (github.com/googlecolab/backend-info), as far as it touches the pins
 COLAB_HAS = {
     "torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128", "transformers": "5.9.0",
-    "tokenizers": "0.22.2", "huggingface-hub": "1.17.0", "accelerate": "1.13.0", "datasets": "4.0.0",
+    "tokenizers": "0.22.2", "huggingface-hub": "1.17.0", "accelerate": "1.13.0",
+    "datasets": "4.0.0",
     "pyarrow": "18.1.0", "filelock": "3.29.0", "pillow": "11.3.0", "scipy": "1.16.3",
     "statsmodels": "0.14.6", "matplotlib": "3.10.0", "seaborn": "0.13.2", "aiohttp": "3.14.0",
     "click": "8.4.1", "entrypoints": "0.4", "tenacity": "9.1.4", "tqdm": "4.67.3",
