@@ -559,7 +559,7 @@ def describe_cards(cards: Table, n: int, n_removed: int) -> str:
     most = idle = ""
     if len(needed):
         strong = needed.loc[needed["hit_drop"].idxmax()]
-        ends, family = strong.rename({"hit_low": "low", "hit_high": "high"}), strong["hit_family"]
+        ends, family = {"low": strong["hit_low"], "high": strong["hit_high"]}, strong["hit_family"]
         loser = "all questions together lose" if family == "all" else f"“{family}” loses"
         most = f", most of all “{strong['role']}” ({strong['name']}): {loser} "
         most += f"{strong['hit_drop']:.1f} points {say_interval(ends)}"

@@ -211,6 +211,16 @@ def test_roles_are_counted_against_chance():
 ASKED = sentences.RemovalQuestions(400, 150, 3, span(98.4, 0.8))
 
 
+def test_cards_say_the_interval_of_the_removal_not_of_the_score():
+    names = "role name passes low high hit_family hit_drop hit_low hit_high hit_significant"
+    needed = ("sink", "L0H1", True, 0.1, 0.2, "what", 9.0, 7.0, 11.0, True)
+    idle = ("grounding", "L1H0", True, 0.3, 0.4, "where", 0.5, -1.0, 2.0, False)
+    text = say("describe_cards", table(names, needed, idle), 90, 40)
+    assert "Of 2 roles" in text
+    assert "“sink” (L0H1): “what” loses 9.0 points [7.0, 11.0]" in text
+    assert "For “grounding” (L1H0) no such cost is shown" in text
+
+
 def make_overall(drops, significant, told=True) -> pd.DataFrame:
     rows = [(f"L0H{head}", float(drop)) for head, drop in enumerate(drops)]
     return table("name drop", *rows, half=0.5, of="drop", significant=significant, told=told)
