@@ -39,7 +39,7 @@ sweep: $(VENV)/made
 # One thread a process: the models are small, and two threads take twice as long as one.
 test-plain: export OMP_NUM_THREADS := 1
 test-plain: $(VENV)/made
-	$(BIN)/python -m pytest -m "not gpu and not notebooks"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not notebooks"
 
 test: test-plain
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks

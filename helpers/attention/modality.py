@@ -302,7 +302,7 @@ def measure_modality(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What answers lose without words or image, and what they owe to either by MM-SHAP; once.
 
-    In run_dir/modality: withheld.parquet, the `withheld_accuracy` of all questions; shapley.parquet,
+    In run_dir/modality: withheld.parquet, `withheld_accuracy` of all questions; shapley.parquet,
     the `mm_shap` of `shapley_questions`, drawn with the study's seed. In the model's own precision,
     as differences of probabilities are small.
     """

@@ -64,7 +64,7 @@ class DownloadError(OSError):
     absent: why the server has no right file ("HTTP 404"); "" where that is not the trouble.
     """
 
-    def __init__(self, message: str, absent: str = ""):
+    def __init__(self, message: str, absent: str = "") -> None:
         super().__init__(message)
         self.absent = absent
 

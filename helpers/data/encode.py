@@ -49,7 +49,7 @@ class EncodedQuestions(torch.utils.data.Dataset):
         processor: ViltProcessor,
         answers: Sequence[str] | None = None,
         pictures: "Pictures | None" = None,
-    ):
+    ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset holds no questions: nothing to encode.")
         self.processor = processor
@@ -210,7 +210,7 @@ class Pictures(Mapping):
     picture is read in 0.14 ms against 0.27 ms, and resizing uses all cores without other processes.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.sizes: dict[int, tuple[int, int]] = {}
         self._parts: dict[int, tuple[str, int]] = {}  # file and offset of each picture

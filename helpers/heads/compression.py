@@ -167,9 +167,9 @@ def prune_and_finetune(
     """Prune heads and layers of the fine-tuned model and fine-tune the rest; once.
 
     As `finetune.finetune`, for `prune_epochs` passes at LEARNING_RATE_FACTOR times `learning_rate`
-    throughout (the answer head is no longer new); a killed training continues. selection_rows: validation questions whose accuracy selects the
-    checkpoint and stops the training, none of them one that the model is tested on. Returns
-    run_dir/light_<name>, which `load_vilt` loads.
+    throughout (the answer head is no longer new); a killed training continues. selection_rows:
+    validation questions whose accuracy selects the checkpoint and stops the training, none of them
+    one that the model is tested on. Returns run_dir/light_<name>, which `load_vilt` loads.
     """
     heads, layers = [*map(tuple, removal[0])], [*removal[1]]
     names = ("seed", "prune_epochs", "batch_size", "learning_rate", "precision", "patience")

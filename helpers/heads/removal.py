@@ -56,7 +56,7 @@ ABLATION_MODES = {  # mode: its name in tables, and what is removed one at a tim
     "zero_attention": ("attention", LAYER_AXES),  # 0 in place of the z of all heads of a layer
     "skip_layer": ("layer", LAYER_AXES),  # the layer left out, feed-forward part included
 }
-# of `removal_measures`, `loss_increases`, `importance_measures`; name: type, axes after the question
+# of `removal_measures`, `loss_increases`, `importance_measures`; name: type, further axes
 REMOVALS = {
     "probability": ("float32", ()),
     **{f"{name}_answer": ("int32", axes) for name, axes in ABLATION_MODES.values()},
@@ -284,7 +284,7 @@ def removal_effects(
 def sample_for_removal(
     study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset
 ) -> tuple[EncodedQuestions, dict]:
-    """`ablation_questions` of the data, drawn with the study's seed; and inputs of `extract_once`."""
+    """`ablation_questions` of the data, drawn with the seed; and inputs of `extract_once`."""
     chosen = sample_questions(len(data), study.ablation_questions, study.seed, "permutation")
     encoded = encode(study, data.select(chosen), processor, list_answers(model))
     inputs = {"used": source_digest("helpers/heads")}

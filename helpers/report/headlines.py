@@ -47,7 +47,7 @@ NOTEBOOK: dict[str, str] = {}  # that a headline comes from: "02"
 
 
 def reads(name: str, notebook: str, *tables: str) -> Callable:
-    """List a function of (study, *tables) as a headline: None where one of the tables is missing."""
+    """List a function of (study, *tables) as a headline: None where a table is missing."""
 
     def register(find: Callable) -> Callable:
         @wraps(find)

@@ -51,7 +51,7 @@ def make_card(
 ) -> dict:  # fmt: skip
     """What the viewer shows of one question: text queries and patch keys, in memory of their own.
 
-    explanation: of `relevance.explain`; boxes: [x, y, width, height] in pixels; methods: of METHODS.
+    explanation: of `relevance.explain`; boxes: [x, y, width, height] in pixels.
     Of each method, maps are (layer, head, query, patch row, patch column), float32, and totals the
     sums over all keys (layer, head, query), without the head where heads are combined. Relevance's
     totals leave out the 1 of the identity that it starts from.

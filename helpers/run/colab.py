@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-TOOLS = ("nbval", "pytest", "hypothesis", "selenium", "ruff")  # of the tests only
+TOOLS = ("nbval", "pytest", "pytest-xdist", "hypothesis", "selenium", "ruff")  # of the tests only
 NEVER = ("torch", "ipywidgets", "ipykernel", "notebook")  # Colab's own fit its drivers
 # no version of these may move
 KEEP = (*NEVER, "torchvision", "torchaudio", "ipython", "tornado", "numpy", "pandas")
