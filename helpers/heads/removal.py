@@ -1,4 +1,4 @@
-"""What a model loses without a head or a layer, measured by removal and estimated by gradients.
+"""What heads and layers do for an answer: removal, its estimate by gradients, and patching.
 
     with ablate_heads(model, [(3, 7), (5, 0)]):
         forward_raster(model, batch)
@@ -8,7 +8,10 @@
     lost = score_removals(read_attention(folder), "zero_head", answers, model.config.id2label)
     effects = removal_effects(lost, families, image_ids)
 
-What comes before a head is computed once for all removals of a batch.
+    change, total_change = patch_heads(model, encoded, find_pairs(encoded, predictions, correct))
+    effect = patching_effect(change, total_change)    # percent of the change that a head carries
+
+What comes before a head is computed once for all interventions on a batch.
 """
 
 from collections import defaultdict
@@ -16,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from itertools import chain, combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +34,7 @@ from helpers.attention.extract import (
     AttentionTable,
     extract_once,
     in_measuring_precision,
+    measure_once,
     name_heads,
     sample_questions,
 )
@@ -65,6 +70,7 @@ REMOVALS = {
 LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32", LAYER_AXES)}
 IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
 Rows = Sequence[int] | None  # some of the questions; None: all
+Pair = tuple[int, int]  # rows of two questions: source, target
 
 
 class Intervention(NamedTuple):
@@ -363,3 +369,102 @@ def rank_measures(
             rows.append((over, *pair, *map(float, rank[:3]), int(rank.n)))
     columns = ["over", "first", "second", "correlation", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def find_pairs(
+    encoded: EncodedQuestions, predictions: Sequence[str], correct: Sequence[bool]
+) -> list[Pair]:
+    """Pairs of questions in the same words about different images, with different correct answers.
+
+    predictions: the model's answers. correct: whether each counts as correct. A pair's pictures
+    have one shape, so that tokens correspond one to one. Each image is in one pair at most, so that
+    pairs are independent. Returns rows (source, target), in the order of the data.
+    """
+    unpaired, pairs, used = defaultdict(list), [], set()
+    for row in np.flatnonzero(correct).tolist():
+        image = encoded.image_of[row]
+        if image in used:
+            continue
+        candidates = unpaired[tuple(encoded.input_ids[row].tolist()), encoded.sizes[image]]
+        for other in candidates:
+            unused = encoded.image_of[other] not in used and encoded.image_of[other] != image
+            if unused and predictions[other] != predictions[row]:
+                pairs.append((other, row))
+                used |= {image, encoded.image_of[other]}
+                break
+        else:
+            candidates.append(row)
+    return pairs
+
+
+@torch.no_grad()
+def patch_heads(
+    model: nn.Module, encoded: EncodedQuestions, pairs: Sequence[Pair], batch_size: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far does the answer move when one head's z comes from another question?
+
+    pairs: of `find_pairs`. The target's forward pass is run with one head's z taken from the
+    source's, at every token (Vig et al. 2020, "Causal mediation analysis for interpreting neural
+    NLP"; Wang et al. 2023, "Interpretability in the wild"). With D the logit of the source's answer
+    minus that of the target's answer, returns change (pair, layer, head): D patched - D target, and
+    total_change (pair,): D source - D target. Their ratio is 0 where a head carries nothing and 1
+    where it carries everything. Heads overlap and oppose each other: ratios need not sum to 1.
+    """
+    n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][0]))
+    change, total_change = np.zeros((len(pairs), n_layers * n_heads)), np.zeros(len(pairs))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        rows = zip(*(pairs[number] for number in numbers), strict=True)
+        batches = (encoded.collate([encoded[row] for row in side]) for side in rows)
+        source, target = (pack_forward(model, batch) for batch in batches)
+        patched = list(forward_with_interventions(target, replace_heads(read_z(source))))
+        answers = [forward.logits.argmax(1) for forward in (source, target)]
+        base = logit_difference(target.logits, *answers)
+        total_change[numbers] = (logit_difference(source.logits, *answers) - base).cpu()
+        for row, logits in patched:
+            change[numbers, row] = (logit_difference(logits, *answers) - base).cpu()
+    return change.reshape(len(pairs), n_layers, n_heads), total_change
+
+
+def patching_effect(change: np.ndarray, total_change: np.ndarray) -> np.ndarray:
+    """Percent of the total change that each head carries: (pair, layer, head).
+
+    The mean over pairs is the ratio r = sum(change) / sum(total_change). Each pair's value is
+    linearised about it, 100 (r + (change - r total_change) / mean(total_change)), so that an
+    interval of the mean is one of the ratio (Cochran 1977, "Sampling Techniques", section 6.4). A
+    pair's own ratio would be extreme where total_change is small.
+    """
+    total = total_change[:, None, None]
+    ratio = divide_or_nan(change.sum(0), total.sum(0))
+    return 100 * (ratio + divide_or_nan(len(total) * (change - ratio * total), total.sum(0)))
+
+
+def logit_difference(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Logit of the first answer minus logit of the second, question by question."""
+    return (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None]))[:, 0].float()
+
+
+def measure_patching(
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, table: AttentionTable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch each head between pairs of validation questions; once.
+
+    data: the validation questions. table: their attention, with the model's answers. Of the pairs
+    of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs
+    (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
+    """
+
+    def patch(folder: Path) -> None:
+        encoded, asked = encode(study, data, processor), table.questions
+        correct = (asked["accuracy"] >= 0.5).tolist()
+        pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
+        drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
+        pairs = [pairs[number] for number in drawn]
+        change, total_change = patch_heads(model, encoded, pairs, study.extract_batch_size)
+        pairs = np.array(pairs, int).reshape(-1, 2)
+        np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
+
+    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
+    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as arrays:
+        return arrays["pairs"], arrays["moved"], arrays["whole"]
