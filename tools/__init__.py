@@ -1,1 +1,1 @@
-"""Command lines that nobody imports: run the notebooks, pre-train a model, use several GPUs."""
+"""Command lines and checks: run the notebooks, pre-train, use several GPUs, calibrate the tests."""

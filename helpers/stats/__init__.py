@@ -1,6 +1,5 @@
-"""Statistics for questions that come in images: intervals, tests, and how often they are wrong."""
+"""Statistics for questions that come in images: intervals and tests."""
 
-from helpers.stats import simulate
 from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_correlation
 from helpers.stats.cluster_robust import (
     compare_groups,
@@ -21,5 +20,4 @@ __all__ = [
     "mean_difference_test",  # is the mean of a paired difference 0?
     "minimum_detectable_effect",  # the smallest effect that a test finds with 80 % power
     "rank_correlation",  # Spearman's correlation of two scores of the same heads
-    "simulate",  # how often these tests and intervals are wrong, by simulation
 ]

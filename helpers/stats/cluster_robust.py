@@ -97,7 +97,7 @@ def compare_groups(
 
     The omnibus is the approximate Hotelling test of Pustejovsky and Tipton (2018). Degrees of
     freedom follow from how the groups lie in the images: a group on few images counts as few. How
-    often these tests err was measured with `helpers.stats.simulate`. Hedges g: the (adjusted)
+    often these tests err was measured with `tools.calibrate`. Hedges g: the (adjusted)
     difference over the pooled standard deviation of the groups' raw values, times
     1 - 3 / (4 df - 1).
 

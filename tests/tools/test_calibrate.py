@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from helpers import stats
-from helpers.stats import cluster_robust, simulate
+from helpers.stats import cluster_robust
+from tools import calibrate
 
 MIXED = [0.3, 0.3, 0.32, 0.08]
 
@@ -28,10 +29,10 @@ def rates_of(*tables):
 @pytest.mark.parametrize("shape", ["normal", "heavy", "share", "paired"])
 def test_values_have_mean_0_and_are_alike_within_an_image(shape):
     images = np.repeat(np.arange(4000), 5)
-    values = simulate.sample_values(images, 4, correlation=0.4, shape=shape)
+    values = calibrate.sample_values(images, 4, correlation=0.4, shape=shape)
     assert values.shape == (20_000, 4)
     np.testing.assert_allclose(values.mean(0), 0, atol=4 * values.std() * np.sqrt(2.6 / 20_000))
-    alike = simulate.intraclass_correlation(values, images)
+    alike = calibrate.intraclass_correlation(values, images)
     assert alike == pytest.approx(0.4, abs=0.1) if shape != "paired" else (alike > 0.05).all()
     assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.06
     if shape == "paired":
@@ -44,27 +45,28 @@ def test_values_have_mean_0_and_are_alike_within_an_image(shape):
 
 def test_correlation_by_hand():
     # images (1, 3) and (5, 7): MSB = 2 * (2^2 + 2^2) / 1 = 16, MSW = 4 / 2 = 2, m = 2: 14 / 18
-    assert simulate.intraclass_correlation([1, 3, 5, 7], [0, 0, 1, 1]) == pytest.approx(14 / 18)
+    assert calibrate.intraclass_correlation([1, 3, 5, 7], [0, 0, 1, 1]) == pytest.approx(14 / 18)
     # images alike, questions not: MSB = 0, MSW = 2: -2 / 2
-    assert simulate.intraclass_correlation([1, 3, 1, 3], list("aabb")) == pytest.approx(-1)
-    assert np.isnan(simulate.intraclass_correlation([1.0, 2, 3], [0, 1, 2]))
-    assert np.isnan(simulate.intraclass_correlation([1.0, 2, 3], [0, 0, 0]))
+    assert calibrate.intraclass_correlation([1, 3, 1, 3], list("aabb")) == pytest.approx(-1)
+    assert np.isnan(calibrate.intraclass_correlation([1.0, 2, 3], [0, 1, 2]))
+    assert np.isnan(calibrate.intraclass_correlation([1.0, 2, 3], [0, 0, 0]))
 
 
 def test_families_that_differ_do_not_hide_how_alike_questions_on_one_image_are():
     images, families = np.repeat(np.arange(2000), 4), np.tile([0, 1, 2, 3], 2000)
-    values = simulate.sample_values(images, 2, correlation=0.4) + 5 * families[:, None]
-    assert (simulate.intraclass_correlation(values, images) < 0).all()
-    assert simulate.intraclass_correlation(values, images, families) == pytest.approx(0.4, abs=0.06)
+    values = calibrate.sample_values(images, 2, correlation=0.4) + 5 * families[:, None]
+    assert (calibrate.intraclass_correlation(values, images) < 0).all()
+    alike = calibrate.intraclass_correlation(values, images, families)
+    assert alike == pytest.approx(0.4, abs=0.06)
 
 
 def test_an_unknown_shape_is_named():
     with pytest.raises(ValueError, match="'flat' is not known"):
-        simulate.sample_values([0, 1], 2, shape="flat")
+        calibrate.sample_values([0, 1], 2, shape="flat")
 
 
 def test_a_rate_comes_with_wilsons_interval():
-    row = simulate.describe_rate("pair", "single test", np.array([1.0] * 5 + [0.0] * 95)).iloc[0]
+    row = calibrate.describe_rate("pair", "single test", np.array([1.0] * 5 + [0.0] * 95)).iloc[0]
     # Wilson, 5 of 100: centre (0.05 + 1.92 / 100) / 1.0384,
     # half 1.96 sqrt(0.05 * 0.95 / 100 + 0.0096 / 100) / 1.0384
     assert (row["rate"], row["n"]) == (0.05, 100)
@@ -84,9 +86,9 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
         pairs = pd.DataFrame({"run": runs, **names, "p": p.ravel()})
         return cluster_robust.Comparison(pd.DataFrame({"run": range(8), "p": p[:, 0]}), pairs)
 
-    monkeypatch.setattr(simulate, "compare_groups", compare_by_hand)
-    monkeypatch.setattr(simulate, "HEADS", 2)
-    rates = simulate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4).set_index("procedure")
+    monkeypatch.setattr(calibrate, "compare_groups", compare_by_hand)
+    monkeypatch.setattr(calibrate, "HEADS", 2)
+    rates = calibrate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4).set_index("procedure")
     assert rates.loc["pair", ["rate", "n"]].tolist() == pytest.approx([(1 + 1 / 3) / 6, 6])
     assert rates.loc["omnibus", ["rate", "n"]].tolist() == pytest.approx([2 / 6, 6])
     assert rates.loc["any pair, Holm", ["rate", "n"]].tolist() == pytest.approx([1 / 3, 3])
@@ -98,16 +100,16 @@ def test_a_study_finds_something_where_holms_correction_leaves_something():
     p[::3, 4:] = np.nan
     by_helper = [(stats.correct_p(row, "holm") < 0.05).any() for row in p]
     assert 1 < sum(by_helper) < 11
-    assert simulate._any_after_holm(p).tolist() == by_helper
+    assert calibrate._any_after_holm(p).tolist() == by_helper
 
 
 @pytest.mark.parametrize("n_images", [1, 3])
 def test_too_few_images_give_no_rate(n_images):
     drawn = draw_questions(n_images, [0.5, 0.5])
     table = pd.concat([
-        simulate.rejection_rates(drawn["family"], drawn["image_id"], studies=3),
-        simulate.paired_rates(drawn["image_id"], 3),
-        simulate.coverage_rates(drawn["family"], drawn["image_id"], 3, 10),
+        calibrate.rejection_rates(drawn["family"], drawn["image_id"], studies=3),
+        calibrate.paired_rates(drawn["image_id"], 3),
+        calibrate.coverage_rates(drawn["family"], drawn["image_id"], 3, 10),
     ])  # fmt: skip
     assert table[["rate", "low", "high"]].isna().all(axis=None)
     assert (table["n"] == 0).all()
@@ -128,13 +130,13 @@ def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, sha
     drawn = draw_questions(n_images, shares, whole_images=whole, seed=3)
     groups, images = drawn["family"], drawn["image_id"]
     length = np.random.default_rng(1).poisson(5, len(drawn)) + groups
-    errors = simulate.rejection_rates(groups, images, length, studies=500, shape=shape)
-    rates = rates_of(errors, simulate.paired_rates(images, 2000))
+    errors = calibrate.rejection_rates(groups, images, length, studies=500, shape=shape)
+    rates = rates_of(errors, calibrate.paired_rates(images, 2000))
     for name in ("pair", "pair, adjusted", "omnibus", "intact against ablated"):
         assert 0.03 <= rates[name] <= 0.07, name
     for name in ("any pair, Holm", "false among found, B-H"):
         assert rates[name] <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 500), name
-    coverage = rates_of(simulate.coverage_rates(groups, images, 1000, 400, shape=shape))
+    coverage = rates_of(calibrate.coverage_rates(groups, images, 1000, 400, shape=shape))
     assert coverage.between(0.92, 0.98).all()
 
 
@@ -142,7 +144,7 @@ def test_tests_and_intervals_err_at_the_stated_rate(n_images, shares, whole, sha
 @pytest.mark.parametrize("n_images", [5, 8, 12])
 def test_with_few_images_tests_are_rather_too_careful(n_images):
     drawn = [draw_questions(n_images, [0.4, 0.3, 0.3], per_image=9, seed=seed) for seed in range(4)]
-    tables = [simulate.rejection_rates(d["family"], d["image_id"], studies=250) for d in drawn]
+    tables = [calibrate.rejection_rates(d["family"], d["image_id"], studies=250) for d in drawn]
     rates = pd.concat(tables).groupby("procedure")["rate"].mean()
     assert rates.max() <= 0.055
     assert rates["pair"] >= 0.03
@@ -156,7 +158,7 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
         rng = np.random.default_rng(seed)
         on_few = drawn["image_id"].isin(rng.choice(80, 6, replace=False))
         groups = drawn["family"].mask(on_few & (rng.random(len(drawn)) < 0.6), 2)
-        values = simulate.sample_values(drawn["image_id"], 2000, seed=seed)
+        values = calibrate.sample_values(drawn["image_id"], 2000, seed=seed)
         pairs = stats.compare_groups(values, groups, drawn["image_id"], axes=("run",)).pairs
         rejected.append((pairs["p"][pairs["group_b"] == 2] < 0.05).mean())
     assert 0.03 <= np.mean(rejected) <= 0.06
@@ -164,7 +166,7 @@ def test_a_family_on_six_of_80_images_does_not_reject_too_often():
 
 def test_ignoring_the_images_is_noticed():
     drawn = draw_questions(60, [0.5, 0.5], whole_images=True)
-    values = simulate.sample_values(drawn["image_id"], 500)
+    values = calibrate.sample_values(drawn["image_id"], 500)
     naive = stats.compare_groups(values, drawn["family"], np.arange(len(drawn)), axes=("run",))
     assert (naive.omnibus["p"] < 0.05).mean() > 0.12
 
@@ -174,7 +176,7 @@ def test_ignoring_the_images_is_noticed():
 def test_the_smallest_difference_is_found_four_times_in_five(n_images, level):
     drawn = draw_questions(n_images, [0.7, 0.3], seed=2)
     groups, images = drawn["family"], drawn["image_id"]
-    values = simulate.sample_values(images, 3000, correlation=0.5)
+    values = calibrate.sample_values(images, 3000, correlation=0.5)
     first = stats.compare_groups(values, groups, images, axes=("run",)).pairs
     effects = stats.minimum_detectable_effect(first["se"], first["df"], level)
     detectable = np.sqrt(np.mean(effects**2))
