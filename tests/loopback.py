@@ -3,7 +3,6 @@
 import functools
 import ssl
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -14,19 +13,13 @@ class Loopback:
         server.script("a.zip", cut_after(100), answer(503))
 
     Each request takes the next behaviour of its path's script; afterwards, and without one, the
-    file is served as a good server does. `seen` lists the requests: (name, headers, seconds since
-    the start).
+    file is served as a good server does. `seen` lists the requests: (name, headers).
     """
 
     def __init__(self, files: dict[str, bytes], certificate=None):
         self.files, self.scripts, self.seen = dict(files), {}, []
-        self.lock, self.closing, self.active, self.most_active = (
-            threading.Lock(),
-            threading.Event(),
-            0,
-            0,
-        )
-        self.start, self.sent = time.monotonic(), 0
+        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.active = self.most_active = 0
         self.httpd = Server(("127.0.0.1", 0), functools.partial(Handler, self))
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -49,10 +42,7 @@ class Loopback:
 
     def asked(self, name: str) -> list[dict]:
         """Headers of the requests for `name`, in order."""
-        return [headers for seen, headers, _ in self.seen if seen == name]
-
-    def times(self, name: str) -> list[float]:
-        return [seconds for seen, _, seconds in self.seen if seen == name]
+        return [headers for seen, headers in self.seen if seen == name]
 
 
 class Server(ThreadingHTTPServer):
@@ -79,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, name = self.loopback, self.path[1:]
         with server.lock:
-            server.seen.append((name, dict(self.headers), time.monotonic() - server.start))
+            server.seen.append((name, dict(self.headers)))
             server.active += 1
             server.most_active = max(server.active, server.most_active)
             behaviours, later = server.scripts.get(name, ([], serve))
@@ -99,35 +89,21 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def find_rest(handler, data: bytes, etag: str) -> tuple[int, int, dict]:
-    """Status, first byte and headers of a good server, which honours Range and If-Range."""
-    headers = {"ETag": etag, "Accept-Ranges": "bytes"}
-    asked = handler.headers.get("Range")
-    if not asked or handler.headers.get("If-Range", etag) != etag:
-        return 200, 0, headers
-    start = int(asked.removeprefix("bytes=").removesuffix("-"))
-    if start >= len(data):
-        return 416, len(data), headers | {"Content_Range": f"bytes */{len(data)}"}
-    return 206, start, headers | {"Content_Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-
-
-def serve(handler, data, etag='"one"') -> None:
+def serve(handler, data) -> None:
     if data is None:
         return handler.send(404, b"<html>not here</html>")
-    status, start, headers = find_rest(handler, data, etag)
-    handler.send(status, data[start:], **headers)
+    handler.send(200, data)
 
 
 def answer(status: int, body: bytes = b"<html>no</html>", **headers):
     return lambda handler, data: handler.send(status, body, **headers)
 
 
-def cut_after(count: int, etag='"one"'):
-    """Announces all bytes that were asked for, sends `count` of them and hangs up."""
+def cut_after(count: int):
+    """Announces all bytes, sends `count` of them and hangs up."""
 
     def behave(handler, data):
-        status, start, headers = find_rest(handler, data, etag)
-        handler.send(status, data[start : start + count], len(data) - start, **headers)
+        handler.send(200, data[:count], len(data))
         handler.close_connection = True
 
     return behave
@@ -146,9 +122,8 @@ def trickle(chunk: int, seconds: float):
     """Serves in small pieces, with a pause after each."""
 
     def behave(handler, data):
-        status, start, headers = find_rest(handler, data, '"one"')
-        handler.send(status, b"", len(data) - start, **headers)
-        for begin in range(start, len(data), chunk):
+        handler.send(200, b"", len(data))
+        for begin in range(0, len(data), chunk):
             handler.wfile.write(data[begin : begin + chunk])
             if handler.loopback.closing.wait(seconds):
                 break
@@ -160,13 +135,9 @@ def hang_up(handler, data) -> None:
     handler.close_connection = True
 
 
-def ignore_range(handler, data) -> None:
-    handler.send(200, data)
-
-
-def send_other(other: bytes, **headers):
-    """Serves other bytes, whole, whatever was asked for."""
-    return lambda handler, data: handler.send(200, other, **headers)
+def send_other(other: bytes):
+    """Serves other bytes, whole."""
+    return lambda handler, data: handler.send(200, other)
 
 
 def misstate_length(difference: int):
@@ -175,24 +146,6 @@ def misstate_length(difference: int):
         handler.close_connection = True
 
     return behave
-
-
-def send_on_and_on(handler, data) -> None:
-    """50 MB, of which the loopback keeps count, without saying so beforehand."""
-    handler.send_response(200)
-    handler.send_header("Connection", "close")
-    handler.end_headers()
-    for _ in range(800):
-        handler.wfile.write(bytes(1 << 16))
-        handler.loopback.sent += 1 << 16
-
-
-def omit_length(handler, data) -> None:
-    """As HTTP/1.0 does: the end of the connection is the end of the file."""
-    handler.send_response(200)
-    handler.send_header("Connection", "close")
-    handler.end_headers()
-    handler.wfile.write(data)
 
 
 def send_chunked(handler, data) -> None:

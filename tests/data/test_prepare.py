@@ -3,13 +3,13 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import zipfile
 from functools import partial
 from pathlib import Path
 
+import multiprocess
 import numpy as np
 import pytest
 import torch
@@ -88,18 +88,11 @@ def test_a_broken_picture_is_left_out_until_it_is_mended(make_study, phantom_roo
     assert int(picture.stem[-12:]) in prepare.load_dataset(study)["validation"]["image_id"]
 
 
-@pytest.mark.slow
-def test_a_script_without_a_main_guard_can_prepare(make_study, tmp_path):
-    """Asked for processes, even for one, datasets starts a pool that runs the script again."""
-    study = make_study()
-    script = tmp_path / "script.py"
-    given = study.settings("data_root", "runs_root", "run_name")
-    script.write_text(
-        f"import sys\nsys.path.insert(0, {str(study.root)!r})\n"
-        "from helpers.data import prepare\nfrom helpers.run.settings import Study\n"
-        f"prepare.prepare_dataset(Study.load('phantom', **{given!r}))\n"
-    )
-    subprocess.run([sys.executable, str(script)], check=True, timeout=100)
+def test_preparing_starts_no_process(make_study, monkeypatch):
+    """Asked for processes, even for one, datasets starts a pool that runs a script again."""
+    for package in (multiprocessing, multiprocess):
+        monkeypatch.delattr(package.process.BaseProcess, "start")
+    prepare.prepare_dataset(study := make_study())
     assert len(prepare.load_dataset(study)["train"]) > 0
 
 
@@ -162,7 +155,7 @@ def far_study(make_study, served, tmp_path):
 
 
 def list_asked(server):
-    return sorted({name for name, _, _ in server.seen if name.endswith(".jpg")})
+    return sorted({name for name, _ in server.seen if name.endswith(".jpg")})
 
 
 def test_only_the_images_that_the_subset_needs_are_fetched(far_study, make_study, served):

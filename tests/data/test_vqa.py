@@ -34,7 +34,8 @@ from helpers.data.vqa import (
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 OFFICIAL, SAMPLE = SHARED / "official", SHARED / "vqav2_sample"
-settings.register_profile("busy", deadline=None)  # other work on the machine is no failure
+# other work on the machine is no failure
+settings.register_profile("busy", deadline=None, max_examples=40)
 settings.load_profile("busy")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the official samples are not here")
 
@@ -290,12 +291,8 @@ def test_read_vqa(tmp_path, records):
 
 def test_rows_follow_the_questions_whatever_the_order_of_annotations(tmp_path, records):
     questions, annotations = records
-    expected = read_vqa(
-        write_files(tmp_path / "a", questions, annotations), "train"
-    ).remove_columns("image")
-    got = read_vqa(
-        write_files(tmp_path / "b", questions, annotations[::-1]), "train"
-    ).remove_columns("image")
+    roots = (write_files(tmp_path / str(step), questions, annotations[::step]) for step in (1, -1))
+    expected, got = (read_vqa(root, "train").remove_columns("image") for root in roots)
     assert got.to_list() == expected.to_list()
 
 
@@ -568,12 +565,12 @@ def test_stratified_subset(rows, per_family, seed):
 
 def test_stratified_subset_draws_images_evenly_and_by_seed():
     dataset = make_dataset([(image, family) for image in range(100) for family in ("what", "how")])
-    drawn = [set(stratified_subset(dataset, 10, seed)["image_id"][:]) for seed in range(200)]
+    drawn = [set(stratified_subset(dataset, 10, seed)["image_id"][:]) for seed in range(80)]
     assert all(len(images) == 10 for images in drawn)  # ten images serve both families
-    assert len({frozenset(images) for images in drawn}) == 200
+    assert len({frozenset(images) for images in drawn}) == 80
     counts = Counter(image for images in drawn for image in images)
     assert set(counts) == set(range(100))
-    assert max(counts.values()) < 45  # 20 expected, standard deviation 4.2
+    assert max(counts.values()) < 21  # 8 expected, standard deviation 2.7
 
 
 def test_limits_of_subsets_and_sides():
