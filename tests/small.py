@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 from helpers.data import prepare
 from helpers.data.encode import EncodedQuestions
 from helpers.model import finetune
+from helpers.run.cache import cached_step
 from helpers.run.settings import Study
 
 ANSWERS = ["yes", "no", "red", "blue", "2", "3", "left", "dog"]
@@ -16,7 +17,10 @@ QUESTIONS = ["what?", "is it red?", "how many dogs are left?", "what color is th
 FAMILIES = ["what", "is/are", "how many", "what"]
 
 
-def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
+SIZES = ((64, 64), (64, 96), (96, 64))
+
+
+def encode_noise(processor, sizes=SIZES, answers=None) -> EncodedQuestions:
     """Four questions about each picture of these sizes (height, width); half the answers are yes.
 
     answers: the vocabulary, for labels.
@@ -27,13 +31,23 @@ def encode_noise(processor, sizes, answers=None) -> EncodedQuestions:
     ]
     rows = [
         {"question_id": 10 * i + j, "image_id": i, "image": picture, "question": QUESTIONS[j],
-         "family": FAMILIES[j], "answers": [ANSWERS[(i + j) % 8]] * 5 + ["yes"] * 5}
+         "question_type": FAMILIES[j], "family": FAMILIES[j],
+         "answers": [ANSWERS[(i + j) % 8]] * 5 + ["yes"] * 5}
         for (i, picture), j in itertools.product(enumerate(pictures), range(4))
     ]  # fmt: skip
     kinds = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image(),
-             "question": Value("string"), "family": Value("string"),
-             "answers": List(Value("string"))}  # fmt: skip
+             "question": Value("string"), "question_type": Value("string"),
+             "family": Value("string"), "answers": List(Value("string"))}  # fmt: skip
     return EncodedQuestions(Dataset.from_list(rows, features=Features(kinds)), processor, answers)
+
+
+def stub_study(runs, **settings) -> Study:
+    """A study on the CPU whose data set and model count as made, though they are empty."""
+    own = {"runs_root": str(runs), "device": "cpu", "shard_size": 5, "extract_batch_size": 4}
+    study = Study.load("phantom", **own | settings)
+    for name in ("model", "dataset"):
+        cached_step(study.folder() / name, lambda folder: None, {})
+    return study
 
 
 def train_small(phantom_root, runs, **settings) -> Study:

@@ -1,138 +1,110 @@
-"""helpers/attention/extract.py: rows, shards, and what happens when a run is killed."""
+"""helpers/attention/extract.py: rows, shards, kills, and the tables of a study."""
 
+import copy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as PillowImage
+from small import encode_noise, stub_study
 
+from helpers.attention import extract
 from helpers.attention.extract import MEASURES, extract_attention, read_attention
 from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
-from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.finetune import predict
 from helpers.model.vilt import load_vilt
+from helpers.run.settings import Study
 
 ROOT = Path(__file__).parents[2]
-ANSWERS = ["yes", "no"]
 LAYERS = HEADS = 4  # of fresh-small
 
 
-def make_dataset(n_questions=23):
-    """Questions on pictures of three sizes; as many words as the question's place says."""
-    rng = np.random.default_rng(0)
-    sizes = [(64, 64), (96, 64), (64, 96)]
-    pixels = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
-    rows = {
-        "question_id": [500 + i for i in range(n_questions)],
-        "image_id": [i % 3 for i in range(n_questions)],
-        "image": [PillowImage.fromarray(pixels[i % 3]) for i in range(n_questions)],
-        "question": [" ".join("a" * (1 + i % 7)) for i in range(n_questions)],
-        "question_type": ["is it"] * n_questions,
-        "family": [("is/are", "other")[i % 2] for i in range(n_questions)],
-        "answers": [["yes"] * (i % 11) + ["no"] * (10 - i % 11) for i in range(n_questions)],
-    }
-    numbers = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
-    texts = {name: Value("string") for name in ("question", "question_type", "family")}
-    return Dataset.from_dict(
-        rows, features=Features({**numbers, **texts, "answers": List(Value("string"))})
-    )
-
-
 @pytest.fixture(scope="module")
-def model():
-    return load_vilt("fresh-small", answers=ANSWERS)[0]
+def folder(vilt, encoded, tmp_path_factory):
+    """Twelve questions in shards of five, five and two."""
+    return extract_attention(vilt[0], encoded, tmp_path_factory.mktemp("whole"), 4, 5)
 
 
-@pytest.fixture(scope="module")
-def encoded():
-    return EncodedQuestions(make_dataset(), load_vilt("fresh-small")[1])
-
-
-@pytest.fixture(scope="module")
-def folder(model, encoded, tmp_path_factory):
-    return extract_attention(
-        model, encoded, tmp_path_factory.mktemp("whole"), batch_size=4, shard_size=5
-    )
+@pytest.fixture
+def table(folder):
+    return read_attention(folder)
 
 
 def read_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def copy_shards(source, target):
+    for name, content in read_bytes(source).items():
+        (target / name).write_bytes(content)
+
+
+def assert_same_measures(first, second):
+    """The same shards, rows, and measures to 1e-5: last bits differ between processes."""
+    assert list(read_bytes(first)) == list(read_bytes(second))
+    one, other = read_attention(first), read_attention(second)
+    assert one.questions["question_id"].tolist() == other.questions["question_id"].tolist()
+    for name in MEASURES:
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
+
+
 class TestRows:
     def test_shards_and_columns(self, folder):
-        assert list(read_bytes(folder)) == [f"part-{i:05d}.parquet" for i in range(5)]
-        table = pq.read_table(folder / "part-00000.parquet")
-        assert table.column_names == [
+        assert list(read_bytes(folder)) == [f"part-{i:05d}.parquet" for i in range(3)]
+        shard = pq.read_table(folder / "part-00000.parquet")
+        assert shard.column_names == [
             "question_id", "image_id", "family", "question_type", "prediction", "accuracy",
             "n_words", "n_patches", "grid_rows", "grid_cols",
             "split", "entropy", "text_distance", "patch_distance", "top_patch", "value_norm",
             "flow", "rollout",
         ]  # fmt: skip
-        assert len(table) == 5
-        assert table.schema.field("split").type.list_size == LAYERS * HEADS * 15
+        assert len(shard) == 5
+        assert shard.schema.field("split").type.list_size == LAYERS * HEADS * 15
 
-    def test_rows_equal_single_questions_in_order(self, model, encoded, folder):
-        table = read_attention(folder)
-        assert table.questions["question_id"].tolist() == list(range(500, 523))
-        assert table.split.shape == (23, LAYERS, HEADS, 3, 5)
-        assert table.entropy.shape == table.top_patch.shape == (23, LAYERS, HEADS, 3)
-        assert table.text_distance.shape == table.patch_distance.shape == (23, LAYERS, HEADS)
-        for place in range(23):
-            found = attention_measures(model, encoded.collate([encoded[place]]))
-            for name in MEASURES:
-                values = getattr(table, name)[place]
-                assert values.dtype == MEASURES[name][0]
-                np.testing.assert_allclose(
-                    values, found[name][0], rtol=1e-5, atol=1e-5, err_msg=name
-                )
+    def test_rows_equal_single_questions_in_order(self, vilt, encoded, table):
+        assert table.split.shape == (12, LAYERS, HEADS, 3, 5)
+        assert table.entropy.shape == table.top_patch.shape == (12, LAYERS, HEADS, 3)
+        assert table.text_distance.shape == table.patch_distance.shape == (12, LAYERS, HEADS)
+        for place in range(12):
+            found = attention_measures(vilt[0], encoded.collate([encoded[place]]))
+            for name, (kind, _) in MEASURES.items():
+                values, expected = getattr(table, name)[place], found[name][0]
+                assert values.dtype == kind
+                np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
-    def test_questions_counts_and_accuracy(self, model, encoded, folder):
-        questions = read_attention(folder).questions
-        assert questions["n_words"].tolist() == [1 + i % 7 for i in range(23)]
-        grids = [[4, 4], [4, 6], [6, 4]]
-        assert questions[["grid_rows", "grid_cols"]].to_numpy().tolist() == [
-            grids[i % 3] for i in range(23)
-        ]
-        assert questions["n_patches"].tolist() == [(16, 24, 24)[i % 3] for i in range(23)]
-        assert questions["family"].tolist() == [("is/are", "other")[i % 2] for i in range(23)]
-        assert questions["prediction"].tolist() == predict(model, encoded)["prediction"].tolist()
-        for place, answers in enumerate(make_dataset()["answers"]):
-            expected = vqa_accuracy(questions["prediction"][place], answers)
-            assert questions["accuracy"][place] == pytest.approx(expected)
+    def test_questions_counts_and_accuracy(self, vilt, encoded, table):
+        questions, asked = table.questions, encoded.questions
+        for name in ("question_id", "image_id", "family"):
+            assert questions[name].tolist() == asked[name].tolist()
+        assert questions["n_words"].tolist() == [len(ids) - 2 for ids in encoded.input_ids]
+        grids = np.repeat([[4, 4], [4, 6], [6, 4]], 4, axis=0)
+        np.testing.assert_array_equal(questions[["grid_rows", "grid_cols"]], grids)
+        np.testing.assert_array_equal(questions["n_patches"], grids.prod(1))
+        predictions = predict(vilt[0], encoded)["prediction"].tolist()
+        assert questions["prediction"].tolist() == predictions
+        accuracy = list(map(vqa_accuracy, predictions, asked["answers"]))
+        assert questions["accuracy"].tolist() == pytest.approx(accuracy)
 
-    def test_shares_follow_from_the_split(self, folder):
-        table = read_attention(folder)
+    def test_shares_follow_from_the_split(self, table):
         np.testing.assert_array_equal(table.image_share, image_share(table.split))
         for place, question in table.questions.iterrows():
             baseline = uniform_baseline(question["n_words"], question["n_patches"])
             assert table.baseline[place] == pytest.approx(baseline)
-            np.testing.assert_allclose(
-                table.excess[place], table.image_share[place] - baseline, atol=1e-6
-            )
+            excess = table.image_share[place] - baseline
+            np.testing.assert_allclose(table.excess[place], excess, atol=1e-6)
 
-    def test_shard_and_batch_size_do_not_matter(self, model, encoded, folder, tmp_path):
-        other, table = (
-            read_attention(
-                extract_attention(model, encoded, tmp_path, batch_size=9, shard_size=100)
-            ),
-            read_attention(folder),
-        )
+    def test_shard_and_batch_size_do_not_matter(self, vilt, encoded, table, tmp_path):
+        other = read_attention(extract_attention(vilt[0], encoded, tmp_path, 9, 100))
         for name in MEASURES:
-            np.testing.assert_allclose(
-                getattr(other, name), getattr(table, name), rtol=1e-5, atol=1e-5
-            )
+            found = getattr(other, name)
+            np.testing.assert_allclose(found, getattr(table, name), rtol=1e-5, atol=1e-5)
 
-    def test_measures_are_read_when_asked_for(self, folder):
-        table = read_attention(folder)
+    def test_measures_are_read_when_asked_for(self, table):
         assert not set(MEASURES) & set(vars(table))
         excess = table.excess
         assert not set(MEASURES) & set(vars(table))  # the split went by shard by shard
@@ -145,10 +117,10 @@ class TestRows:
         with pytest.raises(AttributeError, match="no measure 'splits'; it holds split, entropy"):
             table.splits  # noqa: B018
 
-    def test_questions_without_answers_have_no_accuracy(self, model, tmp_path):
-        data = make_dataset(2).remove_columns(["answers", "family"])
-        encoded = EncodedQuestions(data, load_vilt("fresh-small")[1])
-        questions = read_attention(extract_attention(model, encoded, tmp_path, 2, 2)).questions
+    def test_questions_without_answers_have_no_accuracy(self, vilt, tmp_path):
+        alone = encode_noise(vilt[1], [(64, 64)])
+        alone.questions = alone.questions.drop(columns=["answers", "family"])
+        questions = read_attention(extract_attention(vilt[0], alone, tmp_path, 4, 4)).questions
         assert questions["accuracy"].isna().all()
         assert "family" not in questions
 
@@ -177,155 +149,186 @@ class TestLayouts:
     def extract(self, model, encoded, folder, layout=OWN_LAYOUT):
         return extract_attention(model, encoded, folder, 4, 5, measure=measure_own, layout=layout)
 
-    def test_another_set_of_measures(self, model, encoded, tmp_path):
-        table = read_attention(self.extract(model, encoded, tmp_path))
-        words = np.array([1 + place % 7 for place in range(23)])
+    def test_another_set_of_measures(self, vilt, encoded, tmp_path):
+        table = read_attention(self.extract(vilt[0], encoded, tmp_path))
+        words = np.array([len(ids) - 2 for ids in encoded.input_ids])
         assert table.alone.dtype == np.int16
         np.testing.assert_array_equal(table.alone, words)
-        assert table.by_layer.shape == (23, LAYERS, 2)
+        assert table.by_layer.shape == (12, LAYERS, 2)
         np.testing.assert_array_equal(table.by_layer[:, 3, 0], words + 30)
         np.testing.assert_array_equal(table.by_layer[:, 2, 1], -words - 20)
-        assert table.by_head.shape == (23, LAYERS, HEADS)
+        assert table.by_head.shape == (12, LAYERS, HEADS)
         np.testing.assert_array_equal(table.by_head[:, 1, 2], words + 12)
         assert table.questions["prediction"].tolist() == ["yes" if n >= 5 else "no" for n in words]
         assert not hasattr(table, "not kept")
 
-    def test_shards_of_another_layout_are_refused(self, model, encoded, folder, tmp_path):
-        self.extract(model, encoded, tmp_path)
-        (tmp_path / "part-00004.parquet").unlink()
-        with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data set"):
-            extract_attention(model, encoded, tmp_path, 4, 5)
-        with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data set"):
-            self.extract(
-                model, encoded, tmp_path, {**OWN_LAYOUT, "by_head": ("float64", ("layer", "head"))}
-            )
-        (tmp_path / "part-00004.parquet").write_bytes((folder / "part-00004.parquet").read_bytes())
-        with pytest.raises(ValueError, match=r"part-00004.parquet has .*'split'"):
+    def test_shards_of_another_layout_are_refused(self, vilt, encoded, folder, tmp_path):
+        last, other = tmp_path / "part-00002.parquet", OWN_LAYOUT | {"alone": ("float64", ())}
+        self.extract(vilt[0], encoded, tmp_path)
+        for layout in (MEASURES, other):
+            with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data"):
+                self.extract(vilt[0], encoded, tmp_path, layout)
+        last.write_bytes((folder / last.name).read_bytes())
+        with pytest.raises(ValueError, match=r"part-00002.parquet has .*'split'"):
             read_attention(tmp_path)
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-from attention.test_extract import extract_many
+from small import ANSWERS, encode_noise
+from helpers.attention.extract import extract_attention
+from helpers.model.vilt import load_vilt
 
-torch.set_num_threads({threads})
-extract_many({folder!r})
+model, processor = load_vilt("fresh-small", answers=ANSWERS, seed=3)
+encoded, replace, ready = encode_noise(processor), os.replace, []
+
+def die_at_the_third(*paths):
+    ready.append(paths)
+    if len(ready) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+
+os.replace = die_at_the_third
+extract_attention(model, encoded, {folder!r}, 4, 3)
 """
-
-
-def extract_many(folder):
-    model, processor = load_vilt("fresh-small", answers=ANSWERS)
-    return extract_attention(
-        model, EncodedQuestions(make_dataset(400), processor), folder, 4, shard_size=20
-    )
-
-
-def assert_same_measures(first, second):
-    """The same shards, rows, and measures to 1e-5: last bits differ between processes."""
-    assert list(read_bytes(first)) == list(read_bytes(second))
-    one, other = read_attention(first), read_attention(second)
-    assert one.questions["question_id"].tolist() == other.questions["question_id"].tolist()
-    for name in ("split", "entropy", "text_distance", "patch_distance"):
-        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
 
 
 class TestResuming:
     def test_whole_shards_are_kept_and_a_missing_one_is_made_equal(
-        self, model, encoded, folder, tmp_path
+        self, vilt, encoded, folder, tmp_path
     ):
-        for path in folder.iterdir():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-        (tmp_path / "part-00002.parquet").unlink()
-        kept = (tmp_path / "part-00001.parquet").stat().st_mtime_ns
-        extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=5)
+        copy_shards(folder, tmp_path)
+        (tmp_path / "part-00001.parquet").unlink()
+        kept = (tmp_path / "part-00002.parquet").stat().st_mtime_ns
+        extract_attention(vilt[0], encoded, tmp_path, 4, 5)
         assert_same_measures(tmp_path, folder)
-        assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == kept
+        assert (tmp_path / "part-00002.parquet").stat().st_mtime_ns == kept
 
     @pytest.mark.slow
-    def test_killed_run_continues_to_the_same_files(self, tmp_path):
-        folder = tmp_path / "killed"
+    def test_killed_run_continues_to_the_same_files(self, vilt, encoded, tmp_path):
+        """Killed where a shard is written and does not have its name yet."""
+        folder, whole = tmp_path / "killed", tmp_path / "whole"
         places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder)}
-        script = SCRIPT.format(**places, threads=torch.get_num_threads())
-        killed = subprocess.Popen([sys.executable, "-c", script])
-        deadline = time.monotonic() + 300
-        while not (folder / "part-00002.parquet").exists():
-            assert killed.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        stood = {path.name: path.read_bytes() for path in folder.glob("part-*")}
-        assert 3 <= len(stood) < 20
-        extract_many(folder)
+        killed = subprocess.run([sys.executable, "-c", SCRIPT.format(**places)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        left = read_bytes(folder)
+        assert list(left) == [".part-00002.parquet.tmp", *(f"part-0000{i}.parquet" for i in (0, 1))]
+        stood = dict(list(left.items())[1:])
+        extract_attention(vilt[0], encoded, folder, 4, 3)
         assert stood.items() <= read_bytes(folder).items()
-        assert_same_measures(folder, extract_many(tmp_path / "whole"))
+        assert_same_measures(folder, extract_attention(vilt[0], encoded, whole, 4, 3))
+
+
+def write_source(shard, source):
+    table = pq.read_table(shard)
+    pq.write_table(table.replace_schema_metadata({"source": source}), shard)
 
 
 class TestErrors:
-    def test_empty_data_set(self, model, tmp_path):
+    def test_empty_data_set(self, vilt, tmp_path):
         with pytest.raises(ValueError, match="the data set is empty"):
-            extract_attention(model, [], tmp_path, 4, 5)
+            extract_attention(vilt[0], [], tmp_path, 4, 5)
 
-    @pytest.mark.parametrize(("batch_size", "shard_size"), [(0, 5), (4, 0)])
-    def test_sizes(self, model, encoded, tmp_path, batch_size, shard_size):
+    @pytest.mark.parametrize("sizes", [(0, 5), (4, 0)])
+    def test_sizes(self, vilt, encoded, tmp_path, sizes):
         with pytest.raises(ValueError, match="must be at least 1"):
-            extract_attention(model, encoded, tmp_path, batch_size, shard_size)
+            extract_attention(vilt[0], encoded, tmp_path, *sizes)
 
-    def test_shards_of_another_run_are_refused(self, model, encoded, tmp_path):
-        extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=10)
-        with pytest.raises(
-            ValueError, match=r"part-00000.parquet holds other questions than rows 0 to 7"
-        ):
-            extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=8)
-        with pytest.raises(ValueError, match=r"part-00002.parquet is none of these 2 shards"):
-            extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=20)
-        other = load_vilt("fresh-small", answers=ANSWERS)[0]
+    def test_shards_of_another_run_are_refused(self, vilt, encoded, folder):
+        with pytest.raises(ValueError, match=r"part-00000.parquet holds other .* rows 0 to 3"):
+            extract_attention(vilt[0], encoded, folder, 4, 4)
+        with pytest.raises(ValueError, match=r"part-00001.parquet is none of these 1 shards"):
+            extract_attention(vilt[0], encoded, folder, 4, 20)
+        other = copy.deepcopy(vilt[0])
         other.config.num_attention_heads = 2
         with pytest.raises(ValueError, match=r"'heads': 4.*, not .*'heads': 2"):
-            extract_attention(other, encoded, tmp_path, batch_size=4, shard_size=10)
-
-    def test_shards_of_other_weights_are_refused(self, model, encoded, tmp_path):
-        extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=10)
-        other = load_vilt("fresh-small", answers=ANSWERS, seed=99)[0]
+            extract_attention(other, encoded, folder, 4, 5)
         with pytest.raises(ValueError, match="another model"):
-            extract_attention(other, encoded, tmp_path, batch_size=4, shard_size=10)
+            extract_attention(load_vilt("fresh-small", seed=99)[0], encoded, folder, 4, 5)
 
-    def test_an_unfinished_extraction_is_not_read(self, model, encoded, tmp_path):
-        extract_attention(model, encoded, tmp_path, batch_size=4, shard_size=8)
-        (tmp_path / "part-00001.parquet").unlink()
-        with pytest.raises(
-            ValueError, match=rf"holds {len(encoded) - 8} of {len(encoded)} questions"
-        ):
-            read_attention(tmp_path)
+    def test_numbers_that_overflow_are_named(self, vilt, encoded, tmp_path):
+        broken = copy.deepcopy(vilt[0]).half()
+        broken.classifier[-1].weight.data.fill_(60_000)
+        message = r"question_id \d+: the logits in torch.float16 are not finite; use precision"
+        with pytest.raises(ValueError, match=message):
+            extract_attention(broken, encoded, tmp_path, 32, 50)
 
-    def test_reading(self, model, encoded, tmp_path):
+    def test_shards_that_do_not_fit_are_not_read(self, folder, tmp_path):
         with pytest.raises(FileNotFoundError, match="holds no attention shards"):
             read_attention(tmp_path)
-        extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=12)
+        copy_shards(folder, tmp_path)
         second = tmp_path / "part-00001.parquet"
-        table = pq.read_table(second)
-        pq.write_table(
-            table.replace_schema_metadata(
-                {"source": '{"layers": 2, "measures": {}, "dtype": "torch.float32"}'}
-            ),
-            second,
-        )
+        write_source(second, '{"layers": 2, "measures": {}, "dtype": "torch.float32"}')
         with pytest.raises(ValueError, match=r"part-00001.parquet has .*'layers': 2"):
             read_attention(tmp_path)
-        second.write_bytes(second.read_bytes()[:100])
-        with pytest.raises(
-            ValueError, match=r"part-00001.parquet is no attention shard of this version"
+        for spoil in (
+            lambda: write_source(second, '{"layers": 2, "heads": 8}'),  # of an earlier version
+            lambda: second.write_bytes(second.read_bytes()[:100]),
         ):
+            spoil()
+            with pytest.raises(ValueError, match=r"00001.* is no attention shard of this version"):
+                read_attention(tmp_path)
+        second.unlink()
+        with pytest.raises(ValueError, match="holds 7 of 12 questions"):
             read_attention(tmp_path)
 
-    def test_shards_of_an_earlier_version_are_named(self, model, encoded, tmp_path):
-        extract_attention(model, encoded, tmp_path, batch_size=8, shard_size=50)
-        shard = tmp_path / "part-00000.parquet"
-        table = pq.read_table(shard)
-        pq.write_table(
-            table.replace_schema_metadata({"source": '{"layers": 2, "heads": 8}'}), shard
-        )
-        with pytest.raises(ValueError, match="no attention shard of this version"):
-            read_attention(tmp_path)
+
+class TestStudy:
+    def test_the_table_is_that_of_the_extraction_and_stands(self, vilt, encoded, table, tmp_path):
+        study = stub_study(tmp_path)
+        measured = extract.measure_attention(study, vilt[0], encoded)
+        np.testing.assert_allclose(measured.split, table.split, atol=1e-5)
+        made = study.run_dir / "attention" / "made.json"
+        before = made.stat().st_mtime_ns
+        extract.measure_attention(study, vilt[0], encoded)
+        assert made.stat().st_mtime_ns == before
+        np.testing.assert_array_equal(extract.load_attention(study).split, measured.split)
+
+    def test_what_is_missing_is_said(self, tmp_path):
+        study = Study.load("phantom", runs_root=str(tmp_path), run_name="empty")
+        with pytest.raises(FileNotFoundError, match="03_layer_attention"):
+            extract.load_attention(study)
+
+    @pytest.mark.parametrize(
+        ("setting", "device", "expected"),
+        [("auto", "cuda", torch.float16), ("bf16", "cuda", torch.bfloat16),
+         ("fp32", "cuda", torch.float32),
+         ("auto", "cpu", torch.float32), ("bf16", "cpu", torch.float32)],
+    )  # fmt: skip
+    def test_precision(self, setting, device, expected):
+        assert extract.choose_dtype(setting, device) == expected
+
+    def test_a_table_begun_on_a_gpu_is_begun_again_on_a_cpu(
+        self, vilt, encoded, table, tmp_path, monkeypatch
+    ):
+        """The setting is the same ("auto"), what it means is not: no half shard is kept."""
+        given, calls, measure = (stub_study(tmp_path), vilt[0], encoded), [], extract.measure_rows
+
+        def die(*args):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return measure(*args)
+
+        with monkeypatch.context() as on_gpu:
+            on_gpu.setattr(extract, "choose_dtype", lambda *_: torch.float16)
+            on_gpu.setattr(extract, "measure_rows", die)
+            with pytest.raises(KeyboardInterrupt):
+                extract.measure_attention(*given)
+        moved = extract.measure_attention(*given)
+        assert moved.dtype == "torch.float32"
+        np.testing.assert_allclose(moved.split, table.split, atol=1e-5)
+
+    def test_the_twin_is_untrained_seeded_and_leaves_the_random_state(
+        self, vilt, encoded, table, tmp_path
+    ):
+        state = torch.random.get_rng_state()
+        twins = [extract.random_weight_model(vilt[0], seed) for seed in (1, 1, 2)]
+        assert torch.equal(state, torch.random.get_rng_state())
+        weights = [twin.vilt.encoder.layer[0].intermediate.dense.weight for twin in twins]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+        assert twins[0].vilt.embeddings.position_embeddings.std() > 0.05
+        null = extract.measure_attention(stub_study(tmp_path), twins[0], encoded, untrained=True)
+        assert np.abs(null.split - table.split).max() > 0.01

@@ -7,38 +7,35 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from attention.test_extract import make_dataset
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from small import SIZES, encode_noise, stub_study
 
 from helpers.attention import faithfulness
+from helpers.attention.extract import random_weight_model
 from helpers.attention.faithfulness import (
     Curves,
     curve_area,
+    measure_faithfulness,
     perturbation_curves,
     random_orders,
     rank_patches,
     score_maps,
     tabulate_curves,
 )
-from helpers.attention.image_share import keep_patches, prepare_batch
+from helpers.attention.grounding import pointing_hits, score_boxes
+from helpers.attention.image_share import attention_measures, keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
-from helpers.model.vilt import load_vilt
 from helpers.stats.bootstrap import bootstrap_mean
 
-COUNTS = [16, 24, 24]  # patches of the three pictures of make_dataset
 HALVES = (0, 0.25, 0.5, 0.75, 1)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_vilt("fresh-small", answers=["yes", "no"])[0]
-
-
-@pytest.fixture(scope="module")
-def encoded():
-    return EncodedQuestions(make_dataset(9), load_vilt("fresh-small")[1])
+def model(vilt):
+    return vilt[0]
 
 
 @pytest.fixture
@@ -148,8 +145,7 @@ def test_the_scoreboard_resamples_images():
 
 class TestRemoving:
     def test_ends_and_reversal(self, model, encoded):
-        chosen = [0, 1, 2, 4, 8]
-        counts = [COUNTS[index % 3] for index in chosen]
+        chosen, counts = [0, 6, 9, 3], [16, 24, 24, 16]
         order = random_orders(counts, 5)
         orders = {"order": order, "back": [each[::-1] for each in order]}
         curves = perturbation_curves(model, encoded, chosen, orders, HALVES, batch_size=2)
@@ -175,7 +171,7 @@ class TestRemoving:
     @torch.no_grad()
     def test_leaving_a_token_out_is_masking_it(self, model, encoded):
         # 24 and 16 patches
-        inputs = prepare_batch(model, encoded.collate([encoded[1], encoded[3]])).inputs
+        inputs = prepare_batch(model, encoded.collate([encoded[4], encoded[1]])).inputs
         kept = [np.array([23, 4, 7]), np.array([0, 15])]
         mask = torch.zeros_like(inputs["pixel_mask"])
         mask[:, 0] = mask[0, [24, 5, 8]] = mask[1, [1, 16]] = 1
@@ -186,10 +182,10 @@ class TestRemoving:
             forward_raster(model, found).logits, expected, rtol=1e-5, atol=1e-5
         )
 
-    def test_questions_without_answers(self, model):
-        data = make_dataset(2).remove_columns("answers")
-        encoded = EncodedQuestions(data, load_vilt("fresh-small")[1])
-        curves = perturbation_curves(model, encoded, [0], {"a": [np.arange(16)]}, (0, 1))
+    def test_questions_without_answers(self, vilt):
+        model, alone = vilt[0], encode_noise(vilt[1], [(64, 64)])
+        alone.questions = alone.questions.drop(columns="answers")
+        curves = perturbation_curves(model, alone, [0], {"a": [np.arange(16)]}, (0, 1))
         assert np.isnan(curves.accuracy).all()
         assert not np.isnan(curves.probability).any()
 
@@ -216,6 +212,48 @@ class TestRemoving:
                 perturbation_curves(model, encoded, [3], {"mine": [np.arange(16)]})
         finally:
             model.eval()
+
+
+class TestStudy:
+    def test_measured_once_and_maps_are_held_against_boxes(self, model, encoded, tmp_path):
+        drawn = [[] if i % 4 == 3 else [[4 * i, 8, 9, 30]] for i in range(12)]
+        sizes = np.repeat(SIZES, 4, axis=0)  # (height, width)
+        columns = {"boxes": drawn, "height": sizes[:, 0], "width": sizes[:, 1]}
+        data, study = Dataset.from_dict(columns), stub_study(tmp_path, faithfulness_questions=5)
+        given = (study, model, random_weight_model(model, 0), encoded, data)
+        chosen, curves, boxes = measure_faithfulness(*given)
+        assert len(set(chosen.tolist())) == 5
+        maps = ["raw, last layer", "raw, all layers", "value-weighted", "rollout", "relevance"]
+        assert curves.orders[:5] == maps
+        assert set(curves.orders[5:]) == {"untrained relevance", "reversed relevance", "random"}
+        assert curves.probability.shape == curves.accuracy.shape == (8, 2, 5, 11)
+        forth, back = (curves.orders.index(name) for name in ("relevance", "reversed relevance"))
+        deletion, insertion = curves.probability[forth, 0], curves.probability[back, 1]
+        np.testing.assert_allclose(deletion, insertion[..., ::-1], atol=1e-4)
+        boxed = [row for row in chosen.tolist() if drawn[row]]
+        assert sorted(set(boxes["question"])) == boxed
+        assert len(boxes) == len(boxed) * (5 + 16)  # combined maps, heads
+        (row, *_), heads = boxed, boxes[boxes["layer"] >= 0]
+        top = attention_measures(model, encoded.collate([encoded[row]]))["top_patch"].numpy()
+        grid = pd.DataFrame([sizes[row] // 16], columns=["grid_rows", "grid_cols"])
+        hits, chance = pointing_hits(top, grid, data.select([row]))
+        heads = heads[heads["question"] == row]
+        np.testing.assert_array_equal(heads["pointing"], hits[0, heads["layer"], heads["head"], 0])
+        assert heads["chance"].unique() == pytest.approx(chance)
+        made = study.run_dir / "faithfulness" / "made.json"
+        before = made.stat().st_mtime_ns
+        _, again, table = measure_faithfulness(*given)
+        assert made.stat().st_mtime_ns == before
+        np.testing.assert_array_equal(again.probability, curves.probability)
+        assert again.orders == curves.orders
+        pd.testing.assert_frame_equal(table.reset_index(drop=True), boxes.reset_index(drop=True))
+
+    def test_without_boxes(self, model, encoded, tmp_path):
+        data = [{"boxes": [], "width": 64, "height": 64}] * 12
+        study = stub_study(tmp_path, faithfulness_questions=1)
+        _, _, boxes = measure_faithfulness(study, model, model, encoded, data)
+        assert boxes.empty
+        assert score_boxes(boxes, np.array([])).empty
 
 
 class TestOrders:

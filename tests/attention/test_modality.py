@@ -1,5 +1,6 @@
 """helpers/attention/modality.py: withheld tokens, Shapley values, ranks and AUC."""
 
+from dataclasses import replace
 from itertools import permutations
 from math import factorial
 from types import SimpleNamespace
@@ -11,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-from small import encode_noise
+from small import encode_noise, stub_study
 
-from helpers.attention import extract, modality
+from helpers.attention import modality
 from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.attention.modality import (
     CONDITIONS,
@@ -30,7 +31,6 @@ from helpers.attention.modality import (
 )
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.forward import forward_raster
-from helpers.run.settings import Study
 
 
 @torch.no_grad()
@@ -331,29 +331,19 @@ def test_an_answer_that_nothing_moves_has_no_share(vilt, encoded, monkeypatch):
     assert row["phi_text"] == row["phi_image"] == 0
 
 
-def test_the_step_is_done_once_on_questions_drawn_by_the_seed(vilt, encoded, tmp_path, monkeypatch):
-    # there is no model/ here
-    monkeypatch.setattr(extract, "read_record", lambda folder: {"fingerprint": folder.name})
-    settings = {
-        "runs_root": str(tmp_path),
-        "shapley_questions": 3,
-        "shapley_permutations": 1,
-        "seed": 5,
-    }
-    study = Study.load("phantom", **settings)
+def test_the_step_is_done_once_on_questions_drawn_by_the_seed(vilt, encoded, tmp_path):
+    study = stub_study(tmp_path, shapley_questions=2, shapley_permutations=1, seed=5)
     withheld, shapley = modality.measure_modality(study, vilt[0], encoded)
-    pd.testing.assert_frame_equal(
-        withheld, withheld_accuracy(vilt[0], encoded, range(12), 5), atol=1e-5
-    )
+    expected = withheld_accuracy(vilt[0], encoded, range(12), 5)
+    pd.testing.assert_frame_equal(withheld, expected, atol=1e-5)
     drawn = shapley["question"].tolist()
     assert sorted(set(drawn)) == drawn
     pd.testing.assert_frame_equal(shapley, mm_shap(vilt[0], encoded, drawn, 1, 5), atol=1e-5)
     again = modality.measure_modality(study, None, encoded)  # no model: nothing is measured anew
     pd.testing.assert_frame_equal(again[1], shapley)
-    more = Study.load("phantom", **settings | {"shapley_questions": 99})
-    assert modality.measure_modality(more, vilt[0], encoded)[1]["question"].tolist() == list(
-        range(12)
-    )
+    more = replace(study, shapley_questions=99)
+    asked = modality.measure_modality(more, vilt[0], encoded)[1]["question"]
+    assert asked.tolist() == list(range(12))
 
 
 def make_families(means, n_images=8, each=2):

@@ -8,7 +8,7 @@ import torch
 from attention.test_image_share import GRIDS, LENGTHS, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import ANSWERS, encode_noise
+from small import ANSWERS, encode_noise, stub_study
 
 from helpers.attention import word_classes as words
 from helpers.attention.image_share import attention_maps, attention_split, image_share
@@ -21,8 +21,6 @@ from helpers.attention.word_classes import (
     word_measures,
 )
 from helpers.model.vilt import load_vilt
-from helpers.run.cache import cached_step
-from helpers.run.settings import Study
 from phantom import questions as phantom_questions
 from phantom import sprites
 
@@ -174,11 +172,7 @@ def test_classes_partition_the_word_pieces(model, encoded):
 
 
 def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
-    study = Study.load(
-        "phantom", runs_root=str(tmp_path), run_name="test", device="cpu", extract_batch_size=5
-    )
-    for name in ("model", "dataset"):
-        cached_step(study.folder() / name, lambda folder: None, {})
+    study = stub_study(tmp_path)
     table = words.measure_words(study, model, encoded)
     expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
     np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
