@@ -35,6 +35,20 @@ def vilt():
 
 
 @pytest.fixture(scope="session")
+def model(vilt):
+    """The model of `vilt` alone."""
+    return vilt[0]
+
+
+@pytest.fixture(scope="session")
+def batch():
+    """Six questions of different lengths about pictures of different shapes, as a processor's."""
+    from small import make_batch
+
+    return make_batch()
+
+
+@pytest.fixture(scope="session")
 def encoded(vilt):
     """Twelve questions about three pictures of different shapes."""
     from small import encode_noise

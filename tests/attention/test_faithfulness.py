@@ -33,11 +33,6 @@ from helpers.stats.bootstrap import bootstrap_mean
 HALVES = (0, 0.25, 0.5, 0.75, 1)
 
 
-@pytest.fixture(scope="module")
-def model(vilt):
-    return vilt[0]
-
-
 @pytest.fixture
 def needle(monkeypatch):
     """A model that says "yes" with probability 0.8 where it sees patch 3 of 4, and else 0.2."""

@@ -1,5 +1,6 @@
 """helpers/attention/image_share.py against transformers' attentions in raster order."""
 
+import copy
 from itertools import pairwise, product
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small import GRIDS, LENGTHS, make_batch
 from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt import modeling_vilt
 
@@ -26,29 +28,6 @@ from helpers.attention.image_share import (
 )
 from helpers.model.forward import forward_raster
 from helpers.model.vilt import load_vilt
-
-GRIDS = [(4, 4), (4, 6), (6, 4), (5, 5), (4, 5), (6, 6)]
-LENGTHS = [5, 9, 4, 3, 7, 12]  # tokens, [CLS] and [SEP] counted
-
-
-def make_batch(grids, lengths, patch=16, words=20, seed=0):
-    """Noise pictures and random words, each question the same in whatever batch it stands."""
-    height, width = (max(grid[axis] for grid in grids) * patch for axis in (0, 1))
-    batch = {
-        "input_ids": torch.zeros(len(grids), max(lengths), dtype=torch.long),
-        "attention_mask": torch.zeros(len(grids), max(lengths), dtype=torch.long),
-        "pixel_values": torch.zeros(len(grids), 3, height, width),
-        "pixel_mask": torch.zeros(len(grids), height, width, dtype=torch.long),
-    }
-    for place, ((rows, columns), length) in enumerate(zip(grids, lengths, strict=True)):
-        generator = torch.Generator().manual_seed(1000 * seed + 100 * rows + 10 * columns + length)
-        ids = torch.randint(5, words, (length,), generator=generator)
-        ids[0], ids[-1] = 2, 3
-        batch["input_ids"][place, :length], batch["attention_mask"][place, :length] = ids, 1
-        pixels = torch.randn(3, rows * patch, columns * patch, generator=generator)
-        batch["pixel_values"][place, :, : rows * patch, : columns * patch] = pixels
-        batch["pixel_mask"][place, : rows * patch, : columns * patch] = 1
-    return batch
 
 
 def stock_attentions(model, batch):
@@ -128,16 +107,6 @@ def reduce_by_hand(full, n_text, grid):
     return found
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_vilt("fresh-small", answers=["yes", "no", "red"])[0]
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return make_batch(GRIDS, LENGTHS)
-
-
 class TestShares:
     split = np.array([[0.1, 0.2, 0.1, 0.2, 0.4], [0.5, 0.5, 0, 0, 0]])
 
@@ -193,10 +162,10 @@ class TestAgainstStock:
         torch.manual_seed(0)
         model = ViltForQuestionAnswering(ViltConfig(vocab_size=200, initializer_range=0.05)).eval()
         torch.nn.init.normal_(model.vilt.embeddings.position_embeddings, std=0.5)
-        grids, lengths = [(12, 16), (12, 18), (15, 12), (12, 12)], [8, 12, 6, 10]
-        batch = make_batch(grids, lengths, patch=32, words=200)
+        lengths = [8, 12]
+        batch = make_batch([(12, 16), (7, 12)], lengths, patch=32, words=200)
         split = attention_split(model, batch)
-        assert split.shape == (4, 12, 12, 3, 5)
+        assert split.shape == (2, 12, 12, 3, 5)
         assert split.dtype == torch.float32
         for place, full in enumerate(stock_attentions(model, batch)):
             n_text, n = lengths[place], full.shape[-1]
@@ -210,9 +179,7 @@ class TestAgainstStock:
             np.testing.assert_allclose(split[place], np.stack(queries, axis=2), rtol=0, atol=5e-6)
         assert split[..., 4].std() > 0.01  # not all the same
 
-    @pytest.mark.parametrize("seed", [0, 1])
-    def test_all_measures(self, model, batch, seed):
-        torch.manual_seed(seed)
+    def test_all_measures(self, model, batch):
         found, full = attention_measures(model, batch), stock_attentions(model, batch)
         torch.testing.assert_close(found["split"], attention_split(model, batch), rtol=0, atol=1e-6)
         for place, (grid, length) in enumerate(zip(GRIDS, LENGTHS, strict=True)):
@@ -237,7 +204,7 @@ class TestAgainstStock:
 
 
 class TestInvariance:
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=5, deadline=None)
     @given(order=st.permutations(range(6)), size=st.integers(1, 6), seed=st.integers(0, 2**31))
     def test_seed_batch_size_and_order_do_not_matter(self, model, batch, order, size, seed):
         whole = attention_measures(model, batch)
@@ -266,11 +233,13 @@ class TestInvariance:
 
     @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.003), (torch.bfloat16, 0.03)])
     def test_half_precision_stays_close(self, model, batch, dtype, bound):
-        half = load_vilt("fresh-small", answers=["yes", "no", "red"])[0].to(dtype)
+        half = copy.deepcopy(model).to(dtype)
         found, exact = attention_measures(half, batch), attention_measures(model, batch)
         for name in ("split", "entropy", "flow", "rollout"):
             assert found[name].dtype == torch.float32
             torch.testing.assert_close(found[name], exact[name], rtol=0, atol=bound, msg=name)
+            apart = (found[name] - exact[name]).nanmean(0).abs()  # questions even out
+            assert apart.max() < bound / 5
         torch.testing.assert_close(
             found["split"].sum(-1), torch.ones(6, 4, 4, 3), rtol=0, atol=1e-5
         )
@@ -386,24 +355,31 @@ def planted(request):
 class TestPlantedPatch:
     """The golden test: the map lights the patch that the head looks for, and no other."""
 
-    @pytest.mark.parametrize("seed", [0, 1])
-    @pytest.mark.parametrize("mates", [[], [(4, 6)], [(5, 5), (6, 4), (4, 5)]])
-    def test_every_position_alone_and_in_company(self, planted, mates, seed):
-        model, layer, head = planted
-        torch.manual_seed(seed)
-        company = [make_batch([grid], [3 + place]) for place, grid in enumerate(mates)]
-        for cell in range(24):
-            batch = join([*company, show_patch((4, 6), *divmod(cell, 6))])
-            shown = attention_maps(model, batch)[-1]
+    def check(self, planted, batch, cells):
+        """In the batch's last pictures the head finds these cells."""
+        (model, layer, head), first = planted, -len(cells)
+        for shown, cell in zip(attention_maps(model, batch)[first:], cells, strict=True):
             heat = shown.attention[layer, head, :, shown.groups["patches"]]
             assert shown.grid == (4, 6)
             assert (heat.argmax(-1) == cell).all()
             assert heat[:, cell].min() > 0.99
-            found = attention_measures(model, batch)
-            assert (found["top_patch"][-1, layer, head] == cell).all()
-            assert found["split"][-1, layer, head, :, 4].min() > 0.99
-            assert found["entropy"][-1, layer, head].max() < 0.02
-            assert found["logits"].isfinite().all()
+        found = attention_measures(model, batch)
+        top_patch = found["top_patch"][first:, layer, head]
+        assert torch.equal(top_patch, torch.tensor(cells)[:, None].expand(-1, 3).to(top_patch))
+        assert found["split"][first:, layer, head, :, 4].min() > 0.99
+        assert found["entropy"][first:, layer, head].max() < 0.02
+        assert found["logits"].isfinite().all()
+
+    def test_every_position_alone(self, planted):
+        for cell in range(24):
+            torch.manual_seed(cell)
+            self.check(planted, show_patch((4, 6), *divmod(cell, 6)), [cell])
+
+    @pytest.mark.parametrize("mates", [[(4, 6)], [(5, 5), (6, 4), (4, 5)]])
+    def test_every_position_in_company(self, planted, mates):
+        company = [make_batch([grid], [3 + place]) for place, grid in enumerate(mates)]
+        lit = [show_patch((4, 6), *divmod(cell, 6)) for cell in range(24)]
+        self.check(planted, join([*company, *lit]), list(range(24)))
 
     def test_stock_maps_do_not(self, planted):
         """Why the module exists: through output_attentions the same head lights random patches."""

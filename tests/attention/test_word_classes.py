@@ -5,7 +5,6 @@ import csv
 import numpy as np
 import pytest
 import torch
-from attention.test_image_share import GRIDS, LENGTHS, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from small import ANSWERS, encode_noise, stub_study
@@ -113,11 +112,6 @@ def test_the_lexicon_holds_what_it_should():
     }
 
 
-@pytest.fixture(scope="module")
-def model(vilt):
-    return vilt[0]
-
-
 def average_by_hand(model, batch):
     """The measures from full attention maps, a word at a time, in float64."""
     for maps in attention_maps(model, batch):
@@ -153,9 +147,8 @@ def test_measures_are_means_over_single_words(model, encoded):
     assert found["word_image"][:, :, :, 0].isfinite().all()  # every question asks
 
 
-def test_random_words_and_sizes(model):
+def test_random_words_and_sizes(model, batch):
     """Words that make no sense, pieces without a beginning, and pictures of many shapes."""
-    batch = make_batch(GRIDS, LENGTHS)
     found = word_measures(model, batch)
     for row, expected in enumerate(average_by_hand(model, batch)):
         for name, values in expected.items():

@@ -4,22 +4,10 @@ import weakref
 
 import pytest
 import torch
-from attention.test_image_share import GRIDS, LENGTHS, make_batch
 
 from helpers.attention.image_share import attention_maps, prepare_batch, token_groups
 from helpers.heads.removal import ablate_heads
 from helpers.model.forward import PackedForward, forward_raster, split_microbatches
-from helpers.model.vilt import load_vilt
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_vilt("fresh-small", answers=["yes", "no", "red"])[0]
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return make_batch(GRIDS, LENGTHS)
 
 
 def walk(model, batch, microbatch_size=None):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from attention.test_image_share import GRIDS, LENGTHS, make_batch
 
 from helpers.attention.image_share import attention_split, prepare_batch
 from helpers.model.forward import SITES, PackedForward, forward_raster, fused_attention, trace
@@ -12,11 +11,6 @@ from helpers.model.vilt import load_vilt
 @pytest.fixture(scope="module")
 def model():
     return load_vilt("fresh-small", answers=["yes", "no", "red"])[0].requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return make_batch(GRIDS, LENGTHS)
 
 
 def pack(model, batch):
