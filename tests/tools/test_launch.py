@@ -1,10 +1,13 @@
 """A study on two processes (gloo, on the CPU) against the same study on one."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -30,21 +33,58 @@ NAMES = ("data_root", "runs_root", "checkpoint", "device", *SIZES)
 LAUNCH = "--multi_gpu --num_processes=2 --main_process_port=0 --num_machines=1 --dynamo_backend=no"
 
 
-def start_two(settings):
+def launch_two(settings: dict[str, object]) -> None:
     """`accelerate launch` with two CPU processes."""
     given = [f"{name}={value}" for name, value in settings.items()]
     options = [*LAUNCH.split(), "--mixed_precision=no", "-m", "tools.launch", "--set"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **piped)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout
 
 
-def run_two(settings):
-    process = start_two(settings)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    assert "2 processes" in stdout
+# What accelerate launch does: two processes that know their rank and a common port. Each line of
+# settings forks two of them from one process, so that torch is imported once for all lines.
+FORK = """
+import json, os, socket, sys
+from tools import launch
+for line in sys.stdin:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2",
+                      LOCAL_WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
+    pids = []
+    for rank in range(2):
+        pids.append(os.fork())
+        if not pids[-1]:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            os.dup2(2, 1)
+            os._exit(launch.main(["--set", *json.loads(line)]))
+    print(*pids, flush=True)
+    print(*[os.waitpid(pid, 0)[1] for pid in pids], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """A function that starts two processes and returns their ids; `ended()` waits for both."""
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", FORK], cwd=ROOT, env=environment, **piped)
+
+    def start(settings):
+        given = [f"{name}={value}" for name, value in settings.items()]
+        print(json.dumps(given), file=process.stdin, flush=True)
+        return read()
+
+    def read():
+        return [int(word) for word in process.stdout.readline().split()]
+
+    yield SimpleNamespace(start=start, ended=read)
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +95,7 @@ def studies(tmp_path_factory, phantom_root, float64_checkpoint):
     settings = {**given, "device": "cpu", **SIZES}
     one, two = (Study.load("phantom", **settings, run_name=name) for name in ("one", "two"))
     launch.run_steps(one)
-    run_two({**settings, "run_name": "two"})
+    launch_two({**settings, "run_name": "two"})
     return one, two
 
 
@@ -95,32 +135,34 @@ def test_two_processes_train_the_same_steps(studies):
 
 
 @pytest.mark.slow
-def test_what_is_up_to_date_is_not_done_again(studies):
+def test_what_is_up_to_date_is_not_done_again(studies, forks):
     _, two = studies
     made = {path: path.stat().st_mtime_ns for path in two.run_dir.glob("*/made.json")}
     assert len(made) == 5  # dataset, model, both attention tables, relevance
-    run_two({**two.settings(*NAMES), "run_name": "two"})
+    forks.start({**two.settings(*NAMES), "run_name": "two"})
+    assert forks.ended() == [0, 0]
     assert made == {path: path.stat().st_mtime_ns for path in two.run_dir.glob("*/made.json")}
 
 
 @pytest.mark.slow
-def test_two_processes_killed_inside_the_second_epoch_end_the_same(studies):
+def test_two_processes_killed_inside_the_second_epoch_end_the_same(studies, forks):
     _, two = studies
     settings = {**two.settings(*NAMES), "run_name": "killed"}
-    process = start_two(settings)
+    pids = forks.start(settings)
     found = two.run_dir.parent / "killed"
     wanted = {f"checkpoint-{step}" for step in range(9, 16)}  # 8 steps an epoch
     deadline = time.monotonic() + 600  # beside other load
     checkpoints = ".model.*.part/checkpoints/checkpoint-*/trainer_state.json"
     while not {path.parent.name for path in found.glob(checkpoints)} & wanted:
-        assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
+        assert all(map(psutil.pid_exists, pids)), "a process ended by itself"
         time.sleep(0.01)
-    for each in [process, *psutil.Process(process.pid).children(recursive=True)]:
-        each.kill()
-    process.communicate()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert forks.ended() == [signal.SIGKILL, signal.SIGKILL]
     assert not (found / "model").is_dir(), "it ended before it could be killed"
-    run_two(settings)
+    forks.start(settings)
+    assert forks.ended() == [0, 0]
     assert_same_training(two, Study.load("phantom", **settings))
 
 

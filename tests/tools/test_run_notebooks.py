@@ -1,12 +1,14 @@
 """The runner: order, what is up to date, what is redone, and what a failure leaves behind."""
 
 import base64
+import contextlib
 import io
 
 import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.engines import Engine, papermill_engines
 from PIL import Image
 
 from helpers.report.findings import read_findings
@@ -14,11 +16,11 @@ from helpers.run.cache import cached_step
 from helpers.run.settings import Study
 from tools import run_notebooks as runner
 
-pytestmark = pytest.mark.slow  # most tests execute small notebooks
 OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
 SETUP = """
 import json, sys
-sys.path.insert(0, {root!r})
+if {root!r} not in sys.path:
+    sys.path.insert(0, {root!r})
 from helpers.run import Study
 study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
 
@@ -47,9 +49,32 @@ def write_notebook(folder, name, *cells, more=""):
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
+class InThisProcess(Engine):
+    """Executes the cells of papermill's notebook here: a Jupyter kernel takes seconds to start."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **_):
+        names = {}
+        for cell in [cell for cell in nb_man.nb.cells if cell.cell_type == "code"]:
+            printed = io.StringIO()
+            try:
+                with contextlib.redirect_stdout(printed):
+                    exec(cell.source, names)
+            except RuntimeError as error:
+                raised = {"ename": type(error).__name__, "evalue": str(error), "traceback": []}
+                cell.outputs = [new_output("error", **raised)]
+                return
+            cell.outputs = [new_output("stream", name="stdout", text=printed.getvalue())]
+
+
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """A study in a folder of its own, with two notebooks instead of the project's."""
+def world(tmp_path, monkeypatch, request):
+    """A study in a folder of its own, with two notebooks instead of the project's.
+
+    Tests marked slow execute them in a Jupyter kernel, the others in this process.
+    """
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setitem(papermill_engines._engines, None, InThisProcess)
     sources = tmp_path / "sources"
     sources.mkdir()
     write_notebook(sources, "01_first", "state_finding(study, '01', 'answer', f'seed {SEED}')")
@@ -121,8 +146,7 @@ def test_a_run_to_compare_with_that_is_not_there_is_said_before_anything_is_run(
 
 def test_the_report_becomes_pages_and_is_made_anew_without_them(world):
     sources, study, run, lines = world
-    shown = "from IPython.display import Markdown\nMarkdown('a finding')"
-    write_notebook(sources, "07_report", shown)
+    write_notebook(sources, "07_report", "print('a finding')")
     run()
     pages = [study.run_dir / name for name in ("report.html", "slides.html")]
     assert all("Title" in page.read_text() for page in pages)
@@ -144,6 +168,7 @@ def test_a_sweep_is_a_run_a_seed_and_the_last_compares_them(monkeypatch):
     assert runner.main(["--seeds", "1", "1"]) == 1
 
 
+@pytest.mark.slow
 def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
     _, study, run, _ = world
     done = run(SEED=7)
@@ -152,6 +177,7 @@ def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
     assert opening.endswith("<!--answer-->seed 7<!--/answer-->")
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     sources, study, run, lines = world
     write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
@@ -305,6 +331,7 @@ def test_a_killed_run_continues_with_the_notebook_it_was_killed_in(world):
     assert not any("up to date" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_reported_with_its_cell(world):
     sources, study, run, _ = world
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
