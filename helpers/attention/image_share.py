@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from helpers.model.forward import (
     Microbatch,
@@ -51,7 +50,7 @@ def uniform_baseline(n_words: Array, n_patches: Array) -> Array:
     return (1 + n_patches) / (n_words + 3 + n_patches)  # beside them [CLS], [SEP], the image's CLS
 
 
-def propagate_rollout(attentions: Tensor) -> Tensor:
+def rollout(attentions: Tensor) -> Tensor:
     """How much of each input token is in each token after each layer, were attention all that acts.
 
     (layer, head, query, key) of one question -> (layer, query, key), whose rows sum to 1: products
@@ -61,11 +60,6 @@ def propagate_rollout(attentions: Tensor) -> Tensor:
     for layer in attentions.mean(1):
         flows.append(0.5 * (layer @ flows[-1] + flows[-1]))
     return torch.stack(flows[1:])
-
-
-def rollout(attentions: Tensor) -> Tensor:
-    """`propagate_rollout` after the last layer: (layer, head, query, key) -> (query, key)."""
-    return propagate_rollout(attentions)[-1]
 
 
 def value_norms(values: Tensor, projection: Tensor) -> Tensor:
@@ -302,13 +296,11 @@ class QuestionMaps:
 
 
 @torch.no_grad()
-def attention_maps(
-    model: nn.Module, batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase | None = None
-) -> tuple[QuestionMaps, ...]:
+def attention_maps(model: nn.Module, batch: dict[str, Tensor]) -> tuple[QuestionMaps, ...]:
     """Full attention matrices of a few questions: layers * heads * tokens^2 floats each.
 
-    Token strings come from `tokenizer`, else from `model.tokenizer`, else they are ids.
-    RuntimeError where the model attends to padding, ValueError in train mode.
+    Token strings come from `model.tokenizer`, without one they are ids. RuntimeError where
+    the model attends to padding, ValueError in train mode.
     """
     inputs, groups, grids = prepare_batch(model, batch)
     with trace(model, read=["pattern"]) as seen:
@@ -317,8 +309,7 @@ def attention_maps(
     leak = (layers[0] @ padding.to(layers[0].dtype)).nan_to_num().max()
     if leak > 1e-6:
         raise RuntimeError(f"the attention on padding is {leak:.2g}, not 0: masking is off.")
-    tokenizer = tokenizer or getattr(model, "tokenizer", None)
-    maps = []
+    tokenizer, maps = getattr(model, "tokenizer", None), []
     for row, (n_rows, n_columns) in enumerate(grids.tolist()):
         valid = groups[row].any(0).nonzero()[:, 0]
         attention = torch.stack([layer[row][:, valid][:, :, valid] for layer in layers])

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +24,7 @@ from helpers.attention.word_classes import join_pieces
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import Interval
+from helpers.stats.bootstrap import Interval, spearman_rows
 from helpers.stats.cluster_robust import (
     MIN_GROUPS,
     check_rows,
@@ -237,13 +236,9 @@ def rank_agreement(
     n_used_images = int(np.any([count[:, used].any(1) for _, count in cells], axis=0).sum())
     if n < MIN_GROUPS:
         return Interval(np.nan, np.nan, np.nan, n, n_used_images)
-    weights, ranks = _resample_images(images, n_resamples, seed), []
-    for total, count in cells:
-        means = divide_or_nan(weights @ total[:, used], weights @ count[:, used])
-        ranks.append(rankdata(means, axis=1, nan_policy="propagate") - (n + 1) / 2)
-    spread = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    correlations = divide_or_nan((ranks[0] * ranks[1]).sum(1), spread)
-    return Interval(*_percentile_interval(correlations), n, n_used_images)
+    weights = _resample_images(images, n_resamples, seed)
+    means = (divide_or_nan(weights @ v[:, used], weights @ count[:, used]) for v, count in cells)
+    return Interval(*_percentile_interval(spearman_rows(*means)), n, n_used_images)
 
 
 def stratified_auc(

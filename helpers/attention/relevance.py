@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from helpers.attention.image_share import (
     PreparedBatch,
@@ -23,7 +22,7 @@ from helpers.attention.image_share import (
     attention_maps,
     average_queries,
     prepare_batch,
-    propagate_rollout,
+    rollout,
     value_norms,
 )
 from helpers.model.forward import forward_raster, trace
@@ -70,7 +69,7 @@ class Explanation:
             "attention": lambda: attention,
             "value-weighted": lambda: attention * self.value_norms[:, :, None],
             "gradient-weighted": lambda: (self.gradients * attention).clamp_min(0),
-            "rollout": lambda: propagate_rollout(attention),
+            "rollout": lambda: rollout(attention),
             "relevance": lambda: propagate_relevance(attention, self.gradients),
         }
         if method not in methods:
@@ -79,15 +78,12 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module,
-    batch: dict[str, Tensor],
-    answers: Sequence[str | int] | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[str | int] | None = None
 ) -> list[Explanation]:
     """Explain the answers to a few questions: twice layers * heads * tokens^2 floats each.
 
-    batch, tokenizer: as for `attention_maps`. answers: a label or its index for each question, by
-    default what the model answers; ValueError for an unknown one. Parameters get no gradient.
+    batch: as for `attention_maps`. answers: a label or its index for each question, by default
+    what the model answers; ValueError for an unknown one. Parameters get no gradient.
     """
     prepared = prepare_batch(model, batch)
     with trace(model, read=["value"]) as seen:
@@ -97,7 +93,7 @@ def explain(
         value_norms(values.detach().transpose(1, 2), layer.attention.output.dense.weight.detach())
         for values, layer in layers
     ]
-    maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids}, tokenizer)
+    maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids})
     chosen = choose_answers(model, logits, answers)
     explanations = []
     for row, question in enumerate(maps):

@@ -24,19 +24,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
-from helpers.attention.extract import (
-    MEASURES,
-    AttentionTable,
-    extract_once,
-    in_measuring_precision,
-)
+from helpers.attention.extract import MEASURES, AttentionTable, extract_once, in_measuring_precision
 from helpers.attention.image_share import attention_measures, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.heads.removal import (
     IMPORTANCE,
     LOSS_INCREASES,
-    Rows,
     ablate_heads,
     importance_measures,
     loss_increases,
@@ -140,7 +134,7 @@ def predict_without(
     encoded: EncodedQuestions,
     removals: Sequence[Removal],
     batch_size: int = 64,
-    rows: Rows = None,
+    rows: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Number of the answer to each question without these heads and layers: (question, removal).
 

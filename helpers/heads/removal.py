@@ -69,7 +69,6 @@ REMOVALS = {
 }
 LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32", LAYER_AXES)}
 IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
-Rows = Sequence[int] | None  # some of the questions; None: all
 Pair = tuple[int, int]  # rows of two questions: source, target
 
 
@@ -129,16 +128,14 @@ def ablate_heads(
 
 
 @torch.no_grad()
-def mean_z(
-    model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64, rows: Rows = None
-) -> Tensor:
+def mean_z(model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64) -> Tensor:
     """Each head's mean z over the tokens at which it is read: (layer, head, d_head), on the CPU.
 
     These are all tokens but padding, and in the last layer, of which the answer reads nothing else,
-    each question's [CLS]. rows: some of the questions.
+    each question's [CLS].
     """
     sums, n_tokens = 0, 0
-    for _, batch in encoded.batches(batch_size, rows):
+    for _, batch in encoded.batches(batch_size):
         zs = read_z(pack_forward(model, batch))
         sums = sums + torch.stack([z.double().sum(0).cpu() for z in zs])
         n_tokens = n_tokens + torch.tensor([len(z) for z in zs])

@@ -104,7 +104,7 @@ def uniform_patch_distance(grids: np.ndarray) -> np.ndarray:
     """
     shapes, shape_of = np.unique(grids, axis=0, return_inverse=True)
     steps = ([np.subtract.outer(range(side), range(side)) for side in shape] for shape in shapes)
-    means = np.array([np.hypot.outer(down, across).mean() for down, across in steps])
+    means = np.array([np.hypot.outer(*both).mean() for both in steps])
     return means[shape_of.reshape(-1)]
 
 
@@ -150,9 +150,7 @@ def score_roles(
         if by_layer:
             values, null_values = values.mean(2), null_values.mean(2)
         heads = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(axes)
-        heads = heads.rename(columns={"estimate": "score"}).assign(
-            name=name_heads(heads), role=role
-        )
+        heads = heads.rename(columns={"estimate": "score"}).assign(role=role)
         heads["null"] = bootstrap_mean(null_values, image_ids, n_resamples=1).estimate.ravel()
         heads["highest_null"] = heads["null"].max()
         gain = bootstrap_mean(values - null_values, image_ids, n_resamples, seed).to_table(axes)
@@ -161,7 +159,7 @@ def score_roles(
         heads["reaches_answer"] = (heads["layer"] < heads["layer"].max()) | ("cls" in queries)
         tables.append(heads)
     scores = pd.concat(tables, ignore_index=True)
-    scores["p_corrected"] = correct_p(scores["p"])
+    scores["name"], scores["p_corrected"] = name_heads(scores), correct_p(scores["p"])
     scores["passes"] = has_enough_data(scores["n"], scores["n_clusters"]) & (
         (scores["score"] >= min_score)
         & (scores["difference"] > 0)
@@ -191,15 +189,13 @@ def compare_scores(
     image_ids, tables = first.questions["image_id"].to_numpy(), []
     for role in ROLES:
         heads = mean_difference_test(after[role] - before[role], image_ids, ("layer", "head"))
-        heads = heads.rename(columns={"estimate": "change"}).assign(
-            name=name_heads(heads), role=role
-        )
+        heads = heads.rename(columns={"estimate": "change"}).assign(role=role)
         for column, scores in (("first", before), ("second", after)):
-            means = bootstrap_mean(scores[role], image_ids, n_resamples=1).estimate
-            heads[column] = means.ravel()
+            means = bootstrap_mean(scores[role], image_ids, n_resamples=1)
+            heads[column] = means.estimate.ravel()
         tables.append(heads)
     changes = pd.concat(tables, ignore_index=True)
-    changes["p_corrected"] = correct_p(changes["p"])
+    changes["name"], changes["p_corrected"] = name_heads(changes), correct_p(changes["p"])
     columns = ["layer", "head", "name", "role", "first", "second", "change", "low", "high"]
     return changes[[*columns, "p", "p_corrected", "n", "n_clusters"]]
 

@@ -106,9 +106,9 @@ def rank_correlation(
     if n < 3:
         return Interval(np.nan, np.nan, np.nan, n, n)
     rows = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
-    replicates = _spearman(x[rows], y[rows])[:, None]
+    replicates = spearman_rows(x[rows], y[rows])[:, None]
     low, high = _percentiles(replicates, _expand_tails(np.ones((n, 1)), 0.95))
-    return Interval(_spearman(x[None], y[None])[0], low[0], high[0], n, n)
+    return Interval(spearman_rows(x[None], y[None])[0], low[0], high[0], n, n)
 
 
 def _resample_means(
@@ -159,7 +159,7 @@ def _percentiles(replicates: np.ndarray, tail: np.ndarray) -> list[np.ndarray]:
     return bounds
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def spearman_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Row-wise Spearman correlations of (m, n) arrays; NaN for rows where either is constant."""
     a, b = (stats.rankdata(values, axis=1) - (x.shape[1] + 1) / 2 for values in (x, y))
     return divide_or_nan((a * b).sum(1), np.sqrt((a**2).sum(1) * (b**2).sum(1)))

@@ -13,7 +13,6 @@ from helpers.attention.image_share import (
     attention_maps,
     attention_measures,
     prepare_batch,
-    propagate_rollout,
     rollout,
 )
 from helpers.attention.relevance import (
@@ -52,13 +51,6 @@ def test_relevance_of_two_layers_by_hand():
     owed = [[0.5 * 1.5 + 0.5 * 0.5, 0.5 * 1.5], [0.1 * 1.5 + 0.2 * 0.5, 0.2 * 1.5]]
     expected = torch.stack([first, first + torch.tensor(owed)])
     torch.testing.assert_close(propagate_relevance(attention, gradient), expected)
-
-
-def test_rollout_ends_where_attention_rollout_does(model, batch):
-    attention = attention_maps(model, batch)[1].attention
-    layers = propagate_rollout(attention)
-    for depth in range(1, 5):
-        torch.testing.assert_close(layers[depth - 1], rollout(attention[:depth]))
 
 
 @torch.no_grad()
@@ -214,7 +206,7 @@ class TestExplanations:
                 "raw, last layer": attention[3].mean(0),
                 "raw, all layers": attention.mean((0, 1)),
                 "value-weighted": handed.mean((0, 1)),
-                "rollout": rollout(full)[0, patches],
+                "rollout": rollout(full)[-1, 0, patches],
                 "relevance": owed,
             }
             maps = patch_maps(explanation)
