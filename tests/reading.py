@@ -1,19 +1,15 @@
 """What a reader sees in a matplotlib axis: texts, ticks, error bars. For the tests of the plots."""
 
-import io
-
 import numpy as np
 from matplotlib.collections import LineCollection
-from PIL import Image
 
 
-def render(figure) -> np.ndarray:
-    """Draw a figure as a notebook does; returns its pixels (rows, columns, RGB)."""
-    buffer = (
-        io.BytesIO()
-    )  # not canvas.draw(), which does nothing once pyplot has let go of the figure
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
-    return np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+def render(figure) -> None:
+    """Lay a figure out and draw it, but for its pixels: what cannot be drawn warns or fails.
+
+    canvas.draw() would do nothing once pyplot has let go of the figure.
+    """
+    figure.draw_without_rendering()
 
 
 def read_texts(axis) -> list[str]:
@@ -21,19 +17,9 @@ def read_texts(axis) -> list[str]:
     return [text.get_text() for text in axis.texts]
 
 
-def read_title(axis) -> str:
-    """The title of an axis, at the left or in the middle."""
-    return axis.get_title(loc="left") or axis.get_title()
-
-
 def read_ticks(axis, which: str) -> list[str]:
     """The tick labels of "x" or "y"."""
     return [label.get_text() for label in getattr(axis, f"get_{which}ticklabels")()]
-
-
-def read_legend(legend) -> list[str]:
-    """The labels of a legend."""
-    return [text.get_text() for text in legend.get_texts()]
 
 
 def read_bars(container, axis: int = 1) -> np.ndarray:

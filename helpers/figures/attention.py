@@ -15,17 +15,7 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
 from helpers.figures import style
-from helpers.figures.style import (
-    GREEN,
-    GREY,
-    IMAGE_COLOR,
-    ORANGE,
-    PINK,
-    SKY,
-    TEXT_COLOR,
-    Boxes,
-    Picture,
-)
+from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
 
 QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, line: two cues for each
     "cls": ("[CLS] query", "text query → image key", "#000000", "o", "-"),
@@ -40,6 +30,10 @@ MEASURES = {  # of `plot_layer_measures`: unit
 MAP_STYLE = {  # colour and marker of each map; controls are grey and differ by their lines
     "raw, last layer": (SKY, "s"), "raw, all layers": (TEXT_COLOR, "o"),
     "value-weighted": (GREEN, "^"), "rollout": (ORANGE, "v"), "relevance": (IMAGE_COLOR, "D"),
+}  # fmt: skip
+HIT_STYLE = {  # of `plot_hits`, by what stands against the head
+    "the head": (TEXT_COLOR, "o", "-"), "same head, another question": (PINK, "v", "-."),
+    "same head, untrained": (GREY, "D", ":"),
 }  # fmt: skip
 CONTROL_LINES = {"random": "--", "reversed relevance": ":", "untrained relevance": "-."}
 SCORES = {  # of `plot_scoreboard`: title, scale, unit
@@ -70,15 +64,13 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
     for (row, column), axis in np.ndenumerate(axes):
         measure, query = list(MEASURES)[row], list(QUERY_STYLE)[column]
-        name, direction, color, marker, line = QUERY_STYLE[query]
+        name, direction, *look = QUERY_STYLE[query]
         panel = layers[(layers["measure"] == measure) & (layers["query"] == query)]
         axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
-        for model, *look, label, shift in (
-            ("untrained", GREY, "D", ":", "untrained twin", 0.05),
-            ("trained", color, marker, line, f"trained, {name}", -0.05),
-        ):
+        twin = ("untrained", [GREY, "D", ":"], "untrained twin", 0.05)
+        for model, looks, label, shift in (twin, ("trained", look, f"trained, {name}", -0.05)):
             rows = panel[panel["model"] == model]
-            style.plot_layers(axis, rows, *look, label, shift, hollow=~rows["reaches_answer"])
+            style.plot_layers(axis, rows, *looks, label, shift, hollow=~rows["reaches_answer"])
         style.name_layers(axis, n_layers)
         axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7)
         axis.set_xlabel("layer" if row == 2 else "")
@@ -90,8 +82,7 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     axes[0, 2].plot([], [], label="hollow: cannot reach the answer", **look)
     style.place_legend(figure, axes[0], ncols=3)
     title = "Where attention goes and how spread it is, layer by layer (mean over heads)"
-    style.set_title(figure, title)
-    return figure
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -105,25 +96,23 @@ def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]) -
     size = style.size_heads_grid(*next(iter(grids.values())).shape)
     figure, axes = plt.subplots(1, len(grids), figsize=size, squeeze=False)
     for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
-        texts = np.vectorize(lambda value: style.format_points(value, "+"))(100 * grid)
-        texts = np.where(undecided[name], [[f"({text})" for text in row] for row in texts], texts)
+        texts = style.format_cells(100 * grid, "+", unsure=undecided[name])
         image = style.plot_heads_grid(axis, 100 * grid, texts, (-widest, widest))
         axis.set_title(name)
     label = "image share above uniform, points\n([CLS] query; text query → image key)"
     figure.colorbar(image, ax=axes, label=label)
     title = "Each head's image share for the [CLS] query, against uniform attention"
-    style.set_title(figure, title)
-    return figure
+    return style.set_title(figure, title)
 
 
 @style.styled
 def plot_maps(
-    picture: Picture,
+    picture: style.Picture,
     weights: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
     title: str,
-    boxes: Boxes = (),
+    boxes: style.Boxes = (),
     shared: bool = True,
     label: str = "attention on a patch, % (text query → image key)",
 ) -> Figure:
@@ -151,8 +140,7 @@ def plot_maps(
         figure.colorbar(image, ax=axes, label=fill(label, 28), shrink=0.8, aspect=30)
     else:
         figure.supxlabel(label, fontsize=10)
-    style.set_title(figure, title)
-    return figure
+    return style.set_title(figure, title)
 
 
 def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,16 +185,15 @@ def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
     for axis, (title, flow) in zip(axes[:, 0], panels.items(), strict=True):
         masses, bands = flow_masses(flow)
         _plot_bands(axis, masses, bands)
-        n_layers = len(bands)
-        for name, height, side, color in (
-            ("text", 0.03, "bottom", TEXT_COLOR),
-            ("image", FLOW_BOTTOM - 0.03, "top", IMAGE_COLOR),
+        n_layers, text_masses = len(bands), masses[:, :3].sum(1)
+        for name, of_stages, height, side, color in (
+            ("text", text_masses, 0.03, "bottom", TEXT_COLOR),
+            ("image", 1 - text_masses, FLOW_BOTTOM - 0.03, "top", IMAGE_COLOR),
         ):
-            axis.text(-0.35, height, name, ha="right", va=side, color=color, fontweight="bold")
-            for stage, text_mass in enumerate(masses[:, :3].sum(1)):
-                mass = text_mass if name == "text" else 1 - text_mass
-                look = {"ha": "center", "va": side, "color": color, "fontsize": 8.5}
-                axis.text(stage, height, f"{100 * mass:.0f} %", **look)
+            look = {"va": side, "color": color}
+            axis.text(-0.35, height, name, ha="right", fontweight="bold", **look)
+            for stage, mass in enumerate(of_stages):
+                axis.text(stage, height, f"{100 * mass:.0f} %", ha="center", fontsize=8.5, **look)
         names = ["\ninput", *(f"L{layer}" for layer in range(n_layers)), "\nanswer"]
         axis.set_xticks([0, *np.arange(n_layers) + 0.5, n_layers], names)
         limits = {"xlim": (-0.65, n_layers + 0.3), "ylim": (FLOW_BOTTOM - 0.15, 0.15)}
@@ -218,8 +205,7 @@ def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
     handles.append(Patch(facecolor=TEXT_COLOR, alpha=FAINT, label="pale: residual path"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     halves = "half attention, mean over heads; half residual path"
-    style.set_title(figure, f"Where the answer's [CLS] draws from ({halves})")
-    return figure
+    return style.set_title(figure, f"Where the answer's [CLS] draws from ({halves})")
 
 
 def _plot_bands(axis: Axes, masses: np.ndarray, bands: np.ndarray) -> None:
@@ -258,17 +244,12 @@ def _plot_band(
 def plot_hits(table: pd.DataFrame, chance: float) -> Figure:
     """How often the favoured patch lies in the box asked about: each layer's best head.
 
-    table: rows with layer, against, estimate, low, high, and label (the head). against: "the head",
-    "same head, untrained", "same head, another question". chance: share of patches in the box.
+    table: rows with layer, against (of HIT_STYLE), estimate, low, high, and label (the head).
+    chance: share of patches in the box.
     """
-    styles = {
-        "the head": (TEXT_COLOR, "o", "-"),
-        "same head, another question": (PINK, "v", "-."),
-        "same head, untrained": (GREY, "D", ":"),
-    }
     figure, axis = plt.subplots(figsize=(10, 3.9))
     axis.axhline(100 * chance, label="chance: share of patches in the box", **style.BASELINE)
-    for number, (against, looks) in enumerate(styles.items()):
+    for number, (against, looks) in enumerate(HIT_STYLE.items()):
         rows = table[table["against"] == against]
         style.plot_layers(axis, rows, *looks, against, 0.05 * (number - 1))
     for row in table[table["against"] == "the head"].itertuples():
@@ -278,10 +259,9 @@ def plot_hits(table: pd.DataFrame, chance: float) -> Figure:
         axis.annotate(row.label.replace(", ", "\n"), top, (0, 5), **look)
     style.name_layers(axis, table["layer"].max() + 1)
     axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 110))
-    title = "The best head of each layer, chosen on one half of the images, scored on the other"
-    style.set_title(figure, title)
     style.place_legend(figure, [axis], fontsize=9)
-    return figure
+    title = "The best head of each layer, chosen on one half of the images, scored on the other"
+    return style.set_title(figure, title)
 
 
 def style_map(order: str) -> dict:
@@ -311,8 +291,7 @@ def plot_curves(table: pd.DataFrame) -> Figure:
         axis.grid(axis="y")
     axes[0].set(ylabel="probability of the\nintact model's answer, %", ylim=(0, 103))
     style.place_legend(figure, axes, ncols=4, fontsize=9)
-    style.set_title(figure, "Does the answer need the patches that a map calls important?")
-    return figure
+    return style.set_title(figure, "Does the answer need the patches that a map calls important?")
 
 
 @style.styled
@@ -331,17 +310,16 @@ def plot_scoreboard(table: pd.DataFrame) -> Figure:
         title, scale, unit = SCORES[measure]
         rows = table[table["measure"] == measure]
         for order, row in rows.groupby("order"):
-            look = style_map(order)
-            look = {"color": look["color"], "marker": look["marker"] or "x"}
-            options = {"scale": scale, "horizontal": True}
-            style.plot_intervals(axis, [orders.index(order)], row, **options, **look)
+            color, marker, _ = style_map(order).values()
+            look = {"horizontal": True, "color": color, "marker": marker or "x"}
+            style.plot_intervals(axis, [orders.index(order)], row, scale=scale, **look)
         chance = rows["chance"].mean() if "chance" in rows else np.nan
         axis.axvline(0 if np.isnan(chance) else scale * chance, **style.BASELINE)
         axis.set(title=title, xlabel=unit)
         axis.grid(axis="x")
     style.name_rows(axes[0, 0], orders)
-    style.set_title(figure, "Which map finds the patches that the answer needs? (dashed: chance)")
-    return figure
+    title = "Which map finds the patches that the answer needs? (dashed: chance)"
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -362,12 +340,10 @@ def plot_pointing(table: pd.DataFrame) -> Figure:
         chance = scale * rows["chance"].mean()
         widest = max((scale * rows["estimate"] - chance).abs().max(), 1e-9)
         decided = (rows["low"] > rows["chance"]) | (rows["high"] < rows["chance"])
-        texts = [style.format_points(scale * value, digits=digits) for value in rows["estimate"]]
-        texts = [text if sure else f"({text})" for text, sure in zip(texts, decided, strict=True)]
+        texts = style.format_cells(scale * rows["estimate"], digits=digits, unsure=~decided)
         grid = scale * style.fill_grid(rows, "estimate", shape)
         texts = style.fill_grid(rows.assign(text=texts), "text", shape)
         style.plot_heads_grid(axis, grid, texts, (chance - widest, chance + widest))
         axis.set_title(title.format(chance))
     title = "Does a head's [CLS] attention (text query → image key) lie on what is asked about?"
-    style.set_title(figure, title)
-    return figure
+    return style.set_title(figure, title)

@@ -51,11 +51,9 @@ SCORES = {  # title, axis, value that says nothing, limits
     "ranks": ("does it rank families as the loss does?", "Spearman, n families", 0, (-1.1, 1.1)),
     "controls": ("does it tell controls apart?", "AUC, n questions", 0.5, (-0.03, 1.03)),
 }  # fmt: skip
-RATE_LOOKS = {
-    "single test": (GREEN, "o"),
-    "after correction": (PINK, "s"),
-    "interval": (ORANGE, "D"),
-}
+RATE_LOOKS = {  # colour and marker of a kind of rate
+    "single test": (GREEN, "o"), "after correction": (PINK, "s"), "interval": (ORANGE, "D"),
+}  # fmt: skip
 RATE_GOALS = (  # stated rate, what is good enough, axis, title: of tests, of intervals
     (5, (3, 7), "false rejections, %", "Finding what is not there"),
     (95, (92, 98), "intervals that hold the truth, %", "Holding what is there"),
@@ -100,18 +98,15 @@ def plot_family_layers(table: pd.DataFrame) -> Figure:
     table: family, query, layer, estimate, low, high, n, enough. The words' last layer is shaded: no
     answer reads it.
     """
-    queries = list(table["query"].unique())
-    figure, axes = plt.subplots(1, len(queries), figsize=(10, 4.6), sharey=True, squeeze=False)
-    for axis, query in zip(axes.flat, queries, strict=True):
-        rows = table[table["query"] == query]
+    figure, panels = style.make_panels(table, "query", (10, 4.6), sharey=True)
+    for axis, query, rows in panels:
         plot_groups(axis, rows, "family", FAMILY_STYLE, 0.4)
         axis.set_title(f"{query} query")
         if query != "[CLS]":
             style.shade_unread_layer(axis, int(table["layer"].max()) + 1)
-    axes[0, 0].set_ylabel(UNIFORM.format("text"))
-    style.place_legend(figure, axes[0, :1], ncols=10, fontsize=8.5)
-    style.set_title(figure, "How much more than uniform does each family look at the image?")
-    return figure
+    figure.axes[0].set_ylabel(UNIFORM.format("text"))
+    style.place_legend(figure, figure.axes[:1], ncols=10, fontsize=8.5)
+    return style.set_title(figure, "How much more than uniform does each family look at the image?")
 
 
 @style.styled
@@ -122,31 +117,28 @@ def plot_separation(table: pd.DataFrame) -> Figure:
     label (which pair, "more > less"), tested (else hatched). With more than eight heads a cell
     shows the number alone.
     """
-    queries = list(table["query"].unique())
-    shape = (table["layer"].max() + 1, table["head"].max() + 1)
-    largest = 100 * np.nanmax([*table["difference"], 0.01])
-    points = 100 * table["difference"]
+    shape = n_layers, n_heads = table["layer"].max() + 1, table["head"].max() + 1
+    largest, points = 100 * np.nanmax([*table["difference"], 0.01]), 100 * table["difference"]
     texts = [f"{p:.0f}" if p >= 1 else f"{p:.1f}" for p in points]
-    if shape[1] <= 8:  # a line for each family of the pair, or long pairs leave their cell
+    font, height = 6.8, 0.36 * n_layers + 1.6
+    if n_heads <= 8:  # a line for each family of the pair, or long pairs leave their cell
         labels = table["label"].astype(object).fillna("").str.replace(" > ", " >\n")
         texts = [f"{text}\n{label}".strip() for text, label in zip(texts, labels, strict=True)]
-    longest = max(len(line) for text in [*texts, "what color >"] for line in text.split("\n"))
-    font = min(8, 600 / (len(queries) * shape[1]) / (0.62 * longest)) if shape[1] <= 8 else 6.8
-    table = table.assign(points=points, text=np.where(points.isna(), "", texts))
-    height = max(3.0, 0.62 * shape[0] + 1.6) if shape[1] <= 8 else 0.36 * shape[0] + 1.6
-    figure, axes = plt.subplots(1, len(queries), figsize=(10, height), squeeze=False)
-    for axis, query in zip(axes.flat, queries, strict=True):
-        rows = table[table["query"] == query]
-        rows = rows.assign(untested=1.0 - rows["tested"])
+        longest = max(len(line) for text in [*texts, "what color >"] for line in text.split("\n"))
+        font = min(8, 600 / (table["query"].nunique() * n_heads) / (0.62 * longest))
+        height = max(3.0, 0.62 * n_layers + 1.6)
+    texts, untested = np.where(points.isna(), "", texts), 1.0 - table["tested"]
+    table = table.assign(points=points, text=texts, untested=untested)
+    figure, panels = style.make_panels(table, "query", (10, height))
+    for axis, query, rows in panels:
         columns = ("points", "text", "untested")
         values, texts, untested = (style.fill_grid(rows, column, shape) for column in columns)
         look = {"cmap": "cividis", "fontsize": font, "hatched": untested == 1}
-
         image = style.plot_heads_grid(axis, values, texts, (0, largest), **look)
         axis.set_title(f"{query} query")
-    figure.colorbar(image, ax=axes, label="largest difference, points", pad=0.01)
-    style.set_title(figure, "Largest difference in image share between two families, head by head")
-    return figure
+    figure.colorbar(image, ax=figure.axes, label="largest difference, points", pad=0.01)
+    title = "Largest difference in image share between two families, head by head"
+    return style.set_title(figure, title)
 
 
 def _say_too_few(axis: Axes) -> None:
@@ -163,18 +155,17 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
     g (median size of Hedges g over the heads tested). sizes: indexed by family, columns questions
     and enough. A pair with no head tested is hatched.
     """
-    queries, families = list(table["query"].unique()), list(sizes.index)
+    families, n = list(sizes.index), len(sizes)
     names = [name_group(row.Index, row.questions, row.enough) for row in sizes.itertuples()]
-    n, size = len(families), (10, 0.48 * len(families) + 1.9)
-    figure, axes = plt.subplots(1, max(1, len(queries)), figsize=size, squeeze=False, sharey=True)
+    figure, panels = style.make_panels(table, "query", (10, 0.48 * n + 1.9), sharey=True)
     style.set_title(figure, "How many heads tell two families apart?")
     if table.empty:
-        _say_too_few(axes[0, 0])
+        _say_too_few(figure.axes[0])
         return figure
-    for axis, query in zip(axes.flat, queries, strict=True):
+    for axis, query, rows in panels:
         values, hatched = np.full((n, n), np.nan), np.zeros((n, n), bool)
         texts = np.full((n, n), "", dtype=object)
-        for row in table[table["query"] == query].itertuples():
+        for row in rows.itertuples():
             column, line = sorted((families.index(row.group_a), families.index(row.group_b)))
             hatched[line, column] = row.heads == 0
             values[line, column] = 100 * row.apart / row.heads if row.heads else np.nan
@@ -184,7 +175,7 @@ def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
         image.set_cmap(plt.colormaps["cividis"].with_extremes(bad="none"))  # each pair once
         axis.set(title=f"{query} query", xlim=(-0.5, n - 1.5), ylim=(n - 0.5, 0.5))
         axis.tick_params(axis="x", rotation=35)
-    figure.colorbar(image, ax=axes, label="heads that tell them apart, %", pad=0.01)
+    figure.colorbar(image, ax=figure.axes, label="heads that tell them apart, %", pad=0.01)
     return figure
 
 
@@ -194,29 +185,26 @@ def plot_adjustment(table: pd.DataFrame) -> Figure:
 
     table: query, difference, adjusted, verdict (one of VERDICTS): a point a head and pair.
     """
-    queries = list(table["query"].unique())
-    drawn = table.dropna(subset=["difference", "adjusted"])
-    largest = drawn[["difference", "adjusted"]].abs().max().max() if len(drawn) else 0
-    reach = 105 * max(0.01, largest)
-    figure, axes = plt.subplots(1, max(1, len(queries)), figsize=(10, 4.9), squeeze=False)
-    if drawn.empty:
-        for axis in axes.flat:
+    known = table[["difference", "adjusted"]].dropna()
+    reach = 105 * np.nanmax([*known.abs().max(), 0.01])
+    figure, panels = style.make_panels(table, "query", (10, 4.9))
+    if known.empty:
+        for axis in figure.axes:
             _say_too_few(axis)
-    for axis, query in zip(axes.flat, queries if len(drawn) else (), strict=False):
+    for axis, query, of_query in panels if len(known) else ():
         axis.plot([-reach, reach], [-reach, reach], **style.BASELINE)
         for verdict, (color, marker) in VERDICTS.items():
-            is_shown = (drawn["query"] == query) & (drawn["verdict"] == verdict)
-            rows = 100 * drawn.loc[is_shown, ["difference", "adjusted"]]
-
+            rows = of_query[of_query["verdict"] == verdict].dropna(subset=known.columns)
             if (table["verdict"] == verdict).any():
                 look = {"color": color, "marker": marker, "s": 16, "alpha": 0.6, "linewidths": 0}
-                axis.scatter(rows["difference"], rows["adjusted"], label=verdict, **look)
+                points = 100 * rows["difference"], 100 * rows["adjusted"]
+                axis.scatter(*points, label=verdict, **look)
         limits = {"xlim": (-reach, reach), "ylim": (-reach, reach), "aspect": "equal"}
         axis.set(xlabel="raw difference, points", ylabel="adjusted difference, points", **limits)
         axis.set_title(f"{query} query")
-    style.place_legend(figure, axes.flat)
-    style.set_title(figure, "Do differences in image share survive equal length and patch count?")
-    return figure
+    style.place_legend(figure, figure.axes)
+    title = "Do differences in image share survive equal length and patch count?"
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -227,10 +215,9 @@ def plot_controls(table: pd.DataFrame) -> Figure:
     panels a query, a column a family.
     """
     queries, families, kinds = (list(table[name].unique()) for name in ("query", "family", "kind"))
+    n_layers, shape = table["layer"].max() + 1, (len(queries), len(families))
     size = (max(5.5, 2.05 * len(families)), 2.5 * len(queries) + 0.9)
-    grid = {"nrows": len(queries), "ncols": len(families), "squeeze": False}
-    figure, axes = plt.subplots(**grid, figsize=size, sharex=True, sharey=True)
-    n_layers = table["layer"].max() + 1
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, sharey=True)
     for (i, j), axis in np.ndenumerate(axes):
         rows = table[(table["query"] == queries[i]) & (table["family"] == families[j])]
         looks = [(style_family(families[j])[0], "o", "-"), (style.DARK_GREY, "s", ":")]
@@ -243,17 +230,14 @@ def plot_controls(table: pd.DataFrame) -> Figure:
         axis.set_xlabel("layer" if i == len(queries) - 1 else "")
         if i == 0:
             counts = rows.groupby("kind", sort=False, observed=True)["n"].first()
-            n = " and ".join(f"{count:,}" for count in counts)
-            axis.set_title(f"{families[j]}\nn = {n}")
+            axis.set_title(f"{families[j]}\nn = {' and '.join(f'{n:,}' for n in counts)}")
         if j == 0:
             axis.set_ylabel(f"{queries[i]} query\nexcess image share, points")
         if queries[i] != "[CLS]":
             style.shade_unread_layer(axis, n_layers)
     style.place_legend(figure, axes[0, :1])
-    style.set_title(
-        figure, "Words-only controls against image-needing questions of the same family"
-    )
-    return figure
+    title = "Words-only controls against image-needing questions of the same family"
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -303,22 +287,14 @@ def plot_class_families(table: pd.DataFrame, layer: int) -> Figure:
     families, classes = list(table["family"].unique()), list(table["word_class"].unique())
     points = 100 * table["estimate"]
     largest = np.nanmax([*points.abs(), 1])
-    numbers = [style.format_points(value, "+") for value in points.fillna(0)]
-    numbers = np.where(table["enough"], numbers, [f"({number})" for number in numbers])
+    numbers = style.format_cells(points, "+", unsure=~table["enough"].astype(bool))
     texts = [f"{number}   n = {n:,}" for number, n in zip(numbers, table["n"], strict=True)]
     table = table.assign(points=points, text=texts)
-    names, cells = {"index": families, "columns": classes}, {"index": "family", "aggfunc": "first"}
-    points, texts = (
-        table.pivot_table(column, columns="word_class", **cells).reindex(**names).to_numpy()
-        for column in ("points", "text")
-    )
-
-    size = (10, 0.42 * len(families) + 1.4)
-    figure, axis = plt.subplots(figsize=size)
-    limits = (-largest, largest)
-    image = style.plot_cells(
-        axis, points, texts, families, classes, limits, hatched=np.isnan(points)
-    )
+    grids = (table.pivot_table(c, "family", "word_class", "first") for c in ("points", "text"))
+    points, texts = (g.reindex(index=families, columns=classes).to_numpy() for g in grids)
+    figure, axis = plt.subplots(figsize=(10, 0.42 * len(families) + 1.4))
+    look = {"limits": (-largest, largest), "hatched": np.isnan(points)}
+    image = style.plot_cells(axis, points, texts, families, classes, **look)
     axis.set_title(f"Excess image share of the words of each family, L{layer}")
     figure.colorbar(image, ax=axis, label="excess image share, points", pad=0.01)
     return figure
@@ -379,8 +355,7 @@ def plot_needs(table: pd.DataFrame) -> Figure:
     counts = _count_questions(table, families, kinds)
     size = (10, 1.9 + (0.3 + 0.18 * len(kinds)) * len(families))
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
-        unit, baseline, color, names = panel
+    for axis, (title, (unit, baseline, color, names)) in zip(axes[0], panels.items(), strict=True):
         axis.axvline(baseline, **style.BASELINE)
         rows = table[table["measure"].isin(names)]
         _plot_needs_panel(axis, rows, families, kinds, list(names), color)
@@ -388,18 +363,15 @@ def plot_needs(table: pd.DataFrame) -> Figure:
         if panel_counts != counts:
             for row, n in enumerate(panel_counts):
                 _write_beside(axis, row, f"n = {n}")
-        marks = dict(zip(names, "●◇" if len(names) > 1 else " ", strict=False))
-        shown = {key: name for key, name in names.items() if key in set(rows["measure"])}
-        used = [f"{marks[key]} {name}".strip() for key, name in shown.items()]
-
+        marked = zip("●◇" if len(names) > 1 else " ", names.items(), strict=False)
+        used = [f"{m} {name}".strip() for m, (k, name) in marked if k in set(rows["measure"])]
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"{unit}\n{'  '.join(used)}", fontsize=9)
         axis.grid(axis="x")
     labels = [f"{family}\nn = {n}" for family, n in zip(families, counts, strict=True)]
     style.name_rows(axes[0, 0], labels)
     controls = f" (grey squares: {kinds[1]})" if kinds[1:] else ""
-    style.set_title(figure, f"What do the answers of each family need?{controls}")
-    return figure
+    return style.set_title(figure, f"What do the answers of each family need?{controls}")
 
 
 def _plot_needs_panel(
@@ -415,10 +387,8 @@ def _plot_needs_panel(
         is_first = row["kind"] == kinds[0]
         look = {"color": color if is_first else style.DARK_GREY, "capsize": 2}
         look |= {"marker": "oD"[measure] if is_first else "s", "alpha": 1 if row["enough"] else 0.4}
-        hollow = measure > 0
-        style.plot_intervals(
-            axis, [position], table.loc[[index]], horizontal=True, hollow=hollow, **look
-        )
+        look |= {"horizontal": True, "hollow": measure > 0}
+        style.plot_intervals(axis, [position], table.loc[[index]], **look)
 
 
 def _count_questions(table: pd.DataFrame, families: list, kinds: list) -> list[str]:
@@ -459,8 +429,7 @@ def plot_scores(table: pd.DataFrame) -> Figure:
         axis.grid(axis="x")
     style.name_rows(axes[0, 0], measures)
     title = "Attention (circles) and interventions (triangles); dashed: nothing is told"
-    style.set_title(figure, title)
-    return figure
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -479,11 +448,11 @@ def plot_calibration(table: pd.DataFrame) -> Figure:
     for axis, rows, (stated, band, label, title) in panels:
         axis.axvspan(*band, color=style.PALE, zorder=-1)
         axis.axvline(stated, **style.BASELINE)
-        rows, columns = rows.reset_index(drop=True), ("rate", "low", "high")
+        rows = rows.reset_index(drop=True)
         for kind, of_kind in rows.groupby("kind", sort=False):
-            look = dict(zip(("color", "marker"), RATE_LOOKS[kind], strict=True))
-            look |= {"scale": 100, "horizontal": True, "label": kind}
-            style.plot_intervals(axis, of_kind.index, of_kind, columns, **look)
+            color, marker = RATE_LOOKS[kind]
+            look = {"horizontal": True, "color": color, "marker": marker, "label": kind}
+            style.plot_intervals(axis, of_kind.index, of_kind, "rate", 100, **look)
         for position in rows.index[rows["rate"].isna()]:
             look = {"ha": "center", "va": "center", "fontsize": 8.5, "backgroundcolor": style.PALE}
             axis.text(stated, position, style.TOO_FEW, **look)
@@ -494,5 +463,4 @@ def plot_calibration(table: pd.DataFrame) -> Figure:
         style.name_rows(axis, list(rows["procedure"]))
         axis.tick_params(axis="y", length=0)
     style.place_legend(figure, axes)
-    style.set_title(figure, "How often are the study's own tests and intervals wrong?")
-    return figure
+    return style.set_title(figure, "How often are the study's own tests and intervals wrong?")

@@ -18,17 +18,13 @@ from helpers.figures import style
 from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
 
 ROLE_LOOKS = {  # role: short name, colour; the short name stands beside the colour everywhere
-    "text->image reader": ("W→I", IMAGE_COLOR),
-    "image->text reader": ("P→T", TEXT_COLOR),
-    "[CLS] reader of words": ("C→W", SKY),
-    "[CLS] reader of patches": ("C→P", ORANGE),
-    "text local": ("T near", GREEN),
-    "text global": ("T far", "#8FD9C0"),
-    "patch local": ("P near", PINK),
-    "patch global": ("P far", "#EBC9DC"),
-    "sink": ("sink", "#B0B0B0"),
-    "grounding": ("box", "#F0E442"),
-}
+    "text->image reader": ("W→I", IMAGE_COLOR), "image->text reader": ("P→T", TEXT_COLOR),
+    "[CLS] reader of words": ("C→W", SKY), "[CLS] reader of patches": ("C→P", ORANGE),
+    "text local": ("T near", GREEN), "text global": ("T far", "#8FD9C0"),
+    "patch local": ("P near", PINK), "patch global": ("P far", "#EBC9DC"),
+    "sink": ("sink", "#B0B0B0"), "grounding": ("box", "#F0E442"),
+}  # fmt: skip
+MOST_NAMES = 24  # heads in the figure of their removal
 LEAST_SCORE = -1.0  # scores of readers can fall far below; they are drawn at this edge
 COMPARISON_LOOKS = (("o", TEXT_COLOR), ("s", IMAGE_COLOR), ("D", GREEN))  # marker, colour
 OUTCOME_LOOKS = (("o", "#000000"), ("s", PINK), ("D", GREEN))
@@ -62,9 +58,8 @@ def plot_role_scores(scores: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
     style.place_legend(figure, axes.flat)
     figure.supylabel("role score (0: uniform or chance, 1: the most possible)", fontsize=10)
-    intervals = "95 % intervals over images"
-    style.set_title(figure, f"Role scores of every head, trained and untrained ({intervals})")
-    return figure
+    title = "Role scores of every head, trained and untrained (95 % intervals over images)"
+    return style.set_title(figure, title)
 
 
 def _plot_role(axis: Axes, heads: pd.DataFrame) -> None:
@@ -78,18 +73,18 @@ def _plot_role(axis: Axes, heads: pd.DataFrame) -> None:
     passes = heads["passes"].astype(bool)
     for has_role, label in ((False, "trained"), (True, "trained, has the role")):
         rows = heads[(passes == has_role) & (heads["score"] >= LEAST_SCORE)]
-        columns, options = ("score", "low", "high"), {"hollow": not has_role, "capsize": 0}
-        style.plot_intervals(axis, rows.index, rows, columns, label=label, **options, **look)
+        options = {"hollow": not has_role, "capsize": 0, "label": label}
+        style.plot_intervals(axis, rows.index, rows, "score", **options, **look)
     below = heads.index[heads["score"] < LEAST_SCORE]
     axis.plot(below, [LEAST_SCORE] * len(below), "v", markerfacecolor="white", **look)
     for start in np.flatnonzero(np.diff(heads["layer"])):
         axis.axvline(start + 0.5, color="#DDDDDD", linewidth=0.8, zorder=0)
 
 
-def _name_heads(axis: Axes, heads: pd.DataFrame, most: int = 32) -> None:
+def _name_heads(axis: Axes, heads: pd.DataFrame) -> None:
     """A tick a head, or a tick a layer where there are more heads than fit."""
     axis.tick_params(labelbottom=True)
-    if len(heads) <= most:
+    if len(heads) <= 32:
         axis.set_xticks(range(len(heads)), heads["name"], rotation=90, fontsize=8)
     else:
         middle = pd.Series(range(len(heads))).groupby(heads["layer"]).mean()
@@ -111,17 +106,18 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=size)
     for (layer, head), roles in passed.groupby(["layer", "head"]):
         share = 1 / len(roles)  # of the cell's height
-        for number, row in enumerate(roles.itertuples()):
-            short, color = ROLE_LOOKS[row.role]
-            bottom, reaches = layer - 0.5 + number * share, row.reaches_answer
+        text_look = {
+            "ha": "center",
+            "va": "center_baseline",
+            "fontsize": min(9, 52 * height * share),
+        }
+        for number, (role, reaches) in enumerate(roles[["role", "reaches_answer"]].to_numpy()):
+            (short, color), bottom = ROLE_LOOKS[role], layer - 0.5 + number * share
             look = {"facecolor": color, "linewidth": 0, "alpha": 1 if reaches else 0.35}
             axis.add_patch(Rectangle((head - 0.5, bottom), 1, share, **look))
-            font = min(9, 52 * height * share)
-            look = {"ha": "center", "va": "center_baseline", "fontsize": font}
-
             ink = style.pick_ink(mpl.colors.to_rgb(color)) if reaches else "black"
             name = short if reaches else f"({short})"
-            axis.text(head, bottom + share / 2, name, color=ink, **look)
+            axis.text(head, bottom + share / 2, name, color=ink, **text_look)
     for layer, head in np.ndindex(n_layers, n_heads):
         look = {"fill": False, "edgecolor": "#444444", "linewidth": 0.8}
         axis.add_patch(Rectangle((head - 0.5, layer - 0.5), 1, 1, **look))
@@ -146,12 +142,11 @@ def plot_comparisons(table: pd.DataFrame) -> Figure:
     roles, names = list(table["role"].unique()), list(table["comparison"].unique())
     size = (10, 0.42 * len(roles) + 1.6)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
-    for number, name in enumerate(names):
+    for number, (name, (marker, color)) in enumerate(zip(names, COMPARISON_LOOKS, strict=False)):
         rows = table[table["comparison"] == name].set_index("role").reindex(roles)
-        position = np.arange(len(roles)) + 0.22 * (number - (len(names) - 1) / 2)
-        marker, color = COMPARISON_LOOKS[number]
-        columns, look = ("correlation", "low", "high"), {"marker": marker, "color": color}
-        style.plot_intervals(left, position, rows, columns, horizontal=True, label=name, **look)
+        position, look = style.dodge(roles, number, names, 0.22), {"marker": marker, "color": color}
+        options = {"horizontal": True, "label": name} | look
+        style.plot_intervals(left, position, rows, "correlation", **options)
         right.plot(100 * rows["agreement"], position, linestyle="", **look)
     left.axvline(0, **style.BASELINE)
     style.name_rows(left, roles, fontsize=9)
@@ -177,10 +172,8 @@ def plot_role_cards(cards: Sequence[dict]) -> Figure:
     subfigures = figure.subfigures(n_rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
     for subfigure, card in zip(subfigures.flat, cards, strict=False):
         verdict = "" if card["passes"] else " (no role)"
-        score, low, high, null = (
-            style.format_points(card[name], digits=2)
-            for name in ("score", "low", "high", "highest_null")
-        )
+        names = ("score", "low", "high", "highest_null")
+        score, low, high, null = style.format_cells([card[name] for name in names], digits=2)
         title = f"score {score} [{low}, {high}], untrained at most {null}"
         title = f"{card['role']}: {card['name']}{verdict}\n{title}"
         subfigure.suptitle(title, fontsize=9.5, x=0.02, ha="left")
@@ -216,35 +209,31 @@ def _plot_bars(
 
 
 @style.styled
-def plot_ablation(effects: pd.DataFrame, most: int = 24) -> Figure:
+def plot_ablation(effects: pd.DataFrame) -> Figure:
     """Accuracy lost without each head or layer: these downwards, families across, a panel a mode.
 
     effects: columns mode (of MODES), name, family, drop, n, told (enough questions), significant;
     names in the order to be shown. Significant cells are framed and bold; families with too few
-    questions stay grey. Of more than `most` names, those with the largest effects are shown.
+    questions stay grey. Of more than MOST_NAMES, those with the largest effects are shown.
     """
-    largest_drop = effects["drop"].abs().where(effects["told"], 0)
-    weight = largest_drop.groupby(effects["name"], sort=False).max()
-    largest = set(weight.nlargest(most).index)
-    names = [name for name in weight.index if name in largest]
-    families, modes = list(effects["family"].unique()), list(effects["mode"].unique())
-    counts = effects.groupby("family")["n"].first()
-    labels = [f"{family}\nn={counts[family]}" for family in families]
-    width = len(modes) * (0.52 * len(families) + 0.5) + 1.6
+    drops = effects["drop"].abs().where(effects["told"], 0)
+    largest = drops.groupby(effects["name"], sort=False).max()
+    names = list(largest.index[largest.index.isin(largest.nlargest(MOST_NAMES).index)])
+    labels = style.count_under(effects, "family")
+    families, what = list(labels), "head" if "head" in effects else "layer"
+    width = effects["mode"].nunique() * (0.52 * len(families) + 0.5) + 1.6
     size = (max(6.5, width), 0.27 * len(names) + 2.1)
-    figure, axes = plt.subplots(1, len(modes), figsize=size, sharey=True, squeeze=False)
-    for axis, mode in zip(axes.flat, modes, strict=True):
-        rows, index = effects[effects["mode"] == mode], ("name", "family")
-        image = style.plot_drops(axis, rows, index, names, families, weight.max())
-        axis.set_xticks(range(len(families)), labels, rotation=55, fontsize=8)
+    figure, panels = style.make_panels(effects, "mode", size, sharey=True)
+    for axis, mode, rows in panels:
+        index = ("name", "family")
+        image = style.plot_drops(axis, rows, index, names, families, largest.max())
+        axis.set_xticks(range(len(families)), labels.values(), rotation=55, fontsize=8)
         axis.set(title=MODES[mode], xlabel="question family")
-    what = "head" if "head" in effects else "layer"
-    axes[0, 0].set_ylabel(what)
-    figure.colorbar(image, ax=axes, label="accuracy lost, points", pad=0.01)
-    some = f"the {len(names)} of {len(weight)} {what}s that matter most"
-    which = f"each {what}" if len(names) == len(weight) else some
-    style.set_title(figure, f"Accuracy lost without {which}")
-    return figure
+    figure.axes[0].set_ylabel(what)
+    figure.colorbar(image, ax=figure.axes, label="accuracy lost, points", pad=0.01)
+    some = f"the {len(names)} of {len(largest)} {what}s that matter most"
+    which = f"each {what}" if len(names) == len(largest) else some
+    return style.set_title(figure, f"Accuracy lost without {which}")
 
 
 @style.styled
@@ -258,28 +247,25 @@ def plot_largest_effects(effects: pd.DataFrame) -> Figure:
     axis.axhline(0, **style.BASELINE)
     for number, (mode, of_mode) in enumerate(effects.groupby("mode", sort=False)):
         rows = cells[["name", "family"]].merge(of_mode, how="left", on=["name", "family"])
-        position = np.arange(len(cells)) + 0.24 * number - 0.12
         marker, color = OUTCOME_LOOKS[mode == "mean"]
         label = f"replaced by {'its mean' if mode == 'mean' else mode}"
         look = {"marker": marker, "color": color, "label": label}
-
-        style.plot_intervals(axis, position, rows, ("drop", "low", "high"), **look)
+        style.plot_intervals(axis, style.dodge(cells, number, "ab", 0.24), rows, "drop", **look)
     labels = [f"{c.name}\n{c.family}\nn={c.n}" for c in cells.itertuples()]
     axis.set_xticks(range(len(cells)), labels, fontsize=8.5)
     axis.set(ylabel="accuracy lost, points", xlabel="head and question family")
     axis.grid(axis="y")
-    largest = f"The {len(cells)} largest effects of removing one head"
-    style.set_title(figure, f"{largest} (95 % intervals over images)")
     style.place_legend(figure, [axis])
-    return figure
+    largest = f"The {len(cells)} largest effects of removing one head"
+    return style.set_title(figure, f"{largest} (95 % intervals over images)")
 
 
 @style.styled
-def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 5) -> Figure:
+def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     """Does attention predict importance? Accuracy lost without a head against what it attends to.
 
     table: a row a head with layer, name, drop, low, high and the columns of `measures`,
-    {column: axis label with its unit}. The `named` heads that matter most are labelled; colour and
+    {column: axis label with its unit}. The five heads that matter most are labelled; colour and
     marker of a point: its layer.
     """
     colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, int(table["layer"].max()) + 1))
@@ -289,11 +275,9 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
         axis.axvline(0, **style.BASELINE)
         for layer, rows in table.groupby("layer"):
             look = {"marker": "osD^"[layer % 4], "color": colors[layer], "label": f"L{layer}"}
-            columns = ("drop", "low", "high")
-            style.plot_intervals(
-                axis, rows[column], rows, columns, linewidth=0.8, capsize=0, **look
-            )
-        for number, row in enumerate(table.nlargest(named, "drop").to_dict("records")):
+            look |= {"linewidth": 0.8, "capsize": 0}
+            style.plot_intervals(axis, rows[column], rows, "drop", **look)
+        for number, row in enumerate(table.nlargest(5, "drop").to_dict("records")):
             offset = {"xytext": (5, (3, -10)[number % 2]), "textcoords": "offset points"}
             axis.annotate(row["name"], (row[column], row["drop"]), fontsize=8, **offset)
         axis.set_xlabel(label)
@@ -304,9 +288,8 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str], named: int = 
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="layer")
-    points = "one point a head (95 % intervals)"
-    style.set_title(figure, f"Attention to the image against accuracy lost, {points}")
-    return figure
+    title = "Attention to the image against accuracy lost, one point a head (95 % intervals)"
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -318,31 +301,28 @@ def plot_agreement(
     table: of `rank_measures` (rank correlations). predictors: measures in rows; outcomes: those
     they are held against, three at most.
     """
-    panels, size = list(table["over"].unique()), (10, 0.46 * len(predictors) + 1.7)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
-    for axis, over in zip(axes.flat, panels, strict=True):
+    size = (10, 0.46 * len(predictors) + 1.7)
+    figure, panels = style.make_panels(table, "over", size, sharey=True)
+    for axis, over, of_panel in panels:
         axis.axvline(0, **style.BASELINE)
-        of_panel = table[table["over"] == over].set_index(["first", "second"])
-        for number, outcome in enumerate(outcomes):
-            rows = of_panel.reindex([(predictor, outcome) for predictor in predictors])
-            position = np.arange(len(predictors)) + 0.24 * (number - (len(outcomes) - 1) / 2)
-            marker, color = OUTCOME_LOOKS[number]
+        for number, (outcome, (marker, color)) in enumerate(
+            zip(outcomes, OUTCOME_LOOKS, strict=False)
+        ):
+            rows = of_panel[of_panel["second"] == outcome].set_index("first").reindex(predictors)
             look = {"horizontal": True, "marker": marker, "color": color, "label": outcome}
-            style.plot_intervals(
-                axis, position, rows, ("correlation", "low", "high"), capsize=0, **look
-            )
+            position = style.dodge(predictors, number, outcomes, 0.24)
+            style.plot_intervals(axis, position, rows, "correlation", capsize=0, **look)
         axis.set(title=over, xticks=(-1, -0.5, 0, 0.5, 1), **CORRELATION)
         axis.grid(axis="y")
-    style.name_rows(axes[0, 0], predictors, fontsize=9)
-    style.place_legend(figure, axes[0, :1], title="against")
+    style.name_rows(figure.axes[0], predictors, fontsize=9)
+    style.place_legend(figure, figure.axes[:1], title="against")
     question = "What predicts the effect of an intervention on a head?"
-    style.set_title(figure, f"{question} (95 % intervals over heads)")
-    return figure
+    return style.set_title(figure, f"{question} (95 % intervals over heads)")
 
 
 @style.styled
-def plot_carriers(table: pd.DataFrame, named: int = 12) -> Figure:
-    """Which heads carry an answer from one image to another: all heads, and the strongest.
+def plot_carriers(table: pd.DataFrame) -> Figure:
+    """Which heads carry an answer from one image to another: all heads, and the strongest twelve.
 
     table: a row a head with layer, head, name, share, low, high (in % of the whole change),
     significant.
@@ -353,19 +333,16 @@ def plot_carriers(table: pd.DataFrame, named: int = 12) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.25, 1))
     values = style.fill_grid(table, "share", shape)
     framed = style.fill_grid(table.assign(framed=1.0 * table["significant"]), "framed", shape) == 1
-    texts = [["" if np.isnan(v) else style.format_points(v) for v in row] for row in values]
-    image = style.plot_heads_grid(left, values, texts, (-largest, largest), framed=framed)
+    look = {"limits": (-largest, largest), "framed": framed}
+    image = style.plot_heads_grid(left, values, style.format_cells(values), **look)
     left.set_title("every head")
     figure.colorbar(image, ax=left, label="% of the change carried", pad=0.02)
-    order = table["share"].abs().nlargest(named).index
-    first = table.loc[order].reset_index(drop=True)
+    first = table.loc[table["share"].abs().nlargest(12).index].reset_index(drop=True)
     right.axvline(0, **style.BASELINE)
-    look = {"color": "black", "markersize": 4, "capsize": 0}
-    style.plot_intervals(
-        right, first.index, first, ("share", "low", "high"), horizontal=True, **look
-    )
+    look = {"horizontal": True, "color": "black", "markersize": 4, "capsize": 0}
+    style.plot_intervals(right, first.index, first, "share", **look)
     style.name_rows(right, first["name"], fontsize=8)
     right.set_title(f"the {len(first)} largest (95 % intervals)")
     right.set_xlabel("% of the change carried")
-    style.set_title(figure, "The answer's change that comes with one head from another image")
-    return figure
+    title = "The answer's change that comes with one head from another image"
+    return style.set_title(figure, title)

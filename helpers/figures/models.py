@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from helpers.figures import style
-from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, PINK, SKY, TEXT_COLOR, Picture
+from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, PINK, SKY, TEXT_COLOR
 
 STUDY_STEPS = (
     "question\n+ image", "one sequence\nof tokens", "ViLT: one stack\nof layers",
@@ -22,11 +22,9 @@ STUDY_STEPS = (
 )  # fmt: skip
 ANSWERER_LOOKS = ((GREEN, "o"), (PINK, "s"), (SKY, "^"), (GREY, "D"))
 ORDER_LOOKS = {  # order of removal: marker, line, colour
-    "ablation": ("o", "-", "#000000"),
-    "gradient": ("s", "-", GREEN),
-    "attention": ("^", "-", PINK),
-    "random": ("D", "--", "#777777"),
-}
+    "ablation": ("o", "-", "#000000"), "gradient": ("s", "-", GREEN),
+    "attention": ("^", "-", PINK), "random": ("D", "--", "#777777"),
+}  # fmt: skip
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^"}
 UNITS = {"%": "%", "points": "points", "heads": "heads", "times": "times as fast"}
 RUN_COLUMNS = 3
@@ -52,11 +50,10 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
     flow.set_title("What happens to a question and its image, and what is measured")
     for position, group in enumerate(groups):
         line.add_patch(Rectangle((position, 0), 0.92, 1, color=style.GROUP_COLORS[group]))
-    names = [*tokens, "image\nCLS"]
     look = {"rotation": 55, "ha": "right", "va": "top", "fontsize": 8, "rotation_mode": "anchor"}
-    for position, name in enumerate(names):
+    for position, name in enumerate([*tokens, "image\nCLS"]):
         line.text(position + 0.46, -0.15, name, **look)
-    middle = len(names) + n_patches / 2
+    middle = len(tokens) + 1 + n_patches / 2
     rows = f"{grid[0]} × {grid[1]} patches, row by row"
     line.text(middle, -0.25, rows, ha="center", va="top", fontsize=9)
     look = {"ha": "center", "fontweight": "bold"}
@@ -70,7 +67,7 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
 
 
 @style.styled
-def plot_dataset(questions: pd.DataFrame, top_answers: int = 12) -> Figure:
+def plot_dataset(questions: pd.DataFrame) -> Figure:
     """The data at a glance: families, answers, question lengths, patch counts.
 
     questions: one row a question with part (train, validation), family, multiple_choice_answer,
@@ -83,11 +80,12 @@ def plot_dataset(questions: pd.DataFrame, top_answers: int = 12) -> Figure:
     sns.countplot(questions, y="family", hue="part", order=order, palette=palette, ax=families)
     families.set(xlabel="questions", ylabel="", title="Questions of each family")
     families.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
-    common = questions["multiple_choice_answer"].value_counts().head(top_answers).index
-    look = {"order": common, "color": GREEN}
-    sns.countplot(questions, y="multiple_choice_answer", ax=answers, **look)
-    title = f"The {len(common)} most common answers"
-    answers.set(xlabel="questions", ylabel="", title=title)
+    common, look = (
+        questions["multiple_choice_answer"].value_counts().head(12).index,
+        {"color": GREEN},
+    )
+    sns.countplot(questions, y="multiple_choice_answer", order=common, ax=answers, **look)
+    answers.set(xlabel="questions", ylabel="", title=f"The {len(common)} most common answers")
     look = {"discrete": True, "shrink": 0.8, "alpha": 1}
     sns.histplot(questions, x="n_words", color=TEXT_COLOR, ax=words, **look)
     words.set(xlabel="word pieces", ylabel="questions", title="Word pieces in a question")
@@ -99,21 +97,20 @@ def plot_dataset(questions: pd.DataFrame, top_answers: int = 12) -> Figure:
 
 
 @style.styled
-def plot_examples(examples: Sequence[dict], columns: int = 3) -> Figure:
+def plot_examples(examples: Sequence[dict]) -> Figure:
     """Questions with their pictures: dicts with picture, title, boxes, and a caption below."""
-    rows = -(-len(examples) // columns)
-    size = (3.4 * columns, 3.5 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    n_rows = math.ceil(len(examples) / 3)
+    figure, axes = plt.subplots(n_rows, 3, figsize=(10.2, 3.5 * n_rows), squeeze=False)
     for axis in axes.flat[len(examples) :]:
         axis.axis("off")
     for axis, example in zip(axes.flat, examples, strict=False):
-        style.plot_picture(axis, example["picture"], example["title"], example.get("boxes", ()))
-        axis.set_xlabel(example.get("caption", ""), fontsize=8)
+        style.plot_picture(axis, example["picture"], example["title"], example["boxes"])
+        axis.set_xlabel(example["caption"], fontsize=8)
     return figure
 
 
 @style.styled
-def plot_patches(picture: Picture, resized: np.ndarray, grid: tuple[int, int]) -> Figure:
+def plot_patches(picture: style.Picture, resized: np.ndarray, grid: tuple[int, int]) -> Figure:
     """What pre-processing does to one picture: as it came, resized, and cut into patches."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
     height, width = np.asarray(picture).shape[:2]
@@ -160,17 +157,15 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
 
     table: columns family, answerer, estimate, low, high (in [0, 1]) and n; in the order shown.
     """
-    families, answerers = list(table["family"].unique()), list(table["answerer"].unique())
-    counts = table.groupby("family", sort=False)["n"].first()
+    labels, answerers = style.count_under(table, "family"), list(table["answerer"].unique())
     figure, axis = plt.subplots(figsize=(10, 4))
     for number, answerer in enumerate(answerers):
-        rows = table[table["answerer"] == answerer].set_index("family").reindex(families)
-        position = np.arange(len(families)) + 0.16 * (number - (len(answerers) - 1) / 2)
+        rows = table[table["answerer"] == answerer].set_index("family").reindex(list(labels))
         color, marker = ANSWERER_LOOKS[number % 4]
         look = {"color": color, "marker": marker, "label": answerer}
+        position = style.dodge(labels, number, answerers, 0.16)
         style.plot_intervals(axis, position, rows, scale=100, **look)
-    labels = [f"{family}\nn={counts[family]}" for family in families]
-    axis.set_xticks(range(len(families)), labels)
+    axis.set_xticks(range(len(labels)), labels.values())
     axis.set(ylabel=ACCURACY, ylim=(-3, 103))
     axis.set_title("Accuracy by question family (95 % intervals over images)")
     axis.grid(axis="y")
@@ -220,23 +215,19 @@ def plot_family_costs(costs: pd.DataFrame) -> Figure:
     lost), n, told (enough questions), significant. Significant cells are framed and bold; families
     with too few questions are grey.
     """
-    panels, families = list(costs["what"].unique()), list(costs["family"].unique())
-    counts = costs.groupby("family")["n"].first()
-    labels = [f"{family}, n={counts[family]:,}" for family in families]
-    widths = [costs.loc[costs["what"] == what, "removed"].nunique() for what in panels]
+    labels = style.count_under(costs, "family", "{}, n={:,}")
+    widths = costs.groupby("what", sort=False)["removed"].nunique()
     largest = np.nanmax([*costs["drop"].abs().where(costs["told"]), 1.0])
-    grid = {"ncols": len(panels), "width_ratios": widths, "sharey": True, "squeeze": False}
-    figure, axes = plt.subplots(**grid, figsize=(10, 0.3 * len(families) + 1.9))
-    for axis, what in zip(axes.flat, panels, strict=True):
-        rows, index = costs[costs["what"] == what], ("family", "removed")
-        image = style.plot_drops(
-            axis, rows, index, families, list(rows["removed"].unique()), largest
-        )
+    grid = {"size": (10, 0.3 * len(labels) + 1.9), "width_ratios": widths, "sharey": True}
+    figure, panels = style.make_panels(costs, "what", **grid)
+    for axis, what, rows in panels:
+        cells = ("family", "removed"), list(labels), list(rows["removed"].unique())
+        image = style.plot_drops(axis, rows, *cells, largest)
         axis.set(title=what, xlabel="one after the other" if "layer" in what else "how many")
-        axis.set_yticks(range(len(families)), labels)
-    figure.colorbar(image, ax=axes, label="accuracy lost, points", pad=0.01)
-    style.set_title(figure, "Accuracy lost by question family, before any further training")
-    return figure
+        axis.set_yticks(range(len(labels)), labels.values())
+    figure.colorbar(image, ax=figure.axes, label="accuracy lost, points", pad=0.01)
+    title = "Accuracy lost by question family, before any further training"
+    return style.set_title(figure, title)
 
 
 @style.styled
@@ -250,9 +241,10 @@ def plot_recovery(table: pd.DataFrame, tolerance: float) -> Figure:
     axis.axvline(0, **style.BASELINE)
     axis.axvspan(-tolerance, 0, color=GREY, alpha=0.18, linewidth=0)
     for when, shift, label in (("before", -0.13, "pruned"), ("after", 0.13, "pruned + fine-tuned")):
-        columns, position = (when, f"{when}_low", f"{when}_high"), np.arange(len(table)) + shift
-        look = {"color": "black", "markersize": 6, "label": label, "hollow": when == "before"}
-        style.plot_intervals(axis, position, table, columns, horizontal=True, **look)
+        rows = table.rename(columns={f"{when}_low": "low", f"{when}_high": "high"})
+        look = {"horizontal": True, "color": "black", "markersize": 6, "label": label}
+        look["hollow"] = when == "before"
+        style.plot_intervals(axis, np.arange(len(rows)) + shift, rows, when, **look)
     style.name_rows(axis, table["model"])
     axis.set_xlabel("VQA accuracy less that of the whole model, points (right: better)")
     axis.set_title("What a short training brings back (95 % intervals over images)")
@@ -281,8 +273,8 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
         for precision in [name for name in PRECISION_MARKERS if name in set(models["precision"])]:
             rows = models[models["precision"] == precision]
             look = {"marker": PRECISION_MARKERS[precision], "color": "black", "label": precision}
-            columns, options = ("accuracy", "low", "high"), {"hollow": True, "linewidth": 0.8}
-            style.plot_intervals(axis, rows["time"], rows, columns, capsize=0, **options, **look)
+            look |= {"hollow": True, "linewidth": 0.8, "capsize": 0}
+            style.plot_intervals(axis, rows["time"], rows, "accuracy", **look)
         chosen = models[models["chosen"]]
         look = {"color": IMAGE_COLOR, "markersize": 13, "label": "lightest within the tolerance"}
         axis.plot(chosen["time"], chosen["accuracy"], "*", **look)
@@ -292,8 +284,8 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
         axis.grid()
     axes[-1, 0].set_xlabel("milliseconds of a forward pass (median; left: faster)")
     style.place_legend(figure, axes[0])
-    style.set_title(figure, "Accuracy against measured latency (95 % intervals over images)")
-    return figure
+    title = "Accuracy against measured latency (95 % intervals over images)"
+    return style.set_title(figure, title)
 
 
 def _name_points(axis: Axes, points: pd.DataFrame) -> None:
@@ -332,8 +324,7 @@ def plot_sizes(table: pd.DataFrame, questions: Sequence[int]) -> Figure:
         axis.set(xlabel=label, xlim=(0, 1.3 * values.max()))
         axis.xaxis.set_major_locator(MaxNLocator(3))
     style.name_rows(axes[0, 0], table["model"], fontsize=9)
-    style.set_title(figure, "What each model takes (shorter: lighter)")
-    return figure
+    return style.set_title(figure, "What each model takes (shorter: lighter)")
 
 
 @style.styled
@@ -352,8 +343,7 @@ def plot_runs(table: pd.DataFrame) -> Figure:
     for axis in axes.flat[len(names) :]:
         axis.remove()
     style.name_rows(axes[0, 0], runs)
-    style.set_title(figure, "How far do the headline numbers spread over runs?")
-    return figure
+    return style.set_title(figure, "How far do the headline numbers spread over runs?")
 
 
 def _plot_headline(axis: Axes, rows: pd.DataFrame) -> None:
@@ -363,8 +353,8 @@ def _plot_headline(axis: Axes, rows: pd.DataFrame) -> None:
         mean, sd = known["value"].mean(), known["value"].std()
         axis.axvspan(mean - sd, mean + sd, color=style.PALE, zorder=-1)
         axis.axvline(mean, **style.BASELINE)
-    columns, look = ("value", "low", "high"), {"horizontal": True, "color": TEXT_COLOR}
-    style.plot_intervals(axis, known.index, known, columns, **look)
+    look = {"horizontal": True, "color": TEXT_COLOR}
+    style.plot_intervals(axis, known.index, known, "value", **look)
     look = {"ha": "center", "va": "center", "fontsize": 8, "color": style.DARK_GREY}
     look |= {"backgroundcolor": "white", "transform": axis.get_yaxis_transform()}
     for position in rows.index.difference(known.index):

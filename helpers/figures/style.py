@@ -3,7 +3,7 @@
 A plotting function takes arrays or tables, returns the matplotlib figure, and never calls show.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from textwrap import fill
 
@@ -60,12 +60,23 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return plot_with_style
 
 
-def set_title(figure: Figure, title: str) -> None:
-    """Title of a whole figure, at the left, in lines of at most 95 characters."""
+def set_title(figure: Figure, title: str) -> Figure:
+    """Give a whole figure its title, at the left, in lines of at most 95 characters."""
     figure.suptitle(fill(title, 95), x=0.01, ha="left", fontsize=11)
+    return figure
 
 
-def place_legend(figure: Figure, axes: Sequence[Axes], ncols: int = 5, **look: object) -> None:
+def make_panels(
+    table: pd.DataFrame, column: str, size: tuple[float, float], **grid: object
+) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
+    """A figure with a panel for each value of a column, side by side: axis, value and its rows."""
+    names = list(table[column].unique())
+    figure, axes = plt.subplots(1, max(1, len(names)), figsize=size, squeeze=False, **grid)
+    panels = zip(axes[0], names, strict=False)
+    return figure, [(axis, name, table[table[column] == name]) for axis, name in panels]
+
+
+def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5, **look: object) -> None:
     """One legend below the figure for all axes, each label once."""
     entries = {}
     for axis in axes:
@@ -82,6 +93,16 @@ def format_points(value: float, sign: str = "", digits: int = 0) -> str:
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
+def format_cells(
+    values: ArrayLike, sign: str = "", digits: int = 0, unsure: ArrayLike = False
+) -> np.ndarray:
+    """Numbers as texts for cells, "" for NaN; in brackets where the bool of `unsure` says so."""
+    write = np.vectorize(lambda value: format_points(value, sign, digits), otypes=[object])
+    texts = write(values)
+    texts = np.where(unsure, "(" + texts + ")", texts)
+    return np.where(np.isnan(np.asarray(values, dtype=float)), "", texts)
+
+
 def measure_bars(estimate: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
     """Lengths (2, n) of error bars below and above; 0 where there is no interval.
 
@@ -95,24 +116,35 @@ def plot_intervals(
     axis: Axes,
     position: ArrayLike,
     rows: pd.DataFrame,
-    columns: tuple[str, str, str] = ("estimate", "low", "high"),
+    value: str = "estimate",
     scale: float = 1,
     horizontal: bool = False,
     hollow: bool = False,
     **look: object,
 ) -> ErrorbarContainer:
-    """Points with their 95 % intervals, from three columns of a table times `scale`.
+    """Points with their 95 % intervals: the columns `value`, low, high of a table times `scale`.
 
     position: one for each row, along the other axis; horizontal: the values run along x. An absent
     interval draws no bar. hollow: markers are white inside. look: of matplotlib's errorbar.
     """
-    estimate, low, high = (scale * rows[column].to_numpy(float) for column in columns)
+    estimate, low, high = (scale * rows[name].to_numpy(float) for name in (value, "low", "high"))
     bars, position = measure_bars(estimate, low, high), np.asarray(position, dtype=float)
     look = {"marker": "o", "linestyle": "", "linewidth": 1.2} | look
     look |= {"markerfacecolor": "white"} if hollow else {}
     if horizontal:
         return axis.errorbar(estimate, position, xerr=bars, **look)
     return axis.errorbar(position, estimate, yerr=bars, **look)
+
+
+def dodge(rows: Sequence, number: int, names: Sequence, step: float) -> np.ndarray:
+    """Positions 0, 1, ... of rows, moved so that the points of all `names` stand side by side."""
+    return np.arange(len(rows)) + step * (number - (len(names) - 1) / 2)
+
+
+def count_under(table: pd.DataFrame, column: str, form: str = "{0}\nn={1}") -> dict[str, str]:
+    """Labels of a column's values, in order of appearance, with n beside the name."""
+    counts = table.groupby(column, sort=False, observed=True)["n"].first()
+    return {name: form.format(name, n) for name, n in counts.items()}
 
 
 def plot_layers(
@@ -234,18 +266,12 @@ def plot_drops(
 
     effects: the two columns of `index` (down, across), drop, told, significant.
     """
-    told = effects[effects["told"]]
-    values, significant = (
-        told.assign(cell=told[column].astype(float))
-        .pivot_table(index=index[0], columns=index[1], values="cell")
-        .reindex(index=rows, columns=columns)
-        .to_numpy(float)
-        for column in ("drop", "significant")
-    )
-    texts = [["" if np.isnan(v) else format_points(v) for v in row] for row in values]
+    told = effects[effects["told"]].astype({"drop": float, "significant": float})
+    tables = [told.pivot_table(name, *index) for name in ("drop", "significant")]
+    values, significant = (t.reindex(index=rows, columns=columns).to_numpy(float) for t in tables)
     limits = (-max(1.0, largest), max(1.0, largest))
     look = {"framed": significant == 1, "fontsize": 7.5}
-    return plot_cells(axis, values, texts, rows, columns, limits, **look)
+    return plot_cells(axis, values, format_cells(values), rows, columns, limits, **look)
 
 
 def size_heads_grid(n_layers: int, n_heads: int) -> tuple[float, float]:

@@ -49,11 +49,9 @@ def test_layers_draw_every_estimate_and_its_bounds():
         assert any(np.all(np.asarray(line.get_ydata()) == uniform) for line in panel.lines)
 
 
-@pytest.mark.parametrize(
-    ("n_layers", "models"), [(1, ("trained",)), (12, ("trained", "untrained"))]
-)
-def test_layers_of_other_numbers_and_without_intervals(n_layers, models):
-    table = make_layers(n_layers, models).assign(low=np.nan, high=np.nan)
+@pytest.mark.parametrize("n_layers", [1, 9])
+def test_layers_of_other_numbers_and_without_intervals(n_layers):
+    table = make_layers(n_layers, ("trained",)).assign(low=np.nan, high=np.nan)
     figure = attention.plot_layer_measures(table, UNIFORM)
     render(figure)
     bars = read_bars(figure.axes[0].containers[-1])
@@ -70,7 +68,7 @@ def test_heads_draw_the_given_numbers():
      (2, 1): "+50"}  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (12, 12)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 12)])
 def test_heads_of_other_numbers(shape):
     grids = {"a": np.linspace(-0.9, 0.9, np.prod(shape)).reshape(shape), "b": np.zeros(shape)}
     figure = attention.plot_heads(grids, {name: grid < 5 for name, grid in grids.items()})
@@ -97,10 +95,6 @@ def test_maps_draw_their_own_weights_in_per_cent(shared):
 
 def test_a_map_without_any_attention():
     render(attention.plot_maps(PICTURE, np.zeros((1, 1, 3, 4)), [""], ["only"], "nothing"))
-
-
-# ----------------------------------------------------------------------------------------------
-# flow
 
 
 def test_flow_masses_by_hand():
@@ -132,7 +126,7 @@ def test_a_flow_that_is_none_is_refused(flow, says):
         attention.flow_masses(flow)
 
 
-@pytest.mark.parametrize("n_layers", [1, 12])
+@pytest.mark.parametrize("n_layers", [1, 3])
 def test_flow_writes_the_shares_of_text_and_image(n_layers):
     flow = np.random.default_rng(0).dirichlet(np.ones(5), size=(n_layers, 5))
     figure = attention.plot_flow({"one": flow, "two $ signs $": flow})
@@ -145,21 +139,11 @@ def test_flow_writes_the_shares_of_text_and_image(n_layers):
     assert len(drawn) == sum((band > 0).sum() + (np.diag(band) > 0).sum() for band in bands)
 
 
-# ------------------------------------------------------------------------------ pointing,
-# faithfulness
-
-
 def test_hits_draw_each_control_and_name_each_head():
-    bases = {
-        "the head": 0.5,
-        "same head, untrained": 0.1,
-        "same head, another question": 0.3,
-        "difference": 0.2,
-    }
+    bases = dict(zip([*attention.HIT_STYLE, "difference"], (0.5, 0.3, 0.1, 0.2), strict=True))
     rows = [
         {"layer": layer, "against": against, "estimate": base + 0.1 * layer, "low": base,
-         "high": 0.9,
-         "label": f"L{layer}H{3 - layer}, words"}
+         "high": 0.9, "label": f"L{layer}H{3 - layer}, words"}
         for against, base in bases.items() for layer in range(3)
     ]  # fmt: skip
     axis = attention.plot_hits(pd.DataFrame(rows), 0.07).axes[0]
@@ -208,12 +192,11 @@ def test_scoreboard_has_the_best_map_on_top_and_each_in_its_row(measures):
         np.testing.assert_allclose(points, expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (12, 12)])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 9)])
 def test_pointing_brackets_what_is_not_beyond_chance(shape):
     rows = [
         {"layer": layer, "head": head, "measure": measure, "estimate": 0.1 * head,
-         "low": 0.1 * head - 0.05,
-         "high": 0.1 * head + 0.05, "chance": 0.1}
+         "low": 0.1 * head - 0.05, "high": 0.1 * head + 0.05, "chance": 0.1}
         for measure in ("pointing", "mass") for layer, head in np.ndindex(*shape)
     ]  # fmt: skip
     figure = attention.plot_pointing(pd.DataFrame(rows))

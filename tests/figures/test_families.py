@@ -23,9 +23,8 @@ def make_layers(
         {"family": family, "query": query, "kind": kind, "layer": layer, "estimate": estimate,
          "low": estimate - 0.01, "high": estimate + 0.02, "n": 1000 * (f + 1) + k,
          "enough": family != "why"}
-        for f, family in enumerate(families) for q, query in enumerate(queries) for k,
-        kind in enumerate(kinds)
-        for layer in range(n_layers)
+        for f, family in enumerate(families) for q, query in enumerate(queries)
+        for k, kind in enumerate(kinds) for layer in range(n_layers)
         for estimate in [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1]
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -51,7 +50,7 @@ def test_families_by_layer():
             assert is_hollow(container.lines[0]) == (f == 1)  # too few questions
 
 
-@pytest.mark.parametrize(("families", "n_layers"), [(("other",), 1), (FAMILIES, 12)])
+@pytest.mark.parametrize(("families", "n_layers"), [(("other",), 1), (FAMILIES, 4)])
 def test_families_of_other_numbers_and_without_intervals(families, n_layers):
     table = make_layers(families, n_layers, kinds=KINDS[:1]).assign(low=np.nan, high=np.nan)
     table["family"] = pd.Categorical(table["family"], FAMILIES)  # with unused categories
@@ -60,7 +59,7 @@ def test_families_of_other_numbers_and_without_intervals(families, n_layers):
     assert [len(axis.containers) for axis in figure.axes] == [len(families)] * 2
 
 
-@pytest.mark.parametrize("families", [("what",), FAMILIES[:7]])
+@pytest.mark.parametrize("families", [("what",), FAMILIES[:3]])
 def test_controls_stand_beside_the_questions_of_their_family(families):
     figure = figures.plot_controls(make_layers(families))
     render(figure)
@@ -71,7 +70,7 @@ def test_controls_stand_beside_the_questions_of_their_family(families):
             np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (12, 12)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (3, 9)])
 def test_separation_writes_each_head_its_largest_difference(shape):
     rows = [
         {"query": query, "layer": layer, "head": head, "label": "what color > how many",
@@ -87,24 +86,23 @@ def test_separation_writes_each_head_its_largest_difference(shape):
     if shape[1] > 3:
         assert np.ma.is_masked(image[1, 2])
         assert image[2, 1] == pytest.approx(21.4)
-    nothing = pd.DataFrame(rows).assign(difference=np.nan, tested=False, label=None)
-    render(figures.plot_separation(nothing))
+    if shape == (1, 1):
+        nothing = pd.DataFrame(rows).assign(difference=np.nan, tested=False, label=None)
+        render(figures.plot_separation(nothing))
 
 
 def test_pairs_count_the_heads_that_tell_families_apart():
     families = ["what", "why", "how many"]
-    sizes = pd.DataFrame(
-        {"questions": [1500, 20, 3], "enough": [True, True, False]}, index=families
-    )
+    columns = {"questions": [1500, 20, 3], "enough": [True, True, False]}
+    sizes = pd.DataFrame(columns, index=families)
     rows = [("[CLS]", "why", "what", 4, 3, 0.52), ("[CLS]", "what", "how many", 0, 0, np.nan)]
     table = pd.DataFrame(rows, columns=["query", "group_a", "group_b", "heads", "apart", "g"])
     figure = figures.plot_pairs(table, sizes)
     render(figure)
     axis = figure.axes[0]
     assert axis.images[0].get_array()[1, 0] == 75
-    assert {text.get_position(): text.get_text() for text in axis.texts} == {
-        (0, 1): "3 of 4\ng 0.5"
-    }
+    written = {text.get_position(): text.get_text() for text in axis.texts}
+    assert written == {(0, 1): "3 of 4\ng 0.5"}
     assert [patch.get_xy() for patch in axis.patches] == [(-0.5, 1.5)]  # not tested: hatched
     assert read_ticks(axis, "y") == ["what\nn = 1,500", "why\nn = 20", "how many\nn = 3\ntoo few"]
     render(figures.plot_pairs(table[:0], sizes))
@@ -127,9 +125,8 @@ def test_adjusted_differences_are_drawn_by_verdict():
 @pytest.mark.parametrize("n", [1, 3])
 def test_example_maps_share_one_scale(n):
     weights = [np.full((2, 3), 0.1 * (i + 1)) for i in range(n)]
-    examples = [{"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "weights": w,
-     "caption": "no"}
-                for w in weights]  # fmt: skip
+    example = {"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "caption": "no"}
+    examples = [example | {"weights": weight} for weight in weights]
     figure = figures.plot_example_maps(examples, "[CLS], L3")
     render(figure)
     heatmaps = [axis.images[1] for axis in figure.axes[n : 2 * n]]
@@ -138,16 +135,11 @@ def test_example_maps_share_one_scale(n):
         assert heatmap.get_clim() == pytest.approx((0, 10 * n))
 
 
-# ---------------------------------------------------------------------------------------- word
-# classes
-
-
 @pytest.mark.parametrize("n_layers", [1, 4])
 def test_classes_by_layer(n_layers):
     rows = [
         {"word_class": name, "layer": layer, "estimate": 0.1 * c + 0.01 * layer if c else np.nan,
-         "n": 100 * c,
-         "enough": c > 1}
+         "n": 100 * c, "enough": c > 1}
         for c, name in enumerate(CLASSES) for layer in range(n_layers)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
@@ -177,12 +169,13 @@ def test_classes_by_family_in_one_layer():
     assert [patch.get_xy() for patch in axis.patches if patch.get_hatch()] == [(0.5, -0.5)]
 
 
-@pytest.mark.parametrize("n_layers", [1, 12])
+@pytest.mark.parametrize("n_layers", [1, 4])
 def test_strips_draw_each_word_of_each_question(n_layers):
     shares = [np.arange(n_layers * n).reshape(n_layers, n) / 200 for n in (3, 5)]
-    examples = [{"title": "a question", "words": ["w"] * share.shape[1],
-     "classes": ["noun"] * share.shape[1],
-                 "share": share} for share in shares]  # fmt: skip
+    examples = [
+        {"title": "a", "words": ["w"] * n, "classes": ["noun"] * n, "share": share}
+        for n, share in zip((3, 5), shares, strict=True)
+    ]
     figure = figures.plot_strips(examples)
     render(figure)
     for axis, share in zip(figure.axes, shares, strict=False):
@@ -190,18 +183,13 @@ def test_strips_draw_each_word_of_each_question(n_layers):
         assert len(axis.lines) == share.shape[1]  # the marker of each word's class
 
 
-# ----------------------------------------------------------------------------------- needs,
-# calibration
-
-
 def make_needs(families=("what", "why"), kinds=("questions", "controls")) -> pd.DataFrame:
     measures = [measure for panel in figures.NEEDS.values() for measure in panel[3]]
     rows = [
         {"family": family, "kind": kind, "measure": measure, "estimate": 10 * f + m + 5 * k,
-         "n": 100 * (f + 1) + k,
-         "enough": True}
-        for f, family in enumerate(families) for k, kind in enumerate(kinds) for m,
-        measure in enumerate(measures)
+         "n": 100 * (f + 1) + k, "enough": True}
+        for f, family in enumerate(families) for k, kind in enumerate(kinds)
+        for m, measure in enumerate(measures)
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     return table.assign(low=table["estimate"] - 2, high=table["estimate"] + 1)
@@ -233,9 +221,10 @@ def test_needs_say_where_their_questions_are_fewer_and_leave_out_what_is_unknown
 
 @pytest.mark.parametrize("scores", [("ranks",), ("ranks", "controls")])
 def test_scores_of_measures(scores):
-    rows = [(measure, score, 0.2 * m, 0.1, 0.9, 7) for m, measure in enumerate(("MM-SHAP",
-     "image share"))
-            for score in scores]  # fmt: skip
+    measures = ("MM-SHAP", "image share")
+    rows = [
+        (name, score, 0.2 * m, 0.1, 0.9, 7) for m, name in enumerate(measures) for score in scores
+    ]
     table = pd.DataFrame(rows, columns=["measure", "score", "estimate", "low", "high", "n"])
     figure = figures.plot_scores(table)
     render(figure)

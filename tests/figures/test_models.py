@@ -20,11 +20,9 @@ def test_the_study_has_a_box_for_every_token():
 
 @pytest.mark.parametrize("n", [1, 40])
 def test_the_data_at_a_glance_counts_questions(n):
-    questions = pd.DataFrame({
-        "part": ["train"] * n, "family": ["what"] * n, "multiple_choice_answer": [str(i % 15)
-         for i in range(n)],
-        "n_words": 5, "n_patches": [12] * n,
-    })  # fmt: skip
+    answers = [str(i % 15) for i in range(n)]
+    questions = pd.DataFrame({"multiple_choice_answer": answers, "part": "train", "family": "what"})
+    questions = questions.assign(n_words=5, n_patches=12)
     figure = figures.plot_dataset(questions)
     render(figure)
     families, answers, words, _ = figure.axes
@@ -41,7 +39,7 @@ def test_examples_keep_their_pictures(n):
     assert sum(bool(axis.images) for axis in figure.axes) == n
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (3, 4), (12, 16)])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 4), (8, 8)])
 def test_patches_are_numbered_where_they_fit(grid):
     figure = figures.plot_patches(PICTURE, np.zeros((96, 128, 3)), grid)
     render(figure)
@@ -52,10 +50,8 @@ def test_patches_are_numbered_where_they_fit(grid):
 
 
 def test_training_draws_loss_and_accuracy():
-    curves = pd.DataFrame(
-        {"step": [1, 2, 2], "loss": [3, 2, np.nan], "eval_accuracy": [np.nan, np.nan, 0.4]}
-    )
-    figure = figures.plot_training(curves, 0.25)
+    curves = {"step": [1, 2, 2], "loss": [3, 2, np.nan], "eval_accuracy": [np.nan, np.nan, 0.4]}
+    figure = figures.plot_training(pd.DataFrame(curves), 0.25)
     render(figure)
     loss, accuracy = figure.axes
     np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, 3], [2, 2]])
@@ -75,10 +71,6 @@ def test_accuracy_of_each_answerer_stands_in_its_family():
     np.testing.assert_allclose(vilt.lines[0].get_ydata(), [0, 10])
     np.testing.assert_allclose(prior.lines[0].get_ydata(), [20, np.nan])
     np.testing.assert_allclose(read_bars(vilt), [[0, 90], [0, 90]])
-
-
-# --------------------------------------------------------------------------------------- smaller
-# models
 
 
 def make_curves(steps=(1, 2, 4)) -> pd.DataFrame:
@@ -106,8 +98,7 @@ def test_removal_curves_draw_every_order(steps):
 def test_family_costs_draw_heads_and_layers():
     rows = [
         {"what": what, "removed": removed, "family": family, "drop": r + 10 * f, "n": 40,
-         "told": family != "why",
-         "significant": r > 0}
+         "told": family != "why", "significant": r > 0}
         for what, steps in (("heads removed", (1, 2)), ("layers removed", ("+L1",)))
         for r, removed in enumerate(steps) for f, family in enumerate(("all", "why"))
     ]  # fmt: skip
@@ -121,9 +112,9 @@ def test_family_costs_draw_heads_and_layers():
 
 
 def test_recovery_draws_before_and_after():
-    table = pd.DataFrame({"model": ["a", "b"], "before": [-5.0, 0], "before_low": -7,
-     "before_high": 1,
-                          "after": [-1.0, np.nan], "after_low": -2, "after_high": 3})  # fmt: skip
+    columns = {"before": [-5.0, 0], "before_low": -7, "before_high": 1}
+    columns |= {"after": [-1.0, np.nan], "after_low": -2, "after_high": 3}
+    table = pd.DataFrame({"model": ["a", "b"], **columns})
     axis = figures.plot_recovery(table, 1).axes[0]
     render(axis.figure)
     before, after = axis.containers
@@ -137,8 +128,8 @@ def test_recovery_draws_before_and_after():
 def test_pareto_names_every_model_at_each_size(n_models):
     rows = [
         {"model": f"m{i}", "precision": ("fp32", "int8")[i % 2], "questions": size,
-         "seconds": 0.001 * (i + 1) * size,
-         "accuracy": 90 - i, "low": 80, "high": 95, "chosen": i == 0}
+         "seconds": 0.001 * (i + 1) * size, "accuracy": 90 - i, "low": 80,
+         "high": 95, "chosen": i == 0}
         for size in (1, 8) for i in range(n_models)
     ]  # fmt: skip
     figure = figures.plot_pareto(pd.DataFrame(rows))
@@ -150,16 +141,27 @@ def test_pareto_names_every_model_at_each_size(n_models):
 
 
 def test_sizes_are_bars_in_millions():
-    table = pd.DataFrame(
-        {
-            "model": ["a", "b"],
-            "parameters": [2e6, 1e6],
-            "weights": [8e6, 4e6],
-            "memory_1": [3e8, 1e4],
-        }
-    )
-    figure = figures.plot_sizes(table, [1])
+    sizes = {"parameters": [2e6, 1e6], "weights": [8e6, 4e6], "memory_1": [3e8, 1e4]}
+    figure = figures.plot_sizes(pd.DataFrame({"model": ["a", "b"], **sizes}), [1])
     render(figure)
     widths = [[bar.get_width() for bar in axis.patches] for axis in figure.axes]
     assert widths == [[2, 1], [8, 4], [300, 0.01]]
     assert read_ticks(figure.axes[0], "y") == ["a", "b"]
+
+
+def test_runs_are_points_and_a_run_without_a_number_says_so():
+    rows = [
+        ("accuracy", "VQA accuracy", "%", "a", 50.0, 40.0, 60.0),
+        ("accuracy", "VQA accuracy", "%", "b", 60.0, 55.0, 65.0),
+        ("roles", "heads with a role", "heads", "a", 3, np.nan, np.nan),
+        ("roles", "heads with a role", "heads", "b", np.nan, np.nan, np.nan),
+    ]
+    columns = ["headline", "label", "unit", "run", "value", "low", "high"]
+    figure = figures.plot_runs(pd.DataFrame(rows, columns=columns))
+    render(figure)
+    accuracy, roles = figure.axes
+    np.testing.assert_allclose(accuracy.containers[0].lines[0].get_xydata(), [[50, 0], [60, 1]])
+    np.testing.assert_allclose(read_bars(accuracy.containers[0], 0), [[40, 60], [55, 65]])
+    assert read_ticks(accuracy, "y") == ["a", "b"]
+    np.testing.assert_allclose(roles.containers[0].lines[0].get_xydata(), [[3, 0]])
+    assert [(text.get_position()[1], text.get_text()) for text in roles.texts] == [(1, "no number")]

@@ -43,10 +43,9 @@ def test_bars_are_as_long_as_the_bounds_are_away():
 
 @pytest.mark.parametrize("horizontal", [False, True])
 def test_intervals_stand_at_their_estimates_and_end_at_their_bounds(axis, horizontal):
-    rows = pd.DataFrame({"value": [0.1, 0.5], "from": [0.0, np.nan], "to": [0.3, np.nan]})
-    columns = ("value", "from", "to")
+    rows = pd.DataFrame({"drop": [0.1, 0.5], "low": [0.0, np.nan], "high": [0.3, np.nan]})
     options = {"scale": 100, "horizontal": horizontal, "hollow": True}
-    drawn = style.plot_intervals(axis, [2, 3], rows, columns, **options)
+    drawn = style.plot_intervals(axis, [2, 3], rows, "drop", **options)
     points = drawn.lines[0].get_xydata()
     np.testing.assert_allclose(points[:, 1 - horizontal], [10, 50])
     np.testing.assert_allclose(points[:, int(horizontal)], [2, 3])
@@ -97,11 +96,8 @@ def test_a_grid_of_heads_has_layers_downwards_and_heads_across(axis):
 
 
 def test_accuracy_lost_is_blank_where_questions_are_too_few(axis):
-    rows = [
-        ("L0", "what", 5.4, True, True),
-        ("L0", "why", -0.2, True, False),
-        ("L1", "why", 9, False, True),
-    ]
+    rows = [("L0", "what", 5.4, True, True), ("L0", "why", -0.2, True, False)]
+    rows.append(("L1", "why", 9, False, True))
     effects = pd.DataFrame(rows, columns=["name", "family", "drop", "told", "significant"])
     image = style.plot_drops(axis, effects, ("name", "family"), ["L0", "L1"], ["why", "what"], 5.4)
     drawn = image.get_array().filled(np.nan)
@@ -113,11 +109,12 @@ def test_accuracy_lost_is_blank_where_questions_are_too_few(axis):
 
 @pytest.mark.parametrize(
     ("value", "sign", "digits", "text"),
-    [(-3.2, "", 0, "−3"), (-0.4, "", 0, "0"), (0.4, "+", 0, "0"), (2, "+", 1, "+2.0"), (-0.04, "",
-     1, "0.0")],
+    [(-3.2, "", 0, "−3"), (-0.4, "", 0, "0"), (0.4, "+", 0, "0"), (2, "+", 1, "+2.0"),
+     (-0.04, "", 1, "0.0"), (np.nan, "", 0, "")],
 )  # fmt: skip
 def test_numbers_have_a_true_minus_and_no_minus_zero(value, sign, digits, text):
-    assert style.format_points(value, sign, digits) == text
+    written = style.format_cells([[value, value]], sign, digits, unsure=[[False, True]])
+    assert written.tolist() == [[text, f"({text})" if text else ""]]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
