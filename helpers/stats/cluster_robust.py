@@ -171,7 +171,11 @@ def correct_p(p: ArrayLike, method: str = "fdr_bh") -> np.ndarray:
         raise ValueError(f"correct_p: method {method!r} is not known: use 'fdr_bh' or 'holm'")
     corrected = np.array(p, dtype=float)
     tested = ~np.isnan(corrected)
-    if tested.any():
+    if tested.any() and method == "holm":  # statsmodels' collects garbage each time: 0.1 s
+        order = corrected[tested].argsort()
+        ordered = corrected[tested][order] * np.arange(len(order), 0, -1)
+        corrected[tested] = np.maximum.accumulate(ordered).clip(max=1)[order.argsort()]
+    elif tested.any():
         corrected[tested] = multipletests(corrected[tested], method=method)[1]
     return corrected
 

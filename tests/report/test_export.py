@@ -73,9 +73,9 @@ def export_run(tmp_path, cells, name="run"):
     return write_pages(study, path)
 
 
-@pytest.fixture
-def pages(tmp_path):
-    return export_run(tmp_path, make_cells())
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    return export_run(tmp_path_factory.mktemp("runs"), make_cells())
 
 
 def read(path) -> BeautifulSoup:

@@ -35,7 +35,7 @@ def study(tmp_path):
     return study
 
 
-def make_png(width=1200, height=300) -> bytes:
+def make_png(width=900, height=60) -> bytes:
     """A picture of noise: no palette suits it."""
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -182,6 +182,7 @@ def test_texts_are_never_read_as_html():
     assert [data["title"], card["question"], card["answer"], card["tokens"][1]] == [HOSTILE] * 4
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=())))  # half an emoji included
 def test_escaped_json_gives_back_any_text(text):
     escaped = viewer.escape_json({text: [text]})

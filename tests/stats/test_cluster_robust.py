@@ -68,7 +68,7 @@ def test_degrees_of_freedom_of_one_contrast_from_the_whole_matrix(seed):
 def test_scale_and_degrees_of_freedom_of_two_contrasts_by_drawing_errors():
     design, images = draw_design(4)
     contrast = np.array([[-1.0, 1, 0, 0], [-1, 0, 1, 0]])
-    errors = np.random.default_rng(5).normal(size=(len(design), 40_000))
+    errors = np.random.default_rng(5).normal(size=(len(design), 20_000))
     fit = cluster_robust.fit_columns(errors, design, images)
     half = np.linalg.inv(np.linalg.cholesky(contrast @ fit.bread @ contrast.T)) @ contrast
     drawn = half @ fit.covariance @ half.T

@@ -46,7 +46,7 @@ def expanded_tail(sizes, level=0.95):
 
 
 def test_the_expanded_tail_is_hesterbergs_for_equal_clusters():
-    assert expanded_tail(np.ones(2000, int)) == pytest.approx(0.025, abs=1e-4)
+    assert expanded_tail(np.ones(1000, int)) == pytest.approx(0.025, abs=2e-4)
     # t(4) = 2.776; 2.776 * sqrt(5 / 4) = 3.104
     assert expanded_tail([3] * 5) == pytest.approx(0.00095, abs=5e-5)
 
@@ -286,10 +286,9 @@ def test_a_group_with_too_few_questions_is_nan_and_leaves_the_others_alone():
     assert all_three.omnibus["n_groups"].iloc[0] == 2
 
 
-@pytest.mark.parametrize("n", [0, 1, 5, 40])
+@pytest.mark.parametrize(("n", "n_images"), [(0, 1), (1, 1), (5, 20), (40, 1), (40, 2), (40, 20)])
 @pytest.mark.parametrize("kind", ["zero", "constant", "nan", "separated", "random"])
-@pytest.mark.parametrize("n_images", [1, 2, 20])
-def test_degenerate_data_give_nan_not_errors(n, kind, n_images):
+def test_degenerate_data_give_nan_not_errors(n, n_images, kind):
     rows = np.arange(n)
     random, constant = np.random.default_rng(0).normal(size=n), np.full(n, 0.1)
     kinds = {"zero": rows * 0.0, "constant": constant, "nan": np.full(n, np.nan)}
@@ -334,6 +333,7 @@ def test_correction_by_hand():
     np.testing.assert_allclose(stats.correct_p(p), [0.04, 0.16 / 3, np.nan, 0.16 / 3, 0.2])
     # Holm: 0.01 * 4, 0.03 * 3, max(0.09, 0.04 * 2), 0.2
     np.testing.assert_allclose(stats.correct_p(p, "holm"), [0.04, 0.09, np.nan, 0.09, 0.2])
+    assert stats.correct_p([0.9, 0.8], "holm").tolist() == [1, 1]
     assert np.isnan(stats.correct_p([[np.nan, np.nan]])).all()
 
 

@@ -95,14 +95,6 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
     assert rates.loc["false among found, B-H", ["rate", "n"]].tolist() == pytest.approx([1 / 9, 3])
 
 
-def test_a_study_finds_something_where_holms_correction_leaves_something():
-    p = np.random.default_rng(0).uniform(size=(5, 6)) ** 3  # statsmodels' Holm is slow
-    p[::3, 4:] = np.nan
-    by_helper = [(stats.correct_p(row, "holm") < 0.05).any() for row in p]
-    assert 0 < sum(by_helper) < 5
-    assert calibrate._any_after_holm(p).tolist() == by_helper
-
-
 @pytest.mark.parametrize("n_images", [1, 3])
 def test_too_few_images_give_no_rate(n_images):
     drawn = draw_questions(n_images, [0.5, 0.5])
