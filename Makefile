@@ -1,6 +1,7 @@
 # make run    the whole study into runs/$(RUN_NAME) (default: the embedded phantom; a few minutes on 2 cores)
 # make test   everything but CUDA: the tests, the committed notebooks once, and what they left
-# make test-plain   the tests that execute no notebook; test-sample: the notebooks on real VQAv2
+# make test-quick   the tests of at most three seconds; test-plain: all that execute no notebook
+# make test-sample  the notebooks on real VQAv2
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/settings.py)
@@ -28,7 +29,7 @@ export OMP_WAIT_POLICY := PASSIVE
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
 
-.PHONY: run sweep test test-plain test-sample lint render bench pretrain clean
+.PHONY: run sweep test test-quick test-plain test-sample lint render bench pretrain clean
 
 run: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
@@ -37,13 +38,18 @@ sweep: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --seeds $(SEEDS)
 
 # One thread a process: the models are small, and two threads take twice as long as one.
-test-plain: export OMP_NUM_THREADS := 1
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder  # long files come first: tests/conftest.py
+
+test-quick: $(VENV)/made
+	$(PYTEST) $(SHARED) -m "not slow and not browser and not notebooks and not gpu"
+
 test-plain: $(VENV)/made
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not notebooks"
+	$(PYTEST) $(SHARED) -m "not gpu and not notebooks"
 
 test: test-plain
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks
-	$(BIN)/python -m pytest -m notebooks tests/tools
+	$(PYTEST) -m notebooks tests/tools/test_notebooks.py
 
 test-sample: $(VENV)/made
 	TEST_SAMPLE=1 $(BIN)/python -m pytest -m notebooks -k real_questions tests/tools

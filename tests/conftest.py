@@ -8,9 +8,15 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # the models here are small: more threads wait for each other
+# the models here are small: more threads wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first: at the end they would keep one of two processes waiting."""
+    long = {item.path for item in items for name in ("slow", "browser")
+            if item.get_closest_marker(name)}  # fmt: skip
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,8 @@ def make_run(folder, name="test", seed=3, accuracy=0.5, **settings) -> Study:
     write_attention(study)
     write_heads(study)
     write_lighter(study)
-    (study.run_dir / "run.json").write_text(
-        json.dumps({"settings": {"seed": seed, "epochs": study.epochs}})
-    )
+    record = {"settings": {"seed": seed, "epochs": study.epochs}}
+    (study.run_dir / "run.json").write_text(json.dumps(record))
     return study
 
 
@@ -33,9 +32,8 @@ def write_answers(study: Study, accuracy: float) -> None:
     ]
     columns = ["family", "answerer", "estimate", "low", "high", "n", "images"]
     save_table(study, "02_accuracy", pd.DataFrame(rows, columns=columns))
-    scored = pd.DataFrame(
-        {"question_id": range(12), "image_id": np.repeat(range(6), 2), "accuracy": [1.0, 0.5] * 6}
-    )
+    scored = pd.DataFrame({"question_id": range(12), "image_id": np.repeat(range(6), 2),
+                           "accuracy": [1.0, 0.5] * 6})  # fmt: skip
     save_table(study, "02_predictions", scored)
 
 
@@ -72,8 +70,7 @@ def write_heads(study: Study) -> None:
     drops = {"L0H0": 1.0, "L0H1": 0.5, "L1H0": 4.0, "L1H1": -1.0}
     rows = [
         {"name": name, "family": family, "drop": 2 * drop if family != "all" else drop,
-         "low": drop - 1,
-         "high": drop + 1, "told": True, "mode": mode, **SIZE}
+         "low": drop - 1, "high": drop + 1, "told": True, "mode": mode, **SIZE}
         for mode, sign in (("zero", 1), ("mean", 9)) for family in ("all", "what")
         for name, drop in ((name, sign * drop) for name, drop in drops.items())
     ]  # fmt: skip

@@ -34,9 +34,9 @@ def test_the_same_scene_renders_the_same_pixels():
 
 def test_a_thousand_scenes_take_seconds():
     start = time.process_time()
-    for index in range(100):
+    for index in range(50):
         render_scene(make_scene("train", 0, index))
-    assert time.process_time() - start < 3  # 100 scenes; loose, a regression guard and no benchmark
+    assert time.process_time() - start < 1.5  # loose: a guard against regressions, no benchmark
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,24 +49,19 @@ def test_boxes_lie_in_the_picture_and_over_their_cell(split, seed, index, groups
     assert len(set(cells)) == len(cells)
     for thing in scene.objects:
         x, y, w, h = thing.box
-        assert x >= 0
-        assert y >= 0
-        assert w > 5
-        assert h > 5
+        assert min(x, y) >= 0
+        assert min(w, h) > 5
         middle = (x + w / 2) // CELL, (y + h / 2) // CELL
         assert middle == (thing.column, thing.row)
-        assert (
-            min(x + w, width) - max(x, 0) >= 0.9 * w
-        )  # a sprite may lose a pixel or two at the border
+        # a sprite may lose a pixel or two at the border
+        assert min(x + w, width) - max(x, 0) >= 0.9 * w
         assert min(y + h, height) - max(y, 0) >= 0.9 * h
 
 
 def test_a_box_is_where_the_object_was_painted():
     scene = make_scene("train", 0, 3)
-    picture = np.asarray(render_scene(scene)).astype(int)
-    bare = np.asarray(
-        render_scene(scene.__class__(scene.rows, scene.columns, (), scene.key, ""))
-    ).astype(int)
+    empty = scene.__class__(scene.rows, scene.columns, (), scene.key, "")
+    picture, bare = (np.asarray(render_scene(each)).astype(int) for each in (scene, empty))
     painted = np.abs(picture - bare).max(axis=2) > 25
     inside = np.zeros_like(painted)
     for x, y, w, h in (thing.box for thing in scene.objects):
@@ -166,9 +161,8 @@ def test_ten_annotators_disagree_but_the_truth_scores_one():
 
 
 def test_splits_share_no_picture():
-    pictures = {
-        name: {render_scene(make_scene(name, 0, i)).tobytes() for i in range(60)} for name in SPLITS
-    }
+    pictures = {name: {render_scene(make_scene(name, 0, i)).tobytes() for i in range(20)}
+                for name in SPLITS}  # fmt: skip
     assert not pictures["pretrain"] & (pictures["train"] | pictures["val"])
     assert not pictures["train"] & pictures["val"]
 
@@ -182,20 +176,20 @@ def test_written_files_are_read_as_vqav2(phantom_root):
         assert set(data["question_type"]) <= {question_type(q) for q in data["question"]}
         sizes = {data[i]["image"].size for i in range(0, len(data), 5)}
         assert sizes <= {(192, 192), (240, 192), (192, 240)}
-    assert not set(read_vqa(phantom_root, "train")["image_id"]) & set(
-        read_vqa(phantom_root, "val")["image_id"]
-    )
+    train, val = (set(read_vqa(phantom_root, split)["image_id"]) for split in ("train", "val"))
+    assert not train & val
 
 
 def test_written_boxes_lie_in_the_picture(tmp_path):
-    write_phantom(tmp_path, "val", 150, seed=0)
+    write_phantom(tmp_path, "val", 50, seed=0)
     data, truth = read_vqa(tmp_path, "val"), read_truth(tmp_path, "val")
     sizes = {row["question_id"]: row["image"].size for row in data}
     boxes = [(box, sizes[number]) for number, row in truth.items() for box in row["boxes"]]
-    assert len(boxes) > 500
-    assert all(
-        x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1] for (x, y, w, h), size in boxes
-    )
+    assert len(boxes) > 150
+    for (x, y, w, h), (width, height) in boxes:
+        assert min(x, y) >= 0
+        assert x + w <= width
+        assert y + h <= height
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path, phantom_root):
