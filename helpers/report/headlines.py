@@ -53,9 +53,8 @@ def reads(name: str, notebook: str, *tables: str) -> Callable:
         @wraps(find)
         def find_headline(study: Study, *options: str) -> Headline | None:
             found = [read_table(study, table) for table in tables]
-            return (
-                find(study, *found, *options) if all(table is not None for table in found) else None
-            )
+            missing = any(table is None for table in found)
+            return None if missing else find(study, *found, *options)
 
         HEADLINES[name], NOTEBOOK[name] = find_headline, notebook
         return find_headline

@@ -47,7 +47,7 @@ METHODS = {
 
 def make_card(
     explanation: Any, picture: Image.Image | np.ndarray, question: str,
-    boxes: Sequence[Sequence[float]] = (), methods: Sequence[str] = tuple(METHODS),
+    boxes: Sequence[Sequence[float]] = (),
 ) -> dict:  # fmt: skip
     """What the viewer shows of one question: text queries and patch keys, in memory of their own.
 
@@ -58,7 +58,7 @@ def make_card(
     """
     found = explanation.maps
     text, maps, totals = slice(0, found.groups["sep"].stop), {}, {}
-    for method in methods:
+    for method in METHODS:
         rows = explanation.weights(method)[..., text, :].float().cpu().numpy()
         on_patches = rows[..., found.groups["patches"]]
         maps[method] = on_patches.reshape(*on_patches.shape[:-1], *found.grid).copy()

@@ -125,9 +125,8 @@ def test_data_of_ones_own_are_not_called_the_phantom(tmp_path):
     study = replace(make_run(tmp_path), data_root="vqav2")
     assert set(compare_with_literature(study)["comparison"]) == {"not comparable: small model"}
     assert "generated" not in compare.say_incomparable(study)
-    assert compare.say_incomparable(replace(study, checkpoint="fresh-small")).startswith(
-        "small model"
-    )
+    fresh = replace(study, checkpoint="fresh-small")
+    assert compare.say_incomparable(fresh).startswith("small model")
     assert compare.say_incomparable(replace(study, checkpoint="dandelin/vilt-b32-mlm")) == ""
     assert compare.say_incomparable(make_run(tmp_path)).startswith("phantom")
 

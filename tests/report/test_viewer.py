@@ -84,9 +84,6 @@ def unpack(text: str, kind: str, shape) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype=kind).reshape(shape).astype(np.float64)
 
 
-# Cards
-
-
 @dataclass
 class StandIn:
     """What make_card asks of an Explanation: each method's weights are random and its own."""
@@ -132,8 +129,6 @@ def test_a_card_keeps_the_text_queries_and_patch_keys_of_each_method():
         np.testing.assert_allclose(card["totals"][method], given_away, rtol=1e-5)
     card["maps"]["attention"][:] = 0  # memory of its own: the whole matrices can go
     assert explanation.maps.attention.min() > 0
-    only = viewer.make_card(explanation, Image.new("RGB", (240, 192)), "What?", methods=["rollout"])
-    assert list(only["maps"]) == list(only["totals"]) == ["rollout"]
 
 
 def test_cards_that_cannot_be_shown_together_are_an_error():
@@ -143,9 +138,6 @@ def test_cards_that_cannot_be_shown_together_are_an_error():
         render_page([plant_card(), plant_card(heads=HEADS + 1)], "Title")
     with pytest.raises(ValueError, match="hold no maps"):
         show_page([plant_card(methods=[])], "Title")
-
-
-# The file
 
 
 def test_the_page_holds_the_cards_numbers():
@@ -162,9 +154,8 @@ def test_the_page_holds_the_cards_numbers():
         assert packed["grid"] == list(card["grid"])
         for method, maps in card["maps"].items():
             values, shape = packed["maps"][method], maps.shape[:-2]
-            maxima = unpack(values["maxima"], "<f4", shape)
-            sums = unpack(values["sums"], "<f4", shape)
-            totals = unpack(values["totals"], "<f4", shape)
+            exact = (unpack(values[name], "<f4", shape) for name in ("maxima", "sums", "totals"))
+            maxima, sums, totals = exact
             np.testing.assert_array_equal(maxima, maps.max((-2, -1)))
             np.testing.assert_allclose(sums, maps.sum((-2, -1)), rtol=1e-6)
             np.testing.assert_allclose(totals, card["totals"][method], rtol=1e-6)
@@ -225,9 +216,6 @@ def test_pictures_are_small_and_boxes_are_parts_of_their_sides():
     np.testing.assert_allclose(packed["boxes"], [[0.1, 0.25, 0.2, 0.5]])
 
 
-# The widget
-
-
 def read_frame(box: widgets.VBox) -> str:
     """The page that the widget shows."""
     _, attributes = Elements(box.children[1].value).found[0]
@@ -254,9 +242,6 @@ def test_the_widget_steps_through_questions_and_layers(odd):
     assert second["start"] == {"layer": 1, "token": 1}  # this question has no fourth word
     layer.value = 99
     assert layer.value == LAYERS - 1
-
-
-# In a browser
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +276,6 @@ def click_word(driver, token: int) -> None:
 
 
 def choose(driver, name: str, place: int) -> None:
-    """Pick an option of a list."""
     find(driver, f"#{name} option:nth-of-type({place + 1})").click()
 
 
