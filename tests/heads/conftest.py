@@ -9,7 +9,7 @@ from helpers.model import finetune
 
 @pytest.fixture(scope="package")
 def study(tmp_path_factory, phantom_root):
-    sizes = {"shard_size": 30, "extract_batch_size": 16, "ablation_questions": 70}
+    sizes = {"shard_size": 12, "extract_batch_size": 8, "ablation_questions": 28}
     return train_small(phantom_root, tmp_path_factory.mktemp("runs"), **sizes)
 
 
