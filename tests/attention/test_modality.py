@@ -77,12 +77,8 @@ def test_words_are_kept_by_number_and_specials_always():
 
 
 def test_the_first_word_has_all_its_pieces():
-    texts = [
-        "[CLS] what is it [SEP]",
-        "[CLS] who ##m ##ever ? [SEP]",
-        "[CLS] why [SEP] [PAD]",
-        "[CLS] [SEP] [PAD]",
-    ]
+    texts = ["[CLS] what is it [SEP]", "[CLS] who ##m ##ever ? [SEP]", "[CLS] why [SEP] [PAD]"]
+    texts.append("[CLS] [SEP] [PAD]")
     names = sorted({piece for text in texts for piece in text.split()})
     tokenizer = SimpleNamespace(
         sep_token="[SEP]", convert_ids_to_tokens=lambda row: [names[i] for i in row]
@@ -127,26 +123,15 @@ def test_one_picture_cannot_be_exchanged(vilt):
 
 def test_a_model_in_train_mode_is_refused(encoded):
     model = SimpleNamespace(training=True)
-    for call in (
-        lambda: withheld_accuracy(model, encoded, [0], 0),
-        lambda: mm_shap(model, encoded, [0], 1, 0),
-    ):
+    for measure, *more in ((withheld_accuracy, 0), (mm_shap, 1, 0)):
         with pytest.raises(ValueError, match="train mode"):
-            call()
+            measure(model, encoded, [0], *more)
 
 
 def test_points_lost_by_hand():
-    values = {
-        "intact": [1, 0.3],
-        "image removed": [0, 0.3],
-        "image exchanged": [0.5, 0.9],
-        "words removed": [1, 0],
-    }
-    table = pd.DataFrame(values, index=pd.Index([8, 3], name="question")).rename_axis(
-        columns="condition"
-    )
-    table = table.melt(ignore_index=False, value_name="accuracy").reset_index()
-    lost = lose_points(table)
+    accuracy = [1, 0.3, 0, 0.3, 0.5, 0.9, 1, 0]
+    columns = {"condition": np.repeat(CONDITIONS, 2), "question": [8, 3] * 4}
+    lost = lose_points(pd.DataFrame({**columns, "accuracy": accuracy}))
     np.testing.assert_allclose(lost.loc[8], [100, 50, 0])
     np.testing.assert_allclose(lost.loc[3], [0, -60, 30])
 
@@ -195,52 +180,44 @@ def list_coalitions(n_players: int) -> np.ndarray:
     return np.arange(2**n_players)[:, None] >> np.arange(n_players) & 1 == 1
 
 
+def list_members(coalition: np.ndarray) -> frozenset:
+    return frozenset(np.flatnonzero(coalition).tolist())
+
+
 def play(values: dict[frozenset, float]):
-    return lambda coalitions: [
-        values[frozenset(np.flatnonzero(row).tolist())] for row in coalitions
-    ]
+    return lambda coalitions: [values[list_members(row)] for row in coalitions]
 
 
 def draw_game(n_players: int, seed: int) -> dict[frozenset, float]:
     rng = np.random.default_rng(seed)
-    return {
-        frozenset(np.flatnonzero(row).tolist()): rng.normal() for row in list_coalitions(n_players)
-    }
+    return {list_members(row): rng.normal() for row in list_coalitions(n_players)}
 
 
 @given(st.integers(1, 4), st.integers(0, 99))
 def test_all_orders_give_the_exact_values(n_players, seed):
-    values = draw_game(n_players, seed)
-    orders = np.array(list(permutations(range(n_players))))
-    np.testing.assert_allclose(
-        shapley_values(play(values), orders), enumerate_shapley(values, n_players), atol=1e-12
-    )
+    values, orders = draw_game(n_players, seed), np.array(list(permutations(range(n_players))))
+    exact = enumerate_shapley(values, n_players)
+    np.testing.assert_allclose(shapley_values(play(values), orders), exact, atol=1e-12)
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
 def test_the_values_add_up_for_any_orders(n_players, pairs, seed):
     values = draw_game(n_players, seed)
     phi = shapley_values(play(values), draw_orders(n_players, pairs, seed))
-    assert phi.sum() == pytest.approx(
-        values[frozenset(range(n_players))] - values[frozenset()], abs=1e-12
-    )
+    gain = values[frozenset(range(n_players))] - values[frozenset()]
+    assert phi.sum() == pytest.approx(gain, abs=1e-12)
 
 
 def test_known_games():
     worth = np.array([3.0, -1, 0, 2])
     one_order = np.array([[2, 0, 3, 1]])
-    np.testing.assert_allclose(
-        shapley_values(lambda members: 5 + members @ worth, one_order), worth
-    )
+    found = shapley_values(lambda members: 5 + members @ worth, one_order)
+    np.testing.assert_allclose(found, worth)
     orders = np.array(list(permutations(range(4))))
     # all alike
     np.testing.assert_allclose(shapley_values(lambda members: members.sum(1) ** 3, orders), 16)
-    assert shapley_values(lambda members: members[:, 1] & members[:, 2], orders).tolist() == [
-        0,
-        0.5,
-        0.5,
-        0,
-    ]
+    both = shapley_values(lambda members: members[:, 1] & members[:, 2], orders)
+    assert both.tolist() == [0, 0.5, 0.5, 0]
 
 
 def test_an_order_and_its_reverse_are_exact_for_pairs_of_players():
@@ -260,9 +237,8 @@ def test_more_orders_come_nearer_and_no_coalition_is_asked_twice():
         return play(values)(coalitions)
 
     exact = enumerate_shapley(values, 6)
-    few, many = (
-        np.abs(shapley_values(game, draw_orders(6, n, 0)) - exact).max() for n in (2, 2000)
-    )
+    found = [shapley_values(game, draw_orders(6, n, 0)) for n in (2, 2000)]
+    few, many = (np.abs(values - exact).max() for values in found)
     assert many < 0.06 < few
     assert asked[1] == 64
 
@@ -270,36 +246,29 @@ def test_more_orders_come_nearer_and_no_coalition_is_asked_twice():
 @pytest.fixture
 def all_orders(monkeypatch):
     """Every order of the players in place of some."""
-    monkeypatch.setattr(
-        modality, "draw_orders", lambda n, *_: np.array(list(permutations(range(n))))
-    )
+    orders = lambda n, *_: np.array(list(permutations(range(n))))  # noqa: E731
+    monkeypatch.setattr(modality, "draw_orders", orders)
 
 
 @pytest.mark.usefixtures("all_orders")
 def test_a_question_of_two_words_against_enumeration(vilt, encoded):
-    model, index = (
-        vilt[0],
-        4,
-    )  # "what?" about 64 x 96 pixels: 4 x 6 patches in 2 blocks, side by side
+    # "what?" about 64 x 96 pixels: 4 x 6 patches in 2 blocks, side by side
+    model, index = vilt[0], 4
     inputs = prepare_one(model, encoded, index)
     assert inputs["input_ids"].shape[1] == 4
     halves = [np.flatnonzero(np.tile(np.arange(6) // 3 == half, 4)) for half in (0, 1)]
     best = int(answer_without(model, inputs, [0, 1], range(24)).argmax())
     values = {}
     for members in list_coalitions(4):
-        patches = np.concatenate(
-            [[], *(half for half, there in zip(halves, members[2:], strict=True) if there)]
-        )
+        there = [half for half, plays in zip(halves, members[2:], strict=True) if plays]
+        patches = np.concatenate([[], *there])
         logits = answer_without(model, inputs, np.flatnonzero(members[:2]), patches)
-        values[frozenset(np.flatnonzero(members).tolist())] = float(logits[best].sigmoid())
+        values[list_members(members)] = float(logits[best].sigmoid())
     phi = enumerate_shapley(values, 4)
     row = mm_shap(model, encoded, [index], permutations=1, seed=0, batch_size=5).iloc[0]
-    np.testing.assert_allclose(
-        [row["phi_text"], row["phi_image"]], [abs(phi[:2]).sum(), abs(phi[2:]).sum()], atol=1e-6
-    )
-    np.testing.assert_allclose(
-        [row["signed_text"], row["signed_image"]], [phi[:2].sum(), phi[2:].sum()], atol=1e-6
-    )
+    names = ["phi_text", "phi_image", "signed_text", "signed_image"]
+    expected = [abs(phi[:2]).sum(), abs(phi[2:]).sum(), phi[:2].sum(), phi[2:].sum()]
+    np.testing.assert_allclose(row[names].astype(float), expected, atol=1e-6)
     assert row["text_share"] == pytest.approx(abs(phi[:2]).sum() / abs(phi).sum(), abs=1e-4)
     assert (row["question"], row["n_words"], row["n_blocks"]) == (index, 2, 2)
 
@@ -364,10 +333,8 @@ def test_ranks_that_agree_turn_around_or_half_agree():
 def test_ranks_on_different_questions_and_too_few_families():
     x, families, images = make_families([5, 1, 3, 2, 4])
     y = 10 * x
-    x[::2], y[1::2] = (
-        np.nan,
-        np.nan,
-    )  # never on the same question; 8 are left of each family and measure: too few
+    # never on the same question; 8 are left of each family and measure: too few
+    x[::2], y[1::2] = np.nan, np.nan
     assert np.isnan(rank_agreement(x, y, families, images)[:3]).all()
     x, families, images = make_families([5, 1, 3, 2, 4], each=4)
     y = 10 * x
@@ -389,9 +356,8 @@ def test_ranks_against_a_slow_bootstrap():
     rows = {image: np.flatnonzero(images == image) for image in range(25)}
 
     def correlate(drawn):
-        found = (
-            table.iloc[np.concatenate([rows[image] for image in drawn])].groupby("family").mean()
-        )
+        redrawn = table.iloc[np.concatenate([rows[image] for image in drawn])]
+        found = redrawn.groupby("family").mean()
         return scipy_stats.spearmanr(found["x"], found["y"]).statistic
 
     found = rank_agreement(x, y, families, images, n_resamples=4000, seed=1)
@@ -434,9 +400,8 @@ def test_too_few_controls_tell_nothing():
     positive = np.arange(30) >= 9
     found = stratified_auc(np.arange(30), positive, ["a"] * 30, np.arange(30))
     assert np.isnan(found[:3]).all()
-    assert np.isnan(
-        stratified_auc(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))[:3]
-    ).all()
+    found = stratified_auc(np.arange(30), np.ones(30, dtype=bool), ["a"] * 30, np.arange(30))
+    assert np.isnan(found[:3]).all()
 
 
 @pytest.mark.slow
