@@ -1,5 +1,6 @@
 """Shared by the tests: bars and hub look-ups off, two small data sets written once."""
 
+import multiprocessing
 import os
 import warnings
 
@@ -17,6 +18,23 @@ def pytest_collection_modifyitems(items):
     long = {item.path for item in items for name in ("slow", "browser")
             if item.get_closest_marker(name)}  # fmt: skip
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.fixture(scope="session")
+def start_process():
+    """`start_process(function, *args)`: in a process forked from one that imports torch once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.model.finetune"])
+    started = []
+
+    def start(function, *args):
+        started.append(context.Process(target=function, args=args))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -412,23 +411,6 @@ def fetch_all(folder: Path, url: str, files) -> None:
         sys.exit(3)
 
 
-@pytest.fixture(scope="module")
-def start_download():
-    """Start `fetch_all` in processes, forked from one that has imported the helpers once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.data.download"])
-    started = []
-
-    def start(*args):
-        started.append(context.Process(target=fetch_all, args=args))
-        started[-1].start()
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-
-
 def wait_until(condition, seconds=30) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -442,12 +424,12 @@ def kill(process) -> None:
 
 
 @pytest.mark.slow
-def test_killed_questions_end_with_identical_files(start_download, tmp_path):
+def test_killed_questions_end_with_identical_files(start_process, tmp_path):
     zips = {QUESTIONS_ZIP: zip_files({QUESTIONS: json.dumps({"questions": [DATA.hex()]})})}
     part = tmp_path / f".{QUESTIONS_ZIP}.part"
     with Loopback(zips) as server:
         server.script(QUESTIONS_ZIP, trickle(5000, 0.02))
-        killed = start_download(tmp_path, server.url, state_files(zips))
+        killed = start_process(fetch_all, tmp_path, server.url, state_files(zips))
         wait_until(lambda: part.exists() and part.stat().st_size > 60_000)
         kill(killed)
         assert list_files(tmp_path) == [part.name]
@@ -456,11 +438,11 @@ def test_killed_questions_end_with_identical_files(start_download, tmp_path):
     assert (tmp_path / QUESTIONS_ZIP).read_bytes() == zips[QUESTIONS_ZIP]
 
 
-def test_killed_images_end_with_identical_files(start_download, gallery, tmp_path):
+def test_killed_images_end_with_identical_files(start_process, gallery, tmp_path):
     names = list(gallery.files)
     for name in names:
         gallery.script(name, trickle(1000, 0.02))
-    killed = start_download(tmp_path, gallery.url, names)
+    killed = start_process(fetch_all, tmp_path, gallery.url, names)
     wait_until(lambda: len(list(tmp_path.glob("val2014/COCO*"))) >= 8)
     kill(killed)
     whole = [name for name in names if (tmp_path / name).exists()]
@@ -472,22 +454,22 @@ def test_killed_images_end_with_identical_files(start_download, gallery, tmp_pat
     assert all(len(gallery.asked(name)) == 1 for name in whole)
 
 
-def test_two_processes_share_the_work(start_download, tmp_path, gallery):
+def test_two_processes_share_the_work(start_process, tmp_path, gallery):
     files = list(gallery.files)
     for name in files:
         gallery.script(name, always=trickle(1000, 0.01))
-    for process in [start_download(tmp_path, gallery.url, files) for _ in range(2)]:
+    for process in [start_process(fetch_all, tmp_path, gallery.url, files) for _ in range(2)]:
         process.join()
         assert process.exitcode == 0
     assert sorted(name for name, _ in gallery.seen) == sorted(files)
 
 
-def test_an_interrupt_ends_what_runs_and_what_waits(start_download, tmp_path):
+def test_an_interrupt_ends_what_runs_and_what_waits(start_process, tmp_path):
     images = {name_image("val", i): make_image(i, (600, 400)) for i in range(40)}
     with Loopback(images) as server:
         for name in images:
             server.script(name, always=trickle(2000, 0.2))  # more than 20 s an image
-        running = start_download(tmp_path, server.url, list(images))
+        running = start_process(fetch_all, tmp_path, server.url, list(images))
         wait_until(lambda: len(server.seen) >= 4)
         os.kill(running.pid, signal.SIGINT)
         running.join(15)

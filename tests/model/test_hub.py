@@ -45,7 +45,6 @@ PREPROCESSOR = {
 }  # fmt: skip
 DRIVER = """
 import json, sys
-from pathlib import Path
 from helpers.model.vilt import load_vilt
 from tests.model.test_hub import ANSWERS, run_model
 
@@ -56,8 +55,8 @@ def try_load(name):
         kinds = [kind.__name__ for kind in type(error).__mro__]
         return {"kinds": kinds, "message": str(error)}
 
-names, target = json.loads(sys.argv[1]), Path(sys.argv[2])
-target.write_text(json.dumps([try_load(name) for name in names]))
+for line in sys.stdin:
+    print(json.dumps([try_load(name) for name in json.loads(line)]), flush=True)
 """
 
 
@@ -105,11 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(repository.info[0], b"<html>hello</html>", repository.info[1])
         if what.startswith("/refs"):
             refs = [
-                {
-                    "name": ref.removeprefix("refs/"),
-                    "ref": ref,
-                    "targetCommit": make_commit(name, ref),
-                }
+                {"name": ref.removeprefix("refs/"), "ref": ref, "targetCommit": "0" * 40}
                 for ref in repository.revisions
             ]
             pulls = [ref for ref in refs if ref["ref"].startswith("refs/pr/")]
@@ -194,31 +189,35 @@ def hash_text(text):
     return hashlib.sha1(text.encode()).hexdigest()
 
 
-@contextmanager
 def serve_hub(repositories):
     """A hub on the loopback, with `seen`, the (method, path) of each request, in order."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repositories, server.seen, server.lock = repositories, [], threading.Lock()
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return server
 
 
-def load_elsewhere(folder, names, endpoint, home, **extra):
-    """Load names one after another in a process; {name: its last result}. It prints nothing."""
+@contextmanager
+def load_elsewhere(folder, endpoint, home, **extra):
+    """Loads names in a process: a function of names to {name: result}. Nothing else is printed."""
     foreign = re.compile(r"HF_.*|HUGGING.*|TRANSFORMERS_.*|.*_proxy|TQDM_DISABLE", re.IGNORECASE)
     env = {key: value for key, value in os.environ.items() if not foreign.fullmatch(key)}
-    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    target = folder / "results.json"
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(names), str(target)],
-        env=env | extra, cwd=folder, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    return dict(zip(names, json.loads(target.read_text()), strict=True))
+    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)} | extra
+    errors, pipe = folder / "stderr", subprocess.PIPE
+    with errors.open("w") as file, subprocess.Popen(
+        [sys.executable, "-c", DRIVER], env=env, cwd=folder, stdin=pipe, stdout=pipe, stderr=file,
+        text=True,
+    ) as process:  # fmt: skip
+
+        def load(names):
+            process.stdin.write(json.dumps(names) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            return dict(zip(names, json.loads(line or errors.read_text()), strict=True))
+
+        yield load
+        process.stdin.close()
+        assert (process.wait(), process.stdout.read(), errors.read_text()) == (0, "", "")
 
 
 def run_model(model, processor):
@@ -311,10 +310,7 @@ def make_repositories(folder, sharded):
 
 
 ERRORS = {  # name: (kind, what the sentence says)
-    MLM: (
-        "FileNotFoundError",
-        f"pickled weights are never loaded, .* checkpoint='{MLM}@refs/pr/4'",
-    ),
+    MLM: ("FileNotFoundError", f"are never loaded, .* checkpoint='{MLM}@refs/pr/4'"),
     "owner/old@bare": ("FileNotFoundError", "but main has them: use checkpoint='owner/old'"),
     "owner/pickled": ("FileNotFoundError", "https://huggingface.co/spaces/safetensors/convert"),
     "owner/stranger": ("FileNotFoundError", "refs/pr/3 has them .not made by the hub's own"),
@@ -334,22 +330,24 @@ PR4 = f"{MLM}@refs/pr/4"
 
 @pytest.fixture(scope="module")
 def hub(folder, sharded, tmp_path_factory):
-    """Results of three processes: with a hub, with that hub gone, and forbidden to ask."""
+    """Results of loading: with a hub, with that hub gone, and forbidden to ask."""
     root = tmp_path_factory.mktemp("hub")
     home = root / "home"
     commit = f"owner/old@{make_commit('owner/old', 'main')}"
     good = ["owner/old", commit, PR4, "owner/sharded", "owner/resumed"]
-    with serve_hub(make_repositories(folder, sharded)) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        online = load_elsewhere(root, [*good, *ERRORS], url, home)
-        mended = load_elsewhere(root, ["owner/dropped"], url, home)
-    cut = shutil.copytree(
-        home / "hub" / "models--owner--old", home / "hub" / "models--owner--cut", symlinks=True
-    )
+    server = serve_hub(make_repositories(folder, sharded))
+    url = f"http://127.0.0.1:{server.server_port}"
+    with load_elsewhere(root, url, home) as load:
+        online = load([*good, *ERRORS])
+        mended = load(["owner/dropped"])
+        server.shutdown()
+        server.server_close()
+        closed = load([*good, "owner/nowhere"])
+    cached = home / "hub" / "models--owner--old"
+    cut = shutil.copytree(cached, cached.with_name("models--owner--cut"), symlinks=True)
     next(cut.glob("snapshots/*/model.safetensors")).unlink()
-    closed = load_elsewhere(root, [*good, "owner/nowhere"], url, home)
-    offline_names = ["owner/old", "owner/cut", "owner/nowhere"]
-    offline = load_elsewhere(root, offline_names, url, home, HF_HUB_OFFLINE="1")
+    with load_elsewhere(root, url, home, HF_HUB_OFFLINE="1") as load:
+        offline = load(["owner/old", "owner/cut", "owner/nowhere"])
     results = {"online": online, "closed": closed, "offline": offline, "mended": mended}
     return SimpleNamespace(**results, seen=server.seen, good=good, home=home)
 
@@ -404,21 +402,14 @@ class TestHub:
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        (MLM, (MLM, "main")),
-        ("a/b.c_d@refs/pr/4", ("a/b.c_d", "refs/pr/4")),
+        (MLM, (MLM, "main")), ("a/b.c_d@refs/pr/4", ("a/b.c_d", "refs/pr/4")),
         ("a/b@v1.0", ("a/b", "v1.0")),
+        *[(name, None) for name in ("fresh-smal", "a/b/c", "/a/b", "./a", "../a", "~/a", "a/b@",
+                                    "a/..", "a/b--c", "", "a b/c")],
     ],
-)
-def test_names_of_the_hub(name, parts):
-    assert split_name(name) == parts
-
-
-@pytest.mark.parametrize(
-    "name", ["fresh-smal", "a/b/c", "/a/b", "./a", "../a", "~/a", "a/b@", "a/..", "a/b--c", "",
-     "a b/c"]
 )  # fmt: skip
-def test_other_names_are_no_request(name):
-    assert split_name(name) is None
+def test_names_of_the_hub_and_others(name, parts):
+    assert split_name(name) == parts
 
 
 @pytest.fixture
@@ -448,9 +439,8 @@ def test_old_preprocessing_is_completed(folder):
 def test_body_is_kept_whether_the_word_head_is_tied(tied, copy, expected, capfd, caplog):
     config = json.loads((copy / "config.json").read_text())
     del config["tie_word_embeddings"]
-    write_json(
-        copy / "config.json", config | ({} if tied is None else {"tie_word_embeddings": tied})
-    )
+    change = {} if tied is None else {"tie_word_embeddings": tied}
+    write_json(copy / "config.json", config | change)
     model, processor = load_vilt(copy, answers=ANSWERS, seed=5)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
@@ -466,16 +456,12 @@ def test_broken_json_is_named(name, content, copy):
     assert_refused(copy, f"{copy / name} is no valid")
 
 
-@pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        ("config.json", "holds no config.json"),
-        ("model.safetensors", "pytorch_model.bin is pickled"),
-    ],
-)
-def test_missing_file_is_named(lost, message, copy):
-    (copy / lost).unlink()
-    assert_refused(copy, message, FileNotFoundError)
+def test_missing_file_is_named(copy):
+    (copy / "model.safetensors").rename(copy / "elsewhere")
+    assert_refused(copy, "pytorch_model.bin is pickled", FileNotFoundError)
+    (copy / "elsewhere").rename(copy / "model.safetensors")
+    (copy / "config.json").unlink()
+    assert_refused(copy, "holds no config.json", FileNotFoundError)
 
 
 def test_missing_part_of_the_weights_is_named(sharded, tmp_path):
