@@ -83,12 +83,12 @@ def download_questions(
         whole = path.is_file() and path.stat().st_size == files[name][0]
         return not (whole or (folder / JSON_OF[name]).is_file())
 
-    if not (absent := list(filter(is_absent, files))):
-        return folder
-    with _use_folder(folder, sum(files[name][0] for name in absent)), open_session() as session:
-        for name in tqdm(list(filter(is_absent, files)), desc="question files", unit="file"):
-            check = partial(check_sha256, expected=files[name][1])
-            fetch_file(_join_url(base_url, name), folder / name, check, session)
+    if absent := list(filter(is_absent, files)):
+        needed = sum(files[name][0] for name in absent)
+        with _use_folder(folder, needed), open_session() as session:
+            for name in tqdm(list(filter(is_absent, files)), desc="question files", unit="file"):
+                check = partial(check_sha256, expected=files[name][1])
+                fetch_file(_join_url(base_url, name), folder / name, check, session)
     return folder
 
 
@@ -108,8 +108,8 @@ def download_images(
     folder, names = Path(folder), sorted(set(names))
     for name in names:
         path = PureWindowsPath(name)  # knows both kinds of slash
-        leaves = path.anchor or ".." in path.parts or path.as_posix() != name or "\0" in name
-        if leaves or not path.name:
+        odd = path.anchor or not path.name or path.as_posix() != name or "\0" in name
+        if odd or ".." in path.parts:
             expected = "expected a path below the folder, like val2014/name.jpg"
             raise ValueError(f"image name {name!r}: {expected}")
 
@@ -125,10 +125,9 @@ def download_images(
     if missing and len(missing) / len(names) > max_missing:
         counts = ", ".join(f"{n} x {why}" for why, n in Counter(reasons.values()).most_common())
         first = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
-        share = f"{len(missing)} of {len(names)} images are not to be had"
         limit = f"more than the share {max_missing=:g}: check the address, or allow more"
-        place = _name_host(base_url)
-        raise DownloadError(f"{share} at {place} ({counts}: {first}), {limit}")
+        share = f"{len(missing)} of {len(names)} images are not to be had at {_name_host(base_url)}"
+        raise DownloadError(f"{share} ({counts}: {first}), {limit}")
     return missing
 
 
@@ -186,24 +185,21 @@ def fetch_file(
     for _ in range(ATTEMPTS):
         if stop and stop.is_set():
             raise CancelledError
-        with _request(session, url, place) as response, part.open("wb") as file:
-            try:
+        try:
+            with _request(session, url, place) as response, part.open("wb") as file:
                 for chunk in response.iter_content(CHUNK):
                     if stop and stop.is_set():
                         raise CancelledError
                     file.write(chunk)
-            except RequestException:
-                absent, problem = "", "the connection broke: check the network, then run this again"
-                continue
-            file.flush()
-            os.fsync(file.fileno())
-        try:
+                file.flush()
+                os.fsync(file.fileno())
             check(part)
+            os.replace(part, target)
+            return target
+        except RequestException:
+            absent, problem = "", "the connection broke: check the network, then run this again"
         except ValueError as error:
-            problem, absent = f"it arrives wrong ({error}): check the address", str(error)
-            continue
-        os.replace(part, target)
-        return target
+            absent, problem = str(error), f"it arrives wrong ({error}): check the address"
     part.unlink()
     raise DownloadError(f"{place}: {problem}", absent)
 
@@ -216,25 +212,23 @@ def _request(session: requests.Session, url: str, place: str) -> requests.Respon
     try:
         response = session.get(url, stream=True, timeout=TIMEOUT)
     except (OSError, HTTPError) as error:
-        text = str(error)
+        problem = "no connection: check the network"
         if isinstance(error, ProxyError):
             problem = "the proxy gives no connection: check HTTP(S)_PROXY"
-        elif "CERTIFICATE_VERIFY_FAILED" in text or "CA certificate" in text:
+        elif re.search("CERTIFICATE_VERIFY_FAILED|CA certificate", str(error)):
             problem = "its certificate is not accepted: check the clock and REQUESTS_CA_BUNDLE"
         elif isinstance(error, ValueError | TooManyRedirects):
             problem = "the address leads nowhere: check it, and the proxy's"
-        else:
-            problem = "no connection: check the network"
         raise DownloadError(f"{place}: {problem}, then run this again") from None
-    if (status := response.status_code) == 200:
+    if response.status_code == 200:
         return response
     response.close()
-    absent, problem, remedy = "", "is refused", "check the address"
-    if status in ABSENT:
-        absent, problem = f"HTTP {status}", "is not there"
-    elif status in RETRY.status_forcelist:
-        problem, remedy = "is not served now", "try later"
-    raise DownloadError(f"{place} {problem} (HTTP {status}): {remedy}", absent)
+    status = f"HTTP {response.status_code}"
+    if response.status_code in ABSENT:
+        raise DownloadError(f"{place} is not there ({status}): check the address", status)
+    if response.status_code in RETRY.status_forcelist:
+        raise DownloadError(f"{place} is not served now ({status}): try later")
+    raise DownloadError(f"{place} is refused ({status}): check the address")
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -61,9 +61,10 @@ class EncodedQuestions(torch.utils.data.Dataset):
         if pictures is None:
             rows = dataset.select(self.questions.drop_duplicates("image_id").index.tolist())
             pictures = {row["image_id"]: _resize_row(row, resizer) for row in rows}
-            self.sizes = [tuple(pictures[image_id].shape[1:]) for image_id in self.image_ids]
+            sizes = {image_id: tuple(picture.shape[1:]) for image_id, picture in pictures.items()}
         else:
-            self.sizes = [pictures.sizes[image_id] for image_id in self.image_ids]
+            sizes = pictures.sizes
+        self.sizes = [sizes[image_id] for image_id in self.image_ids]
         self.pictures, self.levels = pictures, normalise_levels(resizer)
         self.targets, self.n_answers = None, None
         if answers is not None:  # kept sparse: a question has at most ten answers of thousands
@@ -177,8 +178,8 @@ def encode_text(
     ids = tokenizer(questions, add_special_tokens=True, verbose=False)["input_ids"]
     n_cut = sum(len(tokens) > longest for tokens in ids)
     if n_cut:
-        text = "%d of %d questions are longer than %d tokens and were cut."
-        logger.warning(text, n_cut, len(ids), longest)
+        say = "%d of %d questions are longer than %d tokens and were cut."
+        logger.warning(say, n_cut, len(ids), longest)
     cut = (part if len(part) <= longest else [*part[: longest - 1], part[-1]] for part in ids)
     return [torch.tensor(part) for part in cut], n_cut
 
@@ -260,9 +261,9 @@ def write_pictures(
 
     bar = tqdm(desc="resizing", total=len(paths), unit="picture")
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        for number, start in enumerate(range(0, len(image_ids), PART_SIZE)):
+        for start in range(0, len(image_ids), PART_SIZE):
             chosen = image_ids[start : start + PART_SIZE]
-            index = folder / f"part-{number:05d}.csv"
+            index = folder / f"part-{start // PART_SIZE:05d}.csv"
             if not index.is_file():
                 _write_part(index, chosen, list(pool.map(resize, chosen)))
             bar.update(len(chosen))
@@ -273,10 +274,9 @@ def _write_part(index: Path, image_ids: list[int], pictures: list[Tensor]) -> No
     flat = io.BytesIO()
     np.save(flat, np.concatenate([picture.numpy().ravel() for picture in pictures]))
     write_atomic(index.with_suffix(".npy"), flat.getbuffer())
-    table = pd.DataFrame([p.shape[1:] for p in pictures], columns=["height", "width"])
-    sizes = 3 * table["height"] * table["width"]
-    table.insert(0, "image_id", image_ids)
-    table.insert(1, "offset", sizes.cumsum() - sizes)
+    sizes = np.array([picture.numel() for picture in pictures])
+    table = pd.DataFrame({"image_id": image_ids, "offset": sizes.cumsum() - sizes})
+    table[["height", "width"]] = [picture.shape[1:] for picture in pictures]
     write_atomic(index, table.to_csv(index=False))
 
 

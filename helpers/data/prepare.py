@@ -37,9 +37,8 @@ def find_data(study: Study) -> Path:
             url = study.questions_url or download.QUESTIONS_URL
             return download.download_questions(folder, url)
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"data_root: there is no folder {study.data_root} (counted from the repository)"
-            )
+            problem = f"there is no folder {study.data_root} (counted from the repository)"
+            raise FileNotFoundError(f"data_root: {problem}")
         return folder
 
     def generate(folder: Path) -> None:
@@ -55,12 +54,11 @@ def find_data(study: Study) -> Path:
 def prepare_dataset(study: Study) -> Path:
     """Draw the study's questions into run_dir/dataset: `train` and `validation`, by image.
 
-    Validation comes from the official validation file. Where that holds fewer than
-    `study.min_validation` questions (a sample), both files are pooled and a share of the *images*
-    is held out instead; the column `split` keeps the official file of each question.
-    Further columns: `picture`, the image's file under the data's folder (the drawn images are
-    fetched with `study.download`), its `width` and `height` in pixels; `needs_image` (None where
-    unknown) and `boxes` ([x, y, width, height] in pixels; [] where unknown).
+    Where the official validation file holds fewer than `study.min_validation` questions (a sample),
+    both files are pooled and a share of the *images* is held out instead.
+    Columns beside those of `read_vqa`: `split`, the official file; `picture`, the image's file
+    under the data's folder (fetched with `study.download`), its `width` and `height` in pixels;
+    `needs_image` (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] likewise).
     """
     root = find_data(study)
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
@@ -95,16 +93,14 @@ def prepare_dataset(study: Study) -> Path:
 def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
     """`train` and `validation` as drawn from the official files, before any image is touched."""
     train, validation = (_read_split(root, split) for split in ("train", "val"))
-    if len(validation) < study.min_validation:
-        text = "%d validation questions: pooling both files, holding out images"
-        logger.info(text, len(validation))
+    if (n := len(validation)) < study.min_validation:
+        logger.info("%d validation questions: pooling both files, holding out images", n)
         pooled = concatenate_datasets([train, validation])
         train, validation = vqa.split_by_image(pooled, POOLED_SHARE, study.seed).values()
     train = vqa.stratified_subset(train, study.train_per_family, study.seed)
     validation = vqa.stratified_subset(validation, study.validation_per_family, study.seed)
-    if shared := set(train["image_id"][:]) & set(validation["image_id"][:]):
-        problem = f"{len(shared)} images are in training and in validation, like {min(shared)}"
-        raise ValueError(problem)
+    if both := set(train["image_id"][:]) & set(validation["image_id"][:]):
+        raise ValueError(f"{len(both)} images are in training and in validation, like {min(both)}")
     return {"train": train, "validation": validation}
 
 
@@ -122,9 +118,8 @@ def load_dataset(study: Study) -> DatasetDict:
 def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
     """The pictures of the study's questions at the processor's size, resized once for all.
 
-    They are kept in data/generated (0.7 MB each at ViLT-B/32 size), not in the run's folder, which
-    may lie on a small and slow drive. Where they are missing they are made again, from images
-    fetched again with `study.download`.
+    They are kept in data/generated (0.7 MB each at ViLT-B/32 size), as the run's folder may lie on
+    a small and slow drive, and made again where they are missing.
     """
     image_processor, files = processor.image_processor, {}
     for part in load_dataset(study).values():
@@ -142,10 +137,11 @@ def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
     def write(folder: Path) -> None:
         root = find_data(study)
         if gone := _fetch_images(study, sorted(files.values()), root):
-            raise FileNotFoundError(
-                f"{len(gone)} of the study's images are no longer served, like {gone[0]}: run this "
-                f"again later, or delete {study.run_name}/dataset to draw without them"
+            problem = f"{len(gone)} of the study's images are no longer served, like {gone[0]}"
+            remedy = (
+                f"run this again later, or delete {study.run_name}/dataset to draw without them"
             )
+            raise FileNotFoundError(f"{problem}: {remedy}")
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
     folder = study.root / "data" / "generated" / f"pictures-{cache.fingerprint(inputs)[:12]}"
@@ -205,11 +201,10 @@ def check_images(dataset: Dataset) -> Dataset:
     left. Takes about 5 ms an image and core, so draw the subset first.
     """
     stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    ids = dataset.select_columns(["question_id", "image_id"]).to_pandas()
-    _, rows, image_of = np.unique(ids["image_id"], return_index=True, return_inverse=True)
+    image_ids, question_ids = (np.array(dataset[name][:]) for name in ("image_id", "question_id"))
+    _, rows, image_of = np.unique(image_ids, return_index=True, return_inverse=True)
     with ThreadPoolExecutor() as pool:
-        problems = pool.map(lambda row: _find_problem(stored[int(row)]["image"]), rows)
-        problems = np.array(list(problems))
+        problems = np.array([*pool.map(lambda row: _find_problem(stored[int(row)]["image"]), rows)])
     good = np.flatnonzero(problems[image_of] == "")
     if not len(good):
         problem = "neither this nor any other image can be read; download or unzip them"
@@ -220,8 +215,7 @@ def check_images(dataset: Dataset) -> Dataset:
             n_more = (problems == problem).sum() - 1
             place = stored[int(left_out[0])]["image"]["path"]
             place += f" and {n_more} more" if n_more else ""
-            question_ids = ids["question_id"].to_numpy()[left_out]
-            vqa.warn_left_out(place, f"questions about {problem} image", question_ids)
+            vqa.warn_left_out(place, f"questions about {problem} image", question_ids[left_out])
     return dataset if len(good) == len(dataset) else dataset.select(good)
 
 
@@ -241,8 +235,7 @@ def _find_problem(stored: dict) -> str:
 def show_image(study: Study, row: dict) -> Image.Image:
     """The picture of a question for a figure, or a grey field of its size.
 
-    Photographs have licences of their own: they are shown only with `study.show_photographs`. The
-    phantom's pictures are the project's own and always shown.
+    Photographs have licences of their own: they are shown only with `study.show_photographs`.
     """
     if study.data_root is None or study.show_photographs:
         with Image.open(find_data(study) / row["picture"]) as picture:

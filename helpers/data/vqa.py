@@ -192,8 +192,7 @@ def _index_vocabulary(vocabulary: tuple[str, ...], normalised: bool) -> dict[str
 def build_vocabulary(answers: Iterable[Sequence[str]], max_answers: int) -> list[str]:
     """The answers a model chooses from: the most frequent majority answers of the questions.
 
-    answers: each training question's ten. Ties, within a question and in frequency, go to the
-    alphabet.
+    answers: each training question's ten. Ties go to the alphabet, in a question and in frequency.
     """
     if max_answers < 1:
         raise ValueError(f"max_answers={max_answers}: expected 1 or more")
@@ -220,20 +219,20 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
     root = Path(root)
     questions_file, questions = _read_records(root, split, "questions")
     file, annotations = _read_records(root, split, "annotations")
-    ids = [key for key in questions if key in annotations]
-    if not ids:
+    alone = [key for key in questions if key not in annotations]
+    if len(alone) == len(questions):
         problem = "share no question: are they of the same split?"
         raise ValueError(f"{questions_file} and {file} {problem}")
-    unannotated = [key for key in questions if key not in annotations]
-    warn_left_out(questions_file, "questions without annotation", unannotated)
-    unknown = [key for key in annotations if key not in questions]
-    warn_left_out(file, "annotations without question", unknown)
-    answers = {key: _read_answers(file, annotations[key]) for key in ids}
-    odd = [key for key in ids if len(answers[key]) != N_ANSWERS]
-    if len(odd) == len(ids):
+    warn_left_out(questions_file, "questions without annotation", alone)
+    alone = [key for key in annotations if key not in questions]
+    warn_left_out(file, "annotations without question", alone)
+    both = [key for key in questions if key in annotations]
+    answers = {key: _read_answers(file, annotations[key]) for key in both}
+    ids = [key for key in both if len(answers[key]) == N_ANSWERS]
+    if not ids:
         raise ValueError(f"{file}: no question has exactly {N_ANSWERS} answers; {OFFICIAL}")
+    odd = [key for key in both if len(answers[key]) != N_ANSWERS]
     warn_left_out(file, f"questions without exactly {N_ANSWERS} answers", odd)
-    ids = [key for key in ids if len(answers[key]) == N_ANSWERS]
     for key in ids:
         if questions[key]["image_id"] != annotations[key]["image_id"]:
             problem = f"is about another image than in {questions_file.name}"
@@ -266,11 +265,11 @@ def _read_records(root: Path, split: str, kind: str) -> tuple[Path, dict[int, di
     known, repeated = {}, []
     for position, record in enumerate(records):
         _check_record(f"{file}: {kind}[{position}]", record, FIELDS[kind])
-        if (first := known.setdefault(record["question_id"], record)) is not record:
+        number = record["question_id"]
+        if (first := known.setdefault(number, record)) is not record:
             if first != record:
-                number = record["question_id"]
                 raise ValueError(f"{file}: question_id {number} occurs twice and differs")
-            repeated.append(record["question_id"])
+            repeated.append(number)
     warn_left_out(file, f"exact copies of other {kind}", repeated)
     return file, known
 
@@ -306,8 +305,8 @@ def _check_record(place: str, record: object, fields: dict[str, type]) -> None:
 
 
 def _read_answers(file: Path, annotation: dict) -> list[str]:
-    given = [item if type(item) is dict else {} for item in annotation["answers"]]
-    answers = [item.get("answer") for item in given]
+    given = annotation["answers"]
+    answers = [item.get("answer") if type(item) is dict else None for item in given]
     if not all(type(answer) is str for answer in answers):
         problem = f"question_id {annotation['question_id']} has an answer without text"
         raise ValueError(f"{file}: {problem}; {OFFICIAL}")
@@ -342,11 +341,10 @@ def stratified_subset(dataset: Dataset, per_family: int | None, seed: int) -> Da
 
 def split_by_image(dataset: Dataset, validation_share: float, seed: int) -> DatasetDict:
     """`train` and `validation`, with no image on both sides; the share is one of the images."""
-    image_ids = np.asarray(dataset.select_columns(["image_id"]).to_pandas()["image_id"])
+    image_ids = np.asarray(dataset["image_id"][:])
     images = np.unique(image_ids)
     if not 0 < validation_share < 1 or len(images) < 2:
-        problem = f"cannot split {len(images)} images with {validation_share=}"
-        raise ValueError(problem)
+        raise ValueError(f"cannot split {len(images)} images with {validation_share=}")
     n_held_out = min(max(round(validation_share * len(images)), 1), len(images) - 1)
     held_out = np.isin(image_ids, np.random.default_rng(seed).permutation(images)[:n_held_out])
     train, validation = (dataset.select(np.flatnonzero(side)) for side in (~held_out, held_out))

@@ -54,12 +54,11 @@ def finetune(
     start = Path(study.path(study.checkpoint))  # no folder for a hub name or a fresh model
     names = ("checkpoint", "seed", "max_answers", "epochs", "batch_size", "learning_rate",
              "head_learning_rate", "precision", "patience")  # fmt: skip
+    files = [path for path in sorted(start.glob("*")) if path.is_file()]
     inputs = {
         **study.settings(*names),
         "dataset": cache.read_record(study.run_dir / "dataset")["fingerprint"],
-        "weights": {
-            file.name: cache.hash_file(file) for file in sorted(start.glob("*")) if file.is_file()
-        },
+        "weights": {path.name: cache.hash_file(path) for path in files},
         "code": cache.source_digest("helpers/data", "helpers/model"),
     }
 
@@ -109,11 +108,10 @@ def count_processes() -> int:
 
 def count_parts(study: Study, device_batch_size: int) -> int:
     """Equal passes of a step, with at most `device_batch_size` questions on a device each."""
-    processes = count_processes()
-    if study.batch_size % processes:
-        problem = f"{processes} devices cannot share it evenly"
+    share, rest = divmod(study.batch_size, count_processes())
+    if rest:
+        problem = f"{count_processes()} devices cannot share it evenly"
         raise ValueError(f"setting batch_size={study.batch_size}: {problem}")
-    share = study.batch_size // processes
     fewest = -(-share // device_batch_size)
     return next(parts for parts in range(fewest, share + 1) if share % parts == 0)
 
@@ -156,10 +154,7 @@ def mend_checkpoints(folder: Path) -> None:
     names = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*")
     for checkpoint in folder.glob("checkpoint-*"):
         path = checkpoint / "trainer_state.json"
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            state = None
+        state = cache.read_json(path)
         if state is None or not all(any(checkpoint.glob(name)) for name in names):
             shutil.rmtree(checkpoint)
         elif best := state["best_model_checkpoint"]:
@@ -226,8 +221,8 @@ def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
         rate = study.head_learning_rate if is_head else study.learning_rate
         by_rates.setdefault((rate, 0.01 if is_matrix else 0.0), []).append(parameter)
     groups = [
-        {"params": parameters, "lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in by_rates.items()
+        {"params": own, "lr": rate, "weight_decay": decay}
+        for (rate, decay), own in by_rates.items()
     ]
     # the fused form would leave overflows in fp16 unnoticed
     fused = choose_precision(study.precision, study.device_name()) != "fp16"
@@ -261,8 +256,7 @@ def predict(
 
     Columns: question_id, prediction, confidence (sigmoid of the top logit).
     """
-    best = torch.zeros(len(encoded), dtype=torch.long)
-    confidence = torch.zeros(len(encoded))
+    best, confidence = torch.zeros(len(encoded), dtype=torch.long), torch.zeros(len(encoded))
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -298,8 +298,7 @@ class PackedForward:
 
     model: a ViLT of transformers, or its inner ViltModel. inputs: a batch with image_embeds (see
     `image_share.prepare_batch`). groups: its tokens' groups. microbatch_size: questions whose
-    attention is held at once, by default as many as fit the cache of a CPU (a few large kernels
-    would wait for memory) or 1 GB of a GPU (many small ones would wait for their launch).
+    attention is held at once, by default as many as fit the cache of a CPU or 1 GB of a GPU.
     Each layer must be run to its end, as its microbatches make the z that the next one reads.
     hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
     (question, answer): after the last layer; None for a model without a classifier.
@@ -313,10 +312,9 @@ class PackedForward:
         check_packed(model)
         self.model, self.core = model, getattr(model, "vilt", model)
         names = ("input_ids", "attention_mask", "token_type_ids")
-        text = {name: inputs.get(name) for name in names}
-        images = {name: inputs[name] for name in ("image_embeds", "pixel_mask")}
+        given = {name: inputs.get(name) for name in (*names, "image_embeds", "pixel_mask")}
         unused = {"pixel_values": None, "inputs_embeds": None}
-        hidden, _ = self.core.embeddings(**text, **images, **unused, image_token_type_idx=1)
+        hidden, _ = self.core.embeddings(**given, **unused, image_token_type_idx=1)
         self.hidden = hidden[groups.any(1)]
         one = 4 * self.core.config.num_attention_heads * hidden.shape[1] ** 2
         held = CACHE if hidden.device.type == "cpu" else GPU_SHARE

@@ -80,7 +80,7 @@ def choose_kept(
     kept = {layer: [*range(count)] for layer, count in enumerate(counts)}
     for layer, head in (*((layer, None) for layer in layers), *heads):
         name = f"L{layer}" if head is None else f"L{layer}H{head}"
-        if not (0 <= layer < len(counts) and 0 <= (head or 0) < counts[layer]):
+        if layer not in range(len(counts)) or (head or 0) not in range(counts[layer]):
             has = f"this model has {counts} heads in its layers"
             raise ValueError(f"{name} cannot be removed: {has}.")
         if layer not in kept or head not in (None, *kept[layer]):
@@ -91,9 +91,8 @@ def choose_kept(
             kept[layer].remove(head)
     if not kept:
         raise ValueError(f"all {len(counts)} layers are removed: keep one at least.")
-    if empty := [layer for layer, own in kept.items() if not own]:
-        what = f"nothing is left of L{empty[0]}'s heads"
-        raise ValueError(f"{what}: keep one, or remove the whole layer.")
+    if empty := [f"L{layer}" for layer, own in kept.items() if not own]:
+        raise ValueError(f"nothing is left of {empty[0]}'s heads: keep one, or remove the layer.")
     return kept
 
 

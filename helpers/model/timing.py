@@ -151,15 +151,11 @@ class MemoryLedger(TorchDispatchMode):
         self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        for tensor in filter(torch.is_tensor, tree_leaves(out)):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.held and storage.data_ptr() not in self.known:
+                self.held[key] = storage.nbytes()
+                self.peak = max(self.peak, sum(self.held.values()))
+                weakref.finalize(storage, self.held.pop, key, None)
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage that is new, until it is gone."""
-        key = storage._cdata
-        if key not in self.held and storage.data_ptr() not in self.known:
-            self.held[key] = storage.nbytes()
-            self.peak = max(self.peak, sum(self.held.values()))
-            weakref.finalize(storage, self.held.pop, key, None)

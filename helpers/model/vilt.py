@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,12 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    ViltConfig,
-    ViltForQuestionAnswering,
-    ViltProcessor,
-)
+from transformers import AutoTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.utils import logging as hf_logging
 
@@ -66,8 +60,8 @@ def load_vilt(
     "fresh-b32" (random weights drawn from `seed`). answers: the labels of a *new* head drawn from
     `seed`; None keeps the checkpoint's own head.
     Weights come from safetensors only, and no code of the checkpoint is run. Pictures go through
-    PIL even where torchvision is installed, so that results do not depend on it. The caller's
-    random state is untouched. `model.tokenizer` is kept, to name the tokens of attention maps.
+    PIL even where torchvision is installed. The caller's random state is untouched.
+    `model.tokenizer` names the tokens of attention maps.
     Raises OSError or ValueError, in one sentence, when something is missing.
     """
     head = {} if answers is None else name_answers(answers)
@@ -113,12 +107,13 @@ def quiet_transformers() -> Iterator[None]:
 
 def name_answers(answers: Sequence[str]) -> dict:
     """The configuration's id2label and label2id; ValueError if there is no answer or one twice."""
-    labels = [str(answer) for answer in answers]
+    labels = list(map(str, answers))
     if not labels:
         raise ValueError("answers is empty: a head needs at least one answer.")
-    if twice := [label for label, times in Counter(labels).items() if times > 1]:
-        raise ValueError(f"answers names {twice[0]!r} more than once.")
-    label2id = {label: index for index, label in enumerate(labels)}
+    label2id = {}
+    for number, label in enumerate(labels):
+        if label2id.setdefault(label, number) != number:
+            raise ValueError(f"answers names {label!r} more than once.")
     return {"id2label": dict(enumerate(labels)), "label2id": label2id}
 
 
@@ -177,9 +172,8 @@ def split_name(name: str) -> tuple[str, str] | None:
 def fetch_checkpoint(repo: str, revision: str) -> Path:
     """Fetch a checkpoint: `fetch_checkpoint("dandelin/vilt-b32-mlm", "refs/pr/4")` is its folder.
 
-    revision: a branch, a commit or a pull request. The .json, .txt and .safetensors files come into
-    the Hugging Face cache, and no other: neither pickled weights nor code. Where the hub is out of
-    reach, a whole snapshot in the cache serves.
+    revision: a branch, a commit or a pull request. Only .json, .txt and .safetensors files come
+    into the Hugging Face cache. Where the hub is out of reach, a whole snapshot there serves.
     Raises OSError in one sentence, FileNotFoundError where something does not exist.
     """
     fetch = partial(snapshot_download, repo, revision=revision, **FILES)
@@ -257,9 +251,8 @@ def check_folder(folder: Path) -> None:
     """Check that a checkpoint can be read; else OSError in one sentence that names the file."""
     files = list_names(folder)
     if not holds_weights(files):
-        pickled = sorted(name for name in files if PICKLED.fullmatch(name))
         why = "save the model there first"
-        if pickled:
+        if pickled := sorted(filter(PICKLED.fullmatch, files)):
             why = f"its {pickled[0]} is pickled and never loaded here: {CONVERT}"
         raise FileNotFoundError(f"{folder} holds neither {WEIGHTS[0]} nor {WEIGHTS[1]}; {why}.")
     if "config.json" not in files:
@@ -303,9 +296,9 @@ def shorten(error: Exception) -> str:
 
 def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
     """The model of a folder, with a new head for the answers of `head`; pruned if saved so."""
-    config = ViltConfig.from_pretrained(source)
-    pruned = hasattr(config, "kept_heads")
-    model_class = LighterViltForQuestionAnswering if pruned else ViltForQuestionAnswering
+    config, model_class = ViltConfig.from_pretrained(source), ViltForQuestionAnswering
+    if hasattr(config, "kept_heads"):
+        model_class = LighterViltForQuestionAnswering
     model, info = model_class.from_pretrained(
         source, use_safetensors=True, trust_remote_code=False, attn_implementation="eager",
         dtype=torch.float64 if config.dtype == torch.float64 else torch.float32,  # no less
@@ -323,11 +316,9 @@ def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
 
 def read_processor(source: Path, config: ViltConfig) -> ViltProcessor:
     """The processor of a folder; a stand-in that fits `config` for a part that is missing."""
-    files = {path.name for path in source.iterdir()}
+    files, image_processor = list_names(source), build_image_processor(config)
     if files & {"preprocessor_config.json", "processor_config.json"}:
         image_processor = vilt_images.ViltImageProcessorPil.from_pretrained(source)
-    else:
-        image_processor = build_image_processor(config)
     # without these files transformers silently makes a tokenizer that knows no word
     if files & {"tokenizer.json", "vocab.txt"}:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
