@@ -32,7 +32,7 @@ from PIL import Image
 from helpers.data import download
 from helpers.data.download import DownloadError, download_images, download_questions
 from helpers.data.prepare import check_images
-from helpers.data.vqa import name_image, read_vqa
+from helpers.data.vqa import FILES, name_image, read_vqa
 
 QUESTIONS_ZIP = "v2_Questions_Train_mscoco.zip"
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
@@ -235,21 +235,20 @@ def state_files(zips: dict[str, bytes]) -> dict:
 @pytest.fixture
 def official():
     """The four zips, small: two questions on one image in each split."""
+    annotation = {
+        "question_type": "is it",
+        "answer_type": "yes/no",
+        "multiple_choice_answer": "yes",
+    }
+    annotation["answers"] = [{"answer": "yes"}] * 10
     zips = {}
     for split, image_id in (("train", 7), ("val", 9)):
-        questions, annotations = [], []
-        for question_id in (image_id * 1000, image_id * 1000 + 1):
-            ids = {"image_id": image_id, "question_id": question_id}
-            types = {"question_type": "is it", "answer_type": "yes/no"}
-            answers = {"multiple_choice_answer": "yes", "answers": [{"answer": "yes"}] * 10}
-            questions.append({**ids, "question": "Is it?"})
-            annotations.append({**ids, **types, **answers})
-        for kind, name, records in (
-            ("Questions", f"v2_OpenEnded_mscoco_{split}2014_questions.json", questions),
-            ("Annotations", f"v2_mscoco_{split}2014_annotations.json", annotations),
-        ):
-            text = json.dumps({"data_subtype": f"{split}2014", kind.lower(): records})
-            zips[f"v2_{kind}_{split.title()}_mscoco.zip"] = zip_files({name: text})
+        ids = [{"image_id": image_id, "question_id": image_id * 1000 + i} for i in range(2)]
+        for kind, columns in (("questions", {"question": "Is it?"}), ("annotations", annotation)):
+            name, zipped = (pattern.format(split, split.title()) for pattern in FILES[kind])
+            records = [own | columns for own in ids]
+            text = json.dumps({"data_subtype": f"{split}2014", kind: records})
+            zips[zipped] = zip_files({name: text})
     return zips
 
 

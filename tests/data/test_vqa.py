@@ -116,16 +116,14 @@ def test_families():
     counts = Counter(QUESTION_TYPES.values())
     assert set(counts) == set(FAMILIES)
     assert sum(counts.values()) == 65
-    expected = {
-        "what color is the": "what color", "what is the color of the": "what color",
-        "what is the": "what",
-        "what time": "what", "where are the": "where", "why": "why", "why is the": "why",
-        "how many people are": "how many", "how": "how", "who is": "who", "which": "which",
-        "are they": "is/are",
-        "can you": "is/are", "do": "is/are", "does this": "is/are", "has": "is/are",
-        "was": "is/are",
-        "could": "is/are", "is this person": "is/are", "none of the above": "other",
+    of_families = {
+        "what color": ["what color is the", "what is the color of the"], "where": ["where are the"],
+        "what": ["what is the", "what time"], "why": ["why", "why is the"], "who": ["who is"],
+        "how many": ["how many people are"], "how": ["how"], "which": ["which"],
+        "is/are": ["are they", "can you", "do", "does this", "has", "was", "could",
+                   "is this person"], "other": ["none of the above"],
     }  # fmt: skip
+    expected = {name: family for family, names in of_families.items() for name in names}
     assert {name: question_family(name) for name in expected} == expected
     with pytest.raises(ValueError, match=r"'what colour'.*65 in"):
         question_family("what colour")
@@ -137,10 +135,7 @@ def test_families():
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        ("The Dog.", "dog"),
-        ("a\nb\tc", "b c"),
-        ("two and  none", "2 and 0"),
-        ("eleven", "eleven"),
+        ("The Dog.", "dog"), ("a\nb\tc", "b c"), ("two and  none", "2 and 0"), ("eleven", "eleven"),
         ("black, white", "black white"),  # the comma stands before a space: removed
         ("black,white", "black white"),  # it does not: a space instead
         ("a-b c-d", "b c d"),
@@ -362,8 +357,8 @@ def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, mess
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
-        ("questions", "question_id", None), ("questions", "image_id", "7"), ("questions",
-         "question", 3),
+        ("questions", "question_id", None), ("questions", "image_id", "7"),
+        ("questions", "question", 3),
         ("annotations", "question_id", True), ("annotations", "question_type", None),
         ("annotations", "question_type", "what colour"), ("annotations", "image_id", None),
         ("annotations", "answers", "yes"), ("annotations", "answer_type", None),
@@ -372,10 +367,7 @@ def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, mess
 )  # fmt: skip
 def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, value):
     record = records[kind == "annotations"][1]
-    if value is None:
-        del record[field]
-    else:
-        record[field] = value
+    record.pop(field) if value is None else record.update({field: value})
     key = value if field == "question_id" else 7001
     name = QUESTIONS if kind == "questions" else ANNOTATIONS
     with pytest.raises(ValueError, match=rf"{name}: {kind}\[1\] \(question_id {key}\): .*{field}"):
@@ -421,13 +413,10 @@ def test_annotations_that_do_not_go_with_the_questions(tmp_path, records, change
 
 
 def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
-    questions, annotations = [], []
-    for key in range(1, 31):
-        questions.append({"question_id": key, "image_id": key, "question": "Is it?"})
-        ids = {"question_id": key, "image_id": key}
-        types = {"question_type": "is it", "answer_type": "yes/no"}
-        given = {"answers": [{"answer": "yes"}] * 10, "multiple_choice_answer": "yes"}
-        annotations.append({**ids, **types, **given})
+    ids = [{"question_id": key, "image_id": key} for key in range(1, 31)]
+    types = {"question_type": "is it", "answer_type": "yes/no", "multiple_choice_answer": "yes"}
+    questions = [{**own, "question": "Is it?"} for own in ids]
+    annotations = [{**own, **types, "answers": [{"answer": "yes"}] * 10} for own in ids]
     for annotation in annotations[:7]:  # questions 1-7
         annotation["answers"].pop()
     annotations[7]["answers"] *= 2  # question 8
@@ -508,23 +497,21 @@ def test_check_images_warns_once_a_kind(tmp_path, records):
     assert checked["question_id"][:] == [7000]
 
 
-def test_load_rgb():
-    def pixel(mode, value, **info):
-        image = Image.new(mode, (2, 2), value)
-        image.info.update(info)
-        rgb = load_rgb(image)
-        assert (rgb.mode, rgb.size) == ("RGB", (2, 2))
-        return rgb.getpixel((1, 1))
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("RGB", (1, 2, 3), (1, 2, 3)), ("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)),
+        ("CMYK", (0, 0, 0, 0), (255, 255, 255)), ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)), ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (0, 0, 0, 127), (128, 128, 128)), ("LA", (9, 0), (255, 255, 255)),
+    ],
+)  # fmt: skip
+def test_load_rgb(mode, value, expected):
+    rgb = load_rgb(Image.new(mode, (2, 2), value))
+    assert (rgb.mode, rgb.size, rgb.getpixel((1, 1))) == ("RGB", (2, 2), expected)
 
-    assert pixel("RGB", (1, 2, 3)) == (1, 2, 3)
-    assert pixel("L", 77) == (77, 77, 77)
-    assert pixel("1", 1) == (255, 255, 255)
-    assert pixel("CMYK", (0, 0, 0, 0)) == (255, 255, 255)
-    assert pixel("CMYK", (0, 255, 255, 0)) == (255, 0, 0)
-    assert pixel("RGBA", (10, 20, 30, 0)) == (255, 255, 255)
-    assert pixel("RGBA", (10, 20, 30, 255)) == (10, 20, 30)
-    assert pixel("RGBA", (0, 0, 0, 127)) == (128, 128, 128)
-    assert pixel("LA", (9, 0)) == (255, 255, 255)
+
+def test_load_rgb_of_a_palette():
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([0, 0, 0, 9, 8, 7])
     assert load_rgb(palette).getpixel((0, 0)) == (9, 8, 7)
@@ -554,8 +541,7 @@ def test_stratified_subset(rows, per_family, seed):
     kept = subset["question_id"][:]
     assert kept == sorted(set(kept))
     assert stratified_subset(dataset, per_family, seed)["question_id"][:] == kept
-    # No image is passed over for a family: those that give some but not all are the last drawn of
-    # it.
+    # No image is passed over for a family: only the last drawn of it gives some but not all.
     for family in have:
         all_of = Counter(image for image, name in rows if name == family)
         pairs = zip(subset["image_id"][:], subset["family"][:], strict=True)

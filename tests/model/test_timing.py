@@ -8,26 +8,21 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.model import prune
-from helpers.model import timing as latency
+from helpers.model import prune, timing
 from helpers.model.forward import forward_raster
 
 
 def make_turns(seconds: dict[str, list[float]], questions: int = 1) -> pd.DataFrame:
-    rows = [
-        (name, questions, number, value)
-        for name, own in seconds.items()
-        for number, value in enumerate(own)
-    ]
-    return pd.DataFrame(rows, columns=["model", "questions", "round", "seconds"])
+    frame = pd.DataFrame(seconds).rename_axis("round").reset_index()
+    turns = frame.melt("round", var_name="model", value_name="seconds")
+    return turns.assign(questions=questions)
 
 
 def test_ratios_are_paired_within_a_round():
     """Every round is slower than the last: only pairs tell that one model is twice as fast."""
     slow = [1.0, 2, 4, 8, 16, 32, 64]
-    table = latency.compare_turns(
-        make_turns({"whole": slow, "light": [s / 2 for s in slow]}), "whole"
-    )
+    turns = make_turns({"whole": slow, "light": [s / 2 for s in slow]})
+    table = timing.compare_turns(turns, "whole")
     assert table["model"].tolist() == ["whole", "light"]
     assert table["faster"].tolist() == [1, 2]
     assert table["low"].tolist() == table["high"].tolist() == [1, 2]
@@ -39,31 +34,25 @@ def test_interval_of_the_median_by_order_statistics():
     """Of 10 ratios the second and the ninth enclose the median with 97.9 %: binomial(10, 1/2)."""
     ratios = np.array([1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0])
     turns = make_turns({"whole": ratios.tolist(), "light": [1.0] * 10})
-    row = latency.compare_turns(turns, "whole").iloc[1]
+    row = timing.compare_turns(turns, "whole").iloc[1]
     assert row["faster"] == pytest.approx(1.55)
     assert (row["low"], row["high"]) == pytest.approx((1.2, 1.9))
 
 
 def test_few_rounds_have_no_interval():
-    row = latency.compare_turns(make_turns({"whole": [2.0] * 5, "light": [1.0] * 5}), "whole").iloc[
-        1
-    ]
+    turns = make_turns({"whole": [2.0] * 5, "light": [1.0] * 5})
+    row = timing.compare_turns(turns, "whole").iloc[1]
     assert row["faster"] == 2
-    assert np.isnan(row["low"])
-    assert np.isnan(row["high"])
+    assert np.isnan([row["low"], row["high"]]).all()
 
 
 def test_batch_sizes_are_kept_apart():
     one = make_turns({"whole": [4.0] * 6, "light": [2.0] * 6}, 1)
     many = make_turns({"whole": [9.0] * 6, "light": [3.0] * 6}, 32)
     turns = pd.concat([one, many])
-    table = latency.compare_turns(turns, "whole").set_index(["questions", "model"])
-    assert table["faster"].to_dict() == {
-        (1, "whole"): 1,
-        (1, "light"): 2,
-        (32, "whole"): 1,
-        (32, "light"): 3,
-    }
+    table = timing.compare_turns(turns, "whole").set_index(["questions", "model"])
+    expected = {(1, "whole"): 1, (1, "light"): 2, (32, "whole"): 1, (32, "light"): 3}
+    assert table["faster"].to_dict() == expected
 
 
 def test_models_take_turns(vilt, encoded, monkeypatch):
@@ -76,36 +65,30 @@ def test_models_take_turns(vilt, encoded, monkeypatch):
         seen.append((names[id(each)], len(batch["input_ids"]), torch.get_num_threads()))
         return float(len(seen))
 
-    monkeypatch.setattr(latency, "time_pass", note)
+    monkeypatch.setattr(timing, "time_pass", note)
     before = torch.get_num_threads()
     batches = {size: encoded.collate([encoded[row] for row in range(size)]) for size in (1, 3)}
-    turns = latency.time_in_turns(models, batches, rounds=5, threads=1, seed=0)
+    turns = timing.time_in_turns(models, batches, rounds=5, threads=1, seed=0)
     assert torch.get_num_threads() == before
     assert {threads for *_, threads in seen} == {1}
-    assert len(seen) == 2 * 2 * (5 + latency.WARM_UP)
+    assert len(seen) == 2 * 2 * (5 + timing.WARM_UP)
     for start in range(0, len(seen), 2):
         assert {name for name, *_ in seen[start : start + 2]} == set(models)
-    assert (
-        len({tuple(seen[start : start + 2]) for start in range(0, len(seen) // 2, 2)}) == 2
-    )  # both orders
-    assert (
-        turns.groupby(["questions", "model"])["round"]
-        .apply(list)
-        .map(lambda r: r == [*range(5)])
-        .all()
-    )
-    assert turns["seconds"].min() > 2 * latency.WARM_UP  # what the warm-up took is not among them
-    assert turns.groupby("questions")["seconds"].min().loc[3] > 2 * (5 + 2 * latency.WARM_UP)
+    orders = {tuple(seen[start : start + 2]) for start in range(0, len(seen) // 2, 2)}
+    assert len(orders) == 2
+    for _, timed in turns.groupby(["questions", "model"]):
+        assert timed["round"].tolist() == [*range(5)]
+    assert turns["seconds"].min() > 2 * timing.WARM_UP  # what the warm-up took is not among them
+    assert turns.groupby("questions")["seconds"].min().loc[3] > 2 * (5 + 2 * timing.WARM_UP)
 
 
 def test_real_passes_take_time_and_leave_the_model_alone(vilt, encoded):
     model = vilt[0]
     batch = encoded.collate([encoded[0]])
-    turns = latency.time_in_turns({"whole": model}, {1: batch}, rounds=2, threads=1)
+    turns = timing.time_in_turns({"whole": model}, {1: batch}, rounds=2, threads=1)
     assert (turns["seconds"] > 0).all()
-    assert "forward" not in vars(
-        model.vilt.encoder.layer[0].attention.attention
-    )  # the fused attention has left
+    # the fused attention has left
+    assert "forward" not in vars(model.vilt.encoder.layer[0].attention.attention)
 
 
 @torch.no_grad()
@@ -114,7 +97,7 @@ def test_lower_precisions_answer_nearly_alike(vilt, encoded):
     before = copy.deepcopy(model.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        copies = latency.lower_precisions(model)
+        copies = timing.lower_precisions(model)
     assert copies["bf16"].dtype == torch.bfloat16
     whole = forward_raster(model, batch).logits
     spread = whole.std()
@@ -127,31 +110,30 @@ def test_lower_precisions_answer_nearly_alike(vilt, encoded):
 
 def test_int8_is_skipped_where_pytorch_has_none(vilt, monkeypatch):
     monkeypatch.delattr(torch.ao.quantization, "quantize_dynamic", raising=False)
-    assert latency.quantize_int8(vilt[0]) is None
-    assert set(latency.lower_precisions(vilt[0])) == {"bf16"}
+    assert timing.quantize_int8(vilt[0]) is None
+    assert set(timing.lower_precisions(vilt[0])) == {"bf16"}
 
 
 def test_weights_by_hand():
     layer = torch.nn.Linear(10, 6)
-    assert latency.measure_weights(layer) == 4 * 66
-    assert latency.measure_weights(copy.deepcopy(layer).to(torch.bfloat16)) == 2 * 66
+    assert timing.measure_weights(layer) == 4 * 66
+    assert timing.measure_weights(copy.deepcopy(layer).to(torch.bfloat16)) == 2 * 66
     tied = torch.nn.Sequential(layer, layer)
-    assert latency.measure_weights(tied) == 4 * 66  # held once
+    assert timing.measure_weights(tied) == 4 * 66  # held once
 
 
 def test_int8_weights_are_counted(vilt):
-    quantized = latency.quantize_int8(torch.nn.Sequential(torch.nn.Linear(10, 6)))
+    quantized = timing.quantize_int8(torch.nn.Sequential(torch.nn.Linear(10, 6)))
     if quantized is None:
         pytest.skip("no int8 in this PyTorch")
-    assert (
-        latency.measure_weights(quantized) >= 60
-    )  # 60 bytes of weights; biases are packed with them
+    # 60 bytes of weights; biases are packed with them
+    assert timing.measure_weights(quantized) >= 60
 
 
 def test_the_ledger_by_hand():
     """Two tensors of 4,000 bytes, then one of 8,000 alone; views and known ones count nothing."""
     known = torch.zeros(1000)
-    with latency.MemoryLedger([known]) as ledger:
+    with timing.MemoryLedger([known]) as ledger:
         first = known + 1
         second = first * 2
         view = second[10:20]
@@ -160,7 +142,7 @@ def test_the_ledger_by_hand():
         del first, second, view
         third = torch.ones(2000)
     assert ledger.peak == 8000
-    with latency.MemoryLedger([known]) as ledger:
+    with timing.MemoryLedger([known]) as ledger:
         kept = [known + number for number in range(3)]
     assert ledger.peak == 12000
     assert len(kept) == 3
@@ -172,12 +154,11 @@ def test_a_lighter_model_takes_less(vilt, encoded):
     lighter = prune.prune_model(model, [(layer, head) for layer in range(4) for head in (0, 1)])
     batches = [encoded.collate([encoded[row] for row in range(size)]) for size in (1, 12)]
     whole, light = (
-        [latency.measure_memory(each, batch) for batch in batches] for each in (model, lighter)
+        [timing.measure_memory(each, batch) for batch in batches] for each in (model, lighter)
     )
     assert light[0] < whole[0]
     assert light[1] < whole[1]
     assert whole[0] < whole[1]
-    assert whole[0] > latency.measure_weights(model)
-    assert whole == [
-        latency.measure_memory(model, batch) for batch in batches
-    ]  # counted, not sampled
+    assert whole[0] > timing.measure_weights(model)
+    again = [timing.measure_memory(model, batch) for batch in batches]
+    assert whole == again  # counted, not sampled

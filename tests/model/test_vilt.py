@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 from itertools import groupby
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from torch import nn
-from transformers import ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
+from transformers import ViltConfig, ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from helpers.data.encode import EncodedQuestions, load_rgb
 from helpers.data.vqa import soft_targets
 from helpers.model.finetune import predict
 from helpers.model.forward import embed_images, forward_raster, patch_grids
-from helpers.model.vilt import load_vilt
+from helpers.model.vilt import build_image_processor, load_vilt
 
 SHARED = Path(__file__).parents[3] / "shared"
 ANSWERS = ["yes", "no", "red", "2"]
@@ -87,28 +88,24 @@ class TestLoading:
         assert processor.tokenizer.model_max_length == 40
 
     def test_seed_decides_fresh_weights(self, loaded):
-        again, other = (
-            load_vilt("fresh-small", answers=ANSWERS)[0],
-            load_vilt("fresh-small", seed=1)[0],
-        )
-        weights = again.state_dict()
+        again = load_vilt("fresh-small", answers=ANSWERS)[0].state_dict()
+        other = load_vilt("fresh-small", seed=1)[0].state_dict()
         for name, value in loaded[0].state_dict().items():
-            assert torch.equal(value, weights[name]), name
+            assert torch.equal(value, again[name]), name
         name = "vilt.encoder.layer.0.attention.attention.query.weight"
-        assert not torch.equal(again.state_dict()[name], other.state_dict()[name])
+        assert not torch.equal(again[name], other[name])
 
     @pytest.mark.parametrize("kind", [ViltForQuestionAnswering, ViltModel, ViltForMaskedLM])
     def test_folder_keeps_body_and_draws_head(self, kind, loaded, tmp_path):
         body = save_checkpoint(tmp_path, kind, *loaded)
-        model, _ = load_vilt(
-            tmp_path, answers=["a", "b", "c", "d"]
-        )  # as many as the saved head has
+        answers = ["a", "b", "c", "d"]  # as many as the saved head has
+        model, _ = load_vilt(tmp_path, answers=answers)
         for name, value in model.vilt.state_dict().items():
             assert torch.equal(value, body[name]), name
         torch.testing.assert_close(model.classifier[0].weight.std().item(), 0.15, rtol=0.1, atol=0)
-        again, _ = load_vilt(tmp_path, answers=["a", "b", "c", "d"])
+        again, _ = load_vilt(tmp_path, answers=answers)
         assert torch.equal(model.classifier[3].weight, again.classifier[3].weight)
-        other, _ = load_vilt(tmp_path, answers=["a", "b", "c", "d"], seed=1)
+        other, _ = load_vilt(tmp_path, answers=answers, seed=1)
         assert not torch.equal(model.classifier[3].weight, other.classifier[3].weight)
 
     def test_own_head_is_kept(self, loaded, tmp_path):
@@ -140,20 +137,14 @@ class TestLoading:
         model = ViltForMaskedLM(type(loaded[0].config)(**config))
         model.save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "preprocessor_config.json").write_text(
-            (source / "preprocessor_config.json").read_text()
-        )
+        shutil.copy(source / "preprocessor_config.json", tmp_path)
         model, processor = load_vilt(tmp_path, answers=ANSWERS)
         assert processor.image_processor.size["shortest_edge"] == 384
         assert processor.image_processor.do_rescale
         assert processor.image_processor.do_pad
         picture = make_picture((640, 480))
-        assert processor(picture, "what?", return_tensors="pt")["pixel_values"].shape == (
-            1,
-            3,
-            384,
-            512,
-        )
+        pixels = processor(picture, "what?", return_tensors="pt")["pixel_values"]
+        assert pixels.shape == (1, 3, 384, 512)
 
     def test_nothing_is_printed_and_no_random_state_moves(
         self, loaded, tmp_path, capfd, caplog, recwarn
@@ -175,9 +166,8 @@ class TestLoading:
         _, processor = load_vilt(tmp_path, answers=ANSWERS)
         assert "stand-in reads the questions" in caplog.text
         assert processor.image_processor.size["shortest_edge"] == 64
-        assert (
-            processor.tokenizer("is it?")["input_ids"] == loaded[1].tokenizer("is it?")["input_ids"]
-        )
+        mine, stock = (each.tokenizer("is it?")["input_ids"] for each in (processor, loaded[1]))
+        assert mine == stock
 
     def test_clear_errors(self, loaded, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
@@ -203,10 +193,8 @@ class TestLoading:
         with pytest.raises(OSError, match=r"cannot be loaded from .*cut"):
             load_vilt(tmp_path / "cut", answers=ANSWERS)
         save_checkpoint(tmp_path / "other", ViltModel, *loaded)
-        config = json.loads((tmp_path / "other" / "config.json").read_text())
-        (tmp_path / "other" / "config.json").write_text(
-            json.dumps(config | {"num_hidden_layers": 6})
-        )
+        path = tmp_path / "other" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 6}))
         with pytest.raises(ValueError, match="is no whole ViLT: 32 weights"):
             load_vilt(tmp_path / "other", answers=ANSWERS)
 
@@ -214,42 +202,31 @@ class TestLoading:
 class TestEncodedQuestions:
     def test_batch_equals_the_processor(self, dataset, encoded, loaded):
         indices = [0, 1, 2, 3, 4, 5, 10]
-        batch, expected = (
-            encoded.collate([encoded[i] for i in indices]),
-            process(dataset, loaded[1], indices),
-        )
+        batch = encoded.collate([encoded[i] for i in indices])
+        expected = process(dataset, loaded[1], indices)
         assert set(expected) == set(batch) - {"labels"}
         for name, value in expected.items():
             assert torch.equal(batch[name], value), name
             assert batch[name].dtype == (torch.bool if name == "pixel_mask" else value.dtype), name
 
     @settings(max_examples=25, deadline=None)
-    @given(
-        width=st.integers(20, 300),
-        height=st.integers(20, 300),
-        grey=st.booleans(),
-        seed=st.integers(0, 9),
-    )
+    @given(st.integers(20, 300), st.integers(20, 300), st.booleans(), st.integers(0, 9))
     def test_pixels_equal_the_processor_at_any_size(self, loaded, width, height, grey, seed):
-        processor = loaded[1]
+        processor = loaded[1].image_processor
         assume(max(width, height) <= 6 * min(width, height))  # else it may be thinner than a patch
         picture = make_picture((width, height), "L" if grey else "RGB", seed)
         rows = {"question_id": [1], "image_id": [1], "image": [picture], "question": ["is it?"]}
         types = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
         data = Dataset.from_dict(rows, features=Features({**types, "question": Value("string")}))
-        _, batch = next(EncodedQuestions(data, processor).batches(1))
-        expected = processor.image_processor(picture.convert("RGB"), return_tensors="pt")[
-            "pixel_values"
-        ]
+        _, batch = next(EncodedQuestions(data, loaded[1]).batches(1))
+        expected = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
         assert torch.equal(batch["pixel_values"], expected)
 
     @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
     def test_photographs_equal_the_original_vilt(self):
         cases = json.loads((SHARED / "official" / "vilt_resize_cases.json").read_text())
         _, processor = load_vilt("fresh-small")
-        processor.image_processor = ViltImageProcessorPil(
-            size={"shortest_edge": 384}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        )
+        processor.image_processor = build_image_processor(ViltConfig())  # ViLT-B/32's
         files = [next(SHARED.glob(f"vqav2_sample/*/{case['file']}")) for case in cases]
         rows = {"image_id": list(range(len(files))), "image": [str(file) for file in files]}
         rows["question"] = ["is it?"] * len(files)
@@ -265,10 +242,8 @@ class TestEncodedQuestions:
             assert hashlib.sha256(rounded).hexdigest() == case["sha256"], case["file"]
 
     def test_a_picture_is_decoded_once(self, dataset, loaded, monkeypatch):
-        calls = []
-        monkeypatch.setattr(
-            "helpers.data.encode.load_rgb", lambda image: calls.append(1) or load_rgb(image)
-        )
+        calls, name = [], "helpers.data.encode.load_rgb"
+        monkeypatch.setattr(name, lambda image: calls.append(1) or load_rgb(image))
         encoded = EncodedQuestions(dataset, loaded[1])
         assert len(calls) == 6
         assert encoded[0]["pixels"].data_ptr() == encoded[6]["pixels"].data_ptr()
@@ -276,9 +251,8 @@ class TestEncodedQuestions:
         assert "labels" not in encoded[0]
 
     def test_long_questions_are_cut_before_sep(self, dataset, loaded, caplog):
-        long = dataset.select([0, 1]).map(
-            lambda row: {"question": "is it a cat? " * 9 + row["question"]}
-        )
+        questions = ["is it a cat? " * 9 + text for text in dataset["question"][:2]]
+        long = dataset.select([0, 1]).remove_columns("question").add_column("question", questions)
         tokenizer = loaded[1].tokenizer
         encoded = EncodedQuestions(long, loaded[1])
         assert encoded.n_truncated == 2
@@ -306,18 +280,15 @@ class TestEncodedQuestions:
         items = [encoded[index] for index in order]
         sizes = [(item["pixels"].numel(), item["pixels"].shape) for item in items]
         assert sizes == sorted(sizes)
-        assert len([*groupby(encoded.image_of[order])]) == len(
-            set(encoded.image_of[order])
-        )  # a picture's stand together
+        images = encoded.image_of[order]
+        assert len([*groupby(images)]) == len({*images})  # a picture's questions stand together
         assert [part for part, _ in found] == [part for part, _ in encoded.batches(size, chosen)]
         for part, batch in found:
             for place, index in enumerate(part):
                 length = int(batch["attention_mask"][place].sum())
                 assert torch.equal(batch["input_ids"][place, :length], encoded[index]["input_ids"])
             whole = encoded.collate([encoded[index] for index in part])
-            assert len(batch["pixel_values"]) == len(
-                set(encoded.image_of[part])
-            )  # each picture once
+            assert len(batch["pixel_values"]) == len({*encoded.image_of[part]})  # each picture once
             for name in ("pixel_values", "pixel_mask"):
                 assert torch.equal(batch[name][batch["picture_of"]], whole[name])
 
@@ -361,11 +332,10 @@ class TestEmbedImages:
         batch = encoded.collate([encoded[i] for i in chosen])
         torch.manual_seed(seed)
         with torch.no_grad():
-            expected, expected_mask = stock_embeds(
-                loaded[0], batch["pixel_values"], batch["pixel_mask"]
-            )
+            given_ = loaded[0], batch["pixel_values"], batch["pixel_mask"]
+            expected, expected_mask = stock_embeds(*given_)
             state = torch.get_rng_state()
-            embeds, mask = embed_images(loaded[0], batch["pixel_values"], batch["pixel_mask"])
+            embeds, mask = embed_images(*given_)
         assert torch.equal(state, torch.get_rng_state())
         assert torch.equal(mask, expected_mask)
         assert mask.dtype == torch.long
@@ -389,10 +359,8 @@ class TestEmbedImages:
             run(loaded[0], batch).loss.backward()
             gradients.append({name: p.grad.clone() for name, p in loaded[0].named_parameters()})
         for name, gradient in gradients[1].items():
-            scale = gradient.abs().max().item()
-            torch.testing.assert_close(
-                gradients[0][name], gradient, rtol=0, atol=2e-5 * scale + 1e-6, msg=name
-            )
+            bound = 2e-5 * gradient.abs().max().item() + 1e-6
+            torch.testing.assert_close(gradients[0][name], gradient, rtol=0, atol=bound, msg=name)
         assert gradients[0]["vilt.embeddings.position_embeddings"].abs().max() > 0
 
     def test_no_mask_is_a_whole_picture(self, loaded):
@@ -400,9 +368,8 @@ class TestEmbedImages:
         embeds, mask = embed_images(loaded[0], pixels)
         assert mask.shape == (2, 25)
         assert mask.all()
-        torch.testing.assert_close(
-            embeds, embed_images(loaded[0], pixels, torch.ones(2, 64, 96))[0]
-        )
+        masked, _ = embed_images(loaded[0], pixels, torch.ones(2, 64, 96))
+        torch.testing.assert_close(embeds, masked)
 
     def test_dropout_acts_in_training(self, loaded, encoded):
         batch = encoded.collate([encoded[0]])
@@ -436,6 +403,5 @@ class TestPredict:
             with torch.no_grad():
                 logits = model(**encoded.collate([encoded[place]])).logits[0]
             assert table["prediction"][place] == ANSWERS[logits.argmax()]
-            assert table["confidence"][place] == pytest.approx(
-                logits.max().sigmoid().item(), abs=1e-5
-            )
+            confidence = logits.max().sigmoid().item()
+            assert table["confidence"][place] == pytest.approx(confidence, abs=1e-5)
