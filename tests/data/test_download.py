@@ -437,6 +437,7 @@ def test_killed_questions_end_with_identical_files(start_process, tmp_path):
     assert (tmp_path / QUESTIONS_ZIP).read_bytes() == zips[QUESTIONS_ZIP]
 
 
+@pytest.mark.slow  # the first to start a process imports torch
 def test_killed_images_end_with_identical_files(start_process, gallery, tmp_path):
     names = list(gallery.files)
     for name in names:
@@ -453,6 +454,7 @@ def test_killed_images_end_with_identical_files(start_process, gallery, tmp_path
     assert all(len(gallery.asked(name)) == 1 for name in whole)
 
 
+@pytest.mark.slow  # the first to start a process imports torch
 def test_two_processes_share_the_work(start_process, tmp_path, gallery):
     files = list(gallery.files)
     for name in files:
@@ -463,6 +465,7 @@ def test_two_processes_share_the_work(start_process, tmp_path, gallery):
     assert sorted(name for name, _ in gallery.seen) == sorted(files)
 
 
+@pytest.mark.slow  # the first to start a process imports torch
 def test_an_interrupt_ends_what_runs_and_what_waits(start_process, tmp_path):
     images = {name_image("val", i): make_image(i, (600, 400)) for i in range(40)}
     with Loopback(images) as server:
