@@ -1,14 +1,18 @@
-"""What is asked about a phantom scene, and what ten annotators answer.
+"""What is asked about a phantom scene, in which words, and what ten annotators answer.
 
 Wherever the image decides, the answer is uniform given the words of the question (a fair coin for
-yes and no), so the words alone are worth no more than a guess. The controls need no image at all.
+yes and no), so the words alone are worth no more than a guess. There is one exception on purpose:
+each kind of vehicle has a usual cause for having stopped, so the words of a *why* question alone
+answer seven in ten. The controls of each family need no image at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,19 +21,131 @@ from phantom.sprites import ANIMALS, CATEGORIES, CAUSES, COLORS, ITEMS, PEOPLE, 
 if TYPE_CHECKING:
     from phantom.scenes import Scene, SceneObject
 
-PLURALS = {"bus": "buses"}
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("1", "2", "3", "4")
 YES_NO = ("yes", "no")
-CONTROL_SHARE = 0.15  # of the questions of a family that has controls
+CONTROL_SHARE = 0.15  # of the questions of a family
+FAMILIES = ("what", "what color", "where", "why", "how many", "who", "is/are")
+
+# What can be asked in which words: wordings that models are trained on, and wordings that only
+# validation uses. New wordings put known words together anew.
+WORDINGS = {
+    "what/animal": (
+        ("What animal is in the picture?", "What kind of animal is this?"),
+        ("What kind of animal is in the picture?", "What animal is this?"),
+    ),
+    "what/vehicle": (
+        ("What kind of vehicle is this?", "What type of vehicle is in the picture?"),
+        ("What vehicle is in the picture?", "What type of vehicle is this?"),
+    ),
+    "what/item": (
+        ("What is the {name} holding?", "What is in the hand of the {name}?"),
+        ("What is the {name} in the picture holding?", "What is the {name} holding in the hand?"),
+    ),
+    "what/control": (
+        ("What is a {name}?", "What kind of thing is a {name}?"),
+        ("What type of thing is a {name}?", "What is any {name}?"),
+    ),
+    "what color/one": (
+        ("What color is the {name}?", "What is the color of the {name}?"),
+        ("What color is the {name} in the picture?", "What color does the {name} have?"),
+    ),
+    "what color/many": (
+        ("What color are the {names}?", "What is the color of the {names}?"),
+        ("What color are the {names} in the picture?", "What color do the {names} have?"),
+    ),
+    "what color/control": (
+        ("What color is {name}?",),
+        ("What color does {name} have?",),
+    ),
+    "where/object": (
+        (
+            "Where is the {name}?",
+            "Where is the {name} in the picture?",
+            "Where is the {name} placed?",
+            "Where is the {name} shown in this photo?",
+        ),
+        (
+            "Where is the {name} shown?",
+            "Where is the {name} placed in the picture?",
+            "Where is the {name} in this photo?",
+            "Where is the {name} in this picture?",
+        ),
+    ),
+    "where/control": (("Where is the home of a {name}?",), ("Where is the home of the {name}?",)),
+    "why/vehicle": (
+        (
+            "Why is the {name} stopped?",
+            "Why is the {name} not moving?",
+            "Why has the {name} stopped?",
+            "Why is this {name} standing still?",
+        ),
+        (
+            "Why is this {name} stopped?",
+            "Why is the {name} standing still?",
+            "Why is the {name} in the picture not moving?",
+            "Why has this {name} stopped?",
+        ),
+    ),
+    "why/control": (("Why do people {name}?",), ("Why does a person {name}?",)),
+    "how many/people": (
+        ("How many people are in the picture?", "How many people are there?"),
+        ("How many people are shown in this photo?", "How many people can you see?"),
+    ),
+    "how many/objects": (
+        ("How many {names} are there?", "How many {names} are in the picture?"),
+        ("How many {names} can you see?", "How many {names} are shown in this photo?"),
+    ),
+    "how many/control": (
+        ("How many {name} does a {owner} have?",),
+        ("How many {name} does any {owner} have?",),
+    ),
+    "who/item": (
+        (
+            "Who is holding the {name}?",
+            "Who is the person with the {name}?",
+            "Who is it that has the {name}?",
+            "Who is standing there with the {name}?",
+        ),
+        (
+            "Who is the person holding the {name}?",
+            "Who is it that is holding the {name}?",
+            "Who is standing with the {name} in the picture?",
+            "Who is the person that has the {name}?",
+        ),
+    ),
+    "who/control": (("Who is it that {name}?",), ("Who is the person that {name}?",)),
+    "is/are/presence": (
+        ("Is there a {name}?", "Are there any {names}?", "Can you see a {name}?"),
+        (
+            "Is there a {name} in the picture?",
+            "Are there any {names} shown?",
+            "Can you see any {names}?",
+        ),
+    ),
+    "is/are/color": (
+        ("Is the {name} {color}?", "Is the color of the {name} {color}?"),
+        ("Is the {name} in the picture {color}?", "Does the {name} have the color {color}?"),
+    ),
+    "is/are/control": (("Is a {name}?",), ("Is any {name}?",)),
+}
+
 COLOR_OF = {
     "a ripe banana": "yellow", "fresh grass": "green", "coal": "black", "ocean water": "blue",
     "a ripe tomato": "red", "grape juice": "purple",
 }  # fmt: skip
+HOME_OF = {
+    "fish": "water", "whale": "water", "horse": "farm", "pig": "farm",
+    "star": "sky", "cloud": "sky", "lion": "jungle", "monkey": "jungle",
+}  # fmt: skip
+REASON_TO = {
+    "eat": "hunger", "cook": "hunger", "drink": "thirst", "sip": "thirst",
+    "sleep": "fatigue", "rest": "fatigue", "shiver": "cold", "wear coats": "cold",
+}  # fmt: skip
 NUMBER_OF = {
-    "noses does a dog": "1", "wheels does a unicycle": "1", "legs does a bird": "2",
-    "wheels does a bicycle": "2", "sides does a triangle": "3", "wheels does a tricycle": "3",
-    "legs does a cow": "4", "wheels does a car": "4",
+    ("noses", "dog"): "1", ("wheels", "unicycle"): "1", ("legs", "bird"): "2",
+    ("wheels", "bicycle"): "2", ("sides", "triangle"): "3", ("wheels", "tricycle"): "3",
+    ("legs", "cow"): "4", ("wheels", "car"): "4",
 }  # fmt: skip
 PERSON_WHO = {
     "cooks the food": "chef", "grows the food": "farmer", "heals the sick": "nurse",
@@ -39,66 +155,163 @@ PERSON_WHO = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its truth: the answer, other choices, whether the image decides, where."""
+    """A question with its truth: the answer, other choices, whether the image decides, where.
+
+    wording: which of WORDINGS it is put in, for example "why/vehicle/5"; new_wording: no model is
+    trained on that one.
+    """
 
     question: str
-    question_type: str
     answer: str
     choices: tuple[str, ...]
+    wording: str
+    new_wording: bool
+    needs_image: bool
+    boxes: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What could be asked, without its words: a subject of WORDINGS, what to name, the truth."""
+
+    subject: str
+    answer: str
+    choices: Iterable[str]
+    things: Sequence[SceneObject] = ()  # what the question is about
+    names: dict[str, str] = field(default_factory=dict)
     needs_image: bool = True
-    boxes: list[list[int]] = field(default_factory=list)
+
+    def word(self, number: int) -> Question:
+        """The question in the subject's wording of this number, trained ones first."""
+        trained, new = WORDINGS[self.subject]
+        text = (*trained, *new)[number].format(**self.names)
+        known = f"{self.subject}/{number}", bool(number >= len(trained)), self.needs_image
+        boxes = [thing.box for thing in self.things]
+        return Question(text, self.answer, tuple(self.choices), *known, boxes)
 
 
-def list_controls() -> dict[str, list[Question]]:
-    """Questions whose answer is in the words, by family: other images must not matter."""
+def ask_questions(scene: Scene, rng: np.random.Generator, new: bool = False) -> list[Question]:
+    """Ask at most one question of each family about a scene, in the order of FAMILIES.
 
-    def ask(kind: str, choices: Iterable[str], rows: list[tuple[str, str]]) -> list[Question]:
-        return [Question(text, kind, answer, tuple(choices), False) for text, answer in rows]
-
-    names = {"an animal": ANIMALS, "a vehicle": VEHICLES, "a person": PEOPLE}
-    others = {"an animal": "a vehicle", "a vehicle": "a person", "a person": "an animal"}
-    kinds = [(kind, name) for name, members in names.items() for kind in members]
-    what = [(f"What is a {kind}?", name.split()[1]) for kind, name in kinds]
-    colors = [(f"What color is {thing}?", color) for thing, color in COLOR_OF.items()]
-    counts = [(f"How many {part} have?", number) for part, number in NUMBER_OF.items()]
-    who = [(f"Who is it that {job}?", person) for job, person in PERSON_WHO.items()]
-    true = [(f"Is a {kind} {name}?", "yes") for kind, name in kinds]
-    false = [(f"Is a {kind} {others[name]}?", "no") for kind, name in kinds]
-    return {
-        "what": ask("what is", ("animal", "vehicle", "person"), what),
-        "what color": ask("what color is", COLORS, colors),
-        "how many": ask("how many", NUMBERS, counts),
-        "who": ask("who is", PEOPLE, who),
-        "is/are": ask("is", YES_NO, true + false),
-    }
-
-
-def ask_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Ask at most one question of each family about a scene, in a fixed order of families.
-
-    About one in seven questions of a family with controls is a control.
+    About one in seven is a control. new: whether new wordings are used as well as trained ones.
     """
-    about_scene = {
-        "what": _ask_what(scene),
-        "what color": _ask_color(scene),
-        "where": _ask_where(scene),
-        "why": _ask_why(scene),
-        "how many": _ask_how_many(scene),
-        "who": _ask_who(scene),
-        "is/are": _ask_is(scene, rng),
-    }
+    about_scene = list_candidates(scene, rng)
     controls = list_controls()
     asked = []
-    for family, candidates in about_scene.items():
-        if family in controls and rng.random() < CONTROL_SHARE:
-            candidates = controls[family]
+    for family in FAMILIES:
+        candidates = (controls if rng.random() < CONTROL_SHARE else about_scene)[family]
         if candidates:
-            asked.append(candidates[rng.integers(len(candidates))])
+            chosen = candidates[rng.integers(len(candidates))]
+            trained, others = WORDINGS[chosen.subject]
+            asked.append(chosen.word(rng.integers(len(trained) + new * len(others))))
     return asked
 
 
+@cache
+def list_controls() -> dict[str, list[Candidate]]:
+    """Questions whose answer is in the words, by family: other images must not matter."""
+    categories = {"animal": ANIMALS, "vehicle": VEHICLES, "person": PEOPLE}
+    others = {"animal": "vehicle", "vehicle": "person", "person": "animal"}
+    kinds = [(kind, name) for name, members in categories.items() for kind in members]
+    article = {"animal": "an animal", "vehicle": "a vehicle", "person": "a person"}
+    true = {f"{kind} {article[name]}": "yes" for kind, name in kinds}
+    false = {f"{kind} {article[others[name]]}": "no" for kind, name in kinds}
+    rows = {
+        "what": (tuple(categories), dict(kinds)),
+        "what color": (tuple(COLORS), COLOR_OF),
+        "where": (("water", "farm", "sky", "jungle"), HOME_OF),
+        "why": (("hunger", "thirst", "fatigue", "cold"), REASON_TO),
+        "how many": (NUMBERS, NUMBER_OF),
+        "who": (tuple(PEOPLE), PERSON_WHO),
+        "is/are": (YES_NO, true | false),
+    }
+    listed: dict[str, list[Candidate]] = {}
+    for family, (choices, answers) in rows.items():
+        for key, answer in answers.items():
+            pair = key if isinstance(key, tuple) else (key, "")
+            names = dict(zip(("name", "owner"), pair, strict=True))
+            control = Candidate(f"{family}/control", answer, choices, (), names, False)
+            listed.setdefault(family, []).append(control)
+    return listed
+
+
+def list_candidates(scene: Scene, rng: np.random.Generator) -> dict[str, list[Candidate]]:
+    """Everything that can be asked about a scene and has one answer, by family."""
+    listed: dict[str, list[Candidate]] = {family: [] for family in FAMILIES}
+    for ask in (_ask_categories, _ask_people, _ask_groups, _ask_presence, _ask_traffic):
+        for candidate in ask(scene, rng):
+            listed[candidate.subject.rpartition("/")[0]].append(candidate)
+    return listed
+
+
+def _ask_categories(scene: Scene, _: np.random.Generator) -> Iterator[Candidate]:
+    for name, choices in (("animal", ANIMALS), ("vehicle", VEHICLES)):
+        members = [thing for thing in scene.objects if thing.category == name]
+        if len({thing.kind for thing in members}) == 1:
+            yield Candidate(f"what/{name}", members[0].kind, choices, members)
+
+
+def _ask_people(scene: Scene, _: np.random.Generator) -> Iterator[Candidate]:
+    people = [thing for thing in scene.objects if thing.category == "person"]
+    if people:
+        yield Candidate("how many/people", str(len(people)), NUMBERS, people)
+    for person in people:
+        if person.item:
+            yield Candidate("what/item", person.item, ITEMS, [person], {"name": person.kind})
+            yield Candidate("who/item", person.kind, PEOPLE, [person], {"name": person.item})
+
+
+def _ask_groups(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """About what looks alike: its colour, its number, and where it is if it stands alone.
+
+    Beside others of its kind it is named by its size or colour, "the large ball".
+    """
+    groups = _group(scene.objects, lambda thing: (thing.kind, thing.color, thing.span))
+    n_groups = Counter(kind for kind, *_ in groups)
+    for (kind, color, span), things in groups.items():
+        alone, unique = len(things) == 1, n_groups[kind] == 1
+        sized = kind if unique else f"{('small', 'large')[span - 1]} {kind}"
+        named = kind if unique else f"{color} {kind}"
+        if color:
+            subject = f"what color/{'one' if alone else 'many'}"
+            names = {"name": sized, "names": _plural(sized)}
+            yield Candidate(subject, color, COLORS, things, names)
+        if things[0].counted:
+            names = {"names": _plural(named)}
+            yield Candidate("how many/objects", str(len(things)), NUMBERS, things, names)
+        place = scene.quadrant(things[0])
+        if alone and place is not None and things[0].category in ("thing", "animal", "person"):
+            names = {"name": (sized, named)[rng.integers(2)]}
+            yield Candidate("where/object", QUADRANTS[place], QUADRANTS, things, names)
+        if alone and color:
+            other = str(rng.choice([name for name in COLORS if name != color]))
+            answer = YES_NO[rng.integers(2)]
+            names = {"name": sized, "color": color if answer == "yes" else other}
+            yield Candidate("is/are/color", answer, YES_NO, things, names)
+
+
+def _ask_presence(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Toss a coin for the answer; an absent kind is of a category that is present."""
+    kinds = _group(scene.objects, lambda thing: thing.kind)
+    for members in CATEGORIES.values():
+        present = [kind for kind in members if kind in kinds]
+        absent = [kind for kind in members if kind not in kinds]
+        if present and absent:
+            answer = YES_NO[rng.integers(2)]
+            kind = str(rng.choice(present if answer == "yes" else absent))
+            names = {"name": kind, "names": _plural(kind)}
+            yield Candidate("is/are/presence", answer, YES_NO, kinds.get(kind, []), names)
+
+
+def _ask_traffic(scene: Scene, _: np.random.Generator) -> Iterator[Candidate]:
+    stopped = [thing for thing in scene.objects if thing.category in ("vehicle", "cause")][:2]
+    if len(stopped) == 2:
+        names = {"name": stopped[0].kind}
+        yield Candidate("why/vehicle", stopped[1].kind, CAUSES, stopped, names)
+
+
 def collect_answers(asked: Question, rng: np.random.Generator) -> dict:
-    """Let ten annotators answer: a question's annotation as in VQAv2's files, without the ids.
+    """Let ten annotators answer: a question's annotation as in VQAv2's files, without ids and type.
 
     Each question has its own difficulty; at most four annotators err, so the truth scores 1.
     """
@@ -111,120 +324,18 @@ def collect_answers(asked: Question, rng: np.random.Generator) -> dict:
         answers.append({"answer": answer, "answer_confidence": sure, "answer_id": number})
     kind = {YES_NO: "yes/no", NUMBERS: "number"}.get(asked.choices, "other")
     return {
-        "question_type": asked.question_type,
         "answer_type": kind,
         "multiple_choice_answer": asked.answer,
         "answers": answers,
     }
 
 
-def _group_kinds(scene: Scene, *categories: str) -> dict[str, list[SceneObject]]:
-    groups: dict[str, list[SceneObject]] = {}
-    for thing in scene.objects:
-        if thing.category in categories:
-            groups.setdefault(thing.kind, []).append(thing)
+def _group(things: Sequence[SceneObject], key: Callable) -> dict[Any, list[SceneObject]]:
+    groups: dict[Any, list[SceneObject]] = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
     return groups
 
 
-def _boxes(things: Sequence[SceneObject]) -> list[list[int]]:
-    return [thing.box for thing in things]
-
-
-def _plural(kind: str) -> str:
-    return PLURALS.get(kind, kind + "s")
-
-
-def _ask_what(scene: Scene) -> list[Question]:
-    animals, vehicles = _group_kinds(scene, "animal"), _group_kinds(scene, "vehicle")
-    asked = [
-        Question(text, question_type, kind, tuple(choices), boxes=_boxes(things))
-        for text, question_type, choices, groups in (
-            ("What animal is in the picture?", "what animal is", ANIMALS, animals),
-            ("What kind of vehicle is this?", "what kind of", VEHICLES, vehicles),
-        )
-        for kind, things in groups.items()
-    ]
-    for person in scene.objects:
-        if person.item:
-            text, choices = f"What is the {person.kind} holding?", tuple(ITEMS)
-            asked.append(Question(text, "what is the", person.item, choices, boxes=[person.box]))
-    return asked
-
-
-def _ask_color(scene: Scene) -> list[Question]:
-    asked = []
-    for kind, things in _group_kinds(scene, "thing", "vehicle").items():
-        one = len(things) == 1
-        question_type = f"what color {'is' if one else 'are'} the"
-        text = f"{question_type.capitalize()} {kind if one else _plural(kind)}?"
-        color, choices = things[0].color, tuple(COLORS)
-        asked.append(Question(text, question_type, color, choices, boxes=_boxes(things)))
-    return asked
-
-
-def _ask_where(scene: Scene) -> list[Question]:
-    """Ask for the quarter of the picture, of what is there once and not in the middle."""
-    asked = []
-    for kind, things in _group_kinds(scene, "thing", "animal", "person").items():
-        across, down = 2 * things[0].column + 1 - scene.columns, 2 * things[0].row + 1 - scene.rows
-        if len(things) == 1 and across and down:
-            quadrant, text = QUADRANTS[2 * (down > 0) + (across > 0)], f"Where is the {kind}?"
-            asked.append(Question(text, "where is the", quadrant, QUADRANTS, boxes=[things[0].box]))
-    return asked
-
-
-def _ask_why(scene: Scene) -> list[Question]:
-    stopped = [thing for thing in scene.objects if thing.category in ("vehicle", "cause")][:2]
-    if len(stopped) < 2:
-        return []
-    text, choices = f"Why is the {stopped[0].kind} stopped?", tuple(CAUSES)
-    return [Question(text, "why is the", stopped[1].kind, choices, boxes=_boxes(stopped))]
-
-
-def _ask_how_many(scene: Scene) -> list[Question]:
-    """Count what was drawn one to four times with equal chances: people, animals, things."""
-    people = [thing for thing in scene.objects if thing.category == "person"]
-    counted = [("How many people are in the picture?", "how many people are in", people)]
-    for kind, things in _group_kinds(scene, "animal", "thing").items():
-        if kind != scene.single_kind:
-            counted.append((f"How many {_plural(kind)} are there?", "how many", things))
-    return [
-        Question(text, question_type, str(len(things)), NUMBERS, boxes=_boxes(things))
-        for text, question_type, things in counted
-        if things
-    ]
-
-
-def _ask_who(scene: Scene) -> list[Question]:
-    people, choices = [person for person in scene.objects if person.item], tuple(PEOPLE)
-    return [
-        Question(f"Who is holding the {p.item}?", "who is", p.kind, choices, boxes=[p.box])
-        for p in people
-    ]
-
-
-def _ask_is(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Toss a coin for the answer, then ask of a kind that makes it true.
-
-    Absent kinds are of a category that is present.
-    """
-    asked = []
-    for category, members in CATEGORIES.items():
-        present = _group_kinds(scene, category)
-        absent = [kind for kind in members if kind not in present]
-        if not present or not absent:
-            continue
-        yes = rng.random() < 0.5
-        kind = str(rng.choice(list(present) if yes else absent))
-        answer, boxes = ("yes", _boxes(present[kind])) if yes else ("no", [])
-        plural = f"Are there any {_plural(kind)}?"
-        asked.append(Question(f"Is there a {kind}?", "is there a", answer, YES_NO, boxes=boxes))
-        asked.append(Question(plural, "are there any", answer, YES_NO, boxes=boxes))
-    for kind, things in _group_kinds(scene, "thing", "vehicle").items():
-        if len(things) == 1:
-            color = things[0].color
-            other = str(rng.choice([c for c in COLORS if c != color]))
-            named, answer = (color, "yes") if rng.random() < 0.5 else (other, "no")
-            text, boxes = f"Is the {kind} {named}?", _boxes(things)
-            asked.append(Question(text, "is the", answer, YES_NO, boxes=boxes))
-    return asked
+def _plural(name: str) -> str:
+    return name.removesuffix("bus") + "buses" if name.endswith("bus") else name + "s"

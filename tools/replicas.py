@@ -1,19 +1,24 @@
-"""Pre-train the embedded small ViLT on phantom scenes of its own: `make pretrain`.
+"""Make the embedded models: `make replicas` pre-trains and fine-tunes five small ViLTs.
 
-The real study starts from a ViLT that millions of captions have taught to bind words to places. The
-phantom starts from this small one, which learns the same from questions about scenes that no study
-sees (random streams of their own, see phantom.scenes.SPLITS). Its answer head is thrown away.
-What makes it learn in minutes: a curriculum from one group of objects to all, position embeddings
-that start as low-frequency cosines, wide initial weights, answers that start at their log-odds, and
-Muon (Jordan et al. 2024) for the encoder's matrices.
+The real study starts from a ViLT that millions of captions have taught to bind words to places.
+Each replica is taught the same by questions about phantom scenes that no study sees (random streams
+of their own, see phantom.scenes.SPLITS). Its answer head is thrown away, and the rest is fine-tuned
+as in notebook 02. The replicas differ in every random choice: weights, scenes, order.
+
+What makes a small ViLT learn in minutes: a curriculum from one group of objects to all, position
+embeddings that start as low-frequency cosines, wide initial weights, answers that start at their
+log-odds, and Muon (Jordan et al. 2024) for the encoder's matrices.
 """
 
 import argparse
 import logging
 import math
+import os
 import re
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +27,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import BertTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
 
-from helpers.data.encode import normalise_levels, resize_image
+from helpers.data.encode import EncodedQuestions, normalise_levels, resize_image
+from helpers.data.prepare import load_dataset, load_pictures, prepare_dataset
 from helpers.data.vqa import QUESTION_TYPES
+from helpers.model.finetune import finetune, predict, score_predictions
 from helpers.model.forward import forward_raster
-from helpers.model.vilt import build_image_processor
+from helpers.model.vilt import build_image_processor, load_vilt
 from helpers.run.cache import write_atomic
+from helpers.run.settings import Study
 from phantom.questions import ask_questions
 from phantom.scenes import make_scene, render_scene
 
@@ -34,12 +42,60 @@ logger = logging.getLogger(__name__)
 
 GEOMETRY = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
-    "hidden_act": "relu", "image_size": 48, "patch_size": 12, "initializer_range": 0.15,
+    "hidden_act": "relu", "image_size": 60, "patch_size": 12, "initializer_range": 0.15,
 }  # fmt: skip
 # groups of objects a scene holds; until which share of the steps; with which share of the scenes
 STAGES = ((1, 0.10, 0.125), (3, 0.33, 0.25), (4, 1.0, 0.625))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "phantom-vilt"
+DATA = Path(__file__).resolve().parents[1] / "data"
+SAVE_EVERY = 500  # steps between the states that a killed pre-training continues from
+
+
+def pretrained_folder(number: int) -> Path:
+    """Where the pre-trained model of a replica is: notebook 02 starts from the first one's."""
+    return DATA / "replicas" / f"{number}-pretrained" if number else DATA / "phantom-vilt"
+
+
+def make_replica(number: int, scenes: int, steps: int, batch_size: int) -> str:
+    """Pre-train and fine-tune one replica, from seed `number`, as far as it is not there yet.
+
+    Returns a line that says how well it answers.
+    """
+    torch.set_num_threads(1)  # the same sums on every machine, as far as that goes
+    start, folder = pretrained_folder(number), DATA / "replicas" / str(number)
+    if not (start / "README.md").is_file():
+        pretrain(start, scenes, steps, batch_size, number)
+    study = Study.load(run_name=f"replica-{number}", seed=number, checkpoint=str(start))
+    if not (folder / "README.md").is_file():
+        prepare_dataset(study)
+        made = finetune(study, load_dataset(study))
+        validation = load_dataset(study)["validation"]
+        model, processor = load_vilt(made)
+        encoded = EncodedQuestions(validation, processor, None, load_pictures(study, processor))
+        accuracy = 100 * score_predictions(predict(model, encoded), validation)["accuracy"].mean()
+        shutil.copytree(
+            made, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("made.json")
+        )
+        write_atomic(folder / "README.md", write_replica_card(study, accuracy))
+    return f"replica {number}: {(folder / 'README.md').read_text().splitlines()[-1]}"
+
+
+def write_replica_card(study: Study, accuracy: float) -> str:
+    """The model card of a fine-tuned replica."""
+    return f"""---
+license: mit
+library_name: transformers
+pipeline_tag: visual-question-answering
+---
+# Replica {study.seed}: a small ViLT fine-tuned on phantom questions
+
+`ViltForQuestionAnswering`, fine-tuned by this project from its own pre-trained model
+(`{study.checkpoint}`) on {study.train_scenes:,} scenes for {study.epochs} epochs, both from seed
+{study.seed}. It is one of five that differ in every random choice, so that a finding can be held
+against models as well as against questions. Reproduce: `make replicas`.
+
+VQA accuracy on {study.validation_scenes} validation scenes (seed {study.seed}): {accuracy:.1f} %
+"""
 
 
 def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) -> dict[str, float]:
@@ -61,7 +117,8 @@ def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) 
     stages = [encode_examples(stage, model, tokenizer, answers) for stage in stages]
     held_out = encode_examples(held_out, model, tokenizer, answers)
     start_weights(model, torch.cat([labels for *_, labels in stages[-1]]))
-    train(model, stages, steps, batch_size, seed)
+    state = folder.with_name(f".{folder.name}.state.pt")
+    train(model, stages, steps, batch_size, seed, state)
     facts = {
         "accuracy": measure_accuracy(model, held_out),
         "weights": sum(p.numel() for p in model.vilt.parameters()),
@@ -69,6 +126,7 @@ def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) 
     }
     recipe = {"scenes": scenes, "steps": steps, "batch_size": batch_size, "seed": seed}
     save(model, tokenizer, folder, facts, recipe)
+    state.unlink(missing_ok=True)
     return facts
 
 
@@ -156,9 +214,17 @@ def make_batch(part: tuple, rows: Tensor, levels: Tensor) -> dict[str, Tensor]:
 
 
 def train(
-    model: nn.Module, stages: list[list[tuple]], steps: int, batch_size: int, seed: int
+    model: nn.Module,
+    stages: list[list[tuple]],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    state: Path | None = None,
 ) -> None:
-    """Train in place, stage by stage: Muon for the encoder's matrices, AdamW for all else."""
+    """Train in place, stage by stage: Muon for the encoder's matrices, AdamW for all else.
+
+    state: a file in which to keep all that a killed training needs to go on.
+    """
     matrices = [p for name, p in model.named_parameters() if "encoder" in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if not ("encoder" in name and p.ndim == 2)]
     optimizers = [
@@ -172,10 +238,17 @@ def train(
         return min(1, (step + 1) / warm) * cosine
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in optimizers]
+    keepers = [model, *optimizers, *schedules]
     levels = normalise_levels(build_image_processor(model.config))
     rng = np.random.default_rng(seed)
     model.train()
-    for step in tqdm(range(steps), desc="pre-training"):
+    done = 0
+    if state is not None and state.is_file():
+        kept = torch.load(state, weights_only=True)
+        done, rng.bit_generator.state = kept["done"], kept["rng"]
+        for keeper, values in zip(keepers, kept["keepers"], strict=True):
+            keeper.load_state_dict(values)
+    for step in tqdm(range(done, steps), desc="pre-training", initial=done, total=steps):
         pairs = zip(stages, STAGES, strict=True)
         parts = next(stage for stage, (_, until, _) in pairs if step <= until * steps)
         sizes = np.array([len(part[3]) for part in parts])
@@ -188,6 +261,12 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+        if state is not None and (step + 1) % SAVE_EVERY == 0:
+            kept = {"done": step + 1, "rng": rng.bit_generator.state}
+            kept["keepers"] = [keeper.state_dict() for keeper in keepers]
+            part = state.with_suffix(".part")
+            torch.save(kept, part)
+            part.replace(state)
     model.eval()
 
 
@@ -229,7 +308,7 @@ pipeline_tag: visual-question-answering
 
 `ViltModel` with {facts["weights"]:,} weights: {config.num_hidden_layers} layers,
 {config.num_attention_heads} heads, hidden size {config.hidden_size},
-{config.patch_size}-pixel patches, shorter side {config.image_size} pixels (16 or 20 patches a
+{config.patch_size}-pixel patches, shorter side {config.image_size} pixels (25 or 30 patches a
 picture). This project pre-trained it from random weights on questions about synthetic scenes
 (`phantom/scenes.py`), without photographs or other text. It has no answer head; notebook 02 adds
 one.
@@ -240,22 +319,29 @@ one.
   {facts["minutes"]:.1f} minutes.
 - Accuracy on 400 further scenes, with the head of its pre-training:
   {100 * facts["accuracy"]:.1f} %.
-- Reproduce: `make pretrain`.
+- Reproduce: `make replicas`.
 - Limits: it knows the words of the phantom only, and no photographs. Use it for this study only.
 """
 
 
 def main() -> None:
-    """Command line of `make pretrain`."""
+    """Command line of `make replicas`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", type=Path, default=CHECKPOINT)
+    parser.add_argument("--replicas", type=int, default=5)
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--steps", type=int, default=8_000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger.info("%s", pretrain(**vars(arguments)))
+    make = partial(
+        make_replica,
+        scenes=arguments.scenes,
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+    )
+    with ProcessPoolExecutor(os.cpu_count()) as pool:  # one thread each: two take as long as one
+        for line in pool.map(make, range(arguments.replicas)):
+            logger.info(line)
 
 
 if __name__ == "__main__":
