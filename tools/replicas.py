@@ -213,6 +213,45 @@ def make_batch(part: tuple, rows: Tensor, levels: Tensor) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": (tokens != 0).long(), "pixel_values": values}
 
 
+class Muon(torch.optim.Optimizer):
+    """Steps along the orthogonalised momentum of matrices (Jordan et al. 2024).
+
+    As torch.optim.Muon, but in float32 and for all matrices of a shape at once: that one works in
+    bfloat16, matrix by matrix, which takes 40 % of a training step on a CPU without bfloat16.
+    """
+
+    def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float) -> None:
+        by_shape: dict[tuple, list[Tensor]] = {}
+        for matrix in matrices:
+            by_shape.setdefault(tuple(matrix.shape), []).append(matrix)
+        groups = [{"params": alike} for alike in by_shape.values()]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update, with Nesterov's momentum."""
+        for group in self.param_groups:
+            matrices, momentum = group["params"], group["momentum"]
+            gradient = torch.stack([matrix.grad for matrix in matrices])
+            state = self.state[matrices[0]]
+            mean = state.setdefault("mean", torch.zeros_like(gradient))
+            mean.lerp_(gradient, 1 - momentum)
+            direction = orthogonalise(gradient.lerp(mean, momentum))
+            rate = group["lr"] * max(1, gradient.shape[1] / gradient.shape[2]) ** 0.5
+            for matrix, update in zip(matrices, direction, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Matrices (n, rows, columns) with all singular values near 1: five steps of Newton-Schulz."""
+    wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = wide / matrices.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x.mT if wide is not matrices else x
+
+
 def train(
     model: nn.Module,
     stages: list[list[tuple]],
@@ -229,7 +268,7 @@ def train(
     others = [p for name, p in model.named_parameters() if not ("encoder" in name and p.ndim == 2)]
     optimizers = [
         torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
-        torch.optim.Muon(matrices, lr=0.01, weight_decay=0.01),
+        Muon(matrices, lr=0.01, weight_decay=0.01),
     ]
     warm = max(1, steps // 50)
 

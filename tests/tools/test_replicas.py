@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoTokenizer, ViltModel
 
 from helpers.model.forward import forward_raster
 from helpers.model.vilt import load_vilt
 from phantom.questions import ask_questions
 from phantom.scenes import SPLITS, make_scene, render_scene
-from tools import pretrain
+from tools import replicas
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def float64():
 @pytest.mark.slow
 def test_a_tiny_recipe_runs_saves_loads_and_repeats(tmp_path, float64):
     first, second = tmp_path / "first", tmp_path / "second"
-    facts = pretrain.pretrain(first, scenes=80, steps=12, batch_size=16, seed=1)
-    pretrain.pretrain(second, scenes=80, steps=12, batch_size=16, seed=1)
+    facts = replicas.pretrain(first, scenes=80, steps=12, batch_size=16, seed=1)
+    replicas.pretrain(second, scenes=80, steps=12, batch_size=16, seed=1)
     weights, again = (ViltModel.from_pretrained(each).state_dict() for each in (first, second))
     assert facts["weights"] == sum(tensor.numel() for tensor in weights.values())
     for name, tensor in weights.items():
@@ -35,8 +36,25 @@ def test_a_tiny_recipe_runs_saves_loads_and_repeats(tmp_path, float64):
     assert "12 steps" in (first / "README.md").read_text()
 
 
+def test_muon_steps_as_the_one_of_torch():
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((6, 6), (6, 6), (12, 6), (6, 12))]
+    gradients = [[torch.randn_like(matrix) for matrix in start] for _ in range(3)]
+    ends = []
+    for kind in (replicas.Muon, torch.optim.Muon):
+        matrices = [nn.Parameter(matrix.clone()) for matrix in start]
+        optimizer = kind(matrices, lr=0.1, weight_decay=0.01)
+        for step in gradients:
+            for matrix, gradient in zip(matrices, step, strict=True):
+                matrix.grad = gradient.clone()
+            optimizer.step()
+        ends.append(torch.cat([matrix.detach().flatten() for matrix in matrices]))
+    assert (ends[0] - ends[1]).abs().max() < 0.02  # torch's works in bfloat16
+    assert (ends[0] - torch.cat([matrix.flatten() for matrix in start])).abs().max() > 0.1
+
+
 def test_plurals_are_spelled_with_a_suffix_piece():
-    tokenizer = pretrain.build_tokenizer(
+    tokenizer = replicas.build_tokenizer(
         ["Is there a dog?", "Are there any dogs?", "A bus?", "Many buses?", "this"]
     )
     assert tokenizer.tokenize("Dogs, buses") == ["dog", "##s", ",", "bus", "##es"]
@@ -44,17 +62,17 @@ def test_plurals_are_spelled_with_a_suffix_piece():
 
 
 def test_positions_start_as_a_row_and_a_column_and_answers_at_their_log_odds():
-    model = pretrain.build_model(20, ["a", "b"])
-    pretrain.start_weights(model, torch.tensor([0, 0, 0, 1]))
-    places = model.vilt.embeddings.position_embeddings[0, 1:].view(4, 4, -1)
+    model = replicas.build_model(20, ["a", "b"])
+    replicas.start_weights(model, torch.tensor([0, 0, 0, 1]))
+    places = model.vilt.embeddings.position_embeddings[0, 1:].view(5, 5, -1)
     columns = places - places[:, :1]
-    torch.testing.assert_close(columns, columns[:1].expand(4, -1, -1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(columns, columns[:1].expand(5, -1, -1), rtol=0, atol=1e-4)
     assert columns.norm(dim=-1)[:, 1:].min() > 0.1
     assert torch.allclose(model.classifier[3].bias.sigmoid(), torch.tensor([0.75, 0.25]), atol=1e-5)
 
 
 def test_the_embedded_model_is_small_whole_and_knows_the_phantom():
-    folder = pretrain.CHECKPOINT
+    folder = replicas.pretrained_folder(0)
     parts = ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json")
     assert all((folder / name).is_file() for name in (*parts, "README.md"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
