@@ -58,7 +58,8 @@ def prepare_dataset(study: Study) -> Path:
     both files are pooled and a share of the *images* is held out instead.
     Columns beside those of `read_vqa`: `split`, the official file; `picture`, the image's file
     under the data's folder (fetched with `study.download`), its `width` and `height` in pixels;
-    `needs_image` (None where unknown) and `boxes` ([x, y, width, height] in pixels; [] likewise).
+    what only the phantom knows (None elsewhere): `needs_image`, `wording` (an id), `new_wording`
+    (no model is trained on it) and `boxes` ([x, y, width, height] in pixels; [] elsewhere).
     """
     root = find_data(study)
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
@@ -175,6 +176,8 @@ def _read_split(root: Path, split: str) -> Dataset:
     for name, column, kind in (
         ("split", [split] * len(dataset), Value("string")),
         ("needs_image", [row.get("needs_image") for row in known], Value("bool")),
+        ("wording", [row.get("wording") for row in known], Value("string")),
+        ("new_wording", [row.get("new_wording") for row in known], Value("bool")),
         ("boxes", [row.get("boxes", []) for row in known], List(List(Value("int32")))),
         ("picture", files, Value("string")),
     ):
