@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY := PASSIVE
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
 
-.PHONY: run sweep test test-quick test-plain test-sample lint render bench pretrain clean
+.PHONY: run sweep test test-quick test-plain test-sample lint render bench replicas clean
 
 run: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
@@ -68,8 +68,9 @@ bench: $(VENV)/made
 	$(BIN)/python benchmarks/bench_prune.py
 	$(BIN)/python benchmarks/bench_scale.py
 
-pretrain: $(VENV)/made
-	$(BIN)/python -m tools.pretrain
+# About an hour on 2 cores; a killed call goes on.
+replicas: $(VENV)/made
+	$(BIN)/python -m tools.replicas
 
 clean:
 	rm -rf runs data/generated

@@ -56,7 +56,7 @@ WORDINGS = {
     ),
     "what color/control": (
         ("What color is {name}?",),
-        ("What color does {name} have?",),
+        ("What color is {name} in the picture?",),
     ),
     "where/object": (
         (
@@ -87,7 +87,10 @@ WORDINGS = {
             "Why has this {name} stopped?",
         ),
     ),
-    "why/control": (("Why do people {name}?",), ("Why does a person {name}?",)),
+    "why/control": (
+        ("Why do people {name}?",),
+        ("Why do people {name} in the picture?",),
+    ),
     "how many/people": (
         ("How many people are in the picture?", "How many people are there?"),
         ("How many people are shown in this photo?", "How many people can you see?"),

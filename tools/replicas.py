@@ -65,7 +65,9 @@ def make_replica(number: int, scenes: int, steps: int, batch_size: int) -> str:
     start, folder = pretrained_folder(number), DATA / "replicas" / str(number)
     if not (start / "README.md").is_file():
         pretrain(start, scenes, steps, batch_size, number)
-    study = Study.load(run_name=f"replica-{number}", seed=number, checkpoint=str(start))
+    study = Study.load(
+        run_name=f"replica-{number}", seed=number, checkpoint=str(start.relative_to(DATA.parent))
+    )
     if not (folder / "README.md").is_file():
         prepare_dataset(study)
         made = finetune(study, load_dataset(study))
@@ -367,8 +369,8 @@ def main() -> None:
     """Command line of `make replicas`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--replicas", type=int, default=5)
-    parser.add_argument("--scenes", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

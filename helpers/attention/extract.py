@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
+from helpers.model.finetune import hash_model
 from helpers.model.forward import patch_grids
 from helpers.run.cache import cached_step, read_record, require, source_digest
 from helpers.run.settings import Study
@@ -264,20 +265,21 @@ def measure_once(
     name: str,
     measure: Callable[[Path], None],
     once: Callable = cached_step,
+    number: int = 0,
     **inputs: object,
 ) -> Path:
     """Make run_dir/<name> unless it is up to date; returns the folder.
 
     measure: gets the folder to write to, which may hold what a killed call left. inputs: what the
-    step depends on beside model, data set, sizes and code. once: how a step is done once;
-    `tools.launch` passes a form for several processes.
+    step depends on beside model, data set, sizes and code. number: which of the study's models.
+    once: how a step is done once; `tools.launch` passes a form for several processes.
     """
-    steps = {
-        step: read_record(study.run_dir / step)["fingerprint"] for step in ("model", "dataset")
+    known = study.settings("extract_batch_size", "shard_size") | {
+        "model": hash_model(study, number),
+        "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
+        "code": source_digest("helpers/data", "helpers/model", "helpers/attention"),
     }
-    code = source_digest("helpers/data", "helpers/model", "helpers/attention")
-    known = study.settings("extract_batch_size", "shard_size")
-    return once(study.folder() / name, measure, {**known, **steps, "code": code, **inputs})
+    return once(study.folder() / name, measure, {**known, **inputs})
 
 
 def extract_once(
@@ -313,14 +315,16 @@ def measure_attention(
     untrained: bool = False,
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
+    number: int = 0,
 ) -> AttentionTable:
     """Measure the attention of every validation question; once, in run_dir/attention.
 
-    untrained: the model is a `random_weight_model`, its folder attention_untrained. once, process:
-    see `extract_once`.
+    untrained: the model is a `random_weight_model`, its folder attention_untrained. number: which
+    of the study's models it is; the second one's folder is attention_1. once, process: see
+    `extract_once`.
     """
-    name = "attention_untrained" if untrained else "attention"
-    inputs = study.settings("seed") if untrained else {}
+    name = "attention_untrained" if untrained else f"attention_{number}" if number else "attention"
+    inputs = {"number": number, **(study.settings("seed") if untrained else {})}
     model = in_measuring_precision(model, study)
     return extract_once(study, name, model, encoded, once=once, process=process, **inputs)
 

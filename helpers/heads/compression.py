@@ -36,7 +36,7 @@ from helpers.heads.removal import (
     loss_increases,
     sample_for_removal,
 )
-from helpers.model.finetune import load_finetuned, train_model
+from helpers.model.finetune import hash_model, load_finetuned, train_model
 from helpers.model.forward import forward_raster, fused_attention, trace
 from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, quiet_transformers
@@ -172,7 +172,7 @@ def prune_and_finetune(
         "heads": heads,
         "layers": layers,
         "watched": [int(row) for row in selection_rows],
-        "model": read_record(study.run_dir / "model")["fingerprint"],
+        "model": hash_model(study),
         "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
         "code": source_digest("helpers/data", "helpers/model", "helpers/heads"),
     }

@@ -30,7 +30,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import load_pictures
 from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.forward import forward_raster, fused_attention
-from helpers.model.vilt import load_vilt, quiet_transformers
+from helpers.model.vilt import find_checkpoint, load_vilt, quiet_transformers
 from helpers.run import cache
 from helpers.run.settings import Study
 
@@ -76,10 +76,32 @@ def finetune(
     return once(study.folder() / name, lambda folder: train_model(study, load, folder), inputs)
 
 
-def load_finetuned(study: Study) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
-    """The model that notebook 02 fine-tuned, and its processor; FileNotFoundError if missing."""
-    folder = cache.require(study.folder() / "model", made_by="02_finetune")
-    return load_vilt(folder, device=study.device_name())
+def load_finetuned(study: Study, number: int = 0) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """A model that the study analyses, and its processor: `study.models[number]`.
+
+    Where the study names none, the one that notebook 02 fine-tuned; FileNotFoundError if missing.
+    """
+    return load_vilt(model_folder(study, number), device=study.device_name())
+
+
+def load_all_finetuned(study: Study) -> list[ViltForQuestionAnswering]:
+    """Every model that the study analyses: five replicas on the phantom, else mostly one."""
+    return [load_finetuned(study, number)[0] for number in range(max(1, len(study.models)))]
+
+
+def model_folder(study: Study, number: int = 0) -> Path:
+    """Where a model that the study analyses is; FileNotFoundError where it is missing."""
+    if not study.models:
+        return cache.require(study.folder() / "model", made_by="02_finetune")
+    return find_checkpoint(study.path(study.models[number]))
+
+
+def hash_model(study: Study, number: int = 0) -> str:
+    """What changes with a model that the study analyses, for the `inputs` of a step."""
+    if not study.models:
+        return cache.read_record(study.run_dir / "model")["fingerprint"]
+    files = sorted(model_folder(study, number).glob("*.safetensors"))
+    return cache.fingerprint([cache.hash_file(file) for file in files])
 
 
 def train_model(study: Study, load: Callable, folder: Path) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # slow to import
 VILT = "dandelin/vilt-b32-mlm@refs/pr/4"
 # What each profile sets differently from the defaults below, which are the phantom's.
 PROFILES = {
-    "phantom": {},
+    "phantom": dict(models=tuple(f"data/replicas/{number}" for number in range(5))),
     "colab": dict(
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5,
@@ -59,10 +59,12 @@ def _refuse_bool(value: object) -> object:
 
 NUMBER = BeforeValidator(_refuse_bool)
 PATH = BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+SPLIT = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 ALL = BeforeValidator(lambda value: None if value == "all" else value)
 Text = Annotated[str, PATH, Field(min_length=1)]
 Count = Annotated[int, NUMBER, Field(gt=0)]
 CountOrZero = Annotated[int, NUMBER, Field(ge=0)]
+Texts = Annotated[tuple[Text, ...], SPLIT]
 Limit = Annotated[Count | None, ALL]  # None or "all": no limit
 Amount = Annotated[float, NUMBER, Field(gt=0, allow_inf_nan=False)]
 AmountOrZero = Annotated[float, NUMBER, Field(ge=0, allow_inf_nan=False)]
@@ -81,6 +83,7 @@ class Study:
     run_name: Annotated[Text, AfterValidator(check_plain_name)] = "phantom"  # folder in runs_root
     seed: Annotated[CountOrZero, Field(lt=2**32)] = 0  # of data, training, bootstrap
     checkpoint: Text = "data/phantom-vilt"  # folder, hub name[@revision], fresh-small or fresh-b32
+    models: Texts = ()  # fine-tuned models to analyse (folders); (): the run's own
     data_root: Text | None = None  # folder of VQAv2's official files; None: generate the phantom
     download: bool = False  # fetch what data_root lacks: official files, images of the subset
     questions_url: Text | None = None  # where the official zips are; None: VQAv2's own address
@@ -122,16 +125,19 @@ class Study:
     def load(cls, profile: str = "phantom", **overrides: object) -> Study:
         """The preset `profile` with overrides; an override of None means: as in the profile.
 
-        A data_root of one's own is not downloaded into unless download=True is given as well.
+        A data_root of one's own is not downloaded into unless download=True is given as well. With
+        a data_root or checkpoint of one's own the run's own model is analysed, unless others are
+        given as `models`.
         """
         _check_known("profile", profile, PROFILES)
         for name in overrides:
             _check_known("setting", name, [field.name for field in fields(cls)])
         chosen = {name: value for name, value in overrides.items() if value is not None}
-        own_data = {"download": False} if "data_root" in chosen else {}
+        own = {"download": False} if "data_root" in chosen else {}
+        own |= {"models": ()} if {"data_root", "checkpoint"} & set(chosen) else {}
         preset = {"profile": profile, "run_name": profile, **PROFILES[profile]}
         try:
-            return cls(**preset | own_data | chosen)
+            return cls(**preset | own | chosen)
         except ValidationError as error:
             raise ValueError(_say_first(error)) from None
 
@@ -158,7 +164,7 @@ class Study:
         """
         path = ROOT / name
         local = path.exists() or (ROOT / Path(name).parts[0]).is_dir()
-        return path if local or name != self.checkpoint else name
+        return path if local or name not in (self.checkpoint, *self.models) else name
 
     def device_name(self) -> str:
         """The device to compute on, "cpu" or "cuda"; ValueError if it is not there."""

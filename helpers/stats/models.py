@@ -1,0 +1,54 @@
+"""Means over questions and over models: the models are a sample as well."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from helpers.stats.cluster_robust import check_rows, fit_means, sum_by_image
+
+
+class ModelMean(NamedTuple):
+    """A mean over models and questions, with its 95 % interval; arrays of the values' shape."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int  # questions
+    n_images: int
+    n_models: int
+    by_model: np.ndarray  # (model, ...), each model's own mean
+
+
+def mean_over_models(values: ArrayLike, image_ids: ArrayLike) -> ModelMean:
+    """Mean over models and questions, with a 95 % interval for further models and images.
+
+    values: (model, n, ...), the same n questions for every model; NaN is left out question by
+    question, in all models. image_ids: (n,). A contrast within models is passed as the difference
+    of two values.
+
+    The variance is s^2 / K of the K models' means plus the variance of the model-averaged values
+    over images (`fit_means`). The critical value is the mean of those of t with K - 1 and with the
+    images' degrees of freedom, weighted by the two variances (Cochran 1964, Biometrics 20).
+    Satterthwaite's degrees of freedom would cover only 88 % with two models (`tools.calibrate`).
+    With one model the interval is over images alone: of this one model. NaN with one image.
+    """
+    values = np.asarray(values, dtype=float)
+    averaged, images = check_rows(values.mean(0), image_ids)
+    flat = averaged.reshape(len(averaged), -1)
+    sums, counts = sum_by_image(flat, images)
+    estimate, of_images, df = fit_means(sums, counts)
+    by_model = np.nanmean(np.where(np.isnan(averaged), np.nan, values), axis=1)
+    n_models = len(values)
+    critical = np.broadcast_to(stats.t.isf(0.025, df), of_images.shape)
+    variance = of_images
+    if n_models > 1:
+        of_models = by_model.reshape(n_models, -1).var(axis=0, ddof=1) / n_models
+        variance = of_images + of_models
+        weighted = of_images * critical + of_models * stats.t.isf(0.025, n_models - 1)
+        critical = np.divide(weighted, variance, out=critical.copy(), where=variance > 0)
+    half = critical * np.sqrt(variance)
+    shape = averaged.shape[1:]
+    bounds = (field.reshape(shape)[()] for field in (estimate, estimate - half, estimate + half))
+    return ModelMean(*bounds, len(averaged), int(images.max()) + 1, n_models, by_model)
