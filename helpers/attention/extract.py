@@ -41,6 +41,7 @@ MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the ques
     "flow": ("float32", ("layer", 5, 5)),
     "rollout": ("float32", (5,)),
 }
+RANDOM_QUESTIONS = 800  # that random-weight models are measured on
 COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
 
@@ -327,6 +328,25 @@ def measure_attention(
     inputs = {"number": number, **(study.settings("seed") if untrained else {})}
     model = in_measuring_precision(model, study)
     return extract_once(study, name, model, encoded, once=once, process=process, **inputs)
+
+
+def measure_random_models(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, n_models: int = 24
+) -> tuple[np.ndarray, list[AttentionTable]]:
+    """What models that have learnt nothing attend to: the rows drawn, and a table for each model.
+
+    `n_models` random-weight models of the architecture of `model`, from seeds study.seed,
+    study.seed + 1, ..., on the same RANDOM_QUESTIONS of the encoded questions, drawn from the
+    study's seed. Kept in run_dir/attention_random.
+    """
+    rows = sample_questions(len(encoded), RANDOM_QUESTIONS, study.seed)
+    some = encoded.select(rows)
+    tables = []
+    for number in range(n_models):
+        random = in_measuring_precision(random_weight_model(model, study.seed + number), study)
+        name, seed = f"attention_random/{number:02d}", study.seed + number
+        tables.append(extract_once(study, name, random, some, rows=len(rows), random_seed=seed))
+    return rows, tables
 
 
 def load_attention(study: Study, untrained: bool = False) -> AttentionTable:

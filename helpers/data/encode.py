@@ -154,6 +154,15 @@ class EncodedQuestions(torch.utils.data.Dataset):
             return np.full(np.shape(predictions), np.nan)
         return score_answers(predictions, self.questions["answers"].iloc[list(indices)], labels)
 
+    def select(self, rows: Sequence[int]) -> "EncodedQuestions":
+        """The same questions' data for some rows only, in their order; pictures are shared."""
+        some, rows = copy.copy(self), list(map(int, rows))
+        some.questions = self.questions.iloc[rows].reset_index(drop=True)
+        some.input_ids = [self.input_ids[row] for row in rows]
+        some.image_of = self.image_of[rows]
+        some.targets = None if self.targets is None else [self.targets[row] for row in rows]
+        return some
+
     def shuffle_images(self, seed: int) -> "EncodedQuestions":
         """A copy in which each picture is shown with the questions of another: the words alone.
 

@@ -9,6 +9,7 @@ from helpers.stats.cluster_robust import (
     mean_difference_test,
     minimum_detectable_effect,
 )
+from helpers.stats.models import mean_over_models
 
 __all__ = [
     "bootstrap_by_group",  # mean and interval of each group of questions, as a table
@@ -18,6 +19,7 @@ __all__ = [
     "effective_alpha",  # how small one more uncorrected p must be to count
     "has_enough_data",  # are there enough questions and images to tell anything?
     "mean_difference_test",  # is the mean of a paired difference 0?
+    "mean_over_models",  # mean over models and questions, with an interval for both
     "minimum_detectable_effect",  # the smallest effect that a test finds with 80 % power
     "rank_correlation",  # Spearman's correlation of two scores of the same heads
 ]

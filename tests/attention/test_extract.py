@@ -332,3 +332,18 @@ class TestStudy:
         assert twins[0].vilt.embeddings.position_embeddings.std() > 0.05
         null = extract.measure_attention(stub_study(tmp_path), twins[0], encoded, untrained=True)
         assert np.abs(null.split - table.split).max() > 0.01
+
+
+def test_random_models_are_measured_on_the_same_sample(tmp_path, vilt, encoded, monkeypatch):
+    study, model = stub_study(tmp_path), vilt[0]
+    monkeypatch.setattr(extract, "RANDOM_QUESTIONS", 7)
+    rows, tables = extract.measure_random_models(study, model, encoded, n_models=2)
+    assert len(rows) == 7
+    ids = encoded.questions["question_id"].iloc[rows].tolist()
+    assert all(table.questions["question_id"].tolist() == ids for table in tables)
+    assert np.abs(tables[0].split - tables[1].split).max() > 1e-3
+    twin = extract.random_weight_model(model, study.seed + 1)
+    indices, batch = next(encoded.batches(7, rows))
+    split = extract.attention_measures(twin, batch)["split"].numpy()
+    order = np.argsort(indices)
+    np.testing.assert_allclose(tables[1].split, split[order], atol=1e-5)

@@ -20,7 +20,6 @@ from helpers.attention.word_classes import (
     word_measures,
 )
 from helpers.model.vilt import load_vilt
-from phantom import questions as phantom_questions
 from phantom import sprites
 
 SHORT = dict(zip("qcnofp", CLASSES, strict=True))
@@ -97,9 +96,7 @@ def test_the_lexicon_holds_what_it_should():
     ]
     for kind in kinds:
         assert (
-            words.look_up(kind)
-            == words.look_up(phantom_questions.PLURALS.get(kind, f"{kind}s"))
-            == "noun"
+            words.look_up(kind) == words.look_up("buses" if kind == "bus" else f"{kind}s") == "noun"
         )
     assert {words.look_up(color) for color in [*sprites.COLORS, "color", "colors"]} == {
         "colour word"

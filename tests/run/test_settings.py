@@ -146,7 +146,7 @@ def test_record_run_adds_steps(tmp_path):
     record = json.loads(path.read_text())
     assert path == study.run_dir / "run.json"
     assert record["steps"] == {"01_setup": 1.5, "02_finetune": 20}
-    assert record["settings"] == dataclasses.asdict(study)
+    assert record["settings"] == json.loads(json.dumps(dataclasses.asdict(study)))
     assert record["device"] == "cpu"
     assert record["versions"]["numpy"] == np.__version__
     assert {"python", "torch", "transformers", "datasets", "commit"} < set(record["versions"])
@@ -173,3 +173,11 @@ def test_importing_study_is_quick():
     slow = "{'torch', 'pandas', 'transformers'} & set(sys.modules)"
     command = [sys.executable, "-c", f"import sys, helpers.run.settings; print(*{slow})"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == "\n"
+
+
+def test_models_are_the_replicas_unless_data_or_checkpoint_are_ones_own():
+    assert Study.load("phantom").models == tuple(f"data/replicas/{k}" for k in range(5))
+    assert Study.load("phantom", seed=3, epochs=1).models
+    assert Study.load("phantom", checkpoint="fresh-small").models == ()
+    assert Study.load("colab").models == ()
+    assert Study.load("colab", models="a/b,data/c").models == ("a/b", "data/c")

@@ -1,0 +1,54 @@
+"""Means over models: by hand, in limits, and as often right as they say."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from helpers.stats.models import mean_over_models
+
+
+def test_by_hand_with_two_models_and_a_question_an_image():
+    # images' means over models 1, 2, 3, 6: mean 3, variance 14 / 3 / 4; models' means 2, 4: 2 / 2
+    values = np.array([[0.0, 1, 2, 5], [2, 3, 4, 7]])
+    found = mean_over_models(values, [0, 1, 2, 3])
+    assert found.by_model.tolist() == [2, 4]
+    of_images, of_models = 14 / 3 / 4, 1.0
+    critical = of_images * stats.t.isf(0.025, 3) + of_models * stats.t.isf(0.025, 1)
+    half = critical / (of_images + of_models) * np.sqrt(of_images + of_models)
+    assert (found.estimate, found.high) == pytest.approx((3, 3 + half))
+    assert (found.n, found.n_images, found.n_models) == (4, 4, 2)
+
+
+def test_one_model_is_the_t_interval_over_images():
+    values = np.random.default_rng(0).normal(size=25)
+    found = mean_over_models(values[None], np.arange(25))
+    half = stats.t.isf(0.025, 24) * values.std(ddof=1) / 5
+    assert found.high - found.estimate == pytest.approx(half)
+
+
+def test_identical_models_are_as_one():
+    values, images = np.random.default_rng(1).normal(size=(40, 3)), np.repeat(np.arange(20), 2)
+    several, one = (mean_over_models(np.stack([values] * k), images) for k in (4, 1))
+    np.testing.assert_allclose(several.low, one.low)
+    assert several.low.shape == (3,)
+
+
+def test_a_question_that_one_model_lacks_is_left_out_of_all():
+    values = np.array([[1.0, 2, 3, np.nan], [1, 2, 3, 100]])
+    assert mean_over_models(values, [0, 1, 2, 3]).by_model.tolist() == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_models", [2, 3, 5, 10])
+@pytest.mark.parametrize("ratio", [0.3, 1, 3])
+def test_intervals_hold_the_truth_as_often_as_they_say(n_models, ratio):
+    """Models and images as random effects; ratio: error over models by that over images."""
+    rng, images, runs = np.random.default_rng([n_models, int(10 * ratio)]), 40, 2000
+    of_models = rng.normal(0, ratio * np.sqrt(n_models / images), (n_models, 1, runs))
+    values = (
+        of_models
+        + rng.normal(size=(images, runs))
+        + 0.3 * rng.normal(size=(n_models, images, runs))
+    )
+    found = mean_over_models(values, np.arange(images))
+    assert 0.92 < np.mean((found.low <= 0) & (found.high >= 0)) < 0.99
