@@ -52,3 +52,21 @@ def mean_over_models(values: ArrayLike, image_ids: ArrayLike) -> ModelMean:
     shape = averaged.shape[1:]
     bounds = (field.reshape(shape)[()] for field in (estimate, estimate - half, estimate + half))
     return ModelMean(*bounds, len(averaged), int(images.max()) + 1, n_models, by_model)
+
+
+def difference_over_models(
+    values: ArrayLike, first: ArrayLike, second: ArrayLike, image_ids: ArrayLike
+) -> ModelMean:
+    """Mean over the questions of one group minus that of another, as by `mean_over_models`.
+
+    values: (model, n, ...) without NaN; first, second: (n,) of bool, the groups (question types,
+    wordings). Each question enters with its influence on the difference of the two means (Deville
+    1999, Survey Methodology 25), so that questions on one image are taken together.
+    """
+    values = np.asarray(values, dtype=float)
+    contributions = 0
+    for sign, group in ((1, np.asarray(first, bool)), (-1, np.asarray(second, bool))):
+        mean = values[:, group].mean(axis=1, keepdims=True)
+        share = np.expand_dims(group / group.mean(), tuple(range(1, values.ndim - 1)))
+        contributions = contributions + sign * (mean + share * (values - mean))
+    return mean_over_models(contributions, image_ids)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from helpers.stats.models import mean_over_models
+from helpers.stats.cluster_robust import compare_groups
+from helpers.stats.models import difference_over_models, mean_over_models
 
 
 def test_by_hand_with_two_models_and_a_question_an_image():
@@ -36,6 +37,18 @@ def test_identical_models_are_as_one():
 def test_a_question_that_one_model_lacks_is_left_out_of_all():
     values = np.array([[1.0, 2, 3, np.nan], [1, 2, 3, 100]])
     assert mean_over_models(values, [0, 1, 2, 3]).by_model.tolist() == [2, 2]
+
+
+def test_a_difference_of_groups_is_that_of_their_means_with_the_errors_of_a_comparison():
+    rng = np.random.default_rng(2)
+    images, group = np.repeat(np.arange(60), 3), rng.integers(0, 3, 180)
+    values = rng.normal(size=180) + rng.normal(size=60)[images] + group
+    found = difference_over_models(values[None], group == 0, group == 1, images)
+    assert found.estimate == pytest.approx(values[group == 0].mean() - values[group == 1].mean())
+    pairs = compare_groups(values, group.astype(str), images).pairs
+    pair = pairs[pairs["group_a"].isin(["0", "1"]) & pairs["group_b"].isin(["0", "1"])].iloc[0]
+    half = (pair["high"] - pair["low"]) / 2
+    assert found.high - found.estimate == pytest.approx(half, rel=0.15)
 
 
 @pytest.mark.slow
