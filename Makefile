@@ -5,6 +5,7 @@
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/settings.py)
+#   make run MODELS="path/to/vilt,path/to/another"   (fine-tuned models to analyse in 03 to 06)
 #   make run RUNS="longer second"     (the report compares this run with these)
 #   make sweep SEEDS="0 1 2"          (a run a seed; the last one's report compares them)
 PYTHON ?= $(or $(shell command -v python3.11),python3)
@@ -14,6 +15,7 @@ SEED ?= 0
 RUN_NAME ?=
 DATA_ROOT ?=
 CHECKPOINT ?=
+MODELS ?=
 SET ?=
 RUNS ?=
 SEEDS ?= 0 1 2
@@ -27,7 +29,7 @@ export PYTHONHASHSEED := 0
 export OMP_WAIT_POLICY := PASSIVE
 
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
-	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET)
+	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET) $(if $(MODELS),models=$(MODELS))
 
 .PHONY: run sweep test test-quick test-plain test-sample lint render bench replicas clean
 
