@@ -120,6 +120,7 @@ def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) 
     held_out = encode_examples(held_out, model, tokenizer, answers)
     start_weights(model, torch.cat([labels for *_, labels in stages[-1]]))
     state = folder.with_name(f".{folder.name}.state.pt")
+    state.parent.mkdir(parents=True, exist_ok=True)
     train(model, stages, steps, batch_size, seed, state)
     facts = {
         "accuracy": measure_accuracy(model, held_out),
