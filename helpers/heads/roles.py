@@ -1,16 +1,17 @@
-"""What each head does: scores on roles, held against heads of a model with random weights.
+"""What each head does: scores on roles, held against heads of 24 models with random weights.
 
-    scores = score_roles(table, random_table, hits, random_hits)    # a row a role and head
+    random = score_random_heads(random_tables, random_hits)    # of `extract.measure_random_models`
+    scores = score_roles(table, random, hits)                  # a row a role and head
     cards = make_role_cards(scores, removal_effects(lost, families, image_ids))
 
 Layers and heads are counted from 0; head 7 of layer 3 is written L3H7.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from datasets import DatasetDict
+from numpy.typing import ArrayLike
 
 from helpers.attention.extract import (
     AttentionTable,
@@ -20,9 +21,7 @@ from helpers.attention.extract import (
 )
 from helpers.attention.image_share import image_share, special_mass, uniform_baseline
 from helpers.data.encode import EncodedQuestions
-from helpers.model.finetune import finetune
 from helpers.model.vilt import load_vilt
-from helpers.run.cache import read_record
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean, rank_correlation
 from helpers.stats.cluster_robust import (
@@ -113,11 +112,28 @@ def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     return divide_or_nan(value - null, 1 - null)
 
 
+def score_random_heads(
+    tables: Sequence[AttentionTable], hits: Sequence[Hits] | None = None
+) -> dict[str, np.ndarray]:
+    """What heads score that have learnt nothing: role -> (model, layer, head), means of questions.
+
+    tables: of random-weight models (`extract.measure_random_models`); hits: `pointing_hits` of
+    each, else grounding is NaN.
+    """
+    pairs = zip(tables, hits or [None] * len(tables), strict=True)
+    scored = [score_by_question(table, of_table) for table, of_table in pairs]
+    return {role: np.stack([average_questions(values[role]) for values in scored]) for role in ROLES}
+
+
+def average_questions(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where nothing is left."""
+    return divide_or_nan(np.nansum(values, axis=0, dtype=float), (~np.isnan(values)).sum(0))
+
+
 def score_roles(
     table: AttentionTable,
-    null: AttentionTable,
+    random: dict[str, np.ndarray],
     hits: Hits | None = None,
-    null_hits: Hits | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
     min_score: float = 0.1,
@@ -126,49 +142,46 @@ def score_roles(
 ) -> pd.DataFrame:
     """Which head has which role? A row a role and head, with intervals over images.
 
-    table, null: attention of the trained model and of one with random weights on the same
-    questions, of which `rows` are used. hits, null_hits: `pointing_hits` of each. by_layer: score
-    layers, each as the mean of its heads (no column head then). Columns: layer, head, name, role,
-    score, low, high, n, n_clusters, null (score of the random head in this place), highest_null (of
-    all random heads), difference (score - null), diff_low, diff_high, p (of no difference, errors
-    clustered by image), p_corrected (Benjamini-Hochberg over roles and heads), reaches_answer,
-    passes.
+    table: attention of the trained model, of whose questions `rows` are used; hits: its
+    `pointing_hits`. random: of `score_random_heads`. by_layer: score layers, each as the mean of
+    its heads (no column head then). Columns: layer, head, name, role, score, low, high, n,
+    n_clusters, null (score of the highest random head), p, p_corrected (Benjamini-Hochberg over
+    roles and heads), reaches_answer, passes.
 
-    passes: the questions are enough; score >= min_score; the difference is above 0 with
-    p_corrected < 0.05; and low > highest_null. Randomly initialised heads also show patterns, so a
-    trained head must beat the best of all random heads, not only the one in its place.
+    p is the chance that a random head scores as high: (1 + random heads at least as high) / (1 +
+    random heads), over all heads of all random models, since a head has no partner in a model with
+    other weights. passes: the questions are enough, score >= min_score, and p_corrected < 0.05.
     reaches_answer is False where no answer depends on the queries: in the last layer only [CLS]
-    is read. ValueError where the tables hold different questions.
+    is read.
     """
-    _require_same_questions(table, null)
     image_ids = table.questions["image_id"].to_numpy()[rows]
-    trained, random = score_by_question(table, hits), score_by_question(null, null_hits)
+    trained = score_by_question(table, hits)
     axes = ("layer",) if by_layer else ("layer", "head")
     tables = []
     for role, (queries, *_) in ROLES.items():
-        values, null_values = trained[role][rows], random[role][rows]
+        values, of_random = trained[role][rows], random[role]
         if by_layer:
-            values, null_values = values.mean(2), null_values.mean(2)
+            values, of_random = values.mean(2), of_random.mean(2)
         heads = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(axes)
         heads = heads.rename(columns={"estimate": "score"}).assign(role=role)
-        heads["null"] = bootstrap_mean(null_values, image_ids, n_resamples=1).estimate.ravel()
-        heads["highest_null"] = heads["null"].max()
-        gain = bootstrap_mean(values - null_values, image_ids, n_resamples, seed).to_table(axes)
-        heads[["difference", "diff_low", "diff_high"]] = gain[["estimate", "low", "high"]]
-        heads["p"] = mean_difference_test(values - null_values, image_ids, axes)["p"]
+        heads["null"], heads["p"] = of_random.max(), empirical_p(heads["score"], of_random)
         heads["reaches_answer"] = (heads["layer"] < heads["layer"].max()) | ("cls" in queries)
         tables.append(heads)
     scores = pd.concat(tables, ignore_index=True)
     scores["name"], scores["p_corrected"] = name_heads(scores), correct_p(scores["p"])
     scores["passes"] = has_enough_data(scores["n"], scores["n_clusters"]) & (
-        (scores["score"] >= min_score)
-        & (scores["difference"] > 0)
-        & (scores["p_corrected"] < 0.05)
-        & (scores["low"] > scores["highest_null"])
+        (scores["score"] >= min_score) & (scores["p_corrected"] < 0.05)
     )
-    columns = ["name", "role", "score", "low", "high", "n", "n_clusters", "null", "highest_null"]
-    columns += ["difference", "diff_low", "diff_high", "p", "p_corrected", "reaches_answer"]
-    return scores[[*axes, *columns, "passes"]]
+    columns = ["name", "role", "score", "low", "high", "n", "n_clusters", "null", "p"]
+    return scores[[*axes, *columns, "p_corrected", "reaches_answer", "passes"]]
+
+
+def empirical_p(values: ArrayLike, random: ArrayLike) -> np.ndarray:
+    """(1 + random numbers at least as high) / (1 + random numbers) of each value; NaN stays NaN."""
+    values, ordered = np.asarray(values, float), np.sort(np.ravel(random))
+    ordered = ordered[~np.isnan(ordered)]
+    p = (1 + len(ordered) - np.searchsorted(ordered, values)) / (1 + len(ordered))
+    return np.where(np.isnan(values) | (len(ordered) == 0), np.nan, p)
 
 
 def compare_scores(
@@ -210,11 +223,11 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
 
     scores: of `score_roles`. effects: of `removal_effects`, for one mode. A head that passes goes
     before one that does not, then the higher score. Columns: role, definition, name, layer, head,
-    score, low, high, highest_null, passes, reaches_answer, drop, drop_low, drop_high (points of
+    score, low, high, null, passes, reaches_answer, drop, drop_low, drop_high (points of
     accuracy lost over all questions), hit_family (the family that loses most, among those with a
     significant loss if there are any), hit_drop, hit_low, hit_high, hit_significant.
     """
-    of_scores = ["name", "layer", "head", "score", "low", "high", "highest_null", "passes"]
+    of_scores = ["name", "layer", "head", "score", "low", "high", "null", "passes"]
     of_hit, cards = ["family", "drop", "low", "high", "significant"], []
     for role, heads in scores.dropna(subset=["score"]).groupby("role", sort=False):
         best = heads.sort_values(["passes", "score"], ascending=False, kind="stable").iloc[0]
@@ -254,46 +267,50 @@ def compare_roles(
 
 def compare_image_halves(
     table: AttentionTable,
-    *others: AttentionTable | Hits | None,
+    random: dict[str, np.ndarray],
+    hits: Hits | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Would the roles be found on other images? `compare_roles` of two random halves of the images.
 
-    table, others: null, hits and null_hits of `score_roles`.
+    table, random, hits: of `score_roles`.
     """
     boot, image_ids = {"n_resamples": n_resamples, "seed": seed}, table.questions["image_id"]
-    images = np.random.default_rng(seed).permutation(np.unique(image_ids))
-    first = np.isin(image_ids, images[::2])
-    halves = (score_roles(table, *others, **boot, rows=rows) for rows in (first, ~first))
+    first = split_images(image_ids, seed)
+    halves = (score_roles(table, random, hits, **boot, rows=rows) for rows in (first, ~first))
     return compare_roles(*halves, **boot)
 
 
-def measure_second_seed(
-    study: Study, data: DatasetDict, encoded: EncodedQuestions
-) -> AttentionTable:
-    """Fine-tune once more, from the next seed, and measure that model's attention; once.
+def split_images(image_ids: ArrayLike, seed: int = 0) -> np.ndarray:
+    """Cut the images into two random halves: which questions (question,) are in the first."""
+    images = np.random.default_rng(seed).permutation(np.unique(image_ids))
+    return np.isin(image_ids, images[::2])
 
-    Another order of the questions, new answer head and dropout, from the same checkpoint: L3H7 is
-    the same head in both models. encoded: the validation questions. Kept in run_dir/model_second
-    and run_dir/attention_second. The table's questions hold the second model's answers.
+
+def find_pretrained(study: Study, number: int = 0) -> str | None:
+    """The checkpoint that a model of the study was fine-tuned from; None where it is not known.
+
+    The first model's is the setting `checkpoint`; that of a folder is `<folder>-pretrained` beside
+    it, where there is one, as for the replicas.
     """
-    other = replace(study, seed=(study.seed + 1) % 2**32)
-    folder = finetune(other, data, name="model_second")
-    model = in_measuring_precision(load_vilt(folder, device=study.device_name())[0], study)
-    second = read_record(folder)["fingerprint"]
-    return extract_once(study, "attention_second", model, encoded, second=second)
+    if number == 0:
+        return study.checkpoint
+    name = f"{study.models[number]}-pretrained"
+    return name if (study.root / name).is_dir() else None
 
 
 def measure_before_finetuning(
-    study: Study, encoded: EncodedQuestions, answers: list[str]
+    study: Study, encoded: EncodedQuestions, answers: list[str], number: int = 0
 ) -> AttentionTable:
     """Measure the attention of the checkpoint that fine-tuning starts from; once.
 
-    encoded: the validation questions. answers: the fine-tuned model's, for a new answer head whose
-    answers mean nothing. Kept in run_dir/attention_before.
+    encoded: validation questions. answers: the fine-tuned model's, for a new answer head whose
+    answers mean nothing. number: which of the study's models, one that `find_pretrained` knows.
+    Kept in run_dir/attention_before, the second one's in attention_before_1.
     """
-    checkpoint, device = study.path(study.checkpoint), study.device_name()
-    model = load_vilt(checkpoint, device=device, answers=answers, seed=study.seed)[0]
-    model, inputs = in_measuring_precision(model, study), study.settings("checkpoint", "seed")
-    return extract_once(study, "attention_before", model, encoded, **inputs)
+    checkpoint, device = find_pretrained(study, number), study.device_name()
+    model = load_vilt(study.path(checkpoint), device=device, answers=answers, seed=study.seed)[0]
+    inputs = {"checkpoint": checkpoint, "seed": study.seed, "rows": len(encoded), "number": number}
+    name = f"attention_before_{number}" if number else "attention_before"
+    return extract_once(study, name, in_measuring_precision(model, study), encoded, **inputs)

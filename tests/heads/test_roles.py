@@ -17,6 +17,7 @@ from helpers.attention.image_share import attention_measures
 from helpers.data import prepare
 from helpers.heads import roles
 from helpers.model.vilt import list_answers
+from helpers.run.settings import Study
 
 
 def uniform_table(shapes, n_layers=1, n_heads=1):
@@ -75,19 +76,27 @@ PLANTED = {  # role: queries, keys, ratios of text and patch distance to those o
 
 
 def planted_tables(n=24):
-    """A head for each role of PLANTED, and two that attend uniformly; the null: all uniform."""
+    """A head for each role of PLANTED, and two that attend uniformly; and a table all uniform."""
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(n)]
-    table, null = uniform_table(shapes, 1, 11), uniform_table(shapes, 1, 11)
+    table, uniform = uniform_table(shapes, 1, 11), uniform_table(shapes, 1, 11)
     for head, plan in enumerate(PLANTED.values()):
         concentrate(table, head, *plan)
-    return table, null
+    return table, uniform
 
 
-def score_one(table, null, role, head, **options):
+def random_heads(*scores, n_models=24, n_layers=1, n_heads=11):
+    """What random heads score: these in the first model's first layer, all others 0."""
+    of_role = np.zeros((n_models, n_layers, n_heads))
+    of_role[0, 0, : len(scores)] = scores
+    return dict.fromkeys(roles.ROLES, of_role)
+
+
+def score_one(table, random, role, head, **options):
     """The row of score_roles about one role and head, as if there were no other role."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roles, "ROLES", {role: roles.ROLES[role]})
-        return roles.score_roles(table, null, n_resamples=50, **options).set_index("head").loc[head]
+        scores = roles.score_roles(table, random, n_resamples=50, **options)
+        return scores.set_index("head").loc[head]
 
 
 def test_uniform_patch_distance_by_hand():
@@ -158,11 +167,11 @@ def test_scores_by_hand():
 
 
 def test_planted_heads_score_one_and_get_their_role():
-    table, null = planted_tables()
+    table, _ = planted_tables()
     hits = np.zeros((24, 1, 11, 3))
     hits[:, :, 9, :2] = 1  # head 9 always finds the box, head 10 does nothing at all
-    chance, never = np.full(24, 0.2), np.zeros((24, 1, 11, 3))
-    scores = roles.score_roles(table, null, (hits, chance), (never, chance), n_resamples=100)
+    of_table = (hits, np.full(24, 0.2))
+    scores = roles.score_roles(table, random_heads(), of_table, n_resamples=100)
     scores = scores.set_index(["name", "role"])
     passed = scores.index[scores["passes"]]
     for head, role in enumerate([*PLANTED, "grounding"]):
@@ -177,55 +186,78 @@ def test_planted_heads_score_one_and_get_their_role():
     assert "L0H10" not in passed.get_level_values("name")
 
 
-def test_what_the_untrained_model_does_too_is_no_role():
+def test_p_is_the_share_of_random_heads_at_least_as_high():
+    p = roles.empirical_p([0.5, 0.2, 0.9, np.nan], [[0.1, 0.2], [0.5, np.nan]])
+    np.testing.assert_allclose(p, [2 / 4, 3 / 4, 1 / 4, np.nan])
+    assert np.isnan(roles.empirical_p([1.0], [np.nan])).all()
+
+
+def test_random_heads_score_the_mean_over_their_questions():
+    table, uniform = planted_tables(4)
+    never = (np.zeros((4, 1, 11, 3)), np.array([0.2, np.nan, 0.2, 0.2]))
+    never[0][1] = np.nan
+    random = roles.score_random_heads([uniform, table], [never, never])
+    assert random["sink"].shape == (2, 1, 11)
+    np.testing.assert_allclose(random["sink"][:, 0, 8], [0, 1], atol=1e-5)
+    np.testing.assert_allclose(random["grounding"], -0.25)
+    assert np.isnan(roles.score_random_heads([uniform])["grounding"]).all()
+
+
+def test_what_random_heads_do_as_often_is_no_role():
+    """A tenth of the random heads score as high: p is 0.1 for every head."""
     table, _ = planted_tables()
-    scores = roles.score_roles(table, table, n_resamples=50)
+    random = random_heads(*[1.0] * 11, n_models=10)
+    scores = roles.score_roles(table, random, n_resamples=50)
     assert not scores["passes"].any()
-    assert (scores["difference"].dropna() == 0).all()
-    assert scores.query("role == 'grounding'")["score"].isna().all()
+    assert (scores["null"] == 1).all()
+    top = scores.query("role == 'sink' and head == 10").iloc[0]
+    assert top["score"] == pytest.approx(0, abs=1e-4)
+    assert scores.query("role == 'grounding'")["p"].isna().all()
 
 
-def test_a_role_is_more_than_what_any_untrained_head_shows():
-    """A trained head beats the random one in its place, but not another random one."""
-    (table, null), role = planted_tables(), "text->image reader"
-    table.split[:, :, 10] = (table.split[:, :, 0] + null.split[:, :, 0]) / 2  # half of head 0
-    row = score_one(table, null, role, 10)
+def test_one_role_against_264_random_heads_by_hand():
+    (table, uniform), role = planted_tables(), "text->image reader"
+    table.split[:, :, 10] = (table.split[:, :, 0] + uniform.split[:, :, 0]) / 2  # half of head 0
+    row = score_one(table, random_heads(0.4), role, 10)
+    assert (row["score"], row["null"]) == pytest.approx((0.5, 0.4), abs=1e-4)
+    assert (row["p"], row["p_corrected"]) == pytest.approx((1 / 265, 11 / 2 / 265))  # 2 of 11
     assert row["passes"]
-    assert (row["score"], row["highest_null"]) == pytest.approx((0.5, 0), abs=1e-4)
-    null.split[:, :, 5] = table.split[:, :, 0]
-    row = score_one(table, null, role, 10)
+    row = score_one(table, random_heads(*[0.6] * 3), role, 10)
+    assert (row["p"], row["p_corrected"]) == pytest.approx((4 / 265, 11 / 2 * 4 / 265))
     assert not row["passes"]
-    assert row["p_corrected"] < 0.05
-    assert row["highest_null"] == pytest.approx(1, abs=1e-4)
 
 
 def test_a_layer_is_the_mean_of_its_heads():
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(24)]
-    table, null = uniform_table(shapes, 2, 4), uniform_table(shapes, 2, 4)
+    table = uniform_table(shapes, 2, 4)
     concentrate(table, 3, *PLANTED["[CLS] reader of words"])  # in layer 0
-    scores = roles.score_roles(table, null, n_resamples=50, by_layer=True)
+    random = random_heads(0.4, n_models=500, n_layers=2, n_heads=4)
+    scores = roles.score_roles(table, random, n_resamples=50, by_layer=True)
     assert "head" not in scores
     assert len(scores) == 2 * len(roles.ROLES)
     scores = scores.set_index(["role", "name"])
     readers = scores.loc["[CLS] reader of words"]
     assert readers["score"].to_dict() == pytest.approx({"L0": 0.25, "L1": 0}, abs=1e-4)
+    assert readers["null"].tolist() == [0.1, 0.1]
     assert readers["passes"].tolist() == [True, False]
     assert not scores.loc["sink"]["passes"].any()
 
 
 def test_small_effects_and_few_questions_do_not_pass():
-    (table, null), role = planted_tables(), "image->text reader"
-    table.split = 0.95 * null.split + 0.05 * table.split
-    weak = score_one(table, null, role, 1)
+    (table, uniform), role = planted_tables(), "image->text reader"
+    table.split = 0.95 * uniform.split + 0.05 * table.split
+    weak = score_one(table, random_heads(), role, 1)
     assert weak["score"] == pytest.approx(0.05, abs=1e-4)
     assert not weak["passes"]
-    assert score_one(table, null, role, 1, min_score=0.04)["passes"]
-    assert not roles.score_roles(*planted_tables(6), n_resamples=50)["passes"].any()
+    assert score_one(table, random_heads(), role, 1, min_score=0.04)["passes"]
+    few, _ = planted_tables(6)
+    assert not roles.score_roles(few, random_heads(), n_resamples=50)["passes"].any()
 
 
 def test_the_last_layer_reaches_the_answer_through_cls_only():
     table = uniform_table([(4, 2, 2)] * 4, n_layers=2)
-    reached = roles.score_roles(table, table, n_resamples=10).query("reaches_answer")
+    random = random_heads(n_layers=2, n_heads=1)
+    reached = roles.score_roles(table, random, n_resamples=10).query("reaches_answer")
     assert set(reached.query("layer == 0")["role"]) == set(roles.ROLES)
     last = {"[CLS] reader of words", "[CLS] reader of patches", "grounding"}
     assert set(reached.query("layer == 1")["role"]) == last
@@ -241,12 +273,11 @@ def test_changes_of_scores_by_hand():
     assert changes.loc["sink", 10]["change"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("compare", [roles.score_roles, roles.compare_scores])
-def test_tables_of_different_questions_are_refused(compare):
+def test_tables_of_different_questions_are_refused():
     table, other = planted_tables()
     other.questions["question_id"] += 1
     with pytest.raises(ValueError, match="different questions"):
-        compare(table, other)
+        roles.compare_scores(table, other)
 
 
 def make_effects(**columns):
@@ -268,7 +299,7 @@ def test_role_cards_by_hand():
     ]  # fmt: skip
     scores = pd.DataFrame(rows, columns=["role", "head", "score", "passes"])
     scores["name"] = "L1H" + scores["head"].astype(str)
-    scores = scores.assign(layer=1, low=0, high=1, highest_null=0.3, reaches_answer=True)
+    scores = scores.assign(layer=1, low=0, high=1, null=0.3, reaches_answer=True)
 
     def make_card(effects, role="sink"):
         return roles.make_role_cards(scores, effects).set_index("role").loc[role]
@@ -288,16 +319,16 @@ def test_role_cards_by_hand():
 
 
 def test_halves_agree_on_planted_heads_and_not_on_noise(monkeypatch):
-    table, null = planted_tables(60)
-    steady = roles.compare_image_halves(table, null, n_resamples=50).set_index("role")
+    table, _ = planted_tables(60)
+    steady = roles.compare_image_halves(table, random_heads(), n_resamples=50).set_index("role")
     assert steady["agreement"].eq(1).all()
     assert steady.loc["sink", ["passes_a", "passes_b", "n_heads"]].tolist() == [1, 1, 11]
     assert steady.loc["sink", "phi"] == pytest.approx(1)
     assert np.isnan(steady.loc["grounding", "phi"])
-    noise = np.random.default_rng(0).dirichlet(np.ones(5), size=null.split.shape[:4])
+    noise = np.random.default_rng(0).dirichlet(np.ones(5), size=table.split.shape[:4])
     table.split, role = noise.astype(np.float32), "[CLS] reader of words"
     monkeypatch.setattr(roles, "ROLES", {role: roles.ROLES[role]})
-    (shaky,) = roles.compare_image_halves(table, null, n_resamples=50)["correlation"]
+    (shaky,) = roles.compare_image_halves(table, random_heads(), n_resamples=50)["correlation"]
     assert abs(shaky) < 0.7
 
 
@@ -313,19 +344,24 @@ def test_agreement_by_hand():
 
 
 @pytest.mark.slow
-def test_other_models_answer_the_same_questions_with_other_weights(study, finetuned):
+def test_the_checkpoint_answers_the_same_questions_with_other_weights(study, finetuned):
     model, processor, data = finetuned
     encoded = prepare.encode(study, data["validation"], processor)
     table = extract.measure_attention(study, model, encoded)
     before = roles.measure_before_finetuning(study, encoded, list_answers(model))
-    second = roles.measure_second_seed(study, data, encoded)
-    for other in (before, second):
-        assert other.questions["question_id"].equals(table.questions["question_id"])
-        assert np.abs(other.split - table.split).max() > 0.01
-    made = [study.run_dir / name / "made.json" for name in ("model_second", "attention_second")]
-    stamps = [path.stat().st_mtime_ns for path in made]
-    roles.measure_second_seed(study, data, encoded)
-    assert [path.stat().st_mtime_ns for path in made] == stamps
+    assert before.questions["question_id"].equals(table.questions["question_id"])
+    assert np.abs(before.split - table.split).max() > 0.01
+
+
+def test_what_a_model_was_fine_tuned_from_lies_beside_it(tmp_path):
+    folders = [tmp_path / name for name in ("0", "1", "1-pretrained", "2")]
+    for folder in folders:
+        folder.mkdir()
+    study = Study.load("phantom", models=tuple(map(str, [*folders[:2], folders[3]])))
+    found = [roles.find_pretrained(study, number) for number in range(3)]
+    assert found == [study.checkpoint, str(folders[2]), None]
+    alone = Study.load("phantom", models=(), checkpoint="fresh-small")
+    assert roles.find_pretrained(alone) == "fresh-small"
 
 
 @pytest.mark.slow
