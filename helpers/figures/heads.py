@@ -39,9 +39,10 @@ CORRELATION = {"xlabel": "rank correlation over heads", "xlim": (-1.05, 1.05)}
 
 @style.styled
 def plot_role_scores(scores: pd.DataFrame) -> Figure:
-    """Every head's score on every role, with intervals, against its untrained self: a panel a role.
+    """Every head's score on every role, with intervals, against random heads: a panel a role.
 
-    scores: columns layer, head, name, role, score, low, high, null, passes.
+    scores: columns layer, head, name, role, score, low, high, passes, null (the highest random
+    head).
     """
     roles = list(scores["role"].unique())
     n_rows = -(-len(roles) // 2)
@@ -58,20 +59,18 @@ def plot_role_scores(scores: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
     style.place_legend(figure, axes.flat)
     figure.supylabel("role score (0: uniform or chance, 1: the most possible)", fontsize=10)
-    title = "Role scores of every head, trained and untrained (95 % intervals over images)"
+    title = "Role scores of every head and the highest random one (95 % intervals over images)"
     return style.set_title(figure, title)
 
 
 def _plot_role(axis: Axes, heads: pd.DataFrame) -> None:
     """One panel of `plot_role_scores`: points, or an arrow at the edge where a score is lower."""
-    null = heads["null"].clip(lower=LEAST_SCORE)
     axis.axhline(0, color=GREY, linewidth=0.8)
     look = {"color": GREY, "linewidth": 1, "linestyle": ":"}
-    axis.axhline(heads["null"].max(), label="highest untrained head", **look)
-    axis.plot(heads.index, null, "s", color=GREY, markersize=4, label="untrained")
+    axis.axhline(heads["null"].max(), label="highest random head", **look)
     look = {"color": TEXT_COLOR, "markersize": 5 if len(heads) <= 32 else 3}
     passes = heads["passes"].astype(bool)
-    for has_role, label in ((False, "trained"), (True, "trained, has the role")):
+    for has_role, label in ((False, "head"), (True, "head that has the role")):
         rows = heads[(passes == has_role) & (heads["score"] >= LEAST_SCORE)]
         options = {"hollow": not has_role, "capsize": 0, "label": label}
         style.plot_intervals(axis, rows.index, rows, "score", **options, **look)
@@ -163,7 +162,7 @@ def plot_comparisons(table: pd.DataFrame) -> Figure:
 def plot_role_cards(cards: Sequence[dict]) -> Figure:
     """A card for each role: its clearest head, a typical map, its score, what its removal costs.
 
-    cards: dicts with role, name, question, passes, score, low, high, highest_null; drops: a table
+    cards: dicts with role, name, question, passes, score, low, high, null; drops: a table
     with family, drop, significant; and either tokens and weights (token,), or picture, weights
     (rows, columns) and boxes.
     """
@@ -172,9 +171,9 @@ def plot_role_cards(cards: Sequence[dict]) -> Figure:
     subfigures = figure.subfigures(n_rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
     for subfigure, card in zip(subfigures.flat, cards, strict=False):
         verdict = "" if card["passes"] else " (no role)"
-        names = ("score", "low", "high", "highest_null")
+        names = ("score", "low", "high", "null")
         score, low, high, null = style.format_cells([card[name] for name in names], digits=2)
-        title = f"score {score} [{low}, {high}], untrained at most {null}"
+        title = f"score {score} [{low}, {high}], random heads at most {null}"
         title = f"{card['role']}: {card['name']}{verdict}\n{title}"
         subfigure.suptitle(title, fontsize=9.5, x=0.02, ha="left")
         left, right = subfigure.subplots(1, 2, width_ratios=(1.25, 1))

@@ -284,6 +284,110 @@ def removal_effects(
     return table[[*axes, *columns, "n", "n_clusters"]]
 
 
+def find_leaders(values: np.ndarray, image_ids: Sequence[int]) -> list[str]:
+    """The head (or layer) with the highest mean, and those that it cannot be told from: names.
+
+    values: (question, layer[, head]), such as points lost. A name is left out where the interval of
+    the highest's lead over it, paired by question, lies above 0. With one name left, that one leads
+    all others; the highest comes first, the others in order of their means.
+    """
+    axes = HEAD_AXES[: values.ndim - 1]
+    means = values.mean(0)
+    top = np.unravel_index(means.argmax(), means.shape)
+    lead = mean_difference_test(
+        values[:, *top].reshape(-1, *[1] * means.ndim) - values, image_ids, axes
+    )
+    near = lead[~(lead["low"] > 0)].sort_values("estimate", kind="stable")
+    return name_heads(near).tolist()
+
+
+def told_families(
+    families: Sequence[str], image_ids: Sequence[int], chosen: np.ndarray
+) -> list[str]:
+    """The families with enough questions both among the chosen (question,) and among the others."""
+    families, image_ids = np.asarray(families), np.asarray(image_ids)
+
+    def is_told(rows: np.ndarray) -> bool:
+        return bool(has_enough_data(rows.sum(), len(np.unique(image_ids[rows]))))
+
+    def has_both(family: str) -> bool:
+        return all(is_told((families == family) & half) for half in (chosen, ~chosen))
+
+    return [family for family in pd.unique(families) if has_both(family)]
+
+
+def family_losses(lost: np.ndarray, families: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Mean points that each of the named families loses: (family, layer, head)."""
+    return np.stack([lost[families == name].mean(0) for name in names])
+
+
+def find_specialist(
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], most_of_others: float = 5
+) -> tuple[int, int, str] | None:
+    """The head that serves one family alone: layer, head, and the family that loses most.
+
+    lost: (question, layer, head), points; names: two or more families, such as `told_families`. Of
+    the heads without which every other family loses less than `most_of_others`, the one whose own
+    family loses most; None where there is no such head. Measure its loss on other images.
+    """
+    losses = family_losses(lost, families, names)
+    ordered = np.sort(losses, axis=0)
+    largest = np.where(ordered[-2] < most_of_others, ordered[-1], -np.inf)
+    layer, head = np.unravel_index(largest.argmax(), largest.shape)
+    if np.isinf(largest[layer, head]):
+        return None
+    return int(layer), int(head), names[losses[:, layer, head].argmax()]
+
+
+def specialist_loss(
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray
+) -> np.ndarray:
+    """What `find_specialist` of the chosen questions costs its family in the others: (question,).
+
+    Values of the questions outside `chosen`, for `stats.mean_over_models`: their mean is the
+    family's loss (`linearise_ratio`). All 0 where no head serves one family alone.
+    """
+    found, rest = find_specialist(lost[chosen], families[chosen], names), lost[~chosen]
+    if found is None:
+        return np.zeros(len(rest))
+    layer, head, family = found
+    of_family = (families[~chosen] == family).astype(float)
+    return linearise_ratio(of_family * rest[:, layer, head], of_family)
+
+
+def carried_by_few(lost: np.ndarray, chosen: np.ndarray, share: float = 0.25) -> np.ndarray:
+    """Percent of all heads' losses that the costliest `share` of the heads holds: (question,).
+
+    lost: (question, layer, head), points. The heads are those that cost most in the chosen
+    questions; the values are of the others, for `stats.mean_over_models`: their mean is the sum of
+    these heads' losses over the sum of all heads' (`linearise_ratio`), NaN where that is 0.
+    """
+    flat = lost.reshape(len(lost), -1)
+    costliest = np.argsort(-flat[chosen].mean(0), kind="stable")[: round(share * flat.shape[1])]
+    rest = flat[~chosen]
+    return 100 * linearise_ratio(rest[:, costliest].sum(1), rest.sum(1))
+
+
+def count_needed(
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray,
+    family: str = "how many", least: float = 5,
+) -> np.ndarray:  # fmt: skip
+    """How many more heads a family needs than the next: a number a head, whose sum is the lead.
+
+    lost: (question, layer, head), points; names: the families to compare. A family needs a head
+    whose removal costs it more than `least`. The next is the other family that needs most heads in
+    the chosen questions; both are counted in the others. Returns (heads,): 1 for a head that the
+    family needs and the next does not, -1 the other way round, else 0.
+    """
+    before, after = (
+        family_losses(lost[half], families[half], names) > least for half in (chosen, ~chosen)
+    )
+    counts = {name: needed.sum() for name, needed in zip(names, before, strict=True)}
+    following = max((name for name in names if name != family), key=counts.get)
+    own, other = (after[names.index(name)].ravel().astype(float) for name in (family, following))
+    return own - other
+
+
 def sample_for_removal(
     study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset
 ) -> tuple[EncodedQuestions, dict]:
@@ -295,13 +399,14 @@ def sample_for_removal(
 
 
 def measure_removals(
-    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, number: int = 0
 ) -> tuple[AttentionTable, AttentionTable]:
     """Remove each head and each layer in turn, and measure each head's gradient importance; once.
 
-    On `sample_for_removal` of data, the validation questions. Returns REMOVALS, measured in half
-    precision on a GPU as attention is, and IMPORTANCE, in the model's own precision; kept in shards
-    in run_dir/removals and run_dir/importance, so that a killed run continues.
+    On `sample_for_removal` of data, the validation questions; number: which of the study's models.
+    Returns REMOVALS, measured in half precision on a GPU as attention is, and IMPORTANCE, in the
+    model's own precision; kept in shards in run_dir/removals and run_dir/importance (of the second
+    model removals_1 and importance_1), so that a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, data)
     lower = in_measuring_precision(model, study)
@@ -310,9 +415,10 @@ def measure_removals(
     def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return removal_measures(model, batch, means())
 
-    gradient = (importance_measures, IMPORTANCE)
-    removals = extract_once(study, "removals", lower, encoded, measure, REMOVALS, **inputs)
-    return removals, extract_once(study, "importance", model, encoded, *gradient, **inputs)
+    gradient, suffix = (importance_measures, IMPORTANCE), f"_{number}" if number else ""
+    inputs, names = inputs | {"number": number}, ("removals" + suffix, "importance" + suffix)
+    removals = extract_once(study, names[0], lower, encoded, measure, REMOVALS, **inputs)
+    return removals, extract_once(study, names[1], model, encoded, *gradient, **inputs)
 
 
 def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -427,14 +533,21 @@ def patch_heads(
 def patching_effect(change: np.ndarray, total_change: np.ndarray) -> np.ndarray:
     """Percent of the total change that each head carries: (pair, layer, head).
 
-    The mean over pairs is the ratio r = sum(change) / sum(total_change). Each pair's value is
-    linearised about it, 100 (r + (change - r total_change) / mean(total_change)), so that an
-    interval of the mean is one of the ratio (Cochran 1977, "Sampling Techniques", section 6.4). A
-    pair's own ratio would be extreme where total_change is small.
+    The mean over pairs is the ratio sum(change) / sum(total_change), about which each pair's value
+    is linearised (`linearise_ratio`): a pair's own would be extreme where total_change is small.
     """
-    total = total_change[:, None, None]
-    ratio = divide_or_nan(change.sum(0), total.sum(0))
-    return 100 * (ratio + divide_or_nan(len(total) * (change - ratio * total), total.sum(0)))
+    return 100 * linearise_ratio(change, total_change[:, None, None])
+
+
+def linearise_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Values (n, ...) whose mean is sum(part) / sum(whole) and whose spread gives its interval.
+
+    r + (part - r whole) / mean(whole), r being the ratio (Cochran 1977, "Sampling Techniques",
+    section 6.4); NaN where the
+    whole sums to 0.
+    """
+    ratio = divide_or_nan(part.sum(0), whole.sum(0))
+    return ratio + divide_or_nan(len(whole) * (part - ratio * whole), whole.sum(0))
 
 
 def logit_difference(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:

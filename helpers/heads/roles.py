@@ -1,7 +1,7 @@
 """What each head does: scores on roles, held against heads of 24 models with random weights.
 
-    random = score_random_heads(random_tables, random_hits)    # of `extract.measure_random_models`
-    scores = score_roles(table, random, hits)                  # a row a role and head
+    random = mean_scores(random_tables, random_hits)    # of `extract.measure_random_models`
+    scores = score_roles(table, random, hits)           # a row a role and head
     cards = make_role_cards(scores, removal_effects(lost, families, image_ids))
 
 Layers and heads are counted from 0; head 7 of layer 3 is written L3H7.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from helpers.attention.extract import (
     AttentionTable,
@@ -23,7 +24,7 @@ from helpers.attention.image_share import image_share, special_mass, uniform_bas
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import bootstrap_mean, rank_correlation
+from helpers.stats.bootstrap import bootstrap_mean, rank_correlation, spearman_rows
 from helpers.stats.cluster_robust import (
     correct_p,
     divide_or_nan,
@@ -112,20 +113,20 @@ def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     return divide_or_nan(value - null, 1 - null)
 
 
-def score_random_heads(
+def mean_scores(
     tables: Sequence[AttentionTable], hits: Sequence[Hits] | None = None
 ) -> dict[str, np.ndarray]:
-    """What heads score that have learnt nothing: role -> (model, layer, head), means of questions.
+    """The scores of several models' heads: role -> (model, layer, head), means over questions.
 
-    tables: of random-weight models (`extract.measure_random_models`); hits: `pointing_hits` of
-    each, else grounding is NaN.
+    tables: of each model, such as those of `extract.measure_random_models`; hits: `pointing_hits`
+    of each, else grounding is NaN.
     """
     pairs = zip(tables, hits or [None] * len(tables), strict=True)
     scored = [score_by_question(table, of_table) for table, of_table in pairs]
-    return {role: np.stack([average_questions(values[role]) for values in scored]) for role in ROLES}
+    return {role: np.stack([average_first(one[role]) for one in scored]) for role in ROLES}
 
 
-def average_questions(values: np.ndarray) -> np.ndarray:
+def average_first(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not NaN; NaN where nothing is left."""
     return divide_or_nan(np.nansum(values, axis=0, dtype=float), (~np.isnan(values)).sum(0))
 
@@ -143,9 +144,9 @@ def score_roles(
     """Which head has which role? A row a role and head, with intervals over images.
 
     table: attention of the trained model, of whose questions `rows` are used; hits: its
-    `pointing_hits`. random: of `score_random_heads`. by_layer: score layers, each as the mean of
-    its heads (no column head then). Columns: layer, head, name, role, score, low, high, n,
-    n_clusters, null (score of the highest random head), p, p_corrected (Benjamini-Hochberg over
+    `pointing_hits`. random: `mean_scores` of random-weight models. by_layer: score layers, each as
+    the mean of its heads (no column head then). Columns: layer, head, name, role, score, low, high,
+    n, n_clusters, null (score of the highest random head), p, p_corrected (Benjamini-Hochberg over
     roles and heads), reaches_answer, passes.
 
     p is the chance that a random head scores as high: (1 + random heads at least as high) / (1 +
@@ -263,6 +264,39 @@ def compare_roles(
         rows.append((role, *rank[:3], *counts, (a == b).mean(), phi, len(heads)))
     columns = ["role", "correlation", "low", "high", "passes_a", "passes_b"]
     return pd.DataFrame(rows, columns=[*columns, "agreement", "phi", "n_heads"])
+
+
+def habit_share(scores: pd.DataFrame) -> tuple[float, float, float]:
+    """Percent of the heads with a role in which they lie beyond every random head, low and high.
+
+    scores: of `score_roles`. The interval is Wilson's, as if heads were drawn independently.
+    """
+    firm = scores["passes"] & (scores["score"] > scores["null"])
+    with_habit = firm.groupby(scores["name"]).any()
+    test = stats.binomtest(int(with_habit.sum()), len(with_habit))
+    return tuple(100 * share for share in (test.statistic, *test.proportion_ci(method="wilson")))
+
+
+def agree_on_heads(
+    first: dict[str, np.ndarray], second: dict[str, np.ndarray],
+    n_resamples: int = 1000, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Rank correlation over heads of one model's scores in two states, mean over roles; low, high.
+
+    first, second: role -> (layer, head), such as before and after fine-tuning. Roles that set no
+    heads apart are left out. The interval is a bootstrap over heads, all roles of a head together,
+    as if heads were drawn independently; NaN without any such role.
+    """
+    pairs = [(np.ravel(first[role]), np.ravel(second[role])) for role in ROLES]
+    pairs = [pair for pair in pairs if not np.isnan(rank_correlation(*pair, 1).estimate)]
+    if not pairs:
+        return np.nan, np.nan, np.nan
+    n_heads = len(pairs[0][0])
+    rows = np.random.default_rng(seed).integers(n_heads, size=(n_resamples, n_heads))
+    drawn = [spearman_rows(x[rows], y[rows]) for x, y in pairs]
+    low, high = np.nanpercentile(average_first(np.array(drawn)), [2.5, 97.5])
+    whole = np.mean([spearman_rows(x[None], y[None])[0] for x, y in pairs])
+    return float(whole), float(low), float(high)
 
 
 def compare_image_halves(

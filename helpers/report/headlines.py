@@ -113,11 +113,11 @@ def average_over_images(study: Study, values: Sequence[float], images: Sequence[
 
 @reads("roles", "05", "05_role_scores")
 def find_roles(study: Study, table: pd.DataFrame) -> Headline:
-    """Number of heads with at least one role that no untrained head shows."""
+    """Number of heads with at least one role."""
     size = table[["n", "n_clusters"]].max()
     with_role = table.groupby(["layer", "head"])["passes"].any()
     value = with_role.sum() if has_enough_data(*size) else NAN
-    detail = f"of {len(with_role)} heads, against all untrained heads"
+    detail = f"of {len(with_role)} heads, against heads with random weights"
     return _count(("roles", "heads with a role", detail, "heads"), value, size)
 
 

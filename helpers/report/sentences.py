@@ -459,53 +459,30 @@ def _say_check(row: Row, of_accuracy: bool) -> str:
 # Notebook 05: roles of heads
 
 
-def describe_roles(scores: Table, n_weak: int, n_weak_untrained: int) -> str:
-    """How many heads have a role that no untrained head shows, and the clearest. n_weak: pairs of
-    head and role beyond the same head untrained alone; n_weak_untrained: as many of untrained heads
-    against their neighbours."""
+def describe_roles(scores: Table) -> str:
+    """How many heads have a role that random heads do not show, and an example."""
     n, n_images, n_heads = scores["n"].max(), scores["n_clusters"].max(), scores["name"].nunique()
     asked = f"{count_of(n, 'question')} about {count_of(n_images, 'image')}"
     if not has_enough_data(n, n_images):
         return f"{asked} {agree(n)} not enough to tell the role of any head."
-    passed, weak = scores[scores["passes"]], _say_weak(n_weak, n_weak_untrained)
+    passed = scores[scores["passes"]]
     if passed.empty:
         roles = count_of(scores["role"].nunique(), "role")
-        return f"None of {count_of(n_heads, 'head')} has any of {roles} (n = {asked}). {weak}"
+        return f"None of {count_of(n_heads, 'head')} has any of {roles} (n = {asked})."
     clear, counts = passed.loc[passed["score"].idxmax()], passed["role"].value_counts()
     n_with, dead = passed["name"].nunique(), (~passed["reaches_answer"]).sum()
+    beyond = (passed["score"] > passed["null"]).sum()
     habits = agree(dead, "is a habit", "are habits")
-    habits = f"{dead} {habits} of the last layer that cannot reach the answer. " if dead else ""
+    habits = f" {dead} {habits} of the last layer that cannot reach the answer." if dead else ""
     return (
         f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role; "
         f"{len(passed)} of {len(scores)} pairs of head and role "
-        f"{agree(len(passed), 'passes', 'pass')} ({_say_chance(scores)}), most often "
-        f"“{counts.index[0]}” (in {counts.iloc[0]}). The clearest is {clear['name']} as "
-        f"“{clear['role']}”: {clear['score']:.2f} {say_interval(clear, 2)}, "
-        f"{say_number(clear['null'], 2)} untrained (n = {clear['n']:,} questions about "
-        f"{clear['n_clusters']:,} images). {habits}{weak}"
+        f"{agree(len(passed), 'passes', 'pass')}, {beyond} of them beyond every random head, most "
+        f"often “{counts.index[0]}” (in {counts.iloc[0]}). For example, {clear['name']} as "
+        f"“{clear['role']}” scores {clear['score']:.2f} {say_interval(clear, 2)}, the highest "
+        f"random head {say_number(clear['null'], 2)} (n = {clear['n']:,} questions about "
+        f"{clear['n_clusters']:,} images).{habits}"
     )
-
-
-def _say_weak(n_weak: int, n_untrained: int) -> str:
-    """How many pairs the same head untrained alone lets pass, and how many untrained ones."""
-    also = f"{count_of(n_untrained, 'pair')} of untrained heads against their neighbours"
-    verdict = f"{n_weak:,} would pass, but so {agree(n_untrained, 'does', 'do')} {also}"
-    if not n_untrained:
-        verdict = f"{n_weak or 'none'} would pass, and no untrained head does against its neighbour"
-    elif not n_weak:
-        verdict = f"none would pass, while {also} {agree(n_untrained, 'does', 'do')}"
-    return f"Against the same head untrained alone {verdict}."
-
-
-def count_lucky(scores: Table) -> float:
-    """Pairs expected above all untrained heads by chance: 1 / (1 + heads) of them."""
-    return len(scores) / (1 + scores["name"].nunique())
-
-
-def _say_chance(scores: Table) -> str:
-    if round(count_lucky(scores)) >= scores["passes"].sum():
-        return f"no more than chance alone would give: about {count_lucky(scores):.0f}"
-    return f"chance alone: about {count_lucky(scores):.0f}"
 
 
 def describe_stability(again: Table, changes: Table, gained: int, given_up: int) -> str:
@@ -515,7 +492,6 @@ def describe_stability(again: Table, changes: Table, gained: int, given_up: int)
     parts = []
     for name, rows in again.groupby("comparison", sort=False):
         article = "those " if name.startswith("before") else "the "
-        article = "" if name.startswith("another") else article
         parts.append(f"{article}{name}: {_say_agreement(rows)}")
     told = has_enough_data(changes["n"], changes["n_clusters"])
     sure = changes[(changes["p_corrected"] < 0.05) & told]
@@ -524,7 +500,7 @@ def describe_stability(again: Table, changes: Table, gained: int, given_up: int)
         most = sure.loc[sure["change"].abs().idxmax()]
         changed = (
             f"by fine-tuning heads gained {gained} and lost {given_up} of {len(changes)} possible "
-            f"roles; it changed {len(sure)} of {len(changes)} scores beyond chance, most of all "
+            f"roles; it changed {len(sure)} of {len(changes)} scores beyond chance, for example "
             f"{most['name']} as “{most['role']}”, from {say_number(most['first'], 2)} to "
             f"{say_number(most['second'], 2)} (change {say_estimate(most, 'change', **RANK)}, n = "
             f"{most['n']:,} questions)"
@@ -548,32 +524,6 @@ def _say_agreement(rows: Table) -> str:
     return f"{spread}; {same:.0f} % of verdicts are the same ({by_chance:.0f} % were it chance)"
 
 
-def describe_cards(cards: Table, n: int, n_removed: int) -> str:
-    """Whether the best head of each role is needed by a family."""
-    passing = cards[cards["passes"]]
-    if passing.empty:
-        asked = count_of(n, "question")
-        return f"No head has a role here (n = {asked}), so there is no role to check by removal."
-    needed = passing[passing["hit_significant"] & (passing["hit_drop"] > 0)]
-    whom = "" if (passing["hit_family"] == "all").all() else "a family of questions "
-    most = idle = ""
-    if len(needed):
-        strong = needed.loc[needed["hit_drop"].idxmax()]
-        ends, family = {"low": strong["hit_low"], "high": strong["hit_high"]}, strong["hit_family"]
-        loser = "all questions together lose" if family == "all" else f"“{family}” loses"
-        most = f", most of all “{strong['role']}” ({strong['name']}): {loser} "
-        most += f"{strong['hit_drop']:.1f} points {say_interval(ends)}"
-    rest = passing.drop(needed.index)[["role", "name"]].itertuples(index=False)
-    if heads := ", ".join(f"“{role}” ({name})" for role, name in rest):
-        idle = f" For {heads} no such cost is shown: the answer does not need it, other heads have "
-        idle += "it too, or it takes more questions to see."
-    return (
-        f"Of {count_of(len(passing), 'role')} that some head has, {len(needed) or 'none'} "
-        f"{agree(len(needed) or 1, 'belongs', 'belong')} to a head whose removal costs {whom}"
-        f"accuracy beyond chance (n = {count_of(n_removed, 'question')}){most}.{idle}"
-    )
-
-
 def summarise_roles(scores: Table) -> str:
     """How many heads have a role, as a clause of the notebook's answer."""
     if not has_enough_data(scores["n"].max(), scores["n_clusters"].max()):
@@ -582,9 +532,9 @@ def summarise_roles(scores: Table) -> str:
     often = f", most often “{passed['role'].value_counts().index[0]}”" if len(passed) else ""
     n_with = passed["name"].nunique()
     return (
-        f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role that no "
-        f"untrained head shows ({len(passed)} of {len(scores)} pairs of head and role{often}; "
-        f"{_say_chance(scores)})"
+        f"{n_with} of {count_of(n_heads, 'head')} {agree(n_with, 'has', 'have')} a role, held "
+        f"against heads with random weights ({len(passed)} of {len(scores)} pairs of head and "
+        f"role{often})"
     )
 
 
@@ -628,9 +578,21 @@ class Special(NamedTuple):
         return f"no other family more than {max(self.second['drop'], 0):.1f}"
 
 
-def describe_ablation(overall: Table, questions: RemovalQuestions, alike: Row) -> str:
+def say_most(leaders: Names, verb: str) -> str:
+    """Which heads cost most: one that leads all others, or the set that cannot be told apart.
+    leaders: of `removal.find_leaders`."""
+    if len(leaders) == 1:
+        return f"{leaders[0]} {verb}s most,"
+    names = f"{', '.join(leaders[:-1])} and {leaders[-1]}"
+    return f"{names} {verb} most and cannot be told apart; {leaders[0]}"
+
+
+def describe_ablation(
+    overall: Table, questions: RemovalQuestions, alike: Row, leaders: Names
+) -> str:
     """What the removal of single heads costs overall, and whether zero and mean say the same.
-    overall: the costliest head first. alike: rank correlation of zero- and mean-ablation."""
+    overall: the costliest head first. alike: rank correlation of zero- and mean-ablation. leaders:
+    the heads that may cost most, of `removal.find_leaders`."""
     cheap = (overall["drop"] < 1).sum()
     better = overall[overall["significant"] & (overall["drop"] < 0)]
     # if no answer changes, up to 3 / n may have
@@ -642,7 +604,7 @@ def describe_ablation(overall: Table, questions: RemovalQuestions, alike: Row) -
     if top["drop"] > 0.05:
         doubt = "not significant after correction" if top["told"] else NOT_TOLD
         doubt = "" if top["significant"] else f" ({doubt})"
-        most = f"{top['name']} costs most, {_say_drop(top)}{doubt}"
+        most = f"{say_most(leaders, 'cost')} {_say_drop(top)}{doubt}"
     helps = f"without {' or '.join(better['name'])} the model is better"
     helps = helps if len(better) else "that any removal helps is not shown"
     ranks = ""
@@ -657,44 +619,46 @@ def describe_ablation(overall: Table, questions: RemovalQuestions, alike: Row) -
     )
 
 
-def find_special(told: Table) -> Special | None:
-    """The head that serves one family most before any other; None with fewer than two families. A
-    gain counts as no loss: who loses nothing is not served."""
-    wide = told[told["family"] != "all"].pivot_table(index="name", columns="family", values="drop")
-    if wide.shape[1] < 2:
+def find_special(found: tuple[str, str] | None, effects: Table) -> Special | None:
+    """The head that serves one family alone, and what that family and the next lose.
+    found: name and family, chosen on other images (`removal.find_specialist`). effects: measured on
+    these, of `removal.removal_effects`. None without such a head, or with too few questions."""
+    if found is None:
         return None
-    ordered = np.sort(wide.clip(lower=0), axis=1)
-    name = wide.index[(ordered[:, -1] - ordered[:, -2]).argmax()]
-    return Special(name, *told[told["name"] == name].nlargest(2, "drop").to_dict("records"))
+    name, family = found
+    told = effects["told"] & (effects["family"] != "all") & (effects["name"] == name)
+    rows = effects[told].sort_values("drop", ascending=False, kind="stable")
+    own, others = (rows[is_own].to_dict("records") for is_own in
+                   (rows["family"] == family, rows["family"] != family))  # fmt: skip
+    return Special(name, own[0], others[0]) if own and others else None
 
 
 def describe_special(special: Special | None) -> str:
     """Which family is lost without the most specific head, and that the others are not."""
     if special is None:
-        few = "Fewer than two families have 10 questions on 5 images"
-        return f"{few}: not enough questions to tell whom a head serves."
+        few = "No head costs one family of questions accuracy and all others less than 5 points"
+        return f"{few}, or fewer than two families have 10 questions on 5 images."
     if not special.leads():
-        few = "No head's removal costs one family of questions more accuracy than the next"
-        return f"{few}, in the estimate."
+        return "The head that seemed to serve one family does not on images it was not chosen on."
     _, first, second = special
     doubt = "; this is not significant after correction over all heads and families"
     return (
-        f"The most specific head {special.say_loss()} (n = {first['n']:,}), and "
+        f"Chosen on half of the images, the head that serves one family alone "
+        f"{special.say_loss()} on the other half (n = {first['n']:,}), and "
         f"{special.say_next()} (“{second['family']}” {say_interval(second)}, n = {second['n']:,})"
         f"{'' if first['significant'] else doubt}."
     )
 
 
-def describe_layer_removals(whole: Table, joint: Table, questions: RemovalQuestions) -> str:
+def describe_layer_removals(
+    whole: Table, joint: Table, questions: RemovalQuestions, leaders: Names
+) -> str:
     """What the removal of whole layers costs, and whether a layer's heads stand in for each other.
-    joint: points that all heads of a layer cost together beyond their sum."""
+    joint: points that all heads of a layer cost together beyond their sum. leaders: the layers that
+    may cost most, of `removal.find_leaders`."""
     if not whole["told"].any():
         few = f"{count_of(questions.n, 'question')} {agree(questions.n)}"
         return f"{few} not enough to tell what a layer's removal costs."
-    high, low = (
-        f"L{layer}: {_say_drop(whole.loc[layer])}"
-        for layer in (whole["drop"].idxmax(), whole["drop"].idxmin())
-    )
     free = [f"L{layer}" for layer in whole.index[~whole["significant"] | ~(whole["drop"] > 0)]]
     shown = "Every layer's removal costs accuracy beyond chance."
     if len(free) == len(whole):
@@ -710,8 +674,8 @@ def describe_layer_removals(whole: Table, joint: Table, questions: RemovalQuesti
         )
         joined = f"{together} more than one by one in sum: they stand in for each other."
     return (
-        f"Left out, the costliest layer is {high}, the cheapest {low} (n = {questions.n:,} "
-        f"questions; intact {questions.say_intact()}). {shown} {joined}"
+        f"Left out, {say_most(leaders, 'cost')} {_say_drop(whole.loc[whole['drop'].idxmax()])} "
+        f"(n = {questions.n:,} questions; intact {questions.say_intact()}). {shown} {joined}"
     )
 
 
@@ -749,9 +713,12 @@ def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: in
     )
 
 
-def describe_patching(carriers: Table | None, agreement: Table | None, n_pairs: int) -> str:
+def describe_patching(
+    carriers: Table | None, agreement: Table | None, n_pairs: int, leaders: Names
+) -> str:
     """Which heads carry what differs between two images, and whether those are the needed ones.
-    carriers: None where pairs are too few. agreement: None where no removal can be told."""
+    carriers: None where pairs are too few. agreement: None where no removal can be told. leaders:
+    the heads that may carry most, of `removal.find_leaders`."""
     if carriers is None:
         few = f"{count_of(n_pairs, 'pair')} of questions in the same words {agree(n_pairs)}"
         return f"{few} not enough to tell which heads carry an answer."
@@ -768,11 +735,9 @@ def describe_patching(carriers: Table | None, agreement: Table | None, n_pairs: 
             f"That any of {len(moving)} heads carries {part} is not shown ({pairs}); the largest "
             f"estimate is {strong['name']}'s: {most}.{related}"
         )
-    for row in beyond[beyond["family"] != "all"].nlargest(1, "share").to_dict("records"):
-        most += f", and in “{row['family']}” pairs (n = {row['n']}) {row['name']}: {_say_part(row)}"
     return (
         f"{len(sure)} of {len(moving)} heads {agree(len(sure), 'carries', 'carry')} {part} "
-        f"({pairs}), most of all {strong['name']}: {most}.{related}"
+        f"({pairs}); {say_most(leaders, 'hold')} {most}.{related}"
     )
 
 
@@ -791,20 +756,21 @@ def _say_needed(agreement: Table) -> str:
 def describe_role_answer(
     scores: Table, overall: Table, questions: RemovalQuestions,
     special: Special | None, correlations: dict[str, Row] | None, carriers: Table | None,
+    leaders: Names,
 ) -> str:  # fmt: skip
-    """The notebook's answer: roles, costs, who is served, what predicts the costs."""
+    """The notebook's answer: roles, costs, who is served, what predicts the costs. leaders: the
+    heads that may carry most between images."""
     roles, costs = summarise_roles(scores), _answer_costs(overall, questions)
     parts = [f"{roles}; {costs} (n = {questions.n:,} questions)."]
     if special is not None and special.first["significant"] and special.leads():
-        parts.append(f"The most specific {special.say_loss()}, {special.say_next()}.")
+        parts.append(f"One that serves a family alone {special.say_loss()}, {special.say_next()}.")
     if correlations is not None:
         parts.append(_answer_predicted(correlations))
     if carriers is not None:
         moving = carriers[carriers["family"] == "all"]
         strong = moving.loc[moving["share"].idxmax()]
         if strong["significant"] and strong["share"] > 0:
-            most = "carries more of the answer than any other head"
-            parts.append(f"Between images, {strong['name']} {most}: {_say_part(strong)}.")
+            parts.append(f"Between images, {say_most(leaders, 'hold')} {_say_part(strong)}.")
     return " ".join(parts)
 
 
@@ -818,7 +784,7 @@ def _answer_costs(overall: Table, questions: RemovalQuestions) -> str:
     top = sure.iloc[0]
     return (
         f"removing one costs up to {top['drop']:.1f} points of accuracy {say_interval(top)} "
-        f"({top['name']}; intact: {questions.say_intact()}), while {n_cheap or 'none'} "
+        f"(intact: {questions.say_intact()}), while {n_cheap or 'none'} "
         f"{agree(n_cheap or 1)} estimated to cost less than 1"
     )
 

@@ -70,3 +70,25 @@ def difference_over_models(
         share = np.expand_dims(group / group.mean(), tuple(range(1, values.ndim - 1)))
         contributions = contributions + sign * (mean + share * (values - mean))
     return mean_over_models(contributions, image_ids)
+
+
+def mean_of_models(
+    numbers: ArrayLike,
+    n: int,
+    n_images: int,
+    alone: tuple[float, float] = (np.nan, np.nan),
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> ModelMean:
+    """Mean of one number a model, such as a rank correlation over its heads, for further models.
+
+    numbers: (model,). n, n_images: the questions and images behind them. The interval is Student's
+    t over the models, within `limits`, the least and most that a number can be. alone: the interval
+    to state for one model, or where all numbers are equal and so have no spread: over the heads of
+    a model (`rank_correlation`, a bootstrap over heads), which says nothing of other models.
+    """
+    numbers = np.asarray(numbers, dtype=float)
+    estimate, (low, high) = numbers.mean(), alone
+    if len(numbers) > 1 and np.ptp(numbers) > 0:
+        half = stats.t.isf(0.025, len(numbers) - 1) * stats.sem(numbers)
+        low, high = np.clip([estimate - half, estimate + half], *limits)
+    return ModelMean(estimate, low, high, n, n_images, len(numbers), numbers)

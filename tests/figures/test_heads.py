@@ -18,7 +18,7 @@ def make_scores(
     """Scores that tell their place: tenths by role, hundredths by head; even heads pass."""
     rows = [
         {"layer": layer, "head": head, "name": f"L{layer}H{head}", "role": role, "score": score,
-         "low": score - 0.02, "high": score + 0.03, "null": score - 0.1, "passes": head % 2 == 0,
+         "low": score - 0.02, "high": score + 0.03, "null": 0.07, "passes": head % 2 == 0,
          "reaches_answer": layer < n_layers - 1 or "CLS" in role}
         for r, role in enumerate(roles) for layer, head in np.ndindex(n_layers, n_heads)
         for score in [0.1 + 0.1 * r + 0.01 * (layer * n_heads + head)]
@@ -45,7 +45,7 @@ def test_every_role_has_a_name_and_a_colour_of_its_own():
     assert len(set(names)) == len(set(colors)) == len(ROLES)
 
 
-def test_role_scores_stand_beside_those_of_the_untrained_self():
+def test_role_scores_stand_beside_the_highest_random_head():
     figure = figures.plot_role_scores(make_scores())
     render(figure)
     panels = [axis for axis in figure.axes if axis.axison]
@@ -60,8 +60,8 @@ def test_role_scores_stand_beside_those_of_the_untrained_self():
             np.testing.assert_allclose(read_bars(container), bounds[heads])
         assert is_hollow(fails.lines[0])
         assert not is_hollow(passes.lines[0])
-        untrained = next(line for line in axis.lines if line.get_label() == "untrained")
-        np.testing.assert_allclose(untrained.get_ydata(), score - 0.1)
+        random = next(line for line in axis.lines if line.get_label() == "highest random head")
+        assert set(random.get_ydata()) == {0.07}
 
 
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (3, 12)])
@@ -111,7 +111,7 @@ def test_role_cards_show_a_map_or_tokens_and_what_removal_costs():
     drops = {"family": ["all", "why"], "drop": [3.0, -1], "significant": [True, False]}
     drops = pd.DataFrame(drops)
     card = {"role": "sink", "name": "L0H1", "question": "why $?", "passes": True, "score": -0.4,
-            "low": -0.5, "high": 0.1, "highest_null": 0.0, "drops": drops}  # fmt: skip
+            "low": -0.5, "high": 0.1, "null": 0.0, "drops": drops}  # fmt: skip
     tokens = card | {"tokens": ["[CLS]", "why", "[SEP]"], "weights": [0.2, 0.3, 0.5]}
     weights, picture = np.array([[0.1, 0.2]]), Image.new("RGB", (30, 20))
     shown = card | {"picture": picture, "weights": weights, "boxes": [[1, 1, 5, 5]]}

@@ -178,6 +178,80 @@ def test_only_a_planted_loss_is_significant():
     assert (tested["p_corrected"] >= tested["p"]).all()
 
 
+def test_leaders_are_those_that_cannot_be_told_from_the_highest():
+    rng, lost = np.random.default_rng(0), np.zeros((200, 2, 2))
+    lost[:, 0, 1] = 100 * (rng.random(200) < 0.5)
+    lost[:, 1, 0] = lost[rng.permutation(200), 0, 1]  # as much, of other questions
+    lost[:, 1, 1] = 10
+    images = np.arange(200) // 2
+    assert set(removal.find_leaders(lost, images)) == {"L0H1", "L1H0"}
+    lost[:, 1, 0] /= 3
+    assert removal.find_leaders(lost, images) == ["L0H1"]
+    assert removal.find_leaders(lost.mean(2), images)[0] == "L0"
+
+
+FAMILIES = np.array(["what", "why", "who"] * 8)
+HALF = np.repeat([True, False], 12)
+
+
+def lose(**points):
+    """Points lost by family, heads L0H0 and L0H1: the same for each of its questions."""
+    lost = np.zeros((24, 1, 2))
+    for family, of_heads in points.items():
+        lost[family == FAMILIES, 0] = of_heads
+    return lost
+
+
+def test_families_are_told_in_both_halves():
+    families, images = np.repeat(["what", "why"], [40, 20]), np.arange(60)
+    assert removal.told_families(families, images, images % 2 == 0) == ["what", "why"]
+    assert removal.told_families(families, images, images % 4 == 0) == ["what"]
+    assert removal.told_families(families, images // 10, images // 10 % 2 == 0) == []
+
+
+def test_a_specialist_costs_others_less_than_five_points():
+    names = ["what", "why", "who"]
+    lost = lose(what=(60, 20), why=(6, 4), who=(0, 4.9))
+    assert removal.find_specialist(lost, FAMILIES, names) == (0, 1, "what")
+    assert removal.find_specialist(lost, FAMILIES, names, 10) == (0, 0, "what")
+    assert removal.find_specialist(lose(what=(9, 9), why=(9, 9)), FAMILIES, names) is None
+
+
+def test_a_specialist_is_measured_on_questions_that_did_not_choose_it():
+    lost, names = lose(what=(60, 20), why=(6, 0)), ["what", "why", "who"]
+    lost[~HALF] = lose(what=(1, 8), why=(7, 50))[~HALF]
+    lost[-3, 0, 1] = 12  # a `what` question of the other half: 12, 8, 8, 8
+    values = removal.specialist_loss(lost, FAMILIES, names, HALF)
+    assert values.shape == (12,)
+    assert values.mean() == pytest.approx(9)
+    nobody = removal.specialist_loss(lose(what=(9, 9), why=(9, 9)), FAMILIES, names, HALF)
+    assert not nobody.any()
+
+
+def test_the_costliest_heads_hold_their_share_in_other_questions():
+    lost = np.zeros((4, 2, 2))
+    lost[:2, 0, 1] = 50  # chosen
+    lost[2:] = [[[10, 60], [20, 10]], [[0, 100], [0, 0]]]
+    values = removal.carried_by_few(lost, np.array([True, True, False, False]))
+    assert values.mean() == pytest.approx(80)  # 160 of 200
+    assert np.isnan(removal.carried_by_few(0 * lost, np.array([True, True, False, False]))).all()
+
+
+def test_heads_that_a_family_needs_are_counted_against_the_next():
+    names = ["what", "why", "who"]
+    lost = lose(what=(9, 9), why=(6, 0), who=(0, 0))
+    lost[~HALF] = lose(what=(9, 9), why=(0, 6), who=(6, 6))[~HALF]
+    lead = removal.count_needed(lost, FAMILIES, names, HALF, "what")
+    assert lead.tolist() == [1, 0]  # the next is `why`, as chosen
+
+
+def test_a_ratio_has_the_interval_of_its_values():
+    part, whole = np.array([1.0, 2, 3]), np.array([2.0, 2, 6])
+    values = removal.linearise_ratio(part, whole)
+    np.testing.assert_allclose(values, 0.6 + (part - 0.6 * whole) / (10 / 3))
+    assert values.mean() == pytest.approx(6 / 10)
+
+
 @pytest.mark.slow
 def test_a_study_removes_heads_once_on_the_questions_drawn_and_goes_on_after_a_kill(
     study, finetuned, monkeypatch

@@ -85,8 +85,8 @@ def planted_tables(n=24):
 
 
 def random_heads(*scores, n_models=24, n_layers=1, n_heads=11):
-    """What random heads score: these in the first model's first layer, all others 0."""
-    of_role = np.zeros((n_models, n_layers, n_heads))
+    """What random heads score: these in the first model's first layer, all others 0.01."""
+    of_role = np.full((n_models, n_layers, n_heads), 0.01)
     of_role[0, 0, : len(scores)] = scores
     return dict.fromkeys(roles.ROLES, of_role)
 
@@ -196,11 +196,11 @@ def test_random_heads_score_the_mean_over_their_questions():
     table, uniform = planted_tables(4)
     never = (np.zeros((4, 1, 11, 3)), np.array([0.2, np.nan, 0.2, 0.2]))
     never[0][1] = np.nan
-    random = roles.score_random_heads([uniform, table], [never, never])
+    random = roles.mean_scores([uniform, table], [never, never])
     assert random["sink"].shape == (2, 1, 11)
     np.testing.assert_allclose(random["sink"][:, 0, 8], [0, 1], atol=1e-5)
     np.testing.assert_allclose(random["grounding"], -0.25)
-    assert np.isnan(roles.score_random_heads([uniform])["grounding"]).all()
+    assert np.isnan(roles.mean_scores([uniform])["grounding"]).all()
 
 
 def test_what_random_heads_do_as_often_is_no_role():
@@ -227,6 +227,25 @@ def test_one_role_against_264_random_heads_by_hand():
     assert not row["passes"]
 
 
+def test_the_share_of_heads_with_a_habit_by_hand():
+    rows = [("L0H0", 0.9, 0.5, True), ("L0H0", 0.1, 0.5, False), ("L0H1", 0.4, 0.5, True)]
+    scores = pd.DataFrame(rows, columns=["name", "score", "null", "passes"])
+    share, low, high = roles.habit_share(scores)  # the second passes, but not beyond every head
+    assert share == 50
+    assert low + high == pytest.approx(100)
+    assert 5 < low < 50
+
+
+def test_agreement_of_scores_leaves_out_roles_without_a_rank():
+    flat = dict.fromkeys(roles.ROLES, np.ones((2, 2)))
+    first = flat | {"sink": np.array([[1, 2], [3, 4]]), "grounding": np.array([[1, 2], [3, 4]])}
+    second = flat | {"sink": np.array([[1, 2], [4, 3]]), "grounding": np.full((2, 2), np.nan)}
+    assert roles.agree_on_heads(first, second, 20)[0] == pytest.approx(0.8)  # one swap of four
+    second["grounding"] = np.array([[4, 3], [2, 1]])
+    assert roles.agree_on_heads(first, second, 20)[0] == pytest.approx((0.8 - 1) / 2)
+    assert np.isnan(roles.agree_on_heads(flat, flat)).all()
+
+
 def test_a_layer_is_the_mean_of_its_heads():
     shapes = [(4 + i % 5, 3, 4 + i % 3) for i in range(24)]
     table = uniform_table(shapes, 2, 4)
@@ -238,7 +257,7 @@ def test_a_layer_is_the_mean_of_its_heads():
     scores = scores.set_index(["role", "name"])
     readers = scores.loc["[CLS] reader of words"]
     assert readers["score"].to_dict() == pytest.approx({"L0": 0.25, "L1": 0}, abs=1e-4)
-    assert readers["null"].tolist() == [0.1, 0.1]
+    assert readers["null"].tolist() == pytest.approx([0.1075] * 2)
     assert readers["passes"].tolist() == [True, False]
     assert not scores.loc["sink"]["passes"].any()
 

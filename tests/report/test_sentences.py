@@ -187,38 +187,29 @@ def make_scores(*passes: bool, n: int = 900, **more) -> pd.DataFrame:
     """Two heads with two roles each."""
     rows = [("L0H0", "sink", 0.9), ("L0H0", "grounding", 0.2), ("L0H1", "sink", 0.5),
             ("L0H1", "grounding", 0.3)]  # fmt: skip
-    scores = table("name role score", *rows, half=0.1, of="score", passes=passes, null=-0.001, n=n)
-    return scores.assign(**{"reaches_answer": True, "n_clusters": max(1, n // 3)} | more)
+    scores = table("name role score", *rows, half=0.1, of="score", passes=passes, n=n)
+    return scores.assign(
+        **{"reaches_answer": True, "n_clusters": max(1, n // 3), "null": -0.001} | more
+    )
 
 
 NO, ONE, ALL = [False] * 4, [True, False, False, False], [True] * 4
 
 
-def test_roles_are_counted_against_chance():
-    text = say("describe_roles", make_scores(True, True, False, True), 5, 3)
-    assert "2 of 2 heads have a role; 3 of 4 pairs of head and role pass (chance alone: ab" in text
+def test_roles_are_counted_against_random_heads():
+    text = say("describe_roles", make_scores(True, True, False, True, null=0.25))
+    assert "2 of 2 heads have a role; 3 of 4 pairs of head and role pass, 2 of them beyond" in text
     assert "most often “grounding” (in 2)" in text
-    assert "L0H0 as “sink”: 0.90 [0.80, 1.00], 0.00 untrained (n = 900 questions about 300" in text
-    assert "alone 5 would pass, but so do 3 pairs of untrained heads" in text
-    text = say("describe_roles", make_scores(*ONE, reaches_answer=False), 5, 3)
-    assert "1 of 2 heads has a role; 1 of 4 pairs of head and role passes (no more than" in text
+    assert "L0H0 as “sink” scores 0.90 [0.80, 1.00], the highest random head 0.25 (n = 900" in text
+    text = say("describe_roles", make_scores(*ONE, reaches_answer=False))
+    assert "1 of 2 heads has a role; 1 of 4 pairs of head and role passes" in text
     assert "1 is a habit of the last layer" in text
-    assert "None of 2 heads has any of 2 roles" in say("describe_roles", make_scores(*NO), 5, 3)
+    assert "None of 2 heads has any of 2 roles" in say("describe_roles", make_scores(*NO))
     for n, said in ((6, "6 questions about 2 images are"), (1, "1 question about 1 image is")):
-        assert say("describe_roles", make_scores(*NO, n=n), 0, 0).startswith(f"{said} not enough")
+        assert say("describe_roles", make_scores(*NO, n=n)).startswith(f"{said} not enough")
 
 
 ASKED = sentences.RemovalQuestions(400, 150, 3, span(98.4, 0.8))
-
-
-def test_cards_say_the_interval_of_the_removal_not_of_the_score():
-    names = "role name passes low high hit_family hit_drop hit_low hit_high hit_significant"
-    needed = ("sink", "L0H1", True, 0.1, 0.2, "what", 9.0, 7.0, 11.0, True)
-    idle = ("grounding", "L1H0", True, 0.3, 0.4, "where", 0.5, -1.0, 2.0, False)
-    text = say("describe_cards", table(names, needed, idle), 90, 40)
-    assert "Of 2 roles" in text
-    assert "“sink” (L0H1): “what” loses 9.0 points [7.0, 11.0]" in text
-    assert "For “grounding” (L1H0) no such cost is shown" in text
 
 
 def make_overall(drops, significant, told=True) -> pd.DataFrame:
@@ -228,27 +219,28 @@ def make_overall(drops, significant, told=True) -> pd.DataFrame:
 
 def test_removals_cost_help_or_cannot_be_told():
     overall = make_overall([46.5, 2.0, 0.1], [True, True, False])
-    text = say("describe_ablation", overall, ASKED, span(0.93, 0.1))
+    text = say("describe_ablation", overall, ASKED, span(0.93, 0.1), ["L0H0"])
     assert "98.4 % [97.6, 99.2] on 400 questions about 150 images. Of its 3 heads" in text
     assert "L0H0 costs most, 46.5 points [46.0, 47.0]. Removing 1 of them costs less" in text
     assert "estimate, 1 by the whole interval; that any removal helps is not shown." in text
     assert text.endswith("correlation 0.93 [0.83, 1.03] to zero.")
     better = make_overall([1.0, -2.0, -3.0], [False, True, True])
-    text = say("describe_ablation", better, ASKED, span(np.nan))
+    text = say("describe_ablation", better, ASKED, span(np.nan), ["L0H0", "L0H1"])
+    assert "L0H0 and L0H1 cost most and cannot be told apart; L0H0 1.0 points" in text
     assert "1.0 points [0.5, 1.5] (not significant after correction)" in text
     assert text.endswith("without L0H1 or L0H2 the model is better.")
     few = make_overall([1.0, 0.0], [False, False], told=False)
     one = ASKED._replace(n=1, n_images=1)
-    text = say("describe_ablation", few, one, span(1))
+    text = say("describe_ablation", few, one, span(1), ["L0H0"])
     assert "(not enough questions to tell)" in text
     assert "on 1 question about 1 image. Of" in text
-    assert "none costs anything" in say("describe_ablation", few[1:], ASKED, span(1))
+    assert "none costs anything" in say("describe_ablation", few[1:], ASKED, span(1), ["L0H1"])
 
 
 def test_no_answer_changed_leaves_a_doubt_of_three_in_n():
     same = make_overall([1.0, 0.0], [False, False]).assign(low=0.0, high=0.0)
     for n, sure in ((301, 1), (299, 0)):
-        text = say("describe_ablation", same, ASKED._replace(n=n), span(1))
+        text = say("describe_ablation", same, ASKED._replace(n=n), span(1), ["L0H0"])
         assert f"{sure} by the whole interval" in text
 
 
@@ -258,20 +250,21 @@ def make_families(*drops: float, significant: bool = True) -> pd.DataFrame:
     return table("name family drop", *rows, half=2, of="drop", n=100, significant=significant)
 
 
-def test_the_special_head_leads_by_most_and_a_gain_is_no_loss():
-    special = sentences.find_special(make_families(30, 28, -1, 12))
-    assert special.name == "L0H1"  # 12 points ahead of the next family, L0H0 only 2
+def test_the_special_head_was_chosen_on_other_images():
+    table = make_families(30, 28, -1, 12).assign(told=True)
+    special = sentences.find_special(("L0H1", "who"), table)
     text = say("describe_special", special)
-    assert "“who” questions lose 12.0 points [10.0, 14.0] (n = 100), and no other family" in text
-    assert "more than 0.0 (“why” [-3.0, 1.0], n = 100)." in text
-    unsure = sentences.find_special(make_families(30, 28, -1, 12, significant=False))
-    assert "not significant" in say("describe_special", unsure)
-    assert sentences.find_special(make_families(-1, -60, 9, 2)).name == "L0H1"
-    for drops in ([-1, -20, -0.02, -0.5], [0] * 4, [5, 5, 0, -3]):
-        text = say("describe_special", sentences.find_special(make_families(*drops)))
-        assert text.startswith("No head's removal costs one family")
-    assert sentences.find_special(make_families(30, 28, -1, 12)[::2]) is None
-    assert "not enough questions" in say("describe_special", None)
+    assert "“who” questions lose 12.0 points [10.0, 14.0] on the other half (n = 100)" in text
+    assert "no other family more than 0.0 (“why” [-3.0, 1.0], n = 100)." in text
+    unsure = make_families(30, 28, -1, 12, significant=False).assign(told=True)
+    assert "not significant" in say(
+        "describe_special", sentences.find_special(("L0H1", "who"), unsure)
+    )
+    text = say("describe_special", sentences.find_special(("L0H1", "why"), table))
+    assert "does not on images it was not chosen on" in text
+    for found, effects in ((None, table), (("L0H1", "who"), table[::2])):
+        assert sentences.find_special(found, effects) is None
+    assert "No head costs one family" in say("describe_special", None)
 
 
 def make_agreement(cls=0.0, words=0.0, gradient=0.8, moved=0.1) -> pd.DataFrame:
@@ -288,40 +281,52 @@ def make_carriers(*shares: float, significant=True) -> pd.DataFrame:
     return table("family name n share", *rows, half=4, of="share", significant=significant)
 
 
+ONLY = ["L0H1"]
+
+
 def test_patching_says_who_carries_and_whether_they_are_needed():
-    text = say("describe_patching", make_carriers(23, -4, 115), make_agreement(), 246)
+    text = say("describe_patching", make_carriers(23, -4, 115), make_agreement(), 246, ONLY)
     assert text.startswith("1 of 2 heads carries part of the change")
-    assert "L0H1: 23 % [19, 27], and in “who” pairs (n = 18) L0H1: 115 % [111, 119]." in text
+    assert "L0H1 holds most, 23 % [19, 27]." in text
     assert "0.10 [-0.20, 0.40] to what their removal costs" in text
     assert text.endswith("are not shown to go together.")
     for moved, said in ((0.6, "images go together."), (-0.8, "go against each other.")):
         agreement = make_agreement(moved=moved)
-        assert say("describe_patching", make_carriers(23, -4, 115), agreement, 9).endswith(said)
+        assert say("describe_patching", make_carriers(23, -4, 115), agreement, 9, ONLY).endswith(
+            said
+        )
     sure = make_carriers(23, 8, -115, significant=[False, True, True])
-    assert "most of all L0H0: 8 % [4, 12]." in say("describe_patching", sure, None, 246)
+    text = say("describe_patching", sure, None, 246, ["L0H0", "L0H1"])
+    assert "L0H0 and L0H1 hold most and cannot be told apart; L0H0 8 % [4, 12]." in text
     none = make_carriers(-0.3, -4, -2, significant=False)
-    text = say("describe_patching", none, make_agreement(moved=np.nan), 246)
+    text = say("describe_patching", none, make_agreement(moved=np.nan), 246, ONLY)
     assert text.startswith("That any of 2 heads carries")
     assert "L0H1's: 0 % [" in text
-    assert "1 pair of questions in the same words is not" in say("describe_patching", None, None, 1)
+    assert "1 pair of questions in the same words is not" in say(
+        "describe_patching", None, None, 1, ONLY
+    )
 
 
 def test_the_answer_on_heads_in_every_outcome():
-    special = sentences.find_special(make_families(30, 28, -1, 12))
+    table = make_families(30, 28, -1, 12).assign(told=True)
+    special = sentences.find_special(("L0H1", "who"), table)
     found = sentences.find_correlations(make_agreement(cls=0.5))
     unsure = make_overall([60.0, 46.5, 0.2], [False, True, False])
     carriers = make_carriers(23, -4, 115)
-    arguments = (make_scores(*ALL), unsure, ASKED, special, found, carriers)
+    arguments = (make_scores(*ALL), unsure, ASKED, special, found, carriers, ONLY)
     text = say("describe_role_answer", *arguments)
-    assert "2 of 2 heads have a role that no untrained head shows (4 of 4 pairs" in text
-    assert "up to 46.5 points of accuracy [46.0, 47.0] (L0H1; intact: 98.4 % [97.6, 99.2])" in text
+    assert "2 of 2 heads have a role, held against heads with random weights (4 of 4 pairs" in text
+    assert "up to 46.5 points of accuracy [46.0, 47.0] (intact: 98.4 % [97.6, 99.2])" in text
     assert "while 1 is estimated to cost less than 1 (n = 400" in text
-    assert "The most specific is L0H1: without it “who” questions lose 12.0 points" in text
+    assert (
+        "One that serves a family alone is L0H1: without it “who” questions lose 12.0 points"
+        in text
+    )
     assert "The gradient foretells what a head's removal costs" in text
     assert "attention to the image does too (0.50 [0.20, 0.80])." in text
-    assert text.endswith("than any other head: 23 % [19, 27].")
+    assert text.endswith("Between images, L0H1 holds most, 23 % [19, 27].")
     few = make_overall([0.1], [False], told=False)
-    text = say("describe_role_answer", make_scores(*NO, n=6), few, ASKED, None, None, None)
+    text = say("describe_role_answer", make_scores(*NO, n=6), few, ASKED, None, None, None, [])
     assert text.startswith("There are not enough questions to tell any head's role; there are not")
     gain = make_overall([0.1, -8.0], [False, True])
     for values, said in (
@@ -329,7 +334,7 @@ def test_the_answer_on_heads_in_every_outcome():
         ({"cls": -0.5}, "and heads whose [CLS] attends more"),
     ):  # fmt: skip
         found = sentences.find_correlations(make_agreement(**values))
-        text = say("describe_role_answer", make_scores(*ONE), gain, ASKED, None, found, None)
+        text = say("describe_role_answer", make_scores(*ONE), gain, ASKED, None, found, None, [])
         assert said in text
         assert "that removing any one head costs accuracy is not shown" in text
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from helpers.stats.cluster_robust import compare_groups
-from helpers.stats.models import difference_over_models, mean_over_models
+from helpers.stats.models import difference_over_models, mean_of_models, mean_over_models
 
 
 def test_by_hand_with_two_models_and_a_question_an_image():
@@ -65,3 +65,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say(n_models, ratio):
     )
     found = mean_over_models(values, np.arange(images))
     assert 0.92 < np.mean((found.low <= 0) & (found.high >= 0)) < 0.99
+
+
+def test_one_number_a_model_has_a_t_interval_over_models():
+    found = mean_of_models([0.9, 0.7, 0.8], 100, 40, limits=(-1, 1))
+    half = stats.t.isf(0.025, 2) * 0.1 / np.sqrt(3)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.8, 0.8 - half, 1))
+    assert (found.n, found.n_images, found.n_models) == (100, 40, 3)
+    for numbers in ([0.8], [0.8, 0.8]):  # no spread: the interval over heads
+        found = mean_of_models(numbers, 100, 40, alone=(0.5, 0.9))
+        assert (found.estimate, found.low, found.high) == (0.8, 0.5, 0.9)
