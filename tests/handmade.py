@@ -93,10 +93,10 @@ def write_lighter(study: Study) -> None:
              ("whole", 32, 1.0), ("light", 32, 1.5))]  # fmt: skip
     columns = ["model", "questions", "faster", "low", "high", "rounds"]
     save_table(study, "06_latency", pd.DataFrame(rows, columns=columns))
-    lost = [("heads removed", "1", 0.5), ("heads removed", "2", 1.0), ("heads removed", "3", 1.5),
+    lost = [("heads removed", "1", 0.5), ("heads removed", "2", 0.7), ("heads removed", "3", 1.5),
             ("heads removed", "4", 0.2), ("layers removed", "+L1", 0.0)]  # fmt: skip
     rows = [{"what": what, "removed": removed, "family": family, "drop": drop + extra,
-             "told": True, **SIZE}
+             "low": drop + extra - 0.2, "high": drop + extra + 0.2, "told": True, **SIZE}
             for what, removed, drop in lost
             for family, extra in (("all", 0), ("what", -5))]  # fmt: skip
     save_table(study, "06_families", pd.DataFrame(rows))

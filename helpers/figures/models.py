@@ -23,7 +23,8 @@ STUDY_STEPS = (
 ANSWERER_LOOKS = ((GREEN, "o"), (PINK, "s"), (SKY, "^"), (GREY, "D"))
 ORDER_LOOKS = {  # order of removal: marker, line, colour
     "ablation": ("o", "-", "#000000"), "gradient": ("s", "-", GREEN),
-    "attention": ("^", "-", PINK), "random": ("D", "--", "#777777"),
+    "normalised gradient": ("v", ":", SKY), "attention": ("^", "-", PINK),
+    "random": ("D", "--", "#777777"),
 }  # fmt: skip
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^"}
 UNITS = {"%": "%", "points": "points", "heads": "heads", "times": "times as fast"}
@@ -188,7 +189,7 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     singles = curves[curves["order"].str.match("random .")].groupby("order")
     for number, (_, rows) in enumerate(singles):
         label = f"each of {singles.ngroups} random orders" if number == 0 else None
-        look = {"color": "#BBBBBB", "linewidth": 0.8, "label": label}
+        look = {"color": "#BBBBBB", "linewidth": 0.5, "label": label}
         axis.plot(100 * rows["share"], rows["estimate"], **look)
     for number, name in enumerate(orders):
         rows, (marker, line, color) = curves[curves["order"] == name], ORDER_LOOKS[name]
@@ -258,7 +259,7 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     """Accuracy against latency, a panel a batch size; the best models at their speed are joined.
 
     table: columns model, precision (of PRECISION_MARKERS), questions (a pass), seconds (of a pass),
-    accuracy, low, high (in %), chosen (the lightest model within the tolerance). Every model is
+    accuracy, low, high (in %), chosen (the model that the selection half selects). Every model is
     named at the right.
     """
     sizes = sorted(table["questions"].unique())
@@ -276,7 +277,7 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
             look |= {"hollow": True, "linewidth": 0.8, "capsize": 0}
             style.plot_intervals(axis, rows["time"], rows, "accuracy", **look)
         chosen = models[models["chosen"]]
-        look = {"color": IMAGE_COLOR, "markersize": 13, "label": "lightest within the tolerance"}
+        look = {"color": IMAGE_COLOR, "markersize": 13, "label": "selected on the other half"}
         axis.plot(chosen["time"], chosen["accuracy"], "*", **look)
         _name_points(axis, models)
         title = f"{questions} question{'s' if questions > 1 else ''} at once"

@@ -43,6 +43,7 @@ from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval, bootstrap_mean
+from helpers.stats.models import ModelMean, mean_over_models
 
 # at the full learning rate a trained model forgets more than a short training restores
 LEARNING_RATE_FACTOR = 0.3
@@ -120,6 +121,21 @@ def average_lead(
     low = np.hypot(over_orders.low - mean, over_images.low - mean)
     high = np.hypot(over_orders.high - mean, over_images.high - mean)
     return Interval(mean, mean - low, mean + high, over_orders.n, over_images.n_clusters)
+
+
+def lead_over_models(
+    leads: Sequence[np.ndarray], image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
+) -> ModelMean:
+    """Mean lead of an order over random ones, over models: as `mean_over_models`.
+
+    leads: of each model (random order, question), against random orders of its own, so that the
+    spread over models holds that of the orders. With one model the interval is `average_lead`'s.
+    """
+    mean = mean_over_models([lead.mean(0) for lead in leads], image_ids)
+    if len(leads) > 1:
+        return mean
+    alone = average_lead(leads[0], image_ids, n_resamples, seed)
+    return mean._replace(low=alone.low, high=alone.high)
 
 
 def choose_counts(n: int, n_points: int = 10) -> list[int]:

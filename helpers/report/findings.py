@@ -54,8 +54,7 @@ CLAUSES = {  # of the report's answer, by headline: {0} is its value, {1} its de
     "text_share": "By MM-SHAP, words contribute {0} to an answer.",
     "roles": "**Heads.** A role is found in {0}.",
     "costliest": "The costliest ({1}) takes {0} of accuracy with it.",
-    "removed": "**Optimising.** The lightest model within the tolerance does without {0} of the "
-    "heads ({1}).",
+    "removed": "**Optimising.** The selected model does without {0} of the heads ({1}).",
     "speed": "It is {0} as the whole one ({1}).",
 }
 
@@ -145,7 +144,7 @@ def summarise(study: Study) -> str:
     left_out = PARTS["optimise"].headlines if whole_stays else ()
     parts = [say_clause(headline) for headline in told if headline.name not in left_out]
     if whole_stays:
-        parts.append("**Optimising.** No model with fewer heads stays within the tolerance.")
+        parts.append("**Optimising.** No model with fewer heads was selected.")
     if untold := [headline.label for headline in found if isnan(headline.value)]:
         parts.append(f"Not enough questions to tell: {'; '.join(untold)}.")
     if missing := list_missing(study):

@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from helpers.report.sentences import Row, count_of, say_interval, say_number
+from helpers.report.sentences import (
+    Row,
+    count_of,
+    say_interval,
+    say_number,
+    say_range,
+    say_tolerated,
+)
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import has_enough_data
@@ -135,19 +142,20 @@ def find_costliest(study: Study, table: pd.DataFrame) -> Headline:
 
 @reads("removed", "06", "06_candidates", "06_losses")
 def find_removed(study: Study, candidates: pd.DataFrame, losses: pd.DataFrame) -> Headline:
-    """Share of heads, those of whole layers among them, that the lightest model does without.
+    """Share of heads, those of whole layers among them, that the selected model does without.
 
-    It was chosen within the tolerance on one half of the images; the detail says what it loses on
-    the other.
+    One half of the images selected it; the detail says what it loses on the other half.
     """
     chosen, total = candidates[candidates["chosen"]].iloc[0], losses["what"].value_counts()
     gone = chosen["heads"] + chosen["layers"] * total["head"] / total["layer"]
     value = NAN if np.isnan(chosen["difference"]) else 100 * gone / total["head"]
-    judged = f"{say_number(chosen['judged'], sign=True)} points {say_interval(chosen)}"
-    detail = f"“{chosen['model']}”; {judged} on the images that it was not chosen on"
+    change = {"estimate": chosen["judged"], "low": chosen["low"], "high": chosen["high"]}
+    verdict = say_tolerated(change, study.prune_tolerance)
+    detail = f"“{chosen['model']}” was selected on one half of the images and on the other loses "
+    detail += f"{say_range(change)} of accuracy, {verdict}"
     if chosen["model"] == "whole":
         detail = "the whole model stays"
-    label = "heads that the lightest model within the tolerance does without"
+    label = "heads that the selected model does without"
     return _count(("removed", label, detail, "%"), value, {"n": chosen["n"], "n_clusters": NAN})
 
 
@@ -155,21 +163,27 @@ def find_removed(study: Study, candidates: pd.DataFrame, losses: pd.DataFrame) -
 def find_removable(study: Study, table: pd.DataFrame, losses: pd.DataFrame) -> Headline:
     """Share of heads that can be put to zero within the tolerated loss, without training.
 
-    In the order by ablation, the most heads up to which no step loses more than the tolerance.
+    In the order by ablation, the most heads up to which every step's loss is within the tolerance,
+    its interval included; the detail says up to how many it is undecided.
     """
     n_heads = (losses["what"] == "head").sum()
     rows = table[(table["what"] == "heads removed") & (table["family"] == "all")]
     rows = rows.assign(removed=rows["removed"].astype(int)).sort_values("removed")
-    within = (rows["drop"] <= study.prune_tolerance).cummin()
-    value = 100 * rows["removed"].where(within, 0).max() / n_heads
+
+    def count_within(bound: str) -> float:
+        within = (rows[bound] <= study.prune_tolerance).cummin()
+        return 100 * rows["removed"].where(within, 0).max() / n_heads
+
     detail = f"within {study.prune_tolerance:g} point, in the order by ablation, of {n_heads} heads"
+    detail += f"; undecided up to {count_within('low'):.0f} %"
+    value = count_within("high") if rows["told"].all() else NAN
     labels = ("removable", "heads removable without training", detail, "%")
-    return _count(labels, value if rows["told"].all() else NAN, rows[["n", "n_clusters"]].max())
+    return _count(labels, value, rows[["n", "n_clusters"]].max())
 
 
 @reads("speed", "06", "06_candidates", "06_latency")
 def find_speed(study: Study, candidates: pd.DataFrame, latency: pd.DataFrame) -> Headline:
-    """How many times as fast as the whole model the lightest one is, on many questions at once."""
+    """How many times as fast as the whole model the selected one is, on many questions at once."""
     chosen, many = candidates[candidates["chosen"]].iloc[0], latency["questions"].max()
     rows = latency[(latency["model"] == chosen["model"]) & (latency["questions"] == many)]
     row = rows.iloc[0].to_dict() | {"n": NAN, "n_clusters": NAN}
@@ -179,7 +193,7 @@ def find_speed(study: Study, candidates: pd.DataFrame, latency: pd.DataFrame) ->
     if chosen["model"] == "whole":  # a time against itself
         row |= {"low": NAN, "high": NAN}
         detail = "it is the whole one"
-    label = "speed of the lightest model against the whole one"
+    label = "speed of the selected model against the whole one"
     return take_row(("speed", label, detail, "times"), row, "faster")
 
 

@@ -8,6 +8,7 @@ found, the other way round, or too few questions to tell. Shares (0 to 1) are sa
 say that these are enough; p_corrected below 0.05 is "beyond chance".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -826,16 +827,16 @@ class TestSplit(NamedTuple):
 
 
 class Lightest(NamedTuple):
-    """The lightest model within the tolerance, against the whole one."""
+    """The smallest model that one half of the images selects, as the other half measures it."""
 
     name: str  # "whole" if there is none
     n_models: int  # candidates, the whole one among them
-    n_selection: int  # questions that it was chosen on
+    n_selection: int  # questions that it was selected on
     fewer: float  # percent of the parameters that it does without
-    change: dict  # points of accuracy, on the test split: estimate, low, high
+    change: dict  # points of accuracy, on the test half: estimate, low, high
     tolerance: float  # points that it may lose
     speeds: dict[int, Row]  # by questions at once: faster, low, high
-    control: dict | None = None  # change of the whole model, if trained on as long
+    control: dict | None = None  # change of the whole model, if fine-tuned as long
 
     def say_fewer(self) -> str:
         """How many parameters it has less: a single head of many is less than 1 %, not "0 %"."""
@@ -848,15 +849,30 @@ class Lightest(NamedTuple):
         text = next(parts)
         return " and ".join([text, *(part.replace(" times as fast", " times") for part in parts)])
 
-    def verdict(self) -> tuple[str, str]:
-        """What the test split does to "within the tolerance", and how the answer begins."""
-        if self.change["low"] >= -self.tolerance:
-            return "confirms", "Yes"
-        if self.change["high"] < -self.tolerance:
-            return "contradicts", "Not the one that was chosen"
-        within = self.change["estimate"] >= -self.tolerance
-        answer = "Yes, in the estimate" if within else "Not for certain"
-        return "can neither confirm nor exclude", answer
+    def say_verdict(self) -> str:
+        """What it loses on the test half, in whole points, and whether that is tolerated."""
+        verdict = say_tolerated(self.change, self.tolerance)
+        return f"loses {say_range(self.change)} of accuracy on the other half, {verdict}"
+
+
+def say_tolerated(change: Row, tolerance: float) -> str:
+    """Where an interval of a change of accuracy lies beside the tolerated loss."""
+    limit = f"{tolerance:g} {agree(tolerance, 'point', 'points')}"
+    if change["low"] >= -tolerance:
+        return f"which is within the tolerance of {limit}"
+    if change["high"] < -tolerance:
+        return f"which is more than the tolerance of {limit}"
+    return f"so that it is undecided whether this is within the tolerance of {limit}"
+
+
+def say_range(change: Row) -> str:
+    """An interval of a change of accuracy as a loss in whole points, rounded outwards.
+
+    What is trained anew in every run differs in the decimals from machine to machine.
+    """
+    if np.isnan(change["low"]) or np.isnan(change["high"]):
+        return f"{say_number(-change['estimate'], 0)} points [no interval]"
+    return f"{math.floor(-change['high']) + 0:g} to {math.ceil(-change['low']) + 0:g} points"
 
 
 def _say_accuracy(row: Row) -> str:
@@ -889,31 +905,25 @@ def describe_helps(single: Table) -> str:
     return f"{none}. The cheapest is {best['part']}: {least} {behind}."
 
 
-def describe_orders(halfway: Table, ahead: Row, base: Row, free: Row, tolerance: float) -> str:
+def describe_orders(halfway: Table, ahead: Row, base: Row) -> str:
     """How much accuracy is left, by the order of removal. ahead: points by which the order by
     ablation beats n random ones, interval over these and over images. base: the whole model's
-    accuracy. free: by order, heads that go within the tolerance."""
+    accuracy."""
     if not has_enough_data(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
         return f"{few} {agree(base['n'])} not enough to tell the orders apart."
-    left = {
-        name: f"{row['estimate']:.1f} % {say_interval(row)}" for name, row in halfway.iterrows()
-    }
+    measured = halfway.drop(index="random")
+    left = [f"{say_estimate(row, unit=' %')} by {name}" for name, row in measured.iterrows()]
     removed, total = _count_removed(halfway)
-    draws, over = "a single order", ""
+    n_orders, over = count_of(int(ahead["n"]), "random order"), ""
     if ahead["n"] > 1:
-        draws = f"mean and interval of {int(ahead['n'])} orders"
         over = ", interval over random orders and images"
     sure = ("better than chance", "worse than chance", "not to be told from chance")
     return (
-        f"With {removed} of {total} heads removed, {base['estimate']:.1f} % {say_interval(base)} "
-        f"becomes {left['ablation']} by ablation, {left['gradient']} by gradient, "
-        f"{left['attention']} by attention, {left['random']} by chance ({draws}) (n = "
-        f"{base['n']:,} questions). The order by ablation is {_by_sign(ahead, *sure)}: "
-        f"{_say_accuracy(ahead)}{over}. Without any further training, {_say_tolerance(tolerance)} "
-        f"(in the estimate) {agree(tolerance, 'pays', 'pay')} for "
-        f"{count_of(free['ablation'], 'head')} by ablation, {free['gradient']} by gradient, "
-        f"{free['attention']} by attention and {free['random']} by chance."
+        f"With {removed} of {total} heads removed, {say_estimate(base, unit=' %')} becomes "
+        f"{', '.join(left)} and {say_estimate(halfway.loc['random'], unit=' %')} in the mean of "
+        f"{n_orders} (n = {base['n']:,} questions). The order by ablation is "
+        f"{_by_sign(ahead, *sure)}: {_say_accuracy(ahead)}{over}."
     )
 
 
@@ -975,15 +985,21 @@ def describe_recovery(recovery: Table, gains: Mapping[str, Row], test_split: Tes
         (name for name in gains if name != "whole"), key=lambda name: gains[name]["estimate"]
     )
     row, gain, control = recovery.set_index("model").loc[most], gains[most], gains["whole"]
-    before, after = (say_number(row[when], sign=True) for when in ("before", "after"))
     begin = "The most is brought back"
     if not gain["low"] > 0:
         begin = "That a training brings anything back is not shown. The most, in the estimate,"
+    before, after = (say_number(-row[when], 0) for when in ("before", "after"))
     return (
-        f"{begin} to “{most}”: {before} points against the whole model before the training, "
-        f"{after} after it, a gain of {say_estimate(gain)}. The whole model, trained on just as "
-        f"long, gains {say_estimate(control)} ({test_split})."
+        f"{begin} to “{most}”: about {before} points less than the whole model before the "
+        f"training, {after} less after it, a gain of {_say_gain(gain)}. The whole model, trained "
+        f"on just as long, gains {_say_gain(control)} ({test_split})."
     )
+
+
+def _say_gain(gain: Row) -> str:
+    """An interval of a gain in whole points, rounded outwards: "19 to 25 points"."""
+    loss = {"estimate": -gain["estimate"], "low": -gain["high"], "high": -gain["low"]}
+    return say_range(loss)
 
 
 def describe_precision(
@@ -1007,43 +1023,43 @@ def describe_precision(
 def describe_lightest(
     found: Lightest, test_split: TestSplit, faster: tuple[str, Row] | None, quickest: Row
 ) -> str:
-    """The lightest model within the tolerance, whether the test split confirms it, and its speed.
-    faster: its fastest lower precision within the tolerance. quickest: the fastest model in
-    fp32."""
+    """The model that the selection half selects, what the test half says of it, and its speed.
+    faster: its fastest lower precision that the selection half allows. quickest: the fastest model
+    in fp32."""
     if not test_split.can_tell():
         few = "Not enough questions to tell whether any lighter model answers as well"
         return f"{few} ({test_split}); the whole model stays."
-    text = f"N{_say_none(found)}: here nothing can be spared."
+    text = f"{_say_none(found)}: here nothing can be spared."
     if found.name != "whole":
         text = _say_chosen(found, test_split, faster)
     if quickest["model"] == found.name:
         return text
     if quickest["model"] == "whole":
         return f"{text} In fp32 no model measured faster than the whole one."
-    speed = f"{_say_speed(quickest)}, at {_say_accuracy(quickest['change'])}"
+    speed = f"{_say_speed(quickest)}, at {say_range(quickest['change'])} of accuracy less"
     return f"{text} The fastest in fp32, “{quickest['model']}”, is {speed}."
 
 
 def _say_chosen(found: Lightest, test_split: TestSplit, faster: tuple[str, Row] | None) -> str:
-    control, bits = "", "no lower precision of it is faster within the tolerance"
+    control, bits = "", "no lower precision that this half allows is faster"
     if found.control is not None:
-        control = f" The whole model, trained on just as long: {_say_accuracy(found.control)}."
+        control = f" The whole model, trained on just as long, loses {say_range(found.control)}."
     if faster is not None:
         name, speed = faster
         times = f"{speed['faster']:.2f} times {say_interval(speed, 2)}"
-        bits = f"of its precisions, {name} is the fastest within the tolerance ({times})"
+        bits = f"of the precisions that this half allows, {name} is the fastest ({times})"
     return (
-        f"Of {found.n_models} models the lightest within {_say_tolerance(found.tolerance)} of the "
-        f"whole one, on the images that choose, is “{found.name}”, with {found.say_fewer()}. The "
-        f"other half {found.verdict()[0]} that: {_say_accuracy(found.change)} ({test_split})."
-        f"{control} It measured {found.say_speeds()}; {bits}."
+        f"Of {found.n_models} models one half of the images selects “{found.name}”, with "
+        f"{found.say_fewer()}. It {found.say_verdict()} ({test_split}).{control} On this machine "
+        f"it measured {found.say_speeds()}; {bits}."
     )
 
 
 def _say_none(found: Lightest) -> str:
+    limit = f"{found.tolerance:g} {agree(found.tolerance, 'point', 'points')}"
     return (
-        f"one of {found.n_models - 1} other models stays within {_say_tolerance(found.tolerance)} "
-        f"of the whole one with fewer parameters (n = {found.n_selection:,} questions that choose)"
+        f"Of {found.n_models - 1} smaller models none is selected: on the half of the images that "
+        f"selects, each loses more than {limit} (n = {found.n_selection:,} questions)"
     )
 
 
@@ -1055,20 +1071,20 @@ def describe_compression_answer(
         text = "There are not enough questions to tell whether a lighter model answers as well"
         text += f" ({test_split})."
     elif found.name == "whole":
-        text = f"Not here: n{_say_none(found)}."
+        text = f"Not here. {_say_none(found)}."
     else:
         text = (
-            f"{found.verdict()[1]}: “{found.name}” has {found.say_fewer()} than the whole model "
-            f"and scores {_say_accuracy(found.change)} against its {whole:.1f} % ({test_split} "
-            f"that it was not chosen on); it measured {found.say_speeds()}."
+            f"One half of the images selects “{found.name}”, with {found.say_fewer()}. It "
+            f"{found.say_verdict()} (whole model: {whole:.1f} %; {test_split})."
         )
     if not has_enough_data(base["n"], base["n_clusters"]):
         return text
-    orders = ("ablation", "attention", "random")
-    ablation, attention, random = (f"{halfway['estimate'][name]:.1f} %" for name in orders)
+    orders = ("ablation", "gradient", "attention", "random")
+    left = {name: f"{halfway['estimate'][name]:.1f} %" for name in orders}
     removed, total = _count_removed(halfway)
     return (
         f"{text} Without further training, removing {removed} of {total} heads turns "
-        f"{base['estimate']:.1f} % {say_interval(base)} into {ablation} in the order by ablation, "
-        f"{attention} in that by attention and {random} by chance."
+        f"{base['estimate']:.1f} % {say_interval(base)} into {left['ablation']} in the order by "
+        f"ablation, {left['gradient']} by gradient, {left['attention']} by attention and "
+        f"{left['random']} by chance."
     )

@@ -109,7 +109,7 @@ class Study:
     shapley_questions: Count = 250  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 16  # random orders of withholding, each also taken backwards
     ablation_questions: Count = 1000  # validation questions that each ablated head is scored on
-    prune_draws: Count = 5  # random orders of removing heads, beside the measured ones
+    prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well
     prune_layers: Amount = 0.25  # share of the layers pruned before fine-tuning
     prune_epochs: Count = 1  # passes over the training questions after pruning

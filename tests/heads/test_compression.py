@@ -15,6 +15,7 @@ from helpers.model import finetune, prune
 from helpers.model.finetune import predict
 from helpers.model.vilt import load_vilt
 from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.models import mean_over_models
 
 
 def test_order_by_hand():
@@ -76,6 +77,18 @@ def test_a_random_order_seldom_leads_the_others():
         over_orders_alone += alone.low > 0 or alone.high < 0
     assert false_leads <= 0.08 * 100
     assert over_orders_alone > 0.2 * 100
+
+
+def test_a_lead_over_models_is_over_random_orders_with_one_model():
+    generator, images = np.random.default_rng(2), np.arange(30)
+    leads = 10 + generator.normal(0, 5, (3, 8, 1)) + generator.normal(size=(3, 8, 30))
+    one = compression.lead_over_models(leads[:1], images)
+    alone = compression.average_lead(leads[0], images)
+    assert (one.low, one.high, one.n_models) == (alone.low, alone.high, 1)
+    assert one.estimate == pytest.approx(alone.estimate)
+    several = compression.lead_over_models(leads, images)
+    expected = mean_over_models(leads.mean(1), images)
+    assert (several.low, several.high) == (expected.low, expected.high)
 
 
 def test_counts_are_even_and_end_with_all():
