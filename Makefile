@@ -1,4 +1,5 @@
 # make run    the whole study into runs/$(RUN_NAME) (default: the embedded phantom; a few minutes on 2 cores)
+# make verify  the default study into runs/verify, compared with the numbers in tests/golden/
 # make test   everything but CUDA: the tests, the committed notebooks once, and what they left
 # make test-quick   the tests of at most three seconds; test-plain: all that execute no notebook
 # make test-sample  the notebooks on real VQAv2
@@ -31,13 +32,16 @@ export OMP_WAIT_POLICY := PASSIVE
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET) $(if $(MODELS),models=$(MODELS))
 
-.PHONY: run sweep test test-quick test-plain test-sample lint render bench replicas clean
+.PHONY: run sweep verify test test-quick test-plain test-sample lint render bench replicas clean
 
 run: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
 
 sweep: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --seeds $(SEEDS)
+
+verify: $(VENV)/made
+	$(BIN)/python -m tools.verify
 
 # One thread a process: the models are small, and two threads take twice as long as one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest

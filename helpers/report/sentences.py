@@ -912,7 +912,7 @@ def describe_orders(halfway: Table, ahead: Row, base: Row) -> str:
     if not has_enough_data(base["n"], base["n_clusters"]):
         few = f"{count_of(base['n'], 'question')} about {count_of(base['n_clusters'], 'image')}"
         return f"{few} {agree(base['n'])} not enough to tell the orders apart."
-    measured = halfway.drop(index="random")
+    measured = halfway[~halfway.index.str.startswith("random")]
     left = [f"{say_estimate(row, unit=' %')} by {name}" for name, row in measured.iterrows()]
     removed, total = _count_removed(halfway)
     n_orders, over = count_of(int(ahead["n"]), "random order"), ""

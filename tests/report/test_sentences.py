@@ -344,7 +344,7 @@ def test_the_answer_on_heads_in_every_outcome():
 FEW, MANY = sentences.TestSplit(6, 1), sentences.TestSplit(1648, 250)
 HALFWAY = pd.DataFrame({"ablation": span(79.4), "gradient": span(78.2),
                         "normalised gradient": span(58.9), "attention": span(12.9),
-                        "random": span(34.1, 15)}).T.assign(removed=8, share=0.5)  # fmt: skip
+                        "random 1": span(99), "random": span(34.1, 15)}).T.assign(removed=8, share=0.5)  # fmt: skip
 BASE = {**span(98.4), "n": 1000, "n_clusters": 455}
 FAST = {"faster": 1.034, "low": 1.006, "high": 1.052}
 QUICK = {"model": "L2 left out", "faster": 1.27, "low": 1.24, "high": 1.3, "change": span(-7.9)}
@@ -369,6 +369,7 @@ def test_orders_against_chance():
         assert "8 of 16 heads removed, 98.4 % [97.4, 99.4] becomes 79.4 % [78.4, 80.4] by" in text
         assert "78.2 % [77.2, 79.2] by gradient, 58.9 % [57.9, 59.9] by normalised grad" in text
         assert "34.1 % [19.1, 49.1] in the mean of 40 random orders" in text
+        assert "random 1" not in text
     alone = {"estimate": 4.0, "low": np.nan, "high": np.nan, "n": 1}
     text = say("describe_orders", HALFWAY, alone, BASE)
     assert "of 1 random order (n" in text
