@@ -65,7 +65,7 @@ def read_claims(run_folder: str | Path) -> pd.DataFrame:
     table = claims.drop(columns=["measure", *(set(found) & set(claims))]).join(found)
     table = table.reindex(columns=COLUMNS)
     table["threshold"] = table["threshold"].fillna(claims["threshold"])
-    table["verdict"] = table["verdict"].fillna("not measured yet")
+    table["verdict"] = table["verdict"].astype(object).fillna("not measured yet")
     return table
 
 
