@@ -342,9 +342,12 @@ def test_the_answer_on_heads_in_every_outcome():
 # Notebook 06
 
 FEW, MANY = sentences.TestSplit(6, 1), sentences.TestSplit(1648, 250)
-HALFWAY = pd.DataFrame({"ablation": span(79.4), "gradient": span(78.2),
-                        "normalised gradient": span(58.9), "attention": span(12.9),
-                        "random 1": span(99), "random": span(34.1, 15)}).T.assign(removed=8, share=0.5)  # fmt: skip
+HALFWAY = pd.DataFrame(
+    {
+        "ablation": span(79.4), "gradient": span(78.2), "normalised gradient": span(58.9),
+        "attention": span(12.9), "random 1": span(99), "random": span(34.1, 15),
+    }
+).T.assign(removed=8, share=0.5)  # fmt: skip
 BASE = {**span(98.4), "n": 1000, "n_clusters": 455}
 FAST = {"faster": 1.034, "low": 1.006, "high": 1.052}
 QUICK = {"model": "L2 left out", "faster": 1.27, "low": 1.24, "high": 1.3, "change": span(-7.9)}
