@@ -1,6 +1,7 @@
 """Do heads and maps point at what a question asks about? Boxes, pointing game, mass in the box.
 
     hits, chance = pointing_hits(table.top_patch, table.questions, dataset)
+    by_object = object_chance(table.questions, dataset)     # of pointing at any known object
     inside = boxes_to_patch_mask(row["boxes"], grid=(12, 16), size=(row["width"], row["height"]))
     mass_in_box(weights, inside)    # 1 is chance
 
@@ -59,6 +60,45 @@ def pointing_hits(
             chance[row] = inside.mean()
             hits[row] = np.where(top_patch[row] >= 0, inside[top_patch[row]], np.nan)
     return hits, chance
+
+
+def object_chance(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+    """How often a random object of the picture would be hit: the chance of who looks at objects.
+
+    A picture's known objects are the boxes of all questions about it, each box once: what nobody
+    asks about is not known. Chance (question,) is the share of a random object's patches that lie
+    in a box asked about, mean over the objects, those asked about included: about 1 / objects. NaN
+    for a question without a box, and where nobody asks about another object of the picture.
+    questions, dataset: as for `pointing_hits`.
+    """
+    chance = np.full(len(dataset), np.nan)
+    grids = [tuple(grid) for grid in questions[["grid_rows", "grid_cols"]].to_numpy()]
+    boxes = [[tuple(box) for box in asked] for asked in dataset["boxes"][:]]
+    sizes = list(zip(dataset["width"][:], dataset["height"][:], strict=True))
+    for rows in (
+        pd.Series(range(len(dataset))).groupby(np.array(dataset["image_id"])).groups.values()
+    ):
+        known = sorted({box for row in rows for box in boxes[row]})
+        where = (grids[rows[0]], sizes[rows[0]])  # of the picture
+        objects = np.array([boxes_to_patch_mask([box], *where).ravel() for box in known])
+        for row in rows:
+            if boxes[row] and len(set(boxes[row])) < len(known):
+                inside = boxes_to_patch_mask(boxes[row], *where).ravel()
+                chance[row] = (objects @ inside / objects.sum(1)).mean()
+    return chance
+
+
+def hits_over_chance(hits: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Values (question, ...) whose mean is the mean of hits over that of chance; 1 is chance.
+
+    Their variance over images is that of the ratio (linearised, the delta method). hits: (question,
+    ...); chance: (question,); NaN where either is.
+    """
+    chance = np.where(np.isnan(hits), np.nan, chance.reshape(-1, *[1] * (hits.ndim - 1)))
+    hits = np.where(np.isnan(chance), np.nan, hits)
+    level = np.nanmean(chance, axis=0)
+    ratio = divide_or_nan(np.nanmean(hits, axis=0), level)
+    return ratio + divide_or_nan(hits - ratio * chance, level)
 
 
 def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from helpers.attention.grounding import (
     boxes_to_patch_mask,
+    hits_over_chance,
     mass_in_box,
+    object_chance,
     point_in_box,
     pointing_hits,
     score_boxes,
@@ -68,6 +70,52 @@ def test_no_patch_is_no_hit_and_rows_must_agree():
     assert hits[0, 1] == chance[0] == 1
     with pytest.raises(ValueError, match="1, 1 and 2 rows"):
         point(np.zeros((1, 2), int), [[2, 2]], [[], []], [[9, 9]] * 2)
+
+
+class TestObjectChance:
+    # patches of 100 x 100 pixels; three objects: one patch, two patches, and one over two of four
+    first, second, third = [0, 0, 100, 100], [100, 0, 200, 100], [200, 0, 100, 200]
+
+    def chance(self, boxes, image_ids):
+        questions = pd.DataFrame({"grid_rows": 2, "grid_cols": 4}, index=range(len(boxes)))
+        numbers = {"width": Value("int32"), "height": Value("int32"), "image_id": Value("int32")}
+        features = Features({"boxes": List(List(Value("int32"))), **numbers})
+        size = {"width": [400] * len(boxes), "height": [200] * len(boxes)}
+        columns = {"boxes": boxes, **size, "image_id": image_ids}
+        return object_chance(questions, Dataset.from_dict(columns, features=features))
+
+    def test_by_hand(self):
+        """Asked twice, an object is one object; where objects overlap, a part of it is hit."""
+        asked = [[self.first], [self.first], [self.second], [self.third, self.first], []]
+        apart = [[self.first], [self.second]]
+        chance = self.chance(asked + apart, [1] * 5 + [2] * 2)
+        expected = [1 / 3, 1 / 3, (0 + 1 + 1 / 2) / 3, (1 + 1 / 2 + 1) / 3, np.nan, 1 / 2, 1 / 2]
+        np.testing.assert_allclose(chance, expected)
+
+    def test_a_picture_with_one_known_object_tells_nothing(self):
+        assert np.isnan(self.chance([[self.first], [self.first], []], [1, 1, 1])).all()
+
+    def test_who_points_at_random_objects_has_a_ratio_of_one(self):
+        """One patch each: pointing at each of the objects in turn hits as often as chance says."""
+        objects = [[0, 0, 9, 9], [100, 100, 9, 9], [300, 0, 9, 9]]
+        chance = self.chance([[box] for box in objects], [1] * 3)
+        top = np.tile([0, 5, 3], (3, 1))
+        hits, _ = point(top, [[2, 4]] * 3, [[box] for box in objects], [[400, 200]] * 3)
+        assert np.nanmean(hits_over_chance(hits, chance)) == pytest.approx(1)
+
+
+def test_a_ratio_of_means_with_the_spread_of_the_ratio():
+    """Against leaving out one image at a time; a question without a chance is left out."""
+    rng = np.random.default_rng(0)
+    hits, chance = (rng.random(400) < 0.6).astype(float), rng.uniform(0.1, 0.4, 400)
+    chance[:7], hits[7:9] = np.nan, np.nan
+    values, kept = hits_over_chance(hits, chance), slice(9, None)
+    assert np.isnan(values[:9]).all()
+    assert np.nanmean(values) == pytest.approx(hits[kept].mean() / chance[kept].mean())
+    total = np.array([hits[kept].sum(), chance[kept].sum()])
+    left_out = total[:, None] - np.array([hits[kept], chance[kept]])
+    spread = np.sqrt(390 * (left_out[0] / left_out[1]).var())
+    assert values[kept].std(ddof=1) / np.sqrt(391) == pytest.approx(spread, rel=0.02)
 
 
 class TestBoxes:
