@@ -7,6 +7,7 @@ from helpers.attention import (
     image_share,
     modality,
     relevance,
+    word_attention,
     word_classes,
 )
 from helpers.attention.image_share import attention_maps, attention_split
@@ -20,5 +21,6 @@ __all__ = [
     "image_share",  # the share of attention on the image, its baseline, other measures of a batch
     "modality",  # what an answer owes to the words and to the image
     "relevance",  # maps that count what heads hand on, and what the answer owes to it
-    "word_classes",  # attention from and to nouns, colours, function words, ...
+    "word_attention",  # attention from and to nouns, colours, function words, ...
+    "word_classes",  # which word is a noun, a colour, a function word, ...
 ]

@@ -38,6 +38,7 @@ MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the ques
     "patch_distance": ("float32", ("layer", "head")),
     "top_patch": ("int16", ("layer", "head", 3)),
     "value_norm": ("float32", ("layer", "head", 3, 5)),
+    "sink": ("float32", ("layer", "head", 3, 2)),
     "flow": ("float32", ("layer", 5, 5)),
     "rollout": ("float32", (5,)),
 }

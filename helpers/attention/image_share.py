@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from helpers.attention.word_classes import CLASSES, mark_classes
 from helpers.model.forward import (
     Microbatch,
     PackedForward,
@@ -30,6 +31,7 @@ KEY_GROUPS = ("cls", "words", "sep", "img_cls", "patches")
 QUERY_GROUPS = ("cls", "words", "patches")
 IMAGE = slice(3, 5)  # among KEY_GROUPS
 SPECIAL = [0, 2, 3]  # cls, sep, img_cls as keys
+FUNCTION = [CLASSES.index("function word"), CLASSES.index("punctuation")]
 QUERY_INDEX = [0, 1, 4]  # QUERY_GROUPS among KEY_GROUPS
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -72,6 +74,33 @@ def value_norms(values: Tensor, projection: Tensor) -> Tensor:
     slices = projection.float().unflatten(1, (values.shape[1], -1))  # (hidden, head, d_head)
     gram = torch.einsum("ohi,ohj->hij", slices, slices)
     return torch.linalg.vecdot(values.float() @ gram, values.float()).clamp_min(0).sqrt()
+
+
+def mark_function_words(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Which text tokens are function words or punctuation: bool (batch, text).
+
+    None of them without `model.tokenizer`. inputs: of `prepare_batch`.
+    """
+    ids, tokenizer = inputs["input_ids"], getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    members = mark_classes(tokenizer, ids, inputs["attention_mask"])
+    return members[:, FUNCTION].any(1).to(ids.device)
+
+
+def sink_mass(attention: Tensor, norms: Tensor, sinks: Tensor, others: Tensor) -> Tensor:
+    """Attention that rests on sinks, and the part of it that reads next to nothing there.
+
+    attention: (..., query, key); norms: of the values, (..., 1, key); sinks, others: bool
+    (..., 1, key), the keys that hardly depend on the question (special tokens, function words,
+    punctuation), and all other valid ones. Returns (..., query, 2): the mass on
+    the sinks; and the mass with each sink counted by how much smaller its value is than the mean
+    value of the others, max(0, 1 - norm / mean). The second is 1 where all attention rests on sinks
+    whose values are 0, and 0 where their values are as large as the others'.
+    """
+    mean = (norms * others).sum(-1, keepdim=True) / others.sum(-1, keepdim=True)
+    smaller = (1 - norms / mean.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
+    return torch.stack([(attention * sinks).sum(-1), (attention * (sinks * smaller)).sum(-1)], -1)
 
 
 def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
@@ -219,6 +248,8 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     top_patch (..., 3): raster index of the patch with the most mean attention; -1 if empty.
     value_norm (..., 3, 5): as split, each key weighted by `value_norms`, in units of the hidden
         space.
+    sink (..., 3, 2): attention on [CLS], [SEP], the image's CLS, function words and punctuation,
+        and the part of it that reads next to nothing, see `sink_mass`.
     flow (question, layer, 5, 5): mean over heads of the split, with all KEY_GROUPS as queries.
     rollout (question, 5): what the `rollout` of all layers gives [CLS] from each group.
     logits (question, answer), where the model has them.
@@ -226,7 +257,11 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     check_heads(model)
     inputs, groups, grids = prepare_batch(model, batch)
     forward, layers = PackedForward(model, inputs, groups), []
-    parts = [LayerMeasures(part, grids[part.questions]) for part in forward.microbatches]
+    function = mark_function_words(model, inputs)
+    parts = [
+        LayerMeasures(part, grids[part.questions], function[part.questions])
+        for part in forward.microbatches
+    ]
     for layer in forward:
         norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[0]
         found = [part.update(*seen, norms) for part, seen in zip(parts, layer, strict=True)]
@@ -239,16 +274,19 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
 class LayerMeasures:
     """Measures of a microbatch, layer after layer; what all layers share is computed once."""
 
-    def __init__(self, microbatch: Microbatch, grids: Tensor) -> None:
+    def __init__(self, microbatch: Microbatch, grids: Tensor, function: Tensor) -> None:
         n_text, n_tokens = microbatch.n_text, microbatch.groups.shape[2]
         self.text, self.image = slice(0, n_text), slice(n_text + 1, n_tokens)
         self.words = microbatch.groups[:, 1, self.text]
         self.patches = microbatch.groups[:, 4, self.image]
         self.word_steps = grid_distance(grids.new_tensor([[1, n_text]]), n_text)  # one row of words
         self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
+        valid, sinks = microbatch.groups.any(1), microbatch.groups[:, SPECIAL].any(1)
+        sinks[:, self.text] |= function[:, self.text]
+        self.sinks, self.others = sinks[:, None, None], (valid & ~sinks)[:, None, None]
         self.keys = microbatch.groups.float().mT  # (question, token, 5)
         self.weights = query_weights(microbatch.groups)
-        self.entropy_scale = 1 / microbatch.groups.any(1).sum(1).log()[:, None, None]
+        self.entropy_scale = 1 / valid.sum(1).log()[:, None, None]
         self.means = []  # over heads, a layer each: (question, query, key)
 
     def update(self, microbatch: Microbatch, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
@@ -270,6 +308,7 @@ class LayerMeasures:
             "patch_distance": mean_distance(among_patches, self.patch_steps, self.patches),
             "top_patch": top_patch.masked_fill(queries[..., 0].isnan(), -1),
             "value_norm": (queries * token_norms) @ self.keys[:, None],
+            "sink": sink_mass(queries, token_norms, self.sinks, self.others),
             "flow": mass.mean(1),
         }
 

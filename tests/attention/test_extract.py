@@ -61,7 +61,7 @@ class TestRows:
             "question_id", "image_id", "family", "question_type", "prediction", "accuracy",
             "n_words", "n_patches", "grid_rows", "grid_cols",
             "split", "entropy", "text_distance", "patch_distance", "top_patch", "value_norm",
-            "flow", "rollout",
+            "sink", "flow", "rollout",
         ]  # fmt: skip
         assert len(shard) == 5
         assert shard.schema.field("split").type.list_size == LAYERS * HEADS * 15

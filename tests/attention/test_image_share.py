@@ -21,6 +21,7 @@ from helpers.attention.image_share import (
     mean_distance,
     prepare_batch,
     rollout,
+    sink_mass,
     special_mass,
     token_groups,
     uniform_baseline,
@@ -115,6 +116,17 @@ class TestShares:
         split = kind(self.split)
         np.testing.assert_allclose(image_share(split), [0.6, 0])
         np.testing.assert_allclose(special_mass(split), [0.4, 0.5])
+
+    def test_sinks_by_hand(self):
+        """Three sinks, with values of 0, of half and of twice the others' mean; a padded key."""
+        attention = torch.tensor([[0.3, 0.2, 0.1, 0.2, 0.2, 0], [0.25, 0.25, 0, 0.5, 0, 0]])
+        norms = torch.tensor([[0.0, 2, 8, 3, 5, 100]])
+        sinks = torch.tensor([[True, True, True, False, False, False]])
+        others = torch.tensor([[False, False, False, True, True, False]])
+        found = sink_mass(attention, norms, sinks, others)
+        np.testing.assert_allclose(found, [[0.6, 0.3 + 0.1], [0.5, 0.25 + 0.125]], rtol=1e-6)
+        nothing = sink_mass(attention, 0 * norms, sinks, others)
+        np.testing.assert_allclose(nothing[:, 1], [0.6, 0.5], rtol=1e-6)
 
     def test_baseline_counts_keys(self):
         # the design's example: uniform is 94 % visual

@@ -23,6 +23,7 @@ from helpers.attention.relevance import (
     propagate_relevance,
     relevance_measures,
 )
+from helpers.attention.word_classes import classify_pieces
 from helpers.model.forward import forward_raster, trace
 
 
@@ -154,6 +155,26 @@ class TestExplanations:
         for explanation, found in zip(explained, measured, strict=True):
             mean = split_by_hand(explanation.weights("value-weighted"), explanation.maps.groups)
             torch.testing.assert_close(mean, found, rtol=1e-4, atol=1e-6)
+
+    def test_sinks_are_found_by_word_in_full_maps(self, explained, model, batch):
+        """Attention on special tokens, function words and punctuation, found from the pieces."""
+        measured = attention_measures(model, batch)["sink"]
+        for explanation, found in zip(explained, measured, strict=True):
+            maps = explanation.maps
+            special, patches = ("[CLS]", "[SEP]", "[IMG]"), maps.groups["patches"]
+            named = dict.fromkeys(range(len(maps.tokens)), "noun")
+            pieces = maps.tokens[maps.groups["words"]]
+            named |= dict(enumerate(classify_pieces(pieces), start=maps.groups["words"].start))
+            idle = [i for i, name in named.items() if name in ("function word", "punctuation")]
+            idle += [i for i, token in enumerate(maps.tokens) if token in special]
+            kept = torch.tensor([i not in idle for i in range(len(maps.tokens))])
+            norms = explanation.value_norms  # (layer, head, key)
+            small = (1 - norms / norms[..., kept].mean(-1, keepdim=True)).clamp_min(0)
+            for query, rows in enumerate((slice(0, 1), maps.groups["words"], patches)):
+                mean = maps.attention[:, :, rows].mean(2)
+                expected = torch.stack([mean, mean * small], -1)[:, :, idle].sum(2)
+                close = {"rtol": 1e-4, "atol": 1e-6, "equal_nan": True}
+                torch.testing.assert_close(found[:, :, query], expected, **close)
 
     @torch.no_grad()
     def test_value_weights_by_the_definition(self, explained, model, batch):

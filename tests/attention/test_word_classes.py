@@ -1,4 +1,4 @@
-"""helpers/attention/word_classes.py: classes by hand, attention against full maps."""
+"""Classes of words by hand, and their attention against full maps."""
 
 import csv
 
@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import ANSWERS, encode_noise, stub_study
 
-from helpers.attention import word_classes as words
+from helpers.attention import word_attention, word_classes
 from helpers.attention.image_share import attention_maps, attention_split, image_share
+from helpers.attention.word_attention import word_measures
 from helpers.attention.word_classes import (
     CLASSES,
     classify_pieces,
     classify_words,
     join_pieces,
     mark_classes,
-    word_measures,
 )
 from helpers.model.vilt import load_vilt
 from phantom import sprites
@@ -80,13 +80,13 @@ def test_pieces_have_the_class_of_their_word():
 
 
 def test_the_lexicon_holds_what_it_should():
-    with words.LEXICON.open(encoding="utf-8") as file:
+    with word_classes.LEXICON.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     listed = [row["word"] for row in rows]
     assert len(set(listed)) == len(listed)
     assert listed == [word.lower() for word in listed]
     assert {row["class"] for row in rows} == set(CLASSES) - {"punctuation"}
-    assert words.LEXICON.stat().st_size < 100_000
+    assert word_classes.LEXICON.stat().st_size < 100_000
     kinds = [
         *sprites.CATEGORIES["thing"],
         *sprites.ANIMALS,
@@ -96,14 +96,18 @@ def test_the_lexicon_holds_what_it_should():
     ]
     for kind in kinds:
         assert (
-            words.look_up(kind) == words.look_up("buses" if kind == "bus" else f"{kind}s") == "noun"
+            word_classes.look_up(kind)
+            == word_classes.look_up("buses" if kind == "bus" else f"{kind}s")
+            == "noun"
         )
-    assert {words.look_up(color) for color in [*sprites.COLORS, "color", "colors"]} == {
+    assert {word_classes.look_up(color) for color in [*sprites.COLORS, "color", "colors"]} == {
         "colour word"
     }
     coco = "person bicycle hydrant umbrella skis knives sandwiches couch scissors teddy drier"
-    assert {words.look_up(word) for word in coco.split()} == {"noun"}
-    assert {words.look_up(word) for word in words.OPENERS | words.DETERMINERS} <= {
+    assert {word_classes.look_up(word) for word in coco.split()} == {"noun"}
+    assert {
+        word_classes.look_up(word) for word in word_classes.OPENERS | word_classes.DETERMINERS
+    } <= {
         "function word",
         "question word",
     }
@@ -163,12 +167,12 @@ def test_classes_partition_the_word_pieces(model, encoded):
 
 def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
     study = stub_study(tmp_path)
-    table = words.measure_words(study, model, encoded)
+    table = word_attention.measure_words(study, model, encoded)
     expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
     np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
     assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
-    monkeypatch.setattr(words, "word_measures", None)  # a second call does not measure
-    again = words.measure_words(study, model, encoded)
+    monkeypatch.setattr(word_attention, "word_measures", None)  # a second call does not measure
+    again = word_attention.measure_words(study, model, encoded)
     np.testing.assert_array_equal(again.word_read, table.word_read)
 
 
