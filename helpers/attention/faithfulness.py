@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.attention.extract import measure_once, sample_questions
+from helpers.attention.extract import measure_once, random_weight_model, sample_questions
 from helpers.attention.grounding import ground_maps
 from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
 from helpers.attention.relevance import explain, patch_maps
@@ -32,6 +32,7 @@ from helpers.stats.bootstrap import bootstrap_mean
 
 FRACTIONS = tuple(np.linspace(0, 1, 11).round(3).tolist())
 KINDS = ("deletion", "insertion")
+GAIN_FRACTIONS = (0, 0.25, 0.5, 0.75, 1)  # of `measure_gains`, for many models
 
 
 @dataclass
@@ -92,6 +93,7 @@ def perturbation_curves(
         inputs = prepare_batch(model, batch).inputs
         counts = inputs["pixel_mask"][:, 1:].sum(1).tolist()
         best = forward_raster(model, inputs).logits.argmax(1, keepdim=True)
+        ends = {0: None, sum(counts): None}  # every order begins and ends alike
         for number, (name, all_ranked) in enumerate(orders.items()):
             ranked = [all_ranked[row] for row in rows]
             for each, count, index in zip(ranked, counts, part, strict=True):
@@ -105,13 +107,25 @@ def perturbation_curves(
                     [each[:n] for each, n in zip(ranked, inserted, strict=True)],
                 )
                 for kind, patches in enumerate(kept):
-                    logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
+                    logits = forward_kept(model, inputs, patches, ends)
                     where = (number, kind, rows, step)
                     probability[where] = logits.gather(1, best)[:, 0].sigmoid().cpu()
                     labels[where] = logits.argmax(1).cpu()
     labels = np.moveaxis(labels, 2, 0)  # question first
     accuracy = np.moveaxis(encoded.score(labels, indices, model.config.id2label), 0, 2)
     return Curves(list(orders), fractions, probability, accuracy)
+
+
+def forward_kept(
+    model: nn.Module, inputs: dict[str, Tensor], patches: list[np.ndarray], known: dict
+) -> Tensor:
+    """Logits with only these patches; known: how many in all -> logits, None at first."""
+    n_kept = sum(map(len, patches))
+    if (logits := known.get(n_kept)) is None:
+        logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
+    if n_kept in known:
+        known[n_kept] = logits
+    return logits
 
 
 def count_patches(fraction: float, count: int) -> int:
@@ -207,3 +221,62 @@ def measure_faithfulness(
         arrays = [kept[name] for name in ("fractions", "probability", "accuracy")]
         curves = Curves(kept["orders"].tolist(), *arrays)
     return chosen, curves, pd.read_parquet(folder / "boxes.parquet")
+
+
+def rank_maps(
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    rows: Sequence[int],
+    explained_by: nn.Module | None = None,
+    batch_size: int = 8,
+) -> dict[str, list[np.ndarray]]:
+    """Each of `patch_maps` as an order of every question's patches: name -> an order a question.
+
+    The maps are of the model's answers. explained_by: whose maps they are; by default the model's.
+    """
+    orders = defaultdict(dict)
+    for part, batch in encoded.batches(batch_size, rows):
+        with torch.no_grad():
+            answers = forward_raster(model, batch).logits.argmax(1).tolist()
+        explanations = explain(explained_by or model, batch, answers)
+        for row, explanation in zip(part, explanations, strict=True):
+            for name, weights in patch_maps(explanation).items():
+                orders[name][row] = rank_patches(weights)
+    return {name: [ranked[row] for row in rows] for name, ranked in orders.items()}
+
+
+def measure_gains(
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    rows: Sequence[int],
+    maps: Sequence[str],
+    number: int = 0,
+    n_random: int = 0,
+) -> np.ndarray:
+    """How much sooner an answer is lost and won by a map's order than by a random one; once.
+
+    The area between a map's curves (insertion minus deletion), less that of a random order, halved:
+    in [-1, 1], 0 for chance. maps: names of `patch_maps`. number: which of the study's models it
+    is. Returns (map, question). n_random: instead of the model's own maps, those of so many
+    random-weight models of its answers: (random model, map, question). Kept in run_dir/gains.
+    """
+    rows, maps = [int(row) for row in rows], list(maps)
+
+    def measure(folder: Path) -> None:
+        orders = {}
+        for seed in range(max(1, n_random)):
+            other = random_weight_model(model, study.seed + seed) if n_random else None
+            ranked = rank_maps(model, encoded, rows, other)
+            orders |= {f"{name}, {seed}": ranked[name] for name in maps}
+        counts = [len(order) for order in next(iter(orders.values()))]
+        orders["random"] = random_orders(counts, study.seed)
+        curves = perturbation_curves(model, encoded, rows, orders, GAIN_FRACTIONS)
+        areas = curve_area(curves.probability, curves.fractions)  # (order, kind, question)
+        gains = (areas[:, 1] - areas[:, 0]) / 2
+        np.save(folder / "gains.npy", gains[:-1] - gains[-1])
+
+    inputs = {**study.settings("seed"), "rows": rows, "maps": maps, "n_random": n_random}
+    name = f"gains/{'random_' if n_random else ''}{number}"
+    gains = np.load(measure_once(study, name, measure, number=number, **inputs) / "gains.npy")
+    return gains.reshape(n_random, len(maps), len(rows)) if n_random else gains

@@ -18,6 +18,7 @@ from helpers.attention.faithfulness import (
     Curves,
     curve_area,
     measure_faithfulness,
+    measure_gains,
     perturbation_curves,
     random_orders,
     rank_patches,
@@ -26,6 +27,7 @@ from helpers.attention.faithfulness import (
 )
 from helpers.attention.grounding import pointing_hits, score_boxes
 from helpers.attention.image_share import attention_measures, keep_patches, prepare_batch
+from helpers.attention.relevance import explain, patch_maps
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.stats.bootstrap import bootstrap_mean
@@ -242,6 +244,28 @@ class TestStudy:
         np.testing.assert_array_equal(again.probability, curves.probability)
         assert again.orders == curves.orders
         pd.testing.assert_frame_equal(table.reset_index(drop=True), boxes.reset_index(drop=True))
+
+    def test_gains_of_maps_and_of_random_models_maps(self, model, encoded, tmp_path, monkeypatch):
+        """Against one question at a time, in another order than that of the batches."""
+        study, rows, names = stub_study(tmp_path), [9, 2, 5], ["rollout", "relevance"]
+        gains = measure_gains(study, model, encoded, rows, names)
+        random = measure_gains(study, model, encoded, rows, names[1:], n_random=2)
+        assert (gains.shape, random.shape) == ((2, 3), (2, 1, 3))
+        other, orders = random_weight_model(model, study.seed + 1), {"kept": [], "other": []}
+        for row in rows:
+            batch = encoded.collate([encoded[row]])
+            explanation = explain(model, batch)[0]
+            another = explain(other, batch, [explanation.answer])[0]
+            for name, each in zip(orders, (explanation, another), strict=True):
+                orders[name].append(rank_patches(patch_maps(each)["relevance"]))
+        orders["random"] = random_orders([len(order) for order in orders["kept"]], study.seed)
+        curves = perturbation_curves(model, encoded, rows, orders, HALVES)
+        areas = curve_area(curves.probability, HALVES)
+        expected = (areas[:, 1] - areas[:, 0] - (areas[2, 1] - areas[2, 0])) / 2
+        np.testing.assert_allclose(gains[1], expected[0], atol=1e-5)
+        np.testing.assert_allclose(random[1, 0], expected[1], atol=1e-5)
+        monkeypatch.setattr(faithfulness, "perturbation_curves", None)  # not measured again
+        np.testing.assert_array_equal(measure_gains(study, model, encoded, rows, names), gains)
 
     def test_without_boxes(self, model, encoded, tmp_path):
         data = [{"boxes": [], "width": 64, "height": 64}] * 12
