@@ -33,7 +33,7 @@ MAP_STYLE = {  # colour and marker of each map; controls are grey and differ by 
 }  # fmt: skip
 HIT_STYLE = {  # of `plot_hits`, by what stands against the head
     "the head": (TEXT_COLOR, "o", "-"), "same head, another question": (PINK, "v", "-."),
-    "same head, untrained": (GREY, "D", ":"),
+    "best heads, random weights": (GREY, "D", ":"),
 }  # fmt: skip
 CONTROL_LINES = {"random": "--", "reversed relevance": ":", "untrained relevance": "-."}
 SCORES = {  # of `plot_scoreboard`: title, scale, unit
@@ -56,8 +56,9 @@ FLOW_LOOKS = {
 def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Figure:
     """Image share, special tokens and entropy (downwards) by layer, for each query group (across).
 
-    layers: rows with measure (of MEASURES), model ("trained", "untrained"), query, layer, estimate,
-    low, high, reaches_answer (else the marker is hollow). baselines: measure -> its value for
+    layers: rows with measure (of MEASURES), model ("trained"; "untrained": the mean, lowest and
+    highest of models with random weights), query, layer, estimate, low, high, reaches_answer (else
+    the marker is hollow). baselines: measure -> its value for
     uniform attention.
     """
     n_layers = layers["layer"].max() + 1
@@ -67,8 +68,8 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
         name, direction, *look = QUERY_STYLE[query]
         panel = layers[(layers["measure"] == measure) & (layers["query"] == query)]
         axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
-        twin = ("untrained", [GREY, "D", ":"], "untrained twin", 0.05)
-        for model, looks, label, shift in (twin, ("trained", look, f"trained, {name}", -0.05)):
+        random = ("untrained", [GREY, "D", ":"], "random weights (lowest to highest model)", 0.05)
+        for model, looks, label, shift in (random, ("trained", look, f"trained, {name}", -0.05)):
             rows = panel[panel["model"] == model]
             style.plot_layers(axis, rows, *looks, label, shift, hollow=~rows["reaches_answer"])
         style.name_layers(axis, n_layers)
@@ -241,14 +242,16 @@ def _plot_band(
 
 
 @style.styled
-def plot_hits(table: pd.DataFrame, chance: float) -> Figure:
+def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
     """How often the favoured patch lies in the box asked about: each layer's best head.
 
     table: rows with layer, against (of HIT_STYLE), estimate, low, high, and label (the head).
-    chance: share of patches in the box.
+    chance: share of patches in the box; by_object: of a random object of the picture, or NaN.
     """
     figure, axis = plt.subplots(figsize=(10, 3.9))
     axis.axhline(100 * chance, label="chance: share of patches in the box", **style.BASELINE)
+    look = style.BASELINE | {"linestyle": ":"}
+    axis.axhline(100 * by_object, label="chance: a random object of the picture", **look)
     for number, (against, looks) in enumerate(HIT_STYLE.items()):
         rows = table[table["against"] == against]
         style.plot_layers(axis, rows, *looks, against, 0.05 * (number - 1))

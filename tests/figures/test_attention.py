@@ -146,12 +146,12 @@ def test_hits_draw_each_control_and_name_each_head():
          "high": 0.9, "label": f"L{layer}H{3 - layer}, words"}
         for against, base in bases.items() for layer in range(3)
     ]  # fmt: skip
-    axis = attention.plot_hits(pd.DataFrame(rows), 0.07).axes[0]
+    axis = attention.plot_hits(pd.DataFrame(rows), 0.07, 0.2).axes[0]
     drawn = [container.lines[0].get_ydata() for container in axis.containers]
     np.testing.assert_allclose(sorted(y[0] for y in drawn), [10, 30, 50])
     assert [note.get_text() for note in axis.texts] == ["L0H3\nwords", "L1H2\nwords", "L2H1\nwords"]
     without = pd.DataFrame(rows).assign(low=np.nan, high=np.nan)
-    axis = attention.plot_hits(without, 0.07).axes[0]
+    axis = attention.plot_hits(without, 0.07, np.nan).axes[0]
     assert [note.xy[1] for note in axis.texts] == pytest.approx([50, 60, 70])
 
 
