@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from helpers.attention.extract import extract_once, measure_attention, random_weight_model
+from helpers.attention.extract import extract_once, measure_attention, measure_random_models
 from helpers.attention.relevance import RELEVANCE, relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
@@ -73,8 +73,7 @@ def run_steps(study: Study) -> None:
     encoded = prepare.encode(study, data["validation"], processor)
     measure_attention(study, model, encoded, **together)
     extract_once(study, "relevance", model, encoded, relevance_measures, RELEVANCE, **together)
-    twin = random_weight_model(model, study.seed)
-    measure_attention(study, twin, encoded, untrained=True, **together)
+    measure_random_models(study, model, encoded, **together)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -314,31 +314,33 @@ def measure_attention(
     study: Study,
     model: nn.Module,
     encoded: EncodedQuestions,
-    untrained: bool = False,
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
     number: int = 0,
 ) -> AttentionTable:
     """Measure the attention of every validation question; once, in run_dir/attention.
 
-    untrained: the model is a `random_weight_model`, its folder attention_untrained. number: which
-    of the study's models it is; the second one's folder is attention_1. once, process: see
-    `extract_once`.
+    number: which of the study's models it is; the second one's folder is attention_1. once,
+    process: see `extract_once`.
     """
-    name = "attention_untrained" if untrained else f"attention_{number}" if number else "attention"
-    inputs = {"number": number, **(study.settings("seed") if untrained else {})}
-    model = in_measuring_precision(model, study)
-    return extract_once(study, name, model, encoded, once=once, process=process, **inputs)
+    name, model = f"attention_{number}", in_measuring_precision(model, study)
+    name = name if number else "attention"
+    return extract_once(study, name, model, encoded, once=once, process=process, number=number)
 
 
 def measure_random_models(
-    study: Study, model: nn.Module, encoded: EncodedQuestions, n_models: int = 24
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    n_models: int = 24,
+    once: Callable = cached_step,
+    process: tuple[int, int] = (0, 1),
 ) -> tuple[np.ndarray, list[AttentionTable]]:
     """What models that have learnt nothing attend to: the rows drawn, and a table for each model.
 
     `n_models` random-weight models of the architecture of `model`, from seeds study.seed,
     study.seed + 1, ..., on the same RANDOM_QUESTIONS of the encoded questions, drawn from the
-    study's seed. Kept in run_dir/attention_random.
+    study's seed. Kept in run_dir/attention_random. once, process: see `extract_once`.
     """
     rows = sample_questions(len(encoded), RANDOM_QUESTIONS, study.seed)
     some = encoded.select(rows)
@@ -346,14 +348,14 @@ def measure_random_models(
     for number in range(n_models):
         random = in_measuring_precision(random_weight_model(model, study.seed + number), study)
         name, seed = f"attention_random/{number:02d}", study.seed + number
-        tables.append(extract_once(study, name, random, some, rows=len(rows), random_seed=seed))
+        inputs = {"rows": len(rows), "random_seed": seed, "once": once, "process": process}
+        tables.append(extract_once(study, name, random, some, **inputs))
     return rows, tables
 
 
-def load_attention(study: Study, untrained: bool = False) -> AttentionTable:
+def load_attention(study: Study) -> AttentionTable:
     """The table that notebook 03 measured; FileNotFoundError that names 03 where it is missing."""
-    name = "attention_untrained" if untrained else "attention"
-    return read_attention(require(study.folder() / name, made_by="03_layer_attention"))
+    return read_attention(require(study.folder() / "attention", made_by="03_layer_attention"))
 
 
 def in_measuring_precision(model: nn.Module, study: Study) -> nn.Module:

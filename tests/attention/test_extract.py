@@ -320,9 +320,7 @@ class TestStudy:
         assert moved.dtype == "torch.float32"
         np.testing.assert_allclose(moved.split, table.split, atol=1e-5)
 
-    def test_the_twin_is_untrained_seeded_and_leaves_the_random_state(
-        self, vilt, encoded, table, tmp_path
-    ):
+    def test_random_weights_are_seeded_and_leave_the_random_state(self, vilt):
         state = torch.random.get_rng_state()
         twins = [extract.random_weight_model(vilt[0], seed) for seed in (1, 1, 2)]
         assert torch.equal(state, torch.random.get_rng_state())
@@ -330,8 +328,6 @@ class TestStudy:
         assert torch.equal(weights[0], weights[1])
         assert not torch.equal(weights[0], weights[2])
         assert twins[0].vilt.embeddings.position_embeddings.std() > 0.05
-        null = extract.measure_attention(stub_study(tmp_path), twins[0], encoded, untrained=True)
-        assert np.abs(null.split - table.split).max() > 0.01
 
 
 def test_random_models_are_measured_on_the_same_sample(tmp_path, vilt, encoded, monkeypatch):

@@ -180,7 +180,7 @@ def test_words_of_the_code_are_the_words_of_the_entries(committed):
 
 
 def test_patterns_reach_the_measures_of_other_models(committed):
-    for table in ("attention", "attention_untrained", "attention_before"):
+    for table in ("attention", "attention_1", "attention_before"):
         entry = schema.find_entry(table, "split", committed)
         assert (entry["type"], entry["minimum"], entry["maximum"]) == ("number", "0", "1")
     assert schema.find_entry("relevance", "split", committed) is None

@@ -17,7 +17,6 @@ import torch
 
 from helpers.attention.extract import (
     extract_attention,
-    load_attention,
     random_weight_model,
     read_attention,
 )
@@ -105,11 +104,11 @@ def test_two_processes_measure_the_same_table(studies, tmp_path):
     _, study = studies
     model, processor = finetune.load_finetuned(study)
     encoded = prepare.encode(study, prepare.load_dataset(study)["validation"], processor)
-    models = {False: model, True: random_weight_model(model, study.seed)}
-    for untrained, each in models.items():
-        two = load_attention(study, untrained)
+    random = random_weight_model(model, study.seed + 1)
+    for name, each in {"attention": model, "attention_random/01": random}.items():
+        two, folder = read_attention(study.run_dir / name), tmp_path / name
         sizes = study.extract_batch_size, study.shard_size
-        one = read_attention(extract_attention(each, encoded, tmp_path / str(untrained), *sizes))
+        one = read_attention(extract_attention(each, encoded, folder, *sizes))
         pd.testing.assert_frame_equal(one.questions, two.questions)
         for name in ("split", "entropy", "text_distance", "patch_distance"):
             np.testing.assert_allclose(getattr(one, name), getattr(two, name), atol=1e-5)
