@@ -75,12 +75,11 @@ def object_chance(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:
     grids = [tuple(grid) for grid in questions[["grid_rows", "grid_cols"]].to_numpy()]
     boxes = [[tuple(box) for box in asked] for asked in dataset["boxes"][:]]
     sizes = list(zip(dataset["width"][:], dataset["height"][:], strict=True))
-    for rows in (
-        pd.Series(range(len(dataset))).groupby(np.array(dataset["image_id"])).groups.values()
-    ):
+    by_picture = pd.Series(range(len(dataset))).groupby(np.array(dataset["image_id"]))
+    for rows in by_picture.groups.values():
         known = sorted({box for row in rows for box in boxes[row]})
         where = (grids[rows[0]], sizes[rows[0]])  # of the picture
-        objects = np.array([boxes_to_patch_mask([box], *where).ravel() for box in known])
+        objects = np.array([boxes_to_patch_mask([box], *where).ravel() for box in known], float)
         for row in rows:
             if boxes[row] and len(set(boxes[row])) < len(known):
                 inside = boxes_to_patch_mask(boxes[row], *where).ravel()
