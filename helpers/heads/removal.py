@@ -269,7 +269,7 @@ def removal_effects(
     families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = HEAD_AXES[: lost.ndim - 1], []
     for groups in (np.repeat("all", len(lost)), families):
-        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes=axes)
+        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes, (-100, 100))
         members = [groups == group for group in pd.unique(groups)]
         tests = [mean_difference_test(lost[rows], image_ids[rows], axes) for rows in members]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))

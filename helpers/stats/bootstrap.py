@@ -19,6 +19,7 @@ from helpers.stats.cluster_robust import (
 )
 
 CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB as counts, 32 MB as floats
+FEW_IMAGES = 5  # with fewer that differ from the rest, resampling says too little
 
 
 class Interval(NamedTuple):
@@ -42,10 +43,14 @@ def bootstrap_mean(
     n_resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Mean over questions, with a percentile interval from a bootstrap over images.
 
     values: (n, ...), one row a question; NaN is left out, column by column. image_ids: (n,).
+    bounds: the least and the largest value that a question can have: (0, 100) for accuracy in
+    points, (-100, 100) for what an ablation costs. Then a column in which all images are alike, or
+    all but four, gets the interval of `_exact_limits`; without bounds it may have no width.
     Returns fields of shape (...). `low` and `high` are NaN with fewer than two images.
 
     For a paired difference (intact minus ablated, on the same questions) pass
@@ -60,6 +65,11 @@ def bootstrap_mean(
     n, n_images = counts.sum(0).astype(int), (counts > 0).sum(0)
     replicates = _resample_means(sums, counts, n_resamples, seed)
     low, high = _percentiles(replicates, _expand_tails(counts, level))
+    if bounds is not None:
+        is_few, *exact = _exact_limits(flat, codes, counts, bounds, level)
+        low, high = (
+            np.where(is_few, new, old) for new, old in zip(exact, (low, high), strict=True)
+        )
     fields = divide_or_nan(sums.sum(0), n), low, high, n, n_images
     return Interval(*(np.broadcast_to(f, flat.shape[1:]).reshape(shape)[()] for f in fields))
 
@@ -71,10 +81,12 @@ def bootstrap_by_group(
     n_resamples: int = 1000,
     seed: int = 0,
     axes: Sequence[str] = (),
+    bounds: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
     """Mean and 95 % interval of each group of questions (question families), as a tidy table.
 
-    values: (n, ...); groups, image_ids: (n,). axes: as in `to_table`. Columns: group, the axes,
+    values: (n, ...); groups, image_ids: (n,). axes: as in `to_table`; bounds: as in
+    `bootstrap_mean`. Columns: group, the axes,
     estimate, low, high, n, n_clusters (images). Groups come in order of appearance (a pandas
     Categorical: its own order); questions without a group are left out.
     """
@@ -84,7 +96,7 @@ def bootstrap_by_group(
     tables = [pd.DataFrame(columns=columns)]
     for code, name in enumerate(names):
         rows = group_codes == code
-        interval = bootstrap_mean(values[rows], codes[rows], n_resamples, seed)
+        interval = bootstrap_mean(values[rows], codes[rows], n_resamples, seed, bounds=bounds)
         tables.append(interval.to_table(axes).assign(group=name))
     return pd.concat(tables[1:] or tables, ignore_index=True)[columns]
 
@@ -125,6 +137,37 @@ def _resample_means(
         weights = drawn.astype(float)  # once, for both products
         replicates[rows] = divide_or_nan(weights @ sums, weights @ counts)
     return replicates
+
+
+def _exact_limits(
+    flat: np.ndarray, codes: np.ndarray, counts: np.ndarray, bounds: tuple, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where fewer than FEW_IMAGES images differ from the rest (k,), and limits of the mean (k,).
+
+    A mean is the common value (the median), plus the share p of the way up to the upper bound that
+    the questions go on average, minus the share q of the way down to the lower one. Each gets
+    Clopper and Pearson's limits, as if each image were one trial. Images of unequal size count as
+    (sum n)^2 / sum n^2. The mean is highest with the upper limit of p and the lower one of q. Where
+    nothing differs, a loss of accuracy gets limits on both sides of 0, an accuracy of 100 % only
+    below.
+    """
+    common = np.nanmedian(flat, axis=0) if len(flat) else np.full(flat.shape[1], np.nan)
+    shift, known = flat - common, ~np.isnan(flat)
+    differs = sum_by_image(np.where(known, shift != 0, 0.0), codes)[0] > 0
+    n_trials = divide_or_nan(counts.sum(0) ** 2, (counts**2).sum(0))
+    tail, moved = (1 - level) / 2, []
+    for bound, sign in zip(bounds, (-1, 1), strict=True):
+        room = np.maximum(sign * (bound - common), 0)
+        share = divide_or_nan(
+            np.where(known, sign * shift, 0).clip(min=0).sum(0), room * known.sum(0)
+        )
+        hits = np.nan_to_num(share).clip(0, 1) * n_trials
+        least = np.nan_to_num(stats.beta.ppf(tail, hits, n_trials - hits + 1))
+        most = np.where(hits < n_trials, stats.beta.isf(tail, hits + 1, n_trials - hits), 1)
+        moved.append((room * least, room * most))
+    (least_down, most_down), (least_up, most_up) = moved
+    is_few = (differs.sum(0) < FEW_IMAGES) & ((counts > 0).sum(0) > 1)
+    return is_few, common - most_down + least_up, common - least_down + most_up
 
 
 def _expand_tails(counts: np.ndarray, level: float) -> np.ndarray:

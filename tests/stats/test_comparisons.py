@@ -440,3 +440,52 @@ def test_the_level_in_force_by_hand():
             assert (stats.correct_p(changed, method) <= 0.05).sum() == result
     assert stats.effective_alpha([0.01, 0.02]) == pytest.approx(0.05)  # what the last one needed
     assert np.isnan(stats.effective_alpha([np.nan]))
+
+
+@pytest.mark.parametrize(("value", "bounds", "expected"), [
+    # nothing in 150: Clopper and Pearson's upper limit is 1 - 0.025^(1 / 150) = 2.43 %
+    (100, (0, 100), (97.57, 100)), (0, (0, 100), (0, 2.43)), (0, (-100, 100), (-2.43, 2.43)),
+])  # fmt: skip
+def test_values_that_are_all_equal_get_an_exact_interval(value, bounds, expected):
+    values, images = np.full((150, 2), float(value)), np.arange(150)
+    interval = stats.bootstrap_mean(values, images, 50, bounds=bounds)
+    assert (interval.low[0], interval.high[1]) == pytest.approx(expected, abs=0.01)
+    assert stats.bootstrap_mean(values, images, 50).low[0] == value  # as before
+    # two questions an image that are alike say no more than one
+    twice = stats.bootstrap_mean(np.r_[values, values], np.r_[images, images], 50, bounds=bounds)
+    np.testing.assert_allclose(twice.low, interval.low)
+    table = stats.bootstrap_by_group(values[:, 0], ["a"] * 150, images, 50, bounds=bounds)
+    assert table["low"][0] == interval.low[0]
+
+
+def test_few_that_differ_are_counted_on_either_side():
+    lost = np.r_[100.0, 100, -60, np.zeros(97)]
+    interval = stats.bootstrap_mean(lost, np.arange(100), 50, bounds=(-100, 100))
+    (up_low, up_high), (down_low, down_high) = (
+        scipy_stats.beta.ppf([0.025, 0.975], [k, k + 1], [101 - k, 100 - k]) for k in (2, 0.6)
+    )
+    assert interval.estimate == pytest.approx(1.4)
+    assert interval.low == pytest.approx(100 * (up_low - down_high))
+    assert interval.high == pytest.approx(100 * (up_high - down_low))
+    many = np.r_[np.full(5, 100.0), np.zeros(95)]  # five differ: resampled
+    plain, bounded = (
+        stats.bootstrap_mean(many, np.arange(100), 50, bounds=b) for b in (None, (0, 100))
+    )
+    assert plain == bounded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_images", "each"), [(150, 1), (50, 3)])
+@pytest.mark.parametrize(("worse", "better"), [(0.01, 0), (0.03, 0), (0.01, 0.01)])
+def test_rare_changes_are_covered(n_images, each, worse, better):
+    """Clopper and Pearson, above 95 %, where few change; without bounds 81 % at worst."""
+    images, runs = np.repeat(np.arange(n_images), each), 1000
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(n_images, runs))[images]
+    drawn = np.sqrt(0.3) * shared + np.sqrt(0.7) * rng.normal(size=(len(images), runs))
+    lost = 100.0 * (drawn < scipy_stats.norm.ppf(worse)) - 100 * (
+        drawn > scipy_stats.norm.isf(better)
+    )
+    found = stats.bootstrap_mean(lost, images, 400, bounds=(-100, 100))
+    truth = 100 * (worse - better)
+    assert np.mean((found.low <= truth) & (found.high >= truth)) > 0.92
