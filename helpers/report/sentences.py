@@ -689,6 +689,12 @@ def find_correlations(agreement: Table) -> dict[str, Row] | None:
     return None if rows.loc[named, "correlation"].isna().any() else rows.to_dict("index")
 
 
+def _rank_sign(row: Row) -> int:
+    """1 or -1: the sign of a rank correlation over heads that permutation within layers tells from
+    chance (`removal.rank_measures`); else 0."""
+    return int(np.sign(row["correlation"])) if row["p"] < 0.05 else 0
+
+
 def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: int) -> str:
     """Which measures rank heads as their removal does."""
     if correlations is None:
@@ -696,15 +702,15 @@ def describe_importance(correlations: dict[str, Row] | None, n_heads: int, n: in
         return f"{few} {count_of(n, 'question')}, so there is no importance to predict."
     names = (*LOOKING, "number of the layer", "gradient")
     cls, words, layer, gradient = (_say_correlation(correlations[name]) for name in names)
-    more = any(correlations[name]["low"] > 0 for name in LOOKING)
-    less = any(correlations[name]["high"] < 0 for name in LOOKING)
+    more = any(_rank_sign(correlations[name]) > 0 for name in LOOKING)
+    less = any(_rank_sign(correlations[name]) < 0 for name in LOOKING)
     verdict = "that attention to the image predicts what a head's removal costs is not shown"
     if more and less:
         verdict = "whether heads that attend more to the image cost more depends on the query"
     elif more or less:
         verdict = f"heads that attend more to the image cost {'more' if more else 'less'}"
     by_gradient = "heads with larger gradients cost more"
-    if not correlations["gradient"]["low"] > 0:
+    if not _rank_sign(correlations["gradient"]) > 0:
         by_gradient = f"that {by_gradient} is not shown"
     return (
         f"Over {n_heads} heads, the accuracy lost without a head has rank correlation {cls} with "
@@ -747,10 +753,11 @@ def _say_needed(agreement: Table) -> str:
     costly = agreement[zeroed & agreement["second"].eq("change carried (5.9)")].iloc[0]
     if np.isnan(costly["correlation"]):
         return ""
-    ways = ("go together", "go against each other", "are not shown to go together")
+    ways = ("are not shown to go together", "go together", "go against each other")
+    go = ways[_rank_sign(costly)]
     return (
         f" Heads rank by it with correlation {_say_correlation(costly)} to what their removal "
-        f"costs: to be needed and to carry what differs between images {_by_sign(costly, *ways)}."
+        f"costs: to be needed and to carry what differs between images {go}."
     )
 
 
@@ -792,11 +799,11 @@ def _answer_costs(overall: Table, questions: RemovalQuestions) -> str:
 
 def _answer_predicted(correlations: dict[str, Row]) -> str:
     gradient, looking = correlations["gradient"], correlations[LOOKING[0]]
-    foretold, looks = gradient["low"] > 0, "[CLS]'s attention to the image"
+    foretold, looks = _rank_sign(gradient) > 0, "[CLS]'s attention to the image"
     also = f"{looks} is not shown to" if foretold else f"nor is {looks}"
-    if looking["low"] > 0:
+    if _rank_sign(looking) > 0:
         also = f"{looks} does too" if foretold else f"but {looks} does"
-    if looking["high"] < 0:
+    if _rank_sign(looking) < 0:
         but = "and" if foretold else "but"
         also = f"{but} heads whose [CLS] attends more to the image cost less"
     return (

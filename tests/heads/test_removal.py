@@ -353,3 +353,16 @@ def test_measures_are_ranked_by_hand():
     assert correlation["within layers", "up", "mixed"] == pytest.approx(-1)
     assert np.isnan(correlation["all heads", "up", "flat"])
     assert table["n"].tolist() == [6] * 6
+
+
+def test_what_layers_alone_share_is_no_rank_of_heads():
+    """Two measures that rise with the layer correlate; within layers they are unrelated."""
+    rng = np.random.default_rng(0)
+    layers = 10.0 * np.arange(4)[:, None]
+    x, y = layers + rng.random((4, 4)), layers + rng.random((4, 4))
+    table = removal.rank_measures({"x": x, "y": y}, 200).iloc[0]
+    assert table["low"] > 0.5
+    assert table["p"] > 0.05
+    assert removal.permute_within_layers(x, x**2, 400) == pytest.approx(2 / 401)
+    assert np.isnan(removal.permute_within_layers(x, np.ones((4, 4))))
+    assert np.isnan(removal.permute_within_layers(x, np.full((4, 4), np.nan)))

@@ -272,7 +272,8 @@ def make_agreement(cls=0.0, words=0.0, gradient=0.8, moved=0.1) -> pd.DataFrame:
     names = (*sentences.LOOKING, "number of the layer", "gradient")
     values = zip(names, (cls, words, -0.5, gradient), strict=True)
     rows = [(name, zeroed, value) for name, value in values] + [(zeroed, carried, moved)]
-    return table("first second correlation", *rows, half=0.3, of="correlation", over="all heads")
+    ranks = table("first second correlation", *rows, half=0.3, of="correlation", over="all heads")
+    return ranks.assign(p=np.where(ranks["correlation"].abs() > 0.3, 0.01, 0.4))
 
 
 def make_carriers(*shares: float, significant=True) -> pd.DataFrame:
