@@ -32,7 +32,7 @@ from helpers.stats.bootstrap import bootstrap_mean
 
 FRACTIONS = tuple(np.linspace(0, 1, 11).round(3).tolist())
 KINDS = ("deletion", "insertion")
-GAIN_FRACTIONS = (0, 0.25, 0.5, 0.75, 1)  # of `measure_gains`, for many models
+GAIN_FRACTIONS = (0, 1 / 3, 2 / 3, 1)  # of `measure_gains`: few, for many models
 
 
 @dataclass

@@ -259,8 +259,8 @@ class TestStudy:
             for name, each in zip(orders, (explanation, another), strict=True):
                 orders[name].append(rank_patches(patch_maps(each)["relevance"]))
         orders["random"] = random_orders([len(order) for order in orders["kept"]], study.seed)
-        curves = perturbation_curves(model, encoded, rows, orders, HALVES)
-        areas = curve_area(curves.probability, HALVES)
+        curves = perturbation_curves(model, encoded, rows, orders, faithfulness.GAIN_FRACTIONS)
+        areas = curve_area(curves.probability, curves.fractions)
         expected = (areas[:, 1] - areas[:, 0] - (areas[2, 1] - areas[2, 0])) / 2
         np.testing.assert_allclose(gains[1], expected[0], atol=1e-5)
         np.testing.assert_allclose(random[1, 0], expected[1], atol=1e-5)
