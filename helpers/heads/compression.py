@@ -116,8 +116,7 @@ def average_lead(
     orders; n_clusters: images.
     """
     over_orders = average_over_orders(leads.mean(1))
-    values = leads.mean(0)
-    over_images = bootstrap_mean(values, image_ids, n_resamples, seed, bounds=(-100, 100))
+    over_images = bootstrap_mean(leads.mean(0), image_ids, n_resamples, seed)
     mean = over_orders.estimate
     low = np.hypot(over_orders.low - mean, over_images.low - mean)
     high = np.hypot(over_orders.high - mean, over_images.high - mean)
