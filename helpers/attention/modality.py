@@ -293,13 +293,14 @@ def _percentile_interval(replicates: np.ndarray) -> tuple[float, float, float]:
 
 
 def measure_modality(
-    study: Study, model: nn.Module, encoded: EncodedQuestions
+    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What answers lose without words or image, and what they owe to either by MM-SHAP; once.
 
     In run_dir/modality: withheld.parquet, `withheld_accuracy` of all questions; shapley.parquet,
     the `mm_shap` of `shapley_questions`, drawn with the study's seed. In the model's own precision,
-    as differences of probabilities are small.
+    as differences of probabilities are small. number: which of the study's models it is. The folder
+    of the second is modality_1, and it is asked a quarter of the first one's `shapley_questions`.
     """
     size = study.extract_batch_size
 
@@ -308,9 +309,11 @@ def measure_modality(
         withheld = withheld_accuracy(model, encoded, rows, study.seed, size)
         withheld.to_parquet(folder / "withheld.parquet", index=False)
         chosen = sample_questions(len(encoded), study.shapley_questions, study.seed)
+        chosen = chosen[::4] if number else chosen
         shares = mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
         shares.to_parquet(folder / "shapley.parquet", index=False)
 
     inputs = study.settings("seed", "shapley_questions", "shapley_permutations")
-    folder = measure_once(study, "modality", measure, **inputs)
+    name = f"modality_{number}" if number else "modality"
+    folder = measure_once(study, name, measure, number=number, **inputs)
     return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")
