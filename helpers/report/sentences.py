@@ -1065,8 +1065,8 @@ def _say_chosen(found: Lightest, test_split: TestSplit, faster: tuple[str, Row] 
 def _say_none(found: Lightest) -> str:
     limit = f"{found.tolerance:g} {agree(found.tolerance, 'point', 'points')}"
     return (
-        f"Of {found.n_models - 1} other models none is selected: on the half of the images that "
-        f"selects, each smaller one loses more than {limit} (n = {found.n_selection:,} questions)"
+        f"Of {found.n_models - 1} smaller models none is selected: on the half of the images that "
+        f"selects, each loses more than {limit} (n = {found.n_selection:,} questions)"
     )
 
 

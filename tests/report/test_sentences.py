@@ -408,9 +408,9 @@ def test_the_selected_model_by_what_the_test_half_says(change, verdict, lost):
     assert "8 of 16 heads turns 98.4 % [97.4, 99.4] into 79.4 % in the order by ablation" in answer
     none = found._replace(name="whole")
     text = say("describe_lightest", none, MANY, None, {**QUICK, "model": "whole"})
-    assert text.startswith("Of 6 other models none is selected")
+    assert text.startswith("Of 6 smaller models none is selected")
     assert "(n = 1,600 questions)" in text
     assert "1,648" not in text  # the half that scores has no part in it
     answer = say("describe_compression_answer", none, MANY, 98.8, HALFWAY, BASE)
-    assert answer.startswith("Not here. Of 6 other models")
+    assert answer.startswith("Not here. Of 6 smaller models")
     assert "the whole model stays" in say("describe_lightest", found, FEW, None, QUICK)
