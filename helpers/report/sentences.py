@@ -66,6 +66,11 @@ def _by_sign(row: Row, above: str, below: str, between: str) -> str:
     return above if row["low"] > 0 else below if row["high"] < 0 else between
 
 
+def _by_p(row: Row, above: str, below: str, between: str) -> str:
+    """One of three texts: above 0 with p < 0.05, below 0 with p < 0.05, or neither."""
+    return between if not row["p"] < 0.05 else above if row["estimate"] > 0 else below
+
+
 # Notebook 04: attention by question family
 
 
@@ -283,7 +288,7 @@ def describe_family_answer(
         )
     late = ranks.iloc[0]
     if pd.notna(late["estimate"]):
-        goes = _by_sign(late, "goes with", "goes against", "is not shown to go with")
+        goes = _by_p(late, "goes with", "goes against", "is not shown to go with")
         text += (
             f" From family to family, the [CLS] share of the last layer {goes} the accuracy lost "
             f"with another image (Spearman {say_estimate(late, **RANK)}, {late['n']} families)."
@@ -393,7 +398,8 @@ def _say_loss(rows: Table, measure: str) -> str:
 
 def describe_ranks(ranks: Table, shares: Names, asked: Table, n_families: int) -> str:
     """Whether shares of attention, and other measures, rank families as the loss of the image does.
-    ranks: a row a measure, n of families. asked: every question's measures, NaN where left out."""
+    ranks: a row a measure, n of families, p by exact permutation. asked: every question's
+    measures, NaN where left out."""
     ranked, told = ranks.dropna(subset=["estimate"]), int(ranks["n"].max())
     if ranked.empty and told >= MIN_GROUPS:
         return (
@@ -406,11 +412,12 @@ def describe_ranks(ranks: Table, shares: Names, asked: Table, n_families: int) -
             f"{MIN_GROUPS} families need 10 questions on 5 images each, and of the {n_families} "
             f"here {told or 'none'} {agree(told or 1, 'has', 'have')} so many."
         )
-    agreeing = (ranked["measure"].isin(shares) & (ranked["low"] > 0)).sum()
+    sure = (ranked["p"] < 0.05) & (ranked["estimate"] > 0)
+    agreeing = (ranked["measure"].isin(shares) & sure).sum()
     sizes = asked[["image exchanged", "MM-SHAP"]].notna().sum()
     ways = ("the same way", "the opposite way", "in no way that can be told")
     parts = [
-        f"{row['measure']} {say_estimate(row, **RANK)} ({_by_sign(row, *ways)})"
+        f"{row['measure']} {say_estimate(row, **RANK)} ({_by_p(row, *ways)})"
         for row in ranked.to_dict("records")
     ]
     unknown = ranks.loc[ranks["estimate"].isna(), "measure"]

@@ -150,7 +150,7 @@ def test_losses_name_the_most_and_the_least():
 
 def test_ranks_agree_disagree_or_cannot_be_told():
     rows = [("last", 0.6), ("all", -0.5), ("MM-SHAP", 0.1), ("none", np.nan)]
-    ranks = table("measure estimate", *rows, half=0.4, n=7)
+    ranks = table("measure estimate", *rows, half=0.4, n=7).assign(p=[0.04, 0.04, 0.8, np.nan])
     asked = pd.DataFrame({"image exchanged": [1.0, 2.0, np.nan], "MM-SHAP": [np.nan, 1.0, np.nan]})
     text = say("describe_ranks", ranks, ["last", "all"], asked, 7)
     assert text.startswith("Of 2 shares of attention, 1 can be shown")
