@@ -106,8 +106,8 @@ class Study:
     extract_batch_size: Count = 128  # questions a forward pass when attention is measured
     shard_size: Count = 512  # questions a file of attention; what a kill can cost
     faithfulness_questions: Count = 200  # validation questions whose patches are deleted by map
-    shapley_questions: Count = 250  # validation questions whose tokens are withheld one by one
-    shapley_permutations: Count = 16  # random orders of withholding, each also taken backwards
+    shapley_questions: Count = 160  # validation questions whose tokens are withheld one by one
+    shapley_permutations: Count = 8  # random orders of withholding, each also taken backwards
     ablation_questions: Count = 1000  # validation questions that each ablated head is scored on
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well

@@ -1,6 +1,6 @@
 """Means over questions and over models: the models are a sample as well."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +8,6 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from helpers.stats.cluster_robust import check_rows, fit_means, sum_by_image
-
-MOST_MODELS = 0.8  # share of the models in which the largest has to be ahead
 
 
 class ModelMean(NamedTuple):
@@ -125,38 +123,3 @@ def jackknife_over_models(
     shift = whole.mean() - mean.estimate
     low, high = mean.low + shift, mean.high + shift
     return ModelMean(whole.mean(), low, high, len(images), n_images, n_models, whole)
-
-
-class Leaders(NamedTuple):
-    """The largest of several quantities, and those that cannot be told from it."""
-
-    names: list  # the largest first; alone only where it leads
-    leads: bool
-    runner_up: object  # the one whose lead is least certain
-    lead: ModelMean  # the largest less the runner-up
-
-
-def find_leaders(values: ArrayLike, image_ids: ArrayLike, names: Sequence) -> Leaders:
-    """Which of several paired quantities is largest, and does it lead all others?
-
-    values: (model, n, item), on the same questions; names: of the items. It leads where its
-    difference from every other has an interval above 0 and is above 0 in at least four of five
-    models. Else `names` is the set that cannot be told from the largest.
-    """
-    values = np.asarray(values, dtype=float)
-    first = int(np.argmax(mean_over_models(values, image_ids).estimate))
-    ahead = mean_over_models(values[..., [first]] - values, image_ids)
-    k = (ahead.by_model > 0).sum(0)
-    is_told = (ahead.low > 0) & (k >= MOST_MODELS * ahead.n_models)
-    others = np.flatnonzero(np.arange(len(names)) != first)
-    second = others[np.argmin(ahead.low[others])] if len(others) else first
-    tied = [names[item] for item in others if not is_told[item]]
-    fields = (field[second] for field in ahead[:3])
-    lead = ModelMean(*fields, *ahead[3:6], ahead.by_model[:, second])
-    return Leaders([names[first], *tied], not tied, names[second], lead)
-
-
-def count_beyond(low: ArrayLike, high: ArrayLike, threshold: float) -> tuple[int, int]:
-    """How many intervals lie above a threshold, and how many hold it and are undecided."""
-    low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    return int((low > threshold).sum()), int(((low <= threshold) & (high >= threshold)).sum())

@@ -493,14 +493,14 @@ def test_rare_changes_are_covered(n_images, each, worse, better):
 
 def test_ranks_of_seven_need_a_correlation_of_079():
     x = np.arange(7.0)
-    rho, p = stats.rank_permutation_test(x, [0, 1, 2, 3, 4, 6, 5])
+    rho, p = stats.bootstrap.rank_permutation_test(x, [0, 1, 2, 3, 4, 6, 5])
     swapped = scipy_stats.spearmanr(x, [0, 1, 2, 3, 4, 6, 5]).statistic
     assert (rho, p) == pytest.approx((swapped, 2 * 7 / 5040))  # the order itself, 6 swaps; mirrored
     ranks = np.array([*itertools.permutations(range(7))])
     rho = 1 - 6 * ((ranks - np.arange(7)) ** 2).sum(1) / (7 * 48)
     for order, bound in ((np.abs(rho - 0.786) < 0.001, True), (np.abs(rho - 0.75) < 0.001, False)):
-        assert (stats.rank_permutation_test(x, ranks[order][0])[1] < 0.05) == bound
-    assert np.isnan(stats.rank_permutation_test(np.ones(7), x)).all()
+        assert (stats.bootstrap.rank_permutation_test(x, ranks[order][0])[1] < 0.05) == bound
+    assert np.isnan(stats.bootstrap.rank_permutation_test(np.ones(7), x)).all()
 
 
 def test_ranks_within_strata_ignore_what_lies_between_them():
@@ -508,9 +508,9 @@ def test_ranks_within_strata_ignore_what_lies_between_them():
     p = []
     for _ in range(60):
         x, y = rng.normal(size=(2, 6))[:, layers] * 2 + rng.normal(size=(2, 48))
-        p.append([stats.rank_permutation_test(x, y, s, 200)[1] for s in (layers, None)])
+        p.append([stats.bootstrap.rank_permutation_test(x, y, s, 200)[1] for s in (layers, None)])
     within, overall = np.mean(np.array(p) < 0.05, axis=0)
     assert within < 0.15 < overall
     x = rng.normal(size=48)
-    shifted = stats.rank_permutation_test(x, x + 100 * layers, layers, 200)
+    shifted = stats.bootstrap.rank_permutation_test(x, x + 100 * layers, layers, 200)
     assert shifted[1] < 0.01

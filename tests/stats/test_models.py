@@ -6,9 +6,7 @@ from scipy import stats
 
 from helpers.stats.cluster_robust import compare_groups
 from helpers.stats.models import (
-    count_beyond,
     difference_over_models,
-    find_leaders,
     jackknife_over_models,
     mean_of_models,
     mean_over_models,
@@ -91,23 +89,3 @@ def test_the_jackknife_of_a_mean_is_the_mean_over_models():
     expected = mean_over_models(values, images)
     assert (found.estimate, found.low, found.high) == pytest.approx(expected[:3])
     assert (found.n, found.n_images, found.n_models) == (60, 30, 3)
-
-
-def test_a_leader_is_named_only_where_it_leads():
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=(5, 80, 4)) + [0, 2, 2, 0] + 0.1 * rng.normal(size=(5, 1, 4))
-    values[..., 2] = values[..., 1] + rng.normal(size=(5, 80))
-    images = np.arange(80)
-    tied = find_leaders(values, images, list("abcd"))
-    assert not tied.leads
-    assert set(tied.names) == {"b", "c"}
-    sure = find_leaders(values[..., [0, 1, 3]], images, list("abd"))
-    assert sure.leads
-    assert sure.names == ["b"]
-    assert sure.lead.low > 0
-    values[:2, :, 1] -= 2.5  # behind in two of five models
-    assert not find_leaders(values[..., [0, 1]], images, list("ab")).leads
-
-
-def test_a_count_comes_with_the_undecided():
-    assert count_beyond([6, 4, 1, np.nan], [9, 7, 3, np.nan], 5) == (1, 1)
