@@ -42,7 +42,7 @@ MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the ques
     "flow": ("float32", ("layer", 5, 5)),
     "rollout": ("float32", (5,)),
 }
-RANDOM_QUESTIONS = 800  # that random-weight models are measured on
+RANDOM_QUESTIONS = 500  # that random-weight models are measured on
 COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
 

@@ -90,7 +90,7 @@ class Study:
     images_url: Text | None = None  # where val2014/ and train2014/ are; None: COCO's own address
     max_missing: AmountOrZero = 0.01  # share of the subset's images that may be missing there
     train_scenes: Count = 1600  # generated images to train on (phantom only)
-    validation_scenes: Count = 500  # generated images to validate on (phantom only)
+    validation_scenes: Count = 350  # generated images to validate on (phantom only)
     train_per_family: Limit = None  # training questions a family at most
     validation_per_family: Limit = None  # validation questions a family at most
     max_answers: Count = 3129  # answers in the vocabulary at most; ViLT's VQA head has 3129
@@ -105,7 +105,7 @@ class Study:
     head_learning_rate: Amount = 3e-3  # peak, of the answer head
     extract_batch_size: Count = 128  # questions a forward pass when attention is measured
     shard_size: Count = 512  # questions a file of attention; what a kill can cost
-    faithfulness_questions: Count = 200  # validation questions whose patches are deleted by map
+    faithfulness_questions: Count = 150  # validation questions whose patches are deleted by map
     shapley_questions: Count = 160  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 8  # random orders of withholding, each also taken backwards
     ablation_questions: Count = 1000  # validation questions that each ablated head is scored on
