@@ -109,7 +109,7 @@ def test_adjusted_differences_stay_or_not(verdicts, said):
 
 def test_the_answer_on_families_in_every_outcome():
     checks = table("measure right", ("last", True), ("MM-SHAP", False))
-    ranks = table("estimate n", (0.6, 7), half=0.3)
+    ranks = table("estimate n", (0.6, 7), half=0.3).assign(p=0.03)
     adjusted = make_adjusted("survives", "does not survive")
     text = say("describe_family_answer", FOUND, COUNTS, adjusted, ranks, checks)
     assert text.startswith("Yes: families differ")
@@ -118,7 +118,7 @@ def test_the_answer_on_families_in_every_outcome():
     assert "goes with the accuracy lost with another image (Spearman +0.60 [+0.30, +0.90]" in text
     assert "Of 2 measures 1 tells" in text
     assert "(not shown for: MM-SHAP)" in text
-    against, unsure = ranks.assign(low=-0.9, high=-0.2), ranks.assign(low=-0.2)
+    against, unsure = ranks.assign(estimate=-0.6), ranks.assign(p=0.2)
     few = COUNTS._replace(separating=3)
     text = say("describe_family_answer", FOUND, few, adjusted[:0], against, checks[:0])
     assert text.startswith("In places")

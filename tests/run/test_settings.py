@@ -176,7 +176,9 @@ def test_importing_study_is_quick():
 
 
 def test_models_are_the_replicas_unless_data_or_checkpoint_are_ones_own():
-    assert Study.load("phantom").models == tuple(f"data/replicas/{k}" for k in range(5))
+    replicas = Study.load("phantom").models
+    assert len(replicas) > 1
+    assert all((ROOT / name / "model.safetensors").is_file() for name in replicas)
     assert Study.load("phantom", seed=3, epochs=1).models
     assert Study.load("phantom", checkpoint="fresh-small").models == ()
     assert Study.load("colab").models == ()
