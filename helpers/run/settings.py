@@ -108,13 +108,13 @@ class Study:
     faithfulness_questions: Count = 150  # validation questions whose patches are deleted by map
     shapley_questions: Count = 160  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 8  # random orders of withholding, each also taken backwards
-    ablation_questions: Count = 1000  # validation questions that each ablated head is scored on
+    ablation_questions: Count = 500  # validation questions that each ablated head is scored on
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well
     prune_layers: Amount = 0.25  # share of the layers pruned before fine-tuning
     prune_epochs: Count = 1  # passes over the training questions after pruning
     prune_tolerance: Amount = 1.0  # points of accuracy that the selected model may lose
-    latency_rounds: Count = 31  # times that each model is timed, in turn with the others
+    latency_rounds: Count = 21  # times that each model is timed, in turn with the others
     bootstrap_draws: Count = 1000  # resamples behind an interval
     show_photographs: bool = False  # in figures (licences differ); the phantom is always shown
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
