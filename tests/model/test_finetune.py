@@ -275,6 +275,7 @@ def test_fp16_wants_a_gpu():
 @pytest.fixture(scope="module")
 def encoded_train(phantom_root):
     _, processor = load_vilt("fresh-small")
+    processor.image_processor.size = {"shortest_edge": 80}  # at 64 pixels 5 to 6 becomes square
     return EncodedQuestions(read_vqa(phantom_root, "train"), processor)
 
 
@@ -386,6 +387,7 @@ def padded(phantom_root):
     data = read_vqa(phantom_root, "train")
     answers = build_vocabulary(data["answers"], 50)
     _, processor = load_vilt("fresh-small", answers=answers)
+    processor.image_processor.size = {"shortest_edge": 80}  # at 64 pixels 5 to 6 becomes square
     encoded = EncodedQuestions(data.select(range(0, 160, 20)), processor, answers)
     batch = encoded.collate([encoded[i] for i in range(8)])
     assert not batch["attention_mask"].all()
