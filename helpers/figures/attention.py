@@ -78,6 +78,7 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
         unit = f"{MEASURES[measure]}\n({direction})" if row == 0 else MEASURES[measure]
         axis.set_ylabel(unit, fontsize=9)
         axis.set_title(name if row == 0 else "")
+    for measure, axis in zip(MEASURES, axes[:, 0], strict=True):  # once a row has all its points
         axis.set_ylim(0, 105 if measure == "entropy" else None)
     look = {"linestyle": "", "marker": "o", "color": "black", "markerfacecolor": "white"}
     axes[0, 2].plot([], [], label="hollow: cannot reach the answer", **look)

@@ -105,11 +105,8 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=size)
     for (layer, head), roles in passed.groupby(["layer", "head"]):
         share = 1 / len(roles)  # of the cell's height
-        text_look = {
-            "ha": "center",
-            "va": "center_baseline",
-            "fontsize": min(9, 52 * height * share),
-        }
+        font = min(9, 52 * height * share)
+        text_look = {"ha": "center", "va": "center_baseline", "fontsize": font}
         for number, (role, reaches) in enumerate(roles[["role", "reaches_answer"]].to_numpy()):
             (short, color), bottom = ROLE_LOOKS[role], layer - 0.5 + number * share
             look = {"facecolor": color, "linewidth": 0, "alpha": 1 if reaches else 0.35}
@@ -249,7 +246,8 @@ def plot_largest_effects(effects: pd.DataFrame) -> Figure:
         marker, color = OUTCOME_LOOKS[mode == "mean"]
         label = f"replaced by {'its mean' if mode == 'mean' else mode}"
         look = {"marker": marker, "color": color, "label": label}
-        style.plot_intervals(axis, style.dodge(cells, number, "ab", 0.24), rows, "drop", **look)
+        position = style.dodge(cells, number, ("zero", "mean"), 0.24)
+        style.plot_intervals(axis, position, rows, "drop", **look)
     labels = [f"{c.name}\n{c.family}\nn={c.n}" for c in cells.itertuples()]
     axis.set_xticks(range(len(cells)), labels, fontsize=8.5)
     axis.set(ylabel="accuracy lost, points", xlabel="head and question family")
@@ -304,9 +302,8 @@ def plot_agreement(
     figure, panels = style.make_panels(table, "over", size, sharey=True)
     for axis, over, of_panel in panels:
         axis.axvline(0, **style.BASELINE)
-        for number, (outcome, (marker, color)) in enumerate(
-            zip(outcomes, OUTCOME_LOOKS, strict=False)
-        ):
+        for number, outcome in enumerate(outcomes):
+            marker, color = OUTCOME_LOOKS[number]
             rows = of_panel[of_panel["second"] == outcome].set_index("first").reindex(predictors)
             look = {"horizontal": True, "marker": marker, "color": color, "label": outcome}
             position = style.dodge(predictors, number, outcomes, 0.24)

@@ -81,11 +81,9 @@ def plot_dataset(questions: pd.DataFrame) -> Figure:
     sns.countplot(questions, y="family", hue="part", order=order, palette=palette, ax=families)
     families.set(xlabel="questions", ylabel="", title="Questions of each family")
     families.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
-    common, look = (
-        questions["multiple_choice_answer"].value_counts().head(12).index,
-        {"color": GREEN},
-    )
-    sns.countplot(questions, y="multiple_choice_answer", order=common, ax=answers, **look)
+    common = questions["multiple_choice_answer"].value_counts().head(12).index
+    look = {"order": common, "color": GREEN}
+    sns.countplot(questions, y="multiple_choice_answer", ax=answers, **look)
     answers.set(xlabel="questions", ylabel="", title=f"The {len(common)} most common answers")
     look = {"discrete": True, "shrink": 0.8, "alpha": 1}
     sns.histplot(questions, x="n_words", color=TEXT_COLOR, ax=words, **look)

@@ -316,9 +316,11 @@ def read_model(source: Path, head: dict) -> ViltForQuestionAnswering:
 
 def read_processor(source: Path, config: ViltConfig) -> ViltProcessor:
     """The processor of a folder; a stand-in that fits `config` for a part that is missing."""
-    files, image_processor = list_names(source), build_image_processor(config)
+    files = list_names(source)
     if files & {"preprocessor_config.json", "processor_config.json"}:
         image_processor = vilt_images.ViltImageProcessorPil.from_pretrained(source)
+    else:
+        image_processor = build_image_processor(config)
     # without these files transformers silently makes a tokenizer that knows no word
     if files & {"tokenizer.json", "vocab.txt"}:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

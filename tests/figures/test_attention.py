@@ -49,6 +49,16 @@ def test_layers_draw_every_estimate_and_its_bounds():
         assert any(np.all(np.asarray(line.get_ydata()) == uniform) for line in panel.lines)
 
 
+def test_a_row_of_layers_has_room_for_its_highest_panel():
+    table, shares = make_layers(), ["estimate", "low", "high"]
+    table.loc[table["query"] == "cls", shares] *= 0.1  # the first panel is much the lowest
+    figure = attention.plot_layer_measures(table, UNIFORM)
+    figure.draw_without_rendering()
+    for row, measure in enumerate(attention.MEASURES):
+        highest = 100 * table.loc[table["measure"] == measure, "high"].max()
+        assert all(axis.get_ylim()[1] >= highest for axis in figure.axes[3 * row : 3 * row + 3])
+
+
 @pytest.mark.parametrize("n_layers", [1, 9])
 def test_layers_of_other_numbers_and_without_intervals(n_layers):
     table = make_layers(n_layers, ("trained",)).assign(low=np.nan, high=np.nan)
