@@ -5,6 +5,7 @@ from importlib import import_module
 MODULES = {
     "Study": "settings",  # every setting of a run, its folders and its device
     "describe": "settings",  # one line about a run: seed, versions, device
+    "show": "settings",  # save a figure or a table in the run's folder and display it
     "save_figure": "settings",  # a figure into the run's figures/
     "save_table": "settings",  # a table into the run's tables/
     "mount_drive": "colab",  # a folder on Google Drive for runs

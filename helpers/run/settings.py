@@ -209,6 +209,21 @@ def save_figure(study: Study, name: str, fig: Figure) -> Path:
     return write_atomic(study.folder("figures") / f"{check_plain_name(name)}.png", png.getvalue())
 
 
+def show(study: Study, name: str, thing: Figure | DataFrame, rows: int = 12) -> None:
+    """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
+
+    Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places.
+    """
+    from IPython.display import display
+
+    if hasattr(thing, "savefig"):
+        save_figure(study, name, thing)
+        display(thing)
+    else:
+        save_table(study, name, thing)
+        display(thing.head(rows).round(2).set_index(thing.columns[0]))
+
+
 def record_run(study: Study, steps: dict[str, float]) -> Path:
     """Write run.json of a run: settings, versions, device, and seconds a step, added to the old.
 
