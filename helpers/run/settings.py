@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # slow to import
 VILT = "dandelin/vilt-b32-mlm@refs/pr/4"
 # What each profile sets differently from the defaults below, which are the phantom's.
 PROFILES = {
-    "phantom": dict(models=tuple(f"data/replicas/{number}" for number in (0, 1, 3))),
+    "phantom": dict(models=tuple(f"data/replicas/{number}" for number in range(5))),
     "colab": dict(
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5,
