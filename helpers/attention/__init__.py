@@ -5,6 +5,7 @@ from helpers.attention import (
     faithfulness,
     grounding,
     image_share,
+    knockout,
     modality,
     relevance,
     word_attention,
@@ -19,6 +20,7 @@ __all__ = [
     "faithfulness",  # do the patches that a map calls important matter to the answer?
     "grounding",  # do heads and maps point at the boxes asked about?
     "image_share",  # the share of attention on the image, its baseline, other measures of a batch
+    "knockout",  # what answers lose where attention from one group to another is cut
     "modality",  # what an answer owes to the words and to the image
     "relevance",  # maps that count what heads hand on, and what the answer owes to it
     "word_attention",  # attention from and to nouns, colours, function words, ...

@@ -301,7 +301,8 @@ class PackedForward:
     attention is held at once, by default as many as fit the cache of a CPU or 1 GB of a GPU.
     Each layer must be run to its end, as its microbatches make the z that the next one reads.
     hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
-    (question, answer): after the last layer; None for a model without a classifier.
+    (question, answer): after the last layer; None for a model without a classifier. blocked: for a
+    layer the pairs (query group, key group), rows of `groups`, that attention cannot pass between.
     """
 
     def __init__(
@@ -321,7 +322,7 @@ class PackedForward:
         size = microbatch_size or max(1, held // one)
         self.microbatches = split_microbatches(groups, inputs["input_ids"].shape[1], size)
         self.cls_rows = torch.cat([part.rows[:, 0] for part in self.microbatches])  # each [CLS]
-        self.logits = None
+        self.logits, self.blocked = None, {}
 
     def __iter__(self) -> Iterator["PackedLayer"]:
         for index in range(len(self.core.encoder.layer)):
@@ -351,7 +352,8 @@ class PackedForward:
 
     def enter(self, index: int, hidden: Tensor) -> "PackedLayer":
         """Layer `index` on a residual stream (valid tokens, hidden), to be run."""
-        return PackedLayer(self.core.encoder.layer[index], hidden, self.microbatches)
+        module, blocked = self.core.encoder.layer[index], self.blocked.get(index, ())
+        return PackedLayer(module, hidden, self.microbatches, blocked)
 
     def leave(self, index: int, z: Tensor, hidden: Tensor) -> Tensor:
         """The residual stream after layer `index`, from its z and the stream before it.
@@ -383,14 +385,20 @@ class PackedLayer:
     projection, whose weight (hidden, head * d_head) is `projection`.
     """
 
-    def __init__(self, module: nn.Module, hidden: Tensor, microbatches: list[Microbatch]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        hidden: Tensor,
+        microbatches: list[Microbatch],
+        blocked: Iterable[tuple[int, int]] = (),
+    ) -> None:
         attend, normed = module.attention.attention, module.layernorm_before(hidden)
         shape = (len(hidden), -1, attend.attention_head_size)
         self.query, self.key, self.values = (
             linear(normed).view(shape) for linear in (attend.query, attend.key, attend.value)
         )
         self.microbatches, self.projection = microbatches, module.attention.output.dense.weight
-        self.z = torch.empty_like(self.values)
+        self.z, self.blocked = torch.empty_like(self.values), tuple(blocked)
 
     def __iter__(self) -> Iterator[tuple[Microbatch, Tensor]]:
         scale, packed = self.query.shape[-1] ** -0.5, (self.query, self.key, self.values)
@@ -400,6 +408,10 @@ class PackedLayer:
             scores = (query.float() * scale) @ key.float().mT
             if microbatch.valid is not None:
                 scores.masked_fill_(~microbatch.valid[:, None, None], float("-inf"))
+            for queries, keys in self.blocked:
+                of_queries, of_keys = microbatch.groups[:, queries], microbatch.groups[:, keys]
+                edges = of_queries[:, :, None] & of_keys[:, None]
+                scores.masked_fill_(edges[:, None], float("-inf"))
             attention = scores.softmax(-1)
             microbatch.scatter(self.z, attention.to(values.dtype) @ values)
             yield microbatch, attention

@@ -108,6 +108,7 @@ class Study:
     faithfulness_questions: Count = 150  # validation questions whose patches are deleted by map
     shapley_questions: Count = 160  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 8  # random orders of withholding, each also taken backwards
+    knockout_questions: Count = 300  # validation questions whose attention edges are cut
     ablation_questions: Count = 500  # validation questions that each ablated head is scored on
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well

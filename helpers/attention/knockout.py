@@ -1,0 +1,161 @@
+"""What the answer needs: attention edges cut, from one group of tokens to another, layer by layer.
+
+    logits = knockout(model, batch, [("cls", "image")], layers=[2, 3])  # one cut, one batch
+    table = measure_knockout(study, model, encoded)              # all DIRECTIONS, all `list_spans`
+    lost = accuracy_lost(table, answers, labels)                 # (question, direction, span)
+
+Where queries cannot attend to keys, their scores are minus infinity before the softmax, in all
+heads: attention knockout (Geva et al. 2023, "Dissecting recall of factual associations in
+auto-regressive language models"; for vision-language models Zhang et al. 2025, "Cross-modal
+information flow in multimodal large language models").
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helpers.attention.extract import (
+    AttentionTable,
+    Layout,
+    extract_once,
+    in_measuring_precision,
+    sample_questions,
+)
+from helpers.attention.image_share import prepare_batch
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import score_answers
+from helpers.model.forward import PackedForward
+from helpers.run.settings import Study
+
+GROUPS = {"cls": (0,), "words": (1,), "patches": (4,), "text": (0, 1, 2), "image": (3, 4)}
+DIRECTIONS = {  # query groups that cannot attend to key groups
+    "text <- image": [("text", "image")],
+    "image <- text": [("image", "text")],
+    "[CLS] <- image": [("cls", "image")],
+    "words <- image": [("words", "image")],
+    "[CLS] <- words": [("cls", "words")],
+    "patches <- words": [("patches", "words")],
+    "[CLS], patches <- words": [("cls", "words"), ("patches", "words")],
+}
+Edges = Sequence[tuple[str, str]]
+
+
+@torch.no_grad()
+def knockout(
+    model: nn.Module, batch: dict[str, Tensor], edges: Edges, layers: Iterable[int]
+) -> Tensor:
+    """Logits (question, answer) of a forward pass in which some attention edges are cut.
+
+    In each of `layers` queries of one group cannot attend to keys of another: edges are pairs
+    (query group, key group) of GROUPS. batch: as in `attention_split`. ValueError for an unknown
+    group or layer, and where a query could attend to nothing.
+    """
+    pairs, n_layers = number_edges(edges), model.config.num_hidden_layers
+    chosen = [*layers]
+    if outside := [layer for layer in chosen if not 0 <= layer < n_layers]:
+        raise ValueError(f"layer {outside[0]} is not in this model: it has {n_layers} layers")
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
+    forward = PackedForward(model, inputs, groups)
+    forward.blocked = dict.fromkeys(chosen, pairs)
+    return forward.run()
+
+
+def number_edges(edges: Edges) -> list[tuple[int, int]]:
+    """Edges between GROUPS as pairs of numbers in KEY_GROUPS; ValueError as in `knockout`."""
+    if unknown := {name for edge in edges for name in edge} - set(GROUPS):
+        raise ValueError(f"unknown group {min(unknown)!r}: known are {', '.join(GROUPS)}")
+    pairs = [(q, k) for queries, keys in edges for q in GROUPS[queries] for k in GROUPS[keys]]
+    for query in {q for q, _ in pairs}:
+        if {k for q, k in pairs if q == query} == set(range(5)):
+            raise ValueError(f"edges {list(edges)} leave queries nothing to attend to")
+    return pairs
+
+
+def list_spans(n_layers: int) -> list[tuple[int, int]]:
+    """Spans of layers (first, last) to cut: each layer, each third, all from a layer, all up to it.
+
+    A third is each window of a third of the layers, rounded: one layer of four, four of twelve.
+    """
+    third, last = max(1, round(n_layers / 3)), n_layers - 1
+    windows = [(first, first + size - 1) for size in (1, third) for first in range(n_layers)]
+    cumulative = [span for layer in range(n_layers) for span in ((0, layer), (layer, last))]
+    return sorted({span for span in windows + cumulative if span[1] <= last})
+
+
+def knockout_layout(n_layers: int) -> Layout:
+    """What `knockout_measures` gives of a question, for `extract_once`."""
+    axes = (len(DIRECTIONS), len(list_spans(n_layers)))
+    return {
+        "probability": ("float32", ()),
+        "cut_answer": ("int16", axes),
+        "cut_probability": ("float32", axes),
+    }
+
+
+@torch.no_grad()
+def knockout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The answers to a batch with each of DIRECTIONS cut in each of `list_spans`.
+
+    cut_answer (question, direction, span): number of the answer. cut_probability, and probability
+    of the intact model: sigmoid of the logit of the intact model's answer. logits: intact. What
+    comes before the first cut layer is computed once.
+    """
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
+    forward, spans = (
+        PackedForward(model, inputs, groups),
+        list_spans(model.config.num_hidden_layers),
+    )
+    edges, without = [number_edges(each) for each in DIRECTIONS.values()], {}
+    for index, layer in enumerate(forward):
+        for number, pairs in enumerate(edges):
+            for first, last in spans:
+                if first == index:
+                    forward.blocked = dict.fromkeys(range(first, last + 1), pairs)
+                    without[number, first, last] = forward.resume(index)
+        forward.blocked = {}
+        layer.run()
+    answers = forward.logits.argmax(1, keepdim=True)
+    ordered = [without[number, *span] for number in range(len(edges)) for span in spans]
+    logits = torch.stack(ordered, 1).unflatten(1, (len(edges), len(spans)))
+    chosen = logits.take_along_dim(answers[:, None, None], 3)[..., 0].float()
+    return {
+        "logits": forward.logits,
+        "probability": forward.logits.gather(1, answers)[:, 0].float().sigmoid(),
+        "cut_answer": logits.argmax(3),
+        "cut_probability": chosen.sigmoid(),
+    }
+
+
+def measure_knockout(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0
+) -> AttentionTable:
+    """`knockout_measures` of `knockout_questions`, drawn with the study's seed; once, in shards.
+
+    number: which of the study's models it is; kept in run_dir/knockout_<number>.
+    """
+    some = encoded.select(sample_questions(len(encoded), study.knockout_questions, study.seed))
+    lower = in_measuring_precision(model, study)
+    layout = knockout_layout(model.config.num_hidden_layers)
+    inputs = study.settings("seed", "knockout_questions")
+    name = f"knockout_{number}"
+    return extract_once(
+        study, name, lower, some, knockout_measures, layout, number=number, **inputs
+    )
+
+
+def accuracy_lost(
+    table: AttentionTable, answers: Iterable[Sequence[str]], labels: Collection[str]
+) -> np.ndarray:
+    """Points of VQA accuracy that each question loses by each cut: (question, direction, span).
+
+    table: of `measure_knockout`; answers: each question's ten; labels: the answer of each number.
+    """
+    scores = score_answers(table.cut_answer, answers, labels)
+    return 100 * (table.questions["accuracy"].to_numpy()[:, None, None] - scores)
+
+
+def probability_lost(table: AttentionTable) -> np.ndarray:
+    """Points of the answer's probability lost by each cut: (question, direction, span)."""
+    return 100 * (table.probability[:, None, None] - table.cut_probability)

@@ -1,0 +1,166 @@
+"""Knockout against patterns edited by hand, and against models that never had the cut edges."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from small import ANSWERS, make_batch, stub_study
+
+from helpers.attention.image_share import average_queries, prepare_batch
+from helpers.attention.knockout import (
+    DIRECTIONS,
+    accuracy_lost,
+    knockout,
+    knockout_measures,
+    list_spans,
+    measure_knockout,
+    number_edges,
+    probability_lost,
+)
+from helpers.data.vqa import vqa_accuracy
+from helpers.model.forward import PackedForward, forward_raster, trace
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch()
+
+
+@torch.no_grad()
+def cut_by_hand(model, batch, edges, layers):
+    """Logits of the stock modules whose patterns lose these edges and are rescaled to sum to 1."""
+    groups = prepare_batch(model, batch).groups
+    kept = torch.ones(len(groups), groups.shape[2], groups.shape[2])
+    for queries, keys in number_edges(edges):
+        kept[groups[:, queries][:, :, None] & groups[:, keys][:, None]] = 0
+
+    def rescale(layer, pattern):
+        if layer not in layers:
+            return pattern
+        left = pattern * kept[:, None]
+        return left / left.sum(-1, keepdim=True).clamp_min(1e-30)
+
+    with trace(model, edit={"pattern": rescale}):
+        return forward_raster(model, batch).logits
+
+
+@pytest.mark.parametrize("layers", [[0], [3], [1, 2], [0, 1, 2, 3]])
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_knockout_equals_edited_patterns(model, batch, name, layers):
+    edges = DIRECTIONS[name]
+    expected = cut_by_hand(model, batch, edges, layers)
+    torch.testing.assert_close(
+        knockout(model, batch, edges, layers), expected, atol=1e-5, rtol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_nothing_cut_is_the_stock_pass(model, batch):
+    stock = forward_raster(model, batch).logits
+    for edges, layers in (([], range(4)), ([("text", "image")], [])):
+        torch.testing.assert_close(
+            knockout(model, batch, edges, layers), stock, atol=1e-5, rtol=1e-4
+        )
+
+
+@torch.no_grad()
+def test_text_cut_off_from_the_image_answers_as_without_any_image_token(model, batch):
+    core, rows = model.vilt, []
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        hidden = core.embeddings.text_embeddings(ids[None, mask.bool()])
+        hidden = hidden + core.embeddings.token_type_embeddings(torch.zeros(1, 1, dtype=torch.long))
+        for layer in core.encoder.layer:
+            hidden = layer(hidden)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        rows.append(model.classifier(core.pooler(core.layernorm(hidden))))
+    cut = knockout(model, batch, [("text", "image")], range(4))
+    torch.testing.assert_close(cut, torch.cat(rows), atol=1e-5, rtol=1e-4)
+    assert (cut - forward_raster(model, batch).logits).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_cut_edges_have_no_mass_and_rows_still_sum_to_one(model, batch):
+    inputs, groups, _ = prepare_batch(model, batch)
+    forward = PackedForward(model, inputs, groups, microbatch_size=2)
+    forward.blocked = {1: number_edges([("words", "patches")]), 2: number_edges([("cls", "image")])}
+    for index, layer in enumerate(forward):
+        for part, attention in layer:
+            split = average_queries(attention, part.groups) @ part.groups.float().mT[:, None]
+            has_words = part.groups[:, 1].any(1)
+            np.testing.assert_allclose(split[has_words].sum(-1), 1, atol=1e-5)
+            assert (split[has_words][:, :, 1, 4] == 0).all() == (index == 1)
+            assert (split[:, :, 0, 3:] == 0).all() == (index == 2)
+
+
+@torch.no_grad()
+def test_measures_agree_with_single_knockouts(model, batch):
+    found, spans = knockout_measures(model, batch), list_spans(4)
+    stock = forward_raster(model, batch).logits
+    torch.testing.assert_close(found["logits"], stock, atol=1e-5, rtol=1e-4)
+    best = stock.argmax(1)
+    for direction, edges in enumerate(DIRECTIONS.values()):
+        for span, (first, last) in enumerate(spans):
+            cut = knockout(model, batch, edges, range(first, last + 1))
+            sure = cut.gather(1, best[:, None])[:, 0].sigmoid()
+            own = found["cut_probability"][:, direction, span]
+            torch.testing.assert_close(own, sure, atol=1e-5, rtol=1e-4)
+            top = cut.topk(2, dim=1).values
+            clear = top[:, 0] - top[:, 1] > 1e-3
+            assert (found["cut_answer"][:, direction, span] == cut.argmax(1))[clear].all()
+
+
+@torch.no_grad()
+def test_a_model_whose_text_reads_no_image_loses_nothing_without_it(model, batch):
+    deaf = copy.deepcopy(model)  # every head writes 0, so no edge carries anything
+    for layer in deaf.vilt.encoder.layer:
+        layer.attention.output.dense.weight.zero_()
+    stock = forward_raster(deaf, batch).logits
+    for edges in DIRECTIONS.values():
+        torch.testing.assert_close(
+            knockout(deaf, batch, edges, range(4)), stock, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_spans_of_four_and_twelve_layers():
+    assert list_spans(4) == [
+        (0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (1, 3), (2, 2), (2, 3), (3, 3),
+    ]  # fmt: skip
+    twelve = list_spans(12)
+    assert {(4, 7), (0, 11), (11, 11), (5, 11), (0, 4)} <= set(twelve)
+    assert len(twelve) == len(set(twelve)) == 12 + 9 + 12 + 11 - 3 - 2 + 1
+    assert list_spans(1) == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("edges", "layers", "culprit"),
+    [
+        ([("cls", "picture")], [0], "picture"),
+        ([("cls", "image")], [4], "layer 4"),
+        ([("cls", "text"), ("cls", "image")], [0], "nothing to attend to"),
+    ],
+)
+def test_wrong_edges_and_layers_are_named(model, batch, edges, layers, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        knockout(model, batch, edges, layers)
+
+
+def test_losses_over_a_data_set_are_those_of_single_questions(vilt, encoded, tmp_path):
+    study = stub_study(tmp_path, knockout_questions=5)
+    model, answers = vilt[0], encoded.questions["answers"].tolist()
+    table = measure_knockout(study, model, encoded)
+    ids = encoded.questions["question_id"].tolist()
+    rows = [ids.index(question) for question in table.questions["question_id"]]
+    assert len(rows) == 5
+    own = [answers[row] for row in rows]
+    lost = accuracy_lost(table, own, ANSWERS)
+    spans = list_spans(4)
+    assert lost.shape == (5, len(DIRECTIONS), len(spans)) == probability_lost(table).shape
+    for place, row in enumerate(rows):
+        single = encoded.collate([encoded[row]])
+        whole, cut = (
+            ANSWERS[int(knockout(model, single, edges, range(4)).argmax())]
+            for edges in ([], DIRECTIONS["image <- text"])
+        )
+        difference = vqa_accuracy(whole, own[place]) - vqa_accuracy(cut, own[place])
+        assert lost[place, 1, spans.index((0, 3))] == pytest.approx(100 * difference)
