@@ -32,6 +32,9 @@ export OMP_WAIT_POLICY := PASSIVE
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET) $(if $(MODELS),models=$(MODELS))
 
+# in the order of a run: the appendix before the report
+NOTEBOOKS = $(wildcard notebooks/0[1-6]_*.ipynb notebooks/appendix/a*.ipynb) notebooks/07_report.ipynb
+
 .PHONY: run sweep verify test test-quick test-plain test-sample lint render bench replicas clean
 
 run: $(VENV)/made
@@ -54,7 +57,7 @@ test-plain: $(VENV)/made
 	$(PYTEST) $(SHARED) -m "not gpu and not notebooks"
 
 test: test-plain
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 $(NOTEBOOKS)
 	$(PYTEST) -m notebooks tests/tools/test_notebooks.py
 
 test-sample: $(VENV)/made

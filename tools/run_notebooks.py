@@ -4,9 +4,9 @@
     python -m tools.run_notebooks --seeds 0 1 2   # a sweep: a run a seed, the last compares them
     python -m tools.run_notebooks --render        # the default run, back into notebooks/
 
-A notebook is up to date while its source, the helpers, its parameters, its input files and what
-the run folder holds are unchanged, and so are the notebooks before it. A failing notebook stops the
-others; what was done before stays.
+The appendix (notebooks/appendix/) runs before the report. A notebook is up to date while its
+source, the helpers, its parameters, its input files and what the run folder holds are unchanged,
+and so are the notebooks before it. A failing notebook stops the others; what was done before stays.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
+from helpers.report.claims import format_claims, read_claims, say_estimate
 from helpers.report.compare import find_runs
 from helpers.report.export import CAPTION, write_pages
-from helpers.report.findings import ANSWER, read_findings
 from helpers.run import cache
 from helpers.run.cache import fingerprint, hash_file, write_atomic
 from helpers.run.schema import write_datapackage
@@ -37,12 +37,12 @@ from tools.command import NAMED, add_settings, read_settings
 
 # what notebooks are made with
 CODE = ("helpers/**/*.py", "helpers/**/*.html*", "phantom/*.py", "data/*.csv")
-MADE = ("tables/*", "figures/*", "notebooks/*", f"*/{cache.RECORD}", "report.html", "slides.html")
+MADE = ("tables/*", "figures/*", "claims/*", "notebooks/*", "notebooks/appendix/*",
+        f"*/{cache.RECORD}", "report.html", "slides.html")  # fmt: skip
 REPORT = "07_report"  # the notebook that report.html and slides.html are made of
-README_FIGURES = ("01_study", "03_layers", "03_words", "03_flow", "03_scoreboard", "04_layers",
-                  "05_ablation")  # fmt: skip
-QUOTED = re.compile(r"(<!--(\d\d\.\w+)-->).*?(<!--/\2-->)")  # where the README quotes a finding
-OPENING = re.compile(r"(<!--answer-->).*?(<!--/answer-->)", flags=re.DOTALL)
+CLAIMS_EMPTY = "<!--claims-->\n<!--/claims-->"
+CLAIMS = re.compile(r"<!--claims-->.*?<!--/claims-->", flags=re.DOTALL)  # filled in by a run
+RECORDS = re.compile(r"record_(?:claim|untestable)\(\s*study,\s*\"([\w-]+)\"")
 PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -64,7 +64,7 @@ def run_notebooks(
     inputs = {"files": list_input_files(study), "code": digest_code(study.root)}
     for number, source in enumerate(sources, start=1):
         inputs[source.stem] = describe_notebook(study, source, parameters)
-        target, took = folder / source.name, "up to date"
+        target, took = folder / source.relative_to(sources[0].parent), "up to date"
         if not inputs.items() <= finished.items():
             before = {name: inputs[name] for name in list(inputs)[:-1]}
             cache.write_record(folder, before, files=hash_run(study), running=source.stem)
@@ -79,6 +79,8 @@ def run_notebooks(
             cache.write_record(folder, finished, files=hash_run(study))
         report(f"[{number}/{len(sources)}] {source.stem:<20} {took:>10}")
         executed.append(target)
+    if fill_openings(study, executed):
+        cache.write_record(folder, finished, files=hash_run(study))
     write_datapackage(study)
     return executed
 
@@ -116,8 +118,10 @@ def hash_run(study: Study) -> dict[str, str]:
 
 
 def list_notebooks(root: Path) -> list[Path]:
-    """The numbered notebooks, in order."""
-    return sorted(root.glob("notebooks/[0-9][0-9]_*.ipynb"))
+    """The numbered notebooks and the appendix, in the order of a run: the report comes last."""
+    numbered = sorted(root.glob("notebooks/[0-9][0-9]_*.ipynb"))
+    appendix = sorted(root.glob("notebooks/appendix/a*.ipynb"))
+    return sorted([*numbered, *appendix], key=lambda path: path.stem == REPORT)
 
 
 def list_input_files(study: Study) -> list:
@@ -140,7 +144,7 @@ def digest_code(root: Path) -> str:
 def describe_notebook(study: Study, source: Path, parameters: dict) -> dict:
     """What one notebook is made from: its cells, its parameters, and the runs it is compared with.
 
-    Outputs do not count, nor does the answer in the opening, which a run fills in.
+    Outputs do not count, nor does the table of claims in the opening, which a run fills in.
     """
     cells = nbformat.read(source, as_version=4).cells
     chosen = choose_parameters(source, parameters)
@@ -153,7 +157,7 @@ def describe_notebook(study: Study, source: Path, parameters: dict) -> dict:
         for kind in kinds
         for path in sorted(other.glob(kind))
     ]
-    digest = fingerprint([[cell.cell_type, OPENING.sub("", cell.source)] for cell in cells])
+    digest = fingerprint([[cell.cell_type, CLAIMS.sub("", cell.source)] for cell in cells])
     return {"source": digest, "parameters": chosen, "compared": compared}
 
 
@@ -165,6 +169,7 @@ def choose_parameters(source: Path, parameters: dict) -> dict:
 
 def execute(source: Path, target: Path, parameters: dict) -> None:
     """Run one notebook with papermill; the target appears only when it has succeeded."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     running, failed = (target.with_suffix(f".{end}.ipynb") for end in ("running", "failed"))
     chosen = choose_parameters(source, parameters)
     options = {"kernel_name": "python3", "cwd": source.parent, "progress_bar": False}
@@ -187,16 +192,50 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
 
 
 def finish(study: Study, target: Path) -> None:
-    """Clean an executed notebook, write its answer into its opening, and export it as HTML."""
+    """Clean an executed notebook, fill in the claims of its opening, and export it as HTML."""
     notebook = clean_notebook(nbformat.read(target, as_version=4))
-    answer = read_findings(study).get(f"{target.stem[:2]}.{ANSWER}")
-    if answer:
-        opening = notebook.cells[0]
-        opening.source = OPENING.sub(lambda found: found[1] + answer + found[2], opening.source)
+    notebook.cells[0].source = fill_claims(study, notebook)
+    write_notebook(notebook, target)
+
+
+def fill_openings(study: Study, executed: list[Path]) -> bool:
+    """Fill the openings once more, as a later notebook may have measured a claim of an earlier one.
+
+    Returns whether any has changed.
+    """
+    changed = False
+    for path in executed:
+        notebook = nbformat.read(path, as_version=4)
+        opening = fill_claims(study, notebook)
+        if opening != notebook.cells[0].source:
+            notebook.cells[0].source, changed = opening, True
+            write_notebook(notebook, path)
+    return changed
+
+
+def write_notebook(notebook: NotebookNode, target: Path) -> None:
+    """Write a notebook, and beside it the same as HTML."""
     exporter = HTMLExporter(template_name="classic")  # the template that keeps alternative texts
     page, _ = exporter.from_notebook_node(notebook)
     write_atomic(target.with_suffix(".html"), page)
     write_atomic(target, nbformat.writes(notebook) + "\n")
+
+
+def fill_claims(study: Study, notebook: NotebookNode) -> str:
+    """The opening of a notebook with a table of its claims and what the run says of them.
+
+    Its claims are those listed under its number in data/claims.csv, and those that it records.
+    """
+    opening, claims = notebook.cells[0].source, read_claims(study.run_dir)
+    number = re.match(r"# (\w+) ·", opening)
+    recorded = RECORDS.findall("\n".join(cell.source for cell in notebook.cells))
+    own = claims["key"].isin(recorded) | (claims["notebook"] == (number and number[1]))
+    return CLAIMS.sub(lambda _: mark_claims(format_claims(claims[own])), opening)
+
+
+def mark_claims(table: str) -> str:
+    """A table between the marks by which the next run finds it."""
+    return f"<!--claims-->\n\n{table}\n\n<!--/claims-->" if table else CLAIMS_EMPTY
 
 
 def clean_notebook(notebook: NotebookNode) -> NotebookNode:
@@ -229,20 +268,22 @@ def shrink_png(encoded: str) -> str:
 
 
 def render(study: Study) -> None:
-    """Run the default study into notebooks/, and its findings and figures into the README."""
+    """Run the default study into notebooks/, and its claims and figures into the README."""
+    folder = study.root / "notebooks"
     for path in run_notebooks(study, {}, print):
         notebook = clean_notebook(nbformat.read(path, as_version=4))
-        write_atomic(study.root / "notebooks" / path.name, nbformat.writes(notebook) + "\n")
-    readme, findings = study.root / "README.md", read_findings(study)
-    text = readme.read_text(encoding="utf-8")
-    write_atomic(readme, QUOTED.sub(lambda found: found[1] + findings[found[2]] + found[3], text))
-    images = {f"figures/{name}.png": f"images/{name}.png" for name in README_FIGURES}
-    for source, target in {**images, "explorer.html": "explorer.html"}.items():
-        write_atomic(study.root / "notebooks" / target, (study.run_dir / source).read_bytes())
+        target = folder / path.relative_to(study.folder("notebooks"))
+        write_atomic(target, nbformat.writes(notebook) + "\n")
+    readme = study.root / "README.md"
+    text, table = readme.read_text(encoding="utf-8"), format_claims(read_claims(study.run_dir))
+    write_atomic(readme, CLAIMS.sub(lambda _: mark_claims(table), text))
+    for name in sorted(set(re.findall(r"notebooks/images/(\w+\.png)", text))):
+        write_atomic(folder / "images" / name, (study.run_dir / "figures" / name).read_bytes())
+    write_atomic(folder / "explorer.html", (study.run_dir / "explorer.html").read_bytes())
 
 
 def run_study(settings: dict, runs: list[str]) -> None:
-    """Run the notebooks with these settings and print their answers. runs: to compare with."""
+    """Run the notebooks with these settings and print the claims. runs: to compare with."""
     study = Study.load(**settings)
     parameters = {name.upper(): getattr(study, name) for name in NAMED if name in settings}
     if others := {name: value for name, value in settings.items() if name not in NAMED}:
@@ -251,10 +292,17 @@ def run_study(settings: dict, runs: list[str]) -> None:
         find_runs(study, [name for name in runs if name != study.run_name])  # its errors come first
         parameters["RUNS"] = runs
     run_notebooks(study, parameters, print)
-    for name, text in read_findings(study).items():
-        if name.endswith(f".{ANSWER}"):
-            print(f"{name[:2]}: {text.replace('**', '')}")  # no Markdown in a terminal
+    print(list_claims(study))
     print(f"read them: {study.run_dir / 'report.html'}, slides.html and notebooks/ beside it")
+
+
+def list_claims(study: Study) -> str:
+    """The claims as a terminal shows them, a line each, with verdict and estimate."""
+    rows = [row for _, row in read_claims(study.run_dir).iterrows()]
+    return "\n".join(
+        f"{row['verdict']:<16} {row['claim'].replace('*', '')} {say_estimate(row)}".strip()
+        for row in rows
+    )
 
 
 def sweep(settings: dict, seeds: list[int]) -> None:

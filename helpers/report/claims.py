@@ -78,15 +78,30 @@ def show_claims(study: Study, *keys: str) -> pd.DataFrame:
     shown["threshold"] = [
         f"{row['relation']} {row['threshold']:.3g}" for _, row in table.iterrows()
     ]
-    shown["models"] = [
-        "" if np.isnan(row["n_models"]) else f"{row['k_models']:.0f} of {row['n_models']:.0f}"
-        for _, row in table.iterrows()
-    ]
+    shown["models"] = [say_models(row) for _, row in table.iterrows()]
     shown["n"] = [
         "" if np.isnan(row["n_questions"]) else f"{row['n_questions']:,.0f}"
         for _, row in table.iterrows()
     ]
     return shown.set_index("claim")
+
+
+def format_claims(table: pd.DataFrame) -> str:
+    """Rows of `read_claims` as a Markdown table: claim, verdict, estimate, models; "" without any.
+
+    Plain Markdown, so that GitHub, Colab and nbconvert each draw it in their own colours.
+    """
+    lines = ["| claim | verdict | estimate | models |", "|:---|:---|:---|:---|"]
+    for _, row in table.iterrows():
+        estimate = say_estimate(row).replace("|", "/")
+        lines.append(f"| {row['claim']} | **{row['verdict']}** | {estimate} | {say_models(row)} |")
+    return "\n".join(lines) if len(table) else ""
+
+
+def say_models(row: pd.Series) -> str:
+    """In how many models a claim holds, "4 of 5"; "" where it was not measured."""
+    known = not np.isnan(row["n_models"])
+    return f"{row['k_models']:.0f} of {row['n_models']:.0f}" if known else ""
 
 
 def say_estimate(row: pd.Series) -> str:

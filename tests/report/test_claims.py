@@ -80,3 +80,22 @@ def test_every_claim_has_a_known_relation_a_notebook_and_at_most_25_words():
     assert set(table["notebook"]) <= {"02", "03", "04", "05", "06"}
     assert table["key"].is_unique
     assert (table["claim"].str.split().str.len() <= 25).all()
+
+
+def test_a_table_of_claims_is_markdown_with_a_line_a_claim(study):
+    claims.record_claim(study, "needs-image", mean_of(30, 31, 19))
+    claims.record_untestable(study, "beats-words", "no | words")
+    table = claims.format_claims(claims.read_claims(study.run_dir)).splitlines()
+    cells = [line.strip("|").split("|") for line in table]
+    assert {len(row) for row in cells} == {4}
+    shown = [[cell.strip() for cell in row] for row in cells[2:]]
+    assert len(shown) == len(pd.read_csv(claims.CLAIMS))
+    assert [row[1] for row in shown[:3]] == [
+        "**undecided**",
+        "**not testable**",
+        "**not measured yet**",
+    ]
+    assert shown[0][2].startswith("26.7 [")
+    assert shown[0][3] == "2 of 3"
+    assert shown[2][2:] == ["", ""]
+    assert claims.format_claims(claims.read_claims(study.run_dir).iloc[:0]) == ""

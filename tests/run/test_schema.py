@@ -16,6 +16,7 @@ from datapackage import check_package, find_outside
 from helpers.heads.roles import ROLES
 from helpers.run import schema
 from helpers.run.settings import Study, save_table
+from tools.run_notebooks import list_notebooks
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,15 +158,17 @@ def test_committed_entries_are_one_tidy_line_each(committed):
 
 
 def test_every_table_that_a_notebook_saves_is_described_and_no_other(committed):
-    saved = set()
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    saved, shown = set(), set()  # what is shown is a table or a figure
+    for path in list_notebooks(ROOT):
         code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
         saved |= set(re.findall(r"save_table\(\s*study,\s*\"([^\"]+)\"", code))
-    described = {each["table"] for each in committed if re.match(r"\d\d_", each["table"])}
-    assert len(saved) >= 10
+        shown |= set(re.findall(r"show\(\s*study,\s*\"([^\"]+)\"", code))
+    described = {each["table"] for each in committed if re.match(r"(\d\d|a\d)_", each["table"])}
+    assert len(saved | shown) >= 10
     missing = [name for name in saved if not any(fnmatchcase(name, known) for known in described)]
     assert missing == [], f"add entries to {schema.COLUMNS}"
-    unused = [known for known in described if not any(fnmatchcase(name, known) for name in saved)]
+    used = saved | shown
+    unused = [known for known in described if not any(fnmatchcase(name, known) for name in used)]
     assert unused == [], f"no notebook saves these: remove them from {schema.COLUMNS}"
 
 

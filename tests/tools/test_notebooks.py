@@ -8,10 +8,18 @@ import nbformat
 import pytest
 from datapackage import check_package
 
-from helpers.report.findings import read_findings
+from helpers.report.claims import read_claims
 from helpers.run.schema import write_datapackage
 from helpers.run.settings import Study
-from tools.run_notebooks import CODE, WIDGET, NotebookError, execute, list_notebooks, run_notebooks
+from tools.run_notebooks import (
+    CODE,
+    RECORDS,
+    WIDGET,
+    NotebookError,
+    execute,
+    list_notebooks,
+    run_notebooks,
+)
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT.parent / "shared" / "vqav2_sample"
@@ -28,26 +36,34 @@ def check_outputs(paths):
 
 
 def check_run(study):
-    """What notebooks 01 to 07 leave: findings, figures, tables as described."""
-    findings = read_findings(study)
-    answers = [name for name in findings if name.endswith(".answer")]
-    assert answers == [f"{path.name[:2]}.answer" for path in COMMITTED]
-    assert not [text for text in findings.values() if re.search(r"\bnan\b|\binf\b", text)]
+    """What all notebooks leave: a record of each claim, figures, tables as described."""
+    measured = read_claims(study.run_dir).query("verdict != 'not measured yet'")
+    assert set(measured["key"]) == list_recorded()
+    assert not (measured["estimate"].isna() & measured["reason"].isna()).any()
     assert len(list((study.run_dir / "figures").glob("*.png"))) >= 10
     assert len(list((study.run_dir / "tables").glob("*.csv"))) >= 5
     write_datapackage(study)
     assert check_package(study.run_dir) == []
 
 
+def list_recorded():
+    """The keys of the claims that some notebook records."""
+    notebooks = [nbformat.read(path, as_version=4) for path in COMMITTED]
+    return {
+        key for notebook in notebooks for cell in notebook.cells
+        for key in RECORDS.findall(cell.source)
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def default_run():
     """The default run as nbval has left it, if that was with the code as it is now."""
     study = Study.load()
-    left = study.run_dir / "tables" / "findings.json"
+    left = [path.stat().st_mtime for path in study.run_dir.glob("claims/*.json")]
     code = [path for pattern in CODE for path in ROOT.glob(pattern)]
-    if not left.is_file():
+    if not left:
         pytest.skip("no default run here: make test runs the notebooks first")
-    if left.stat().st_mtime < max(path.stat().st_mtime for path in code):
+    if min(left) < max(path.stat().st_mtime for path in code):
         pytest.skip("the code has changed since the default run")
     return study
 
@@ -58,14 +74,9 @@ def test_the_default_run_is_whole_and_as_described(default_run):
 
 
 @pytest.mark.notebooks
-def test_the_default_run_states_every_finding(default_run):
-    """All that the notebooks' code names: on the phantom, boxes and controls are known."""
-    stated = set()
-    for path in COMMITTED:
-        code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
-        stated |= set(re.findall(r'state_finding\(\s*study,\s*"(\d\d)",\s*"(\w+)"', code))
-    missing = {f"{number}.{name}" for number, name in stated} - set(read_findings(default_run))
-    assert missing == set()
+def test_every_claim_can_be_tested_on_the_default_data(default_run):
+    """On the phantom, boxes and controls are known."""
+    assert "not testable" not in set(read_claims(default_run.run_dir)["verdict"])
 
 
 @pytest.mark.notebooks
@@ -82,16 +93,13 @@ def test_the_notebooks_run_on_real_questions_and_photographs(tmp_path):
     paths = run_notebooks(study, {"PROFILE": "colab", **parameters, "SETTINGS": others})
     check_run(study)
     check_outputs(paths)
-    findings = read_findings(study)
     for path in paths:
-        opening = nbformat.read(path, as_version=4).cells[0].source
-        assert findings[f"{path.name[:2]}.answer"] in opening
         assert path.with_suffix(".html").stat().st_size > 10_000
     assert (study.run_dir / "run.json").is_file()
-    assert "29 validation questions" in findings["02.answer"]
-    assert "[" in findings["02.answer"], "no interval"
-    assert "does not say which questions need the image" in findings["02.controls"]
-    assert "does not say where the answer lies" in findings["03.boxes"]
+    claims = read_claims(study.run_dir).set_index("key")
+    assert claims.loc["needs-image", "low"] < claims.loc["needs-image", "high"]
+    assert claims.loc["finds-object", "verdict"] == "not testable"
+    assert claims.loc["controls-tell", "verdict"] == "not testable"
 
 
 @pytest.mark.notebooks
@@ -115,7 +123,6 @@ def test_committed_notebooks_are_executed_clean_and_tagged(path):
     assert "nbval-check-output" in tags
     assert "widgets" not in notebook.metadata
     assert not re.search(r'"[^"]*/(root|home|tmp|work)/', text), "an absolute path"
-    assert "<!--answer--><!--/answer-->" not in notebook.cells[0].source, "no answer"
     imports = re.compile(r"^(?:from|import) [^(\n]+(?:\([^)]*\))?\n", flags=re.MULTILINE)
     assert max(len(imports.sub("", cell.source).splitlines()) for cell in code) <= 25
     check_outputs([path])
@@ -124,15 +131,6 @@ def test_committed_notebooks_are_executed_clean_and_tagged(path):
             if "image/png" in output.get("data", {}):
                 caption = output.metadata["image/png"]["alt"]
                 assert caption.startswith("Figure "), "a figure without a caption under it"
-
-
-def test_the_readme_quotes_the_committed_notebooks():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    quoted = dict(re.findall(r"<!--(\d\d)\.answer-->(.+?)<!--/", readme))
-    assert list(quoted) == [path.name[:2] for path in COMMITTED]
-    for path in COMMITTED:
-        opening = nbformat.read(path, as_version=4).cells[0].source
-        assert quoted[path.name[:2]] in opening, path.name
 
 
 def test_setup_and_parameters_are_the_same_in_all_notebooks():

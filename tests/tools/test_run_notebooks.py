@@ -11,12 +11,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from papermill.engines import Engine, papermill_engines
 from PIL import Image
 
-from helpers.report.findings import read_findings
+from helpers.report.claims import read_claims
 from helpers.run.cache import cached_step
 from helpers.run.settings import Study
 from tools import run_notebooks as runner
 
-OPENING = "# Title\n\n**Answer.** <!--answer--><!--/answer-->"
+OPENING = "# {number} · Title\n\n<!--claims-->\n<!--/claims-->\n\n**You will learn**"
 SETUP = """
 import json, sys
 if {root!r} not in sys.path:
@@ -24,10 +24,9 @@ if {root!r} not in sys.path:
 from helpers.run import Study
 study = Study.load("phantom", run_name=RUN_NAME, **SETTINGS)
 
-def state_finding(study, number, name, text):  # as helpers.report does, which is slow to import
-    path = study.folder("tables") / "findings.json"
-    findings = json.loads(path.read_text()) if path.is_file() else {{}}
-    path.write_text(json.dumps(findings | {{f"{{number}}.{{name}}": text}}))
+def record_untestable(study, key, reason):  # as helpers.report does, which is slow to import
+    text = json.dumps({{"verdict": "not testable", "reason": reason}})
+    (study.folder("claims") / f"{{key}}.json").write_text(text)
 """
 
 
@@ -43,7 +42,7 @@ def write_notebook(folder, name, *cells, more=""):
     parameters = new_code_cell(given, metadata={"tags": ["parameters"]})
     setup = new_code_cell(SETUP.format(root=str(Study.load().root)))
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    opening = new_markdown_cell(OPENING, metadata={"tags": ["slide"]})
+    opening = new_markdown_cell(OPENING.format(number=name[:2]), metadata={"tags": ["slide"]})
     code = [parameters, setup, *map(new_code_cell, cells)]
     notebook = new_notebook(cells=[opening, *code], metadata=kernel)
     nbformat.write(notebook, folder / f"{name}.ipynb")
@@ -77,9 +76,9 @@ def world(tmp_path, monkeypatch, request):
         monkeypatch.setitem(papermill_engines._engines, None, InThisProcess)
     sources = tmp_path / "sources"
     sources.mkdir()
-    write_notebook(sources, "01_first", "state_finding(study, '01', 'answer', f'seed {SEED}')")
+    write_notebook(sources, "01_first", 'record_untestable(study, "beats-words", f"seed {SEED}")')
     write_notebook(sources, "02_second", "print(sum([1, 2]))")
-    monkeypatch.setattr(runner, "list_notebooks", lambda root: sorted(sources.glob("*.ipynb")))
+    monkeypatch.setattr(runner, "list_notebooks", lambda root: sorted(sources.rglob("*.ipynb")))
     settings = {"runs_root": str(tmp_path / "runs")}
     study = Study.load(run_name="test", **settings)
     lines = []
@@ -169,12 +168,70 @@ def test_a_sweep_is_a_run_a_seed_and_the_last_compares_them(monkeypatch):
 
 
 @pytest.mark.slow
-def test_parameters_reach_the_notebook_and_its_answer_opens_it(world):
-    _, study, run, _ = world
+def test_parameters_reach_the_notebook_and_its_claims_open_it(world):
+    _, _, run, _ = world
     done = run(SEED=7)
-    opening = nbformat.read(done[0], as_version=4).cells[0].source
-    assert read_findings(study) == {"01.answer": "seed 7"}
-    assert opening.endswith("<!--answer-->seed 7<!--/answer-->")
+    assert list_verdicts(done[0]) == [("not testable", "seed 7")]
+
+
+def list_verdicts(path):
+    """Verdict and estimate of each row of the table in a notebook's opening."""
+    opening = nbformat.read(path, as_version=4).cells[0].source
+    assert opening.startswith("# ")
+    assert opening.endswith("\n\n**You will learn**")
+    rows = [line.split("|")[1:-1] for line in opening.splitlines() if line[:1] == "|"][2:]
+    return [(row[1].strip(" *"), row[2].strip()) for row in rows]
+
+
+def test_a_claim_that_a_later_notebook_measures_stands_in_the_openings_of_both(world):
+    """The claims of 02: one is measured in 02, one in the appendix, one not at all."""
+    sources, _study, run, lines = world
+    write_notebook(sources, "02_second", 'record_untestable(study, "beats-words", "no image")')
+    record = 'record_untestable(study, "needs-image", f"no {SEED}")'
+    (sources / "appendix").mkdir()
+    write_notebook(sources / "appendix", "a1_more", record)
+    for seed in (1, 2):
+        done = run(SEED=seed)
+        assert done[2].parent.name == "appendix"
+        assert done[2].with_suffix(".html").is_file()
+        late = ("not testable", f"no {seed}")
+        expected = [late, ("not testable", "no image"), ("not measured yet", "")]
+        assert list_verdicts(done[1]) == expected
+        assert list_verdicts(done[2]) == [late]
+        assert f"no {seed}" in done[1].with_suffix(".html").read_text()
+    run(SEED=2)
+    assert all("up to date" in line for line in lines), "a filled opening has unsettled the run"
+
+
+def test_what_a_run_writes_into_an_opening_is_no_change_of_the_notebook(world):
+    sources, study, run, lines = world
+    run()
+    path = sources / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = runner.fill_claims(study, notebook)
+    assert "not testable" in notebook.cells[0].source
+    nbformat.write(notebook, path)
+    run()
+    assert all("up to date" in line for line in lines)
+
+
+def test_the_appendix_comes_before_the_report(tmp_path):
+    names = ["01_setup", "06_optimise", "07_report", "appendix/a1_maps", "appendix/a2_words"]
+    for name in names:
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    listed = [path.stem for path in runner.list_notebooks(tmp_path)]
+    assert listed == ["01_setup", "06_optimise", "a1_maps", "a2_words", "07_report"]
+
+
+def test_a_terminal_shows_every_claim_with_its_verdict(world):
+    _, study, run, _ = world
+    run(SEED=7)
+    lines = runner.list_claims(study).splitlines()
+    assert len(lines) == len(read_claims(study.run_dir))
+    told = [line for line in lines if line.startswith("not testable")]
+    assert [line.endswith("seed 7") for line in told] == [True]
 
 
 @pytest.mark.slow
@@ -278,7 +335,7 @@ def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
     assert seen["given"] == {"SEED": 3, "RUN_NAME": "test", "SETTINGS": others}
 
 
-@pytest.mark.parametrize("spoil", ["tables/findings.json", "notebooks/01_first.html"])
+@pytest.mark.parametrize("spoil", ["claims/beats-words.json", "notebooks/01_first.html"])
 def test_what_is_deleted_or_changed_by_others_is_made_again(world, spoil):
     _, study, run, lines = world
     run(SEED=7)
@@ -316,17 +373,20 @@ def test_a_cut_record_means_run_again(world, left):
 def test_a_killed_run_continues_with_the_notebook_it_was_killed_in(world):
     """02 had begun to write over what 01 and an earlier 02 left; 01 is not run again for that."""
     sources, study, run, lines = world
-    write_notebook(sources, "02_second", "state_finding(study, '02', 'answer', f'seed {SEED}')")
+    record = 'record_untestable(study, "{key}", f"{what}")'
+    write_notebook(sources, "02_second", record.format(key="needs-image", what="seed {SEED}"))
     run(SEED=1)
     interrupt = "raise RuntimeError('killed')"
-    write_notebook(sources, "02_second", "state_finding(study, '02', 'answer', 'half')", interrupt)
+    half = record.format(key="needs-image", what="half")
+    write_notebook(sources, "02_second", half, interrupt)
     with pytest.raises(runner.NotebookError):
         run(SEED=1)
-    write_notebook(sources, "02_second", "state_finding(study, '02', 'answer', f'seed {SEED}')")
+    write_notebook(sources, "02_second", record.format(key="needs-image", what="seed {SEED}"))
     run(SEED=1)
     assert ["up to date" in line for line in lines] == [True, False]
-    assert read_findings(study) == {"01.answer": "seed 1", "02.answer": "seed 1"}
-    (study.run_dir / "tables" / "findings.json").unlink()
+    found = read_claims(study.run_dir).set_index("key")
+    assert found.loc[["needs-image", "beats-words"], "reason"].tolist() == ["seed 1", "seed 1"]
+    (study.run_dir / "claims" / "beats-words.json").unlink()
     run(SEED=1)
     assert not any("up to date" in line for line in lines)
 
