@@ -2,7 +2,7 @@
 
     logits = knockout(model, batch, [("cls", "image")], layers=[2, 3])  # one cut, one batch
     table = measure_knockout(study, model, encoded)              # all DIRECTIONS, all `list_spans`
-    lost = accuracy_lost(table, answers, labels)                 # (question, direction, span)
+    lost = accuracy_lost(table, encoded, labels)                 # (question, direction, span)
 
 Where queries cannot attend to keys, their scores are minus infinity before the softmax, in all
 heads: attention knockout (Geva et al. 2023, "Dissecting recall of factual associations in
@@ -10,9 +10,10 @@ auto-regressive language models"; for vision-language models Zhang et al. 2025, 
 information flow in multimodal large language models").
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
 from helpers.model.forward import PackedForward
 from helpers.run.settings import Study
+from helpers.stats.models import mean_over_models
 
 GROUPS = {"cls": (0,), "words": (1,), "patches": (4,), "text": (0, 1, 2), "image": (3, 4)}
 DIRECTIONS = {  # query groups that cannot attend to key groups
@@ -40,6 +42,7 @@ DIRECTIONS = {  # query groups that cannot attend to key groups
     "[CLS], patches <- words": [("cls", "words"), ("patches", "words")],
 }
 Edges = Sequence[tuple[str, str]]
+Labels = Mapping[int, str] | Sequence[str]
 
 
 @torch.no_grad()
@@ -145,17 +148,61 @@ def measure_knockout(
     )
 
 
-def accuracy_lost(
-    table: AttentionTable, answers: Iterable[Sequence[str]], labels: Collection[str]
-) -> np.ndarray:
+def accuracy_lost(table: AttentionTable, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:
     """Points of VQA accuracy that each question loses by each cut: (question, direction, span).
 
-    table: of `measure_knockout`; answers: each question's ten; labels: the answer of each number.
+    table: of `measure_knockout` on these encoded questions; labels: the answer of each number. NaN
+    for data without answers.
     """
-    scores = score_answers(table.cut_answer, answers, labels)
+    own = encoded.questions.set_index("question_id").loc[table.questions["question_id"]]
+    if "answers" not in own:
+        return np.full(table.cut_answer.shape, np.nan)
+    scores = score_answers(table.cut_answer, own["answers"], labels)
     return 100 * (table.questions["accuracy"].to_numpy()[:, None, None] - scores)
 
 
 def probability_lost(table: AttentionTable) -> np.ndarray:
     """Points of the answer's probability lost by each cut: (question, direction, span)."""
     return 100 * (table.probability[:, None, None] - table.cut_probability)
+
+
+def edge_shares(flow: np.ndarray, questions: pd.DataFrame) -> np.ndarray:
+    """Attention that runs along each direction's edges: (question, direction, layer), in [0, 1].
+
+    The mean over all tokens that query in a direction of their mass on its keys. flow: of
+    `attention_measures`, (question, layer, 5, 5); questions: with columns n_words, n_patches.
+    """
+    n_words, n_patches = (questions[name].to_numpy(float) for name in ("n_words", "n_patches"))
+    one = np.ones(len(questions))
+    sizes = np.stack([one, n_words, one, one, n_patches])  # of KEY_GROUPS
+    flow, shares = np.nan_to_num(flow), []
+    for edges in DIRECTIONS.values():
+        pairs = number_edges(edges)
+        mass = sum(sizes[q][:, None] * flow[:, :, q, k] for q, k in pairs)
+        shares.append(mass / sum(sizes[q] for q in {q for q, _ in pairs})[:, None])
+    return np.stack(shares, axis=1)
+
+
+def tabulate_losses(
+    lost: np.ndarray, questions: pd.DataFrame, n_layers: int, types: Sequence[str]
+) -> pd.DataFrame:
+    """Mean losses over models and questions with 95 % intervals, as `plot_knockout` draws them.
+
+    lost: (model, question, direction, span); questions: image_id and family of each. types: the
+    question types to list. Columns: panel ("one": cut in this layer alone; "onward": from it on;
+    "type": in all layers), direction, column (layer or type), estimate, low, high, n, n_clusters
+    (images), n_models.
+    """
+    spans, last = list_spans(n_layers), n_layers - 1
+    everyone, family = np.ones(len(questions), dtype=bool), questions["family"].to_numpy()
+    columns = [("one", f"L{layer}", (layer, layer), everyone) for layer in range(n_layers)]
+    columns += [("onward", f"L{layer}", (layer, last), everyone) for layer in range(n_layers)]
+    columns += [("type", name, (0, last), family == name) for name in types]
+    image_ids, rows = questions["image_id"].to_numpy(), []
+    for panel, column, span, asked in columns:
+        mean = mean_over_models(lost[:, asked][..., spans.index(span)], image_ids[asked])
+        bounds = zip(DIRECTIONS, mean.estimate, mean.low, mean.high, strict=True)
+        counts = (mean.n, mean.n_images, mean.n_models)
+        rows += [(panel, name, column, *three, *counts) for name, *three in bounds]
+    names = ["panel", "direction", "column", "estimate", "low", "high", "n", "n_clusters"]
+    return pd.DataFrame(rows, columns=[*names, "n_models"])

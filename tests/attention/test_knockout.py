@@ -3,20 +3,23 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small import ANSWERS, make_batch, stub_study
 
-from helpers.attention.image_share import average_queries, prepare_batch
+from helpers.attention.image_share import attention_measures, average_queries, prepare_batch
 from helpers.attention.knockout import (
     DIRECTIONS,
     accuracy_lost,
+    edge_shares,
     knockout,
     knockout_measures,
     list_spans,
     measure_knockout,
     number_edges,
     probability_lost,
+    tabulate_losses,
 )
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.forward import PackedForward, forward_raster, trace
@@ -153,7 +156,7 @@ def test_losses_over_a_data_set_are_those_of_single_questions(vilt, encoded, tmp
     rows = [ids.index(question) for question in table.questions["question_id"]]
     assert len(rows) == 5
     own = [answers[row] for row in rows]
-    lost = accuracy_lost(table, own, ANSWERS)
+    lost = accuracy_lost(table, encoded, ANSWERS)
     spans = list_spans(4)
     assert lost.shape == (5, len(DIRECTIONS), len(spans)) == probability_lost(table).shape
     for place, row in enumerate(rows):
@@ -164,3 +167,37 @@ def test_losses_over_a_data_set_are_those_of_single_questions(vilt, encoded, tmp
         )
         difference = vqa_accuracy(whole, own[place]) - vqa_accuracy(cut, own[place])
         assert lost[place, 1, spans.index((0, 3))] == pytest.approx(100 * difference)
+
+
+@torch.no_grad()
+def test_edge_shares_are_the_mean_mass_on_cut_edges(model, batch):
+    inputs, groups, _ = prepare_batch(model, batch)
+    measures = attention_measures(model, batch)
+    counts = {"n_words": groups[:, 1].sum(1), "n_patches": groups[:, 4].sum(1)}
+    shares = edge_shares(measures["flow"].numpy(), pd.DataFrame(counts))
+    for direction, edges in enumerate(DIRECTIONS.values()):
+        cut = torch.zeros(len(groups), groups.shape[2], groups.shape[2], dtype=torch.bool)
+        for queries, keys in number_edges(edges):
+            cut |= groups[:, queries][:, :, None] & groups[:, keys][:, None]
+        asking = cut.any(2)
+        for index, layer in enumerate(PackedForward(model, inputs, groups, len(groups))):
+            ((_, attention),) = layer
+            mass = (attention.mean(1) * cut).sum(2)  # (question, query)
+            expected = (mass * asking).sum(1) / asking.sum(1)
+            some = asking.any(1)
+            np.testing.assert_allclose(shares[some, direction, index], expected[some], atol=1e-5)
+
+
+def test_table_of_losses_by_hand():
+    spans, questions = list_spans(2), pd.DataFrame({"image_id": [1, 1, 2], "family": list("aab")})
+    assert spans == [(0, 0), (0, 1), (1, 1)]
+    lost = np.zeros((2, 3, len(DIRECTIONS), 3))
+    lost[0, :, 0, 1] = 10, 20, 60  # model, question, direction, span
+    lost[1, :, 0, 1] = 30, 40, 20
+    table = tabulate_losses(lost, questions, 2, ["a", "b"]).set_index(["panel", "column"])
+    text = table[table["direction"] == "text <- image"]["estimate"]
+    assert text["onward", "L0"] == pytest.approx(30)
+    assert text["type", "a"] == pytest.approx(25)
+    assert text["type", "b"] == pytest.approx(40)
+    assert (text["one"] == 0).all()
+    assert len(table) == len(DIRECTIONS) * (2 + 2 + 2)
