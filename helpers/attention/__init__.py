@@ -12,6 +12,7 @@ from helpers.attention import (
     word_classes,
 )
 from helpers.attention.image_share import attention_maps, attention_split
+from helpers.attention.look import look
 
 __all__ = [
     "attention_maps",  # full attention matrices of a few questions, patches in raster order
@@ -21,6 +22,7 @@ __all__ = [
     "grounding",  # do heads and maps point at the boxes asked about?
     "image_share",  # the share of attention on the image, its baseline, other measures of a batch
     "knockout",  # what answers lose where attention from one group to another is cut
+    "look",  # answer, split and maps of one picture and one question
     "modality",  # what an answer owes to the words and to the image
     "relevance",  # maps that count what heads hand on, and what the answer owes to it
     "word_attention",  # attention from and to nouns, colours, function words, ...
