@@ -28,7 +28,7 @@ from PIL import Image
 
 from helpers.report.claims import format_claims, read_claims, say_estimate
 from helpers.report.compare import find_runs
-from helpers.report.export import CAPTION, write_pages
+from helpers.report.sections import CAPTION
 from helpers.run import cache
 from helpers.run.cache import fingerprint, hash_file, write_atomic
 from helpers.run.schema import write_datapackage
@@ -39,7 +39,7 @@ from tools.command import NAMED, add_settings, read_settings
 CODE = ("helpers/**/*.py", "helpers/**/*.html*", "phantom/*.py", "data/*.csv")
 MADE = ("tables/*", "figures/*", "claims/*", "notebooks/*", "notebooks/appendix/*",
         f"*/{cache.RECORD}", "report.html", "slides.html")  # fmt: skip
-REPORT = "07_report"  # the notebook that report.html and slides.html are made of
+REPORT = "07_report"  # the notebook that makes report.html and slides.html
 CLAIMS_EMPTY = "<!--claims-->\n<!--/claims-->"
 CLAIMS = re.compile(r"<!--claims-->.*?<!--/claims-->", flags=re.DOTALL)  # filled in by a run
 RECORDS = re.compile(r"record_(?:claim|untestable)\(\s*study,\s*\"([\w-]+)\"")
@@ -71,8 +71,6 @@ def run_notebooks(
             start = time.perf_counter()
             execute(source, target, parameters)
             finish(study, target)
-            if source.stem == REPORT:
-                write_pages(study, target)
             seconds = time.perf_counter() - start
             record_run(study, steps={source.stem: round(seconds, 1)})
             finished, took = dict(inputs), f"{seconds:.1f} s"
@@ -149,7 +147,7 @@ def describe_notebook(study: Study, source: Path, parameters: dict) -> dict:
     cells = nbformat.read(source, as_version=4).cells
     chosen = choose_parameters(source, parameters)
     others = [study.run_dir.parent / name for name in chosen.get("RUNS", [])]
-    kinds = ("run.json", "tables/*.csv", "modality/shapley.parquet")
+    kinds = ("run.json", "claims/*.json")
     compared = [
         hash_file(path)
         for other in others
@@ -253,7 +251,8 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
             for output in cell.outputs:
                 if PNG in output.get("data", {}):
                     output.data[PNG] = shrink_png(output.data[PNG])
-                    output.metadata = {PNG: {"alt": caption}} if caption else {}
+                    own = output.get("metadata", {}).get(PNG, {}).get("alt")
+                    output.metadata = {PNG: {"alt": caption or own}} if caption or own else {}
     return notebook
 
 

@@ -27,7 +27,6 @@ ORDER_LOOKS = {  # order of removal: marker, line, colour
     "random": ("D", "--", "#777777"),
 }  # fmt: skip
 PRECISION_MARKERS = {"fp32": "o", "fp16": "s", "bf16": "s", "int8": "^"}
-UNITS = {"%": "%", "points": "points", "heads": "heads", "times": "times as fast"}
 RUN_COLUMNS = 3
 ACCURACY = "VQA accuracy, %"
 
@@ -328,43 +327,35 @@ def plot_sizes(table: pd.DataFrame, questions: Sequence[int]) -> Figure:
 
 @style.styled
 def plot_runs(table: pd.DataFrame) -> Figure:
-    """A panel a headline, a point a run with its 95 % interval; mean of the runs, and ± 1 SD.
+    """A panel a claim, a point a run with its 95 % interval and verdict; dashed: the threshold.
 
-    table: run, headline, label, unit, value, low, high (of `compare_runs`). A run without a number
-    says so in its place; with one number there is no band.
+    table: run, key, claim, unit, threshold, verdict, estimate, low, high (of
+    `compare.compare_claims`). Claims without a number in any run are left out.
     """
-    names, runs = list(table["headline"].unique()), list(table["run"].unique())
-    n_rows = math.ceil(len(names) / RUN_COLUMNS)
-    size = (10, n_rows * (0.27 * len(runs) + 1.15) + 0.4)
+    table = table[table.groupby("key")["estimate"].transform("count") > 0]
+    keys, runs = list(table["key"].unique()), list(table["run"].unique())
+    n_rows = max(1, math.ceil(len(keys) / RUN_COLUMNS))
+    size = (10, n_rows * (0.3 * len(runs) + 1.2) + 0.4)
     figure, axes = plt.subplots(n_rows, RUN_COLUMNS, figsize=size, sharey=True, squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        _plot_headline(axis, table[table["headline"] == name].reset_index(drop=True))
-    for axis in axes.flat[len(names) :]:
+    for axis, key in zip(axes.flat, keys, strict=False):
+        _plot_claim(axis, table[table["key"] == key].reset_index(drop=True))
+    for axis in axes.flat[len(keys) :]:
         axis.remove()
     style.name_rows(axes[0, 0], runs)
-    return style.set_title(figure, "How far do the headline numbers spread over runs?")
+    return style.set_title(figure, "Do the claims hold in every run? (95 % intervals)")
 
 
-def _plot_headline(axis: Axes, rows: pd.DataFrame) -> None:
-    """One panel: a line a run, the first at the top."""
-    known = rows[np.isfinite(rows["value"].astype(float))]
-    if len(known) > 1:
-        mean, sd = known["value"].mean(), known["value"].std()
-        axis.axvspan(mean - sd, mean + sd, color=style.PALE, zorder=-1)
-        axis.axvline(mean, **style.BASELINE)
-    look = {"horizontal": True, "color": TEXT_COLOR}
-    style.plot_intervals(axis, known.index, known, "value", **look)
-    look = {"ha": "center", "va": "center", "fontsize": 8, "color": style.DARK_GREY}
-    look |= {"backgroundcolor": "white", "transform": axis.get_yaxis_transform()}
-    for position in rows.index.difference(known.index):
-        axis.text(0.5, position, "no number", **look)
-    unit = rows["unit"][0]
-    axis.xaxis.set_major_locator(MaxNLocator(3, integer=unit == "heads", min_n_ticks=1))
-    ends = known[["value", "low", "high"]].to_numpy(float)
-    if known.empty:
-        axis.set_xticks([])
-    elif np.nanmax(ends) == np.nanmin(ends):  # else the axis would magnify nothing
-        axis.set_xlim(ends[0, 0] - 1, ends[0, 0] + 1)
-    axis.set_xlabel(UNITS[unit], fontsize=9)
-    axis.set_title("\n".join(wrap(rows["label"][0], 42)), fontsize=9)
+def _plot_claim(axis: Axes, rows: pd.DataFrame) -> None:
+    """One panel: a line a run, the first at the top; what has no number shows its verdict."""
+    known = rows[np.isfinite(rows["estimate"].astype(float))]
+    axis.axvline(known["threshold"].iloc[0], **style.BASELINE)
+    style.plot_intervals(axis, known.index, known, horizontal=True, color=TEXT_COLOR)
+    look = {"va": "center", "fontsize": 8, "color": style.DARK_GREY}
+    look |= {"transform": axis.get_yaxis_transform()}
+    for position, row in rows.iterrows():
+        shift = -0.32 if position in known.index else 0
+        axis.text(0.98, position + shift, row["verdict"], ha="right", **look)
+    axis.xaxis.set_major_locator(MaxNLocator(3, min_n_ticks=1))
+    axis.set_xlabel(rows["unit"][0], fontsize=9)
+    axis.set_title("\n".join(wrap(rows["claim"][0].replace("*", ""), 42)), fontsize=9)
     axis.tick_params(axis="y", length=0)

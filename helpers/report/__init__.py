@@ -1,15 +1,15 @@
-"""Report: findings and their sentences, the numbers of a run, the viewer, the exported pages."""
+"""Report: the study's claims, the exported pages, several runs side by side, the viewer."""
 
-from helpers.report import claims, compare, findings, headlines, sentences, viewer
+from helpers.report import claims, compare, export, sections, sentences, viewer
 from helpers.report.claims import record_claim
 from helpers.report.findings import state_finding
 
 __all__ = [
     "claims",  # the study's claims, and what a run finds of each
-    "compare",  # this run beside others and beside the literature
-    "findings",  # the findings of a run, shown with its numbers and figures
-    "headlines",  # the numbers of a run, read from its own tables
+    "compare",  # the claims of several runs side by side
+    "export",  # report.html and slides.html of a run
     "record_claim",  # judge a claim from its number, and keep the verdict
+    "sections",  # what the report says of each question, in fixed text
     "sentences",  # what tables show, as text
     "state_finding",  # show a finding and keep it for the report
     "viewer",  # attention over the picture: a page that any browser opens, and a widget of it

@@ -75,9 +75,7 @@ def show_claims(study: Study, *keys: str) -> pd.DataFrame:
     table = table.loc[list(keys)] if keys else table
     shown = table[["claim", "verdict"]].copy()
     shown["estimate"] = [say_estimate(row) for _, row in table.iterrows()]
-    shown["threshold"] = [
-        f"{row['relation']} {row['threshold']:.3g}" for _, row in table.iterrows()
-    ]
+    shown["threshold"] = [say_threshold(row) for _, row in table.iterrows()]
     shown["models"] = [say_models(row) for _, row in table.iterrows()]
     shown["n"] = [
         "" if np.isnan(row["n_questions"]) else f"{row['n_questions']:,.0f}"
@@ -96,6 +94,12 @@ def format_claims(table: pd.DataFrame) -> str:
         estimate = say_estimate(row).replace("|", "/")
         lines.append(f"| {row['claim']} | **{row['verdict']}** | {estimate} | {say_models(row)} |")
     return "\n".join(lines) if len(table) else ""
+
+
+def say_threshold(row: pd.Series) -> str:
+    """What a claim asks of its number: "> 20", "within ±0.1"."""
+    relation = "within ±" if row["relation"] == "within" else f"{row['relation']} "
+    return f"{relation}{row['threshold']:.3g}"
 
 
 def say_models(row: pd.Series) -> str:

@@ -1,11 +1,9 @@
-"""The report and the slides of a run: two HTML files, made by nbconvert from the notebook 07.
+"""The report and the slides of a run: two HTML files that ask nothing of the network.
 
-    write_pages(study, study.run_dir / "notebooks" / "07_report.ipynb")
+    write_pages(study)                      # report.html and slides.html in the run's folder
+    write_pages(study, runs=["seed1"])      # the report compares this run with others
 
-Code is left out. Tags of cells say what is shown where: "page" begins a new page of the printed
-report, "slide" a new slide, "on-slide" adds to the slide before it, "report-out" keeps a cell out
-of the report; "headline" and "findings" have a look of their own. The pages ask nothing of the
-network, for which the slides have a template of their own: nbconvert's fetch reveal.js from one.
+Both are made from the run's claims and figures and from the fixed text of `sections`.
 """
 
 import base64
@@ -14,131 +12,131 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import nbformat
+import pandas as pd
 from bs4 import BeautifulSoup
-from nbconvert import HTMLExporter
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from nbconvert.filters import markdown2html
-from nbformat import NotebookNode
-from nbformat.v4 import new_output
+from PIL import Image
 
+from helpers.report import sections
+from helpers.report.claims import read_claims, say_estimate, say_models, say_threshold
+from helpers.report.compare import compare_claims, find_runs, tabulate_runs
 from helpers.run.cache import write_atomic
 from helpers.run.settings import Study
 
-CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
-KINDS = ["image/png", "text/html", "text/markdown"]  # of outputs, the best first; no others
+SLIDES = (  # a claim, and the figures that show it: the first that the run holds
+    ("needs-image", "02_accuracy"),
+    ("stock-noise", "03_noise"),
+    ("text-first", "03_layers"),
+    ("finds-object", "03_words", "03_pointing"),
+    ("cls-fetches", "03_knockout", "03_flow"),
+    ("what-why", "04_layers"),
+    ("all-need", "04_needs"),
+    ("habits", "05_role_map", "05_roles"),
+    ("gradient-predicts", "05_importance"),
+    ("order-matters", "06_curves"),
+)
+WIDE = 2.0  # width / height of figures that have their number above, not beside them
 FORBIDDEN = ("script", "style", "iframe", "object", "embed", "link", "meta", "form", "base")
 KEPT = ("href", "src", "alt", "colspan", "rowspan")  # attributes
 
 
-def write_pages(study: Study, path: Path) -> list[Path]:
+def write_pages(study: Study, runs: Sequence[str] = ()) -> list[Path]:
     """Write report.html and slides.html into the run's folder; returns their paths.
 
-    path: the executed notebook. The same notebook gives the same files. ValueError where it has not
-    been executed, has no title, or has no slide.
+    runs: names of other runs beside this one. The same run gives the same files.
     """
-    notebook = nbformat.read(path, as_version=4)
-    if not any(cell.get("outputs") for cell in notebook.cells):
-        raise ValueError(f"{path.name} has no outputs: execute it before its pages are made")
-    cells = list_shown_cells(notebook.cells)
-    cells[0].source, title = rewrite_opening(cells[0].source)
-    cells[0].metadata["about"] = f"{study.profile} · run {study.run_name} · seed {study.seed}"
-    slides, n_slides = cut_slides(cells)
-    report, contents = cut_sections(cells)
+    claims = describe_claims(read_claims(study.run_dir))
+    shared = {"title": sections.TITLE, "about": describe_run(study, claims)}
+    report = {
+        "hero": load_figure(study, sections.HERO),
+        "sentences": sections.say_sentences(study),
+        "claims": claims.to_dict("records"),
+        "verdicts": sections.VERDICTS,
+        "sections": [load_section(study, claims, section) for section in sections.SECTIONS],
+        "runs": load_runs(study, runs),
+    }
+    slides = [
+        {"claim": claims.loc[key].to_dict(), "figure": load_figure(study, names)}
+        for key, *names in SLIDES
+    ]
     pages = {
-        "report.html": render(report, "report.html.j2", title=title, contents=contents),
-        "slides.html": render(slides, "slides.html.j2", title=title, slides=n_slides),
+        "report.html": render("report.html.j2", **shared, **report),
+        "slides.html": render("slides.html.j2", **shared, slides=slides),
     }
     return [write_atomic(study.run_dir / name, page) for name, page in pages.items()]
 
 
-def render(cells: Sequence[NotebookNode], template: str, **resources: object) -> str:
-    """The cells in a template beside this module, whose own script is the only one that may run."""
-    path = Path(__file__).with_name(template)
-    script = re.search(r"<script>(.*?)</script>", path.read_text(encoding="utf-8"), re.DOTALL)
+def describe_claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims by key, with what the pages say of each: number, models, needs, n, and its look."""
+    rows = [row for _, row in table.iterrows()]
+    table = table.assign(
+        number=[say_estimate(row) for row in rows],
+        models=[say_models(row) for row in rows],
+        needs=[f"{say_threshold(row)} {row['unit']}" for row in rows],
+        n=["" if pd.isna(row["n_questions"]) else f"{row['n_questions']:,.0f}" for row in rows],
+        look=table["verdict"].str.replace(" ", "-"),
+    )
+    return table.set_index("key", drop=False)
+
+
+def describe_run(study: Study, claims: pd.DataFrame) -> list[str]:
+    """Lines about a run: what was analysed, and that drawings are no photographs."""
+    n_models = claims["n_models"].max()
+    models = "" if pd.isna(n_models) else f" · models analysed: {n_models:.0f}"
+    line = f"profile {study.profile} · run {study.run_name} · seed {study.seed}{models}"
+    return [line, sections.DRAWINGS] if study.data_root is None else [line]
+
+
+def load_section(study: Study, claims: pd.DataFrame, section: sections.Section) -> dict:
+    """A section as the template shows it."""
+    own = claims[claims["notebook"] == section.notebook].to_dict("records")
+    return section._asdict() | {"claims": own, "figure": load_figure(study, section.figures)}
+
+
+def load_figure(study: Study, names: Sequence[str]) -> dict | None:
+    """The first of these figures that the run holds: its bytes as an address, caption, shape."""
+    found = sections.find_figure(study, names)
+    if found is None:
+        return None
+    path, caption = found
+    with Image.open(path) as image:
+        wide = image.width > WIDE * image.height
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"src": f"data:image/png;base64,{data}", "caption": caption, "wide": wide}
+
+
+def load_runs(study: Study, names: Sequence[str]) -> list[dict]:
+    """This run's claims beside those of others, a dict a claim; [] without others."""
+    names = [study.run_name, *(name for name in names if name != study.run_name)]
+    if len(names) == 1:
+        return []
+    return tabulate_runs(compare_claims(find_runs(study, names))).to_dict("records")
+
+
+def render(template: str, **values: object) -> str:
+    """Fill a template beside this module, whose own script is the only one that may run."""
+    folder = Path(__file__).parent
+    source = (folder / template).read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", source, re.DOTALL)
     digest = hashlib.sha256(script[1].encode() if script else b"").digest()
-    resources["script_hash"] = f"sha256-{base64.b64encode(digest).decode()}"
-    filters = {"clean": clean, "markdown": render_markdown, "plain": render_plain}
-    exporter = HTMLExporter(template_file=str(path), filters=filters, exclude_input=True)
-    notebook = nbformat.v4.new_notebook(cells=list(cells))
-    return exporter.from_notebook_node(notebook, resources=resources)[0]
+    values["script_hash"] = f"sha256-{base64.b64encode(digest).decode()}"
+    options = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, **options)
+    environment.filters |= {"markdown": render_markdown, "line": render_line, "plain": render_plain}
+    return environment.get_template(template).render(**values)
 
 
-def list_shown_cells(cells: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """The cells that show something: text, or outputs of KINDS, each of its best kind alone.
-
-    The caption in the cell under a figure moves into the figure's metadata.
-    """
-    shown, caption = [], ""
-    for cell in reversed(cells):  # a caption comes before its figure
-        following, caption = caption, ""
-        if cell.cell_type == "markdown":
-            found = CAPTION.match(cell.source)
-            caption = " ".join(found[1].split()) if found else ""
-            cell.source = CAPTION.sub("", cell.source, count=1)
-        outputs = []
-        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
-            kind = next((kind for kind in KINDS if kind in data), None)
-            if kind:
-                metadata = {"caption": following}
-                outputs.append(new_output("display_data", {kind: data[kind]}, metadata=metadata))
-        if cell.cell_type == "code":
-            cell.outputs = outputs
-        if outputs or (cell.cell_type == "markdown" and cell.source.strip()):
-            shown.insert(0, cell)
-    return shown
-
-
-def rewrite_opening(source: str) -> tuple[str, str]:
-    """The opening cell with its title and answer alone; the title as text, without its number."""
-    heading = re.match(r"# (?:\d\d · )?(.+)", source)
-    if heading is None:
-        raise ValueError("the notebook's first cell has no title (# ...)")
-    answer = next((part for part in source.split("\n\n") if part.startswith("**Answer")), "")
-    answer = re.sub(r" (?=\*\*\w)", "  \n", answer)  # what is bold begins a line
-    return f"# {heading[1]}\n\n{answer}", render_plain(heading[1])
-
-
-def find_heading(cell: NotebookNode) -> str:
-    """The text of a cell's heading of level 2, or ""."""
-    found = cell.cell_type == "markdown" and re.search(r"^## (.+)", cell.source, re.MULTILINE)
-    return render_plain(found[1]) if found else ""
-
-
-def cut_sections(cells: Sequence[NotebookNode]) -> tuple[list[NotebookNode], list[str]]:
-    """The report's cells, those that begin a section with its number ("part"); the headings."""
-    report = [cell for cell in cells if "report-out" not in cell.metadata.get("tags", [])]
-    contents = []
-    for cell in report:
-        if heading := find_heading(cell):
-            contents.append(heading)
-            cell.metadata["part"] = len(contents)
-    return report, contents
-
-
-def cut_slides(cells: Sequence[NotebookNode]) -> tuple[list[NotebookNode], int]:
-    """The cells on slides, the first of each with its number ("slide"); how many slides there are.
-
-    A slide without a heading gets that of the part it belongs to ("running").
-    """
-    chosen, n_slides, running = [], 0, ""
-    for cell in cells:
-        tags, heading = set(cell.metadata.get("tags", [])), find_heading(cell)
-        if "slide" in tags:
-            n_slides += 1
-            cell.metadata |= {"slide": n_slides, "running": "" if heading else running}
-        if {"slide", "on-slide"} & tags:
-            if not n_slides:
-                raise ValueError('a cell is tagged "on-slide", but no cell before it "slide"')
-            chosen.append(cell)
-        running = heading or running
-    if not n_slides:
-        raise ValueError('no cell of the notebook is tagged "slide"')
-    return chosen, n_slides
-
-
-def render_markdown(source: str) -> str:
+def render_markdown(source: str) -> Markup:
     """Markdown as safe HTML."""
-    return clean(markdown2html(source))
+    return Markup(clean(markdown2html(source)))
+
+
+def render_line(source: str) -> Markup:
+    """A line of Markdown as safe HTML, without the paragraph around it."""
+    paragraph = str(render_markdown(source))
+    return Markup(re.sub(r"^<p>(.*)</p>$", r"\1", paragraph, flags=re.DOTALL))
 
 
 def render_plain(source: str) -> str:
@@ -161,8 +159,9 @@ def clean(source: str) -> str:
             continue
         element.attrs = {name: element[name] for name in KEPT if name in element.attrs}
     for link in soup.find_all("a", href=True):
-        link["href"] = re.sub(r"^(\d\d_\w+)\.ipynb", r"notebooks/\1.html", link["href"])
-        if not re.match(r"https?://|notebooks/\d\d_\w+\.html", link["href"]):
+        pattern = r"^((?:appendix/)?\w\d_\w+)\.ipynb"
+        link["href"] = re.sub(pattern, r"notebooks/\1.html", link["href"])
+        if not re.match(r"https?://|notebooks/[\w/]+\.html", link["href"]):
             link.unwrap()
     for table in soup.find_all("table"):
         table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))

@@ -149,19 +149,21 @@ def test_sizes_are_bars_in_millions():
     assert read_ticks(figure.axes[0], "y") == ["a", "b"]
 
 
-def test_runs_are_points_and_a_run_without_a_number_says_so():
+def test_runs_are_points_and_a_run_without_a_number_shows_its_verdict():
     rows = [
-        ("accuracy", "VQA accuracy", "%", "a", 50.0, 40.0, 60.0),
-        ("accuracy", "VQA accuracy", "%", "b", 60.0, 55.0, 65.0),
-        ("roles", "heads with a role", "heads", "a", 3, np.nan, np.nan),
-        ("roles", "heads with a role", "heads", "b", np.nan, np.nan, np.nan),
+        ("a", "needs-image", "supported", 50.0, 40.0, 60.0),
+        ("b", "needs-image", "undecided", 60.0, 5.0, 65.0),
+        ("a", "habits", "supported", 3, 2, 4),
+        ("b", "habits", "not testable", np.nan, np.nan, np.nan),
+        ("a", "backup", "not testable", np.nan, np.nan, np.nan),
+        ("b", "backup", "not testable", np.nan, np.nan, np.nan),
     ]
-    columns = ["headline", "label", "unit", "run", "value", "low", "high"]
-    figure = figures.plot_runs(pd.DataFrame(rows, columns=columns))
+    table = pd.DataFrame(rows, columns=["run", "key", "verdict", "estimate", "low", "high"])
+    figure = figures.plot_runs(table.assign(claim="A claim.", unit="points", threshold=20.0))
     render(figure)
-    accuracy, roles = figure.axes
-    np.testing.assert_allclose(accuracy.containers[0].lines[0].get_xydata(), [[50, 0], [60, 1]])
-    np.testing.assert_allclose(read_bars(accuracy.containers[0], 0), [[40, 60], [55, 65]])
-    assert read_ticks(accuracy, "y") == ["a", "b"]
-    np.testing.assert_allclose(roles.containers[0].lines[0].get_xydata(), [[3, 0]])
-    assert [(text.get_position()[1], text.get_text()) for text in roles.texts] == [(1, "no number")]
+    image, habits = figure.axes
+    np.testing.assert_allclose(image.containers[0].lines[0].get_xydata(), [[50, 0], [60, 1]])
+    np.testing.assert_allclose(read_bars(image.containers[0], 0), [[40, 60], [5, 65]])
+    assert read_ticks(image, "y") == ["a", "b"]
+    np.testing.assert_allclose(habits.containers[0].lines[0].get_xydata(), [[3, 0]])
+    assert [text.get_text() for text in habits.texts] == ["supported", "not testable"]

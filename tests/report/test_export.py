@@ -1,29 +1,22 @@
 """The report and the slides, as text and in a browser."""
 
 import base64
-import io
+import json
 import re
 
 import browser
-import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from helpers.report.export import clean, list_shown_cells, write_pages
+from helpers.report import sections
+from helpers.report.claims import CLAIMS
+from helpers.report.export import SLIDES, clean, write_pages
 from helpers.run.settings import Study
 
 driver = browser.make_fixture()
 
-OPENING = """# 07 · What *is* it?
-
-[![badge](https://example.org/badge.svg)](https://example.org) [index](../README.md)
-
-**Answer.** <!--answer-->42 % [40, 44]. **Layers.** Four.<!--/answer-->
-
-**You will learn**
-- nothing"""
 HOSTILE = (
     '<script>window.hurt = 1</script><img src="https://example.org/x.png" '
     'onerror="window.hurt = 2"> {{body}} {% x %} \\1'
@@ -31,51 +24,29 @@ HOSTILE = (
 LONG = "antidisestablishmentarianism" * 8
 
 
-def make_png(width=900, height=400) -> str:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), "steelblue").save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+def make_png(path, width, height):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), "steelblue").save(path, "PNG")
 
 
-def markdown(text, *tags):
-    return new_markdown_cell(text, metadata={"tags": list(tags)})
-
-
-def code(kind=None, value="", *tags, source="code_that_nobody_shall_see()"):
-    data = {kind: value, "text/plain": "plain"}
-    outputs = [new_output("display_data", data=data)] if kind else []
-    return new_code_cell(source, metadata={"tags": list(tags)}, outputs=outputs)
-
-
-def make_cells():
-    table = "<table border='1' class='dataframe'><tr>" + f"<td>{LONG}</td>" * 6 + "</tr></table>"
-    return [
-        markdown(OPENING, "slide"),
-        markdown("## 7.1 First\n\nA [notebook](03_layer_attention.ipynb).", "slide", "page"),
-        code("text/markdown", "**42 %**<br>headline", "on-slide", "headline"),
-        code("image/png", make_png(), "slide"),
-        markdown(
-            '*Figure 7.1. A "figure" of `this` & that, from [03](03_layer_attention.ipynb).*\n\n'
-            "Text after it."
-        ),
-        markdown(f"## 7.2 Second {HOSTILE}\n\n{LONG}", "slide"),
-        code("text/html", table, "on-slide"),
-        code(None),
-        markdown("*Figure 7.2. A caption without a figure.*"),
-        code("text/markdown", "not for the report", "report-out"),
-    ]
-
-
-def export_run(tmp_path, cells, name="run"):
-    study = Study.load(run_name=name, runs_root=str(tmp_path))
-    path = study.folder("notebooks") / "07_report.ipynb"
-    nbformat.write(new_notebook(cells=cells), path)
-    return write_pages(study, path)
+def make_run(folder, name="run", **settings):
+    """A run with two figures and three claims: one judged, two that cannot be, for odd reasons."""
+    study = Study.load(run_name=name, runs_root=str(folder), **settings)
+    row = {"verdict": "supported", "estimate": 42.0, "low": 40.0, "high": 44.0, "threshold": 20.0,
+           "n_questions": 1234, "n_images": 300, "n_models": 5, "k_models": 4}  # fmt: skip
+    odd = {"verdict": "not testable", "reason": HOSTILE}
+    long = {"verdict": "not testable", "reason": LONG}
+    for key, value in {"needs-image": row, "beats-words": odd, "text-first": long}.items():
+        (study.folder("claims") / f"{key}.json").write_text(json.dumps(value))
+    (study.run_dir / "run.json").write_text('{"settings": {"seed": 0}}')
+    make_png(study.run_dir / "figures" / "02_accuracy.png", 900, 400)
+    make_png(study.run_dir / "figures" / "03_layers.png", 900, 800)
+    return study
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    return export_run(tmp_path_factory.mktemp("runs"), make_cells())
+    return write_pages(make_run(tmp_path_factory.mktemp("runs")))
 
 
 def read(path) -> BeautifulSoup:
@@ -86,48 +57,79 @@ def texts(soup, selector):
     return [each.get_text(" ", strip=True) for each in soup.select(selector)]
 
 
-def test_the_report_has_a_title_an_answer_and_a_table_of_contents(pages):
+def test_the_report_opens_with_a_figure_and_five_sentences_with_their_verdicts(pages):
+    header = read(pages[0]).header
+    assert len(header.select("h1, figure")) == 2
+    assert len(header.select("ol > li")) == 5
+    verdicts = texts(header, "ol strong")
+    assert verdicts[0] == "supported"
+    assert set(verdicts[1:]) == {"not measured yet"}
+    assert "run run · seed 0 · models analysed: 5" in header.get_text()
+    assert "drawings" in header.get_text()
+
+
+def test_photographs_are_not_called_drawings(tmp_path):
+    report = read(write_pages(make_run(tmp_path, data_root="vqav2"))[0])
+    assert "drawings" not in report.header.get_text()
+
+
+def test_every_claim_stands_in_the_table_and_in_its_question(pages):
     report = read(pages[0])
-    assert report.title.get_text() == "What is it?"
-    assert texts(report, "header h1") == ["What is it?"]
-    lines = report.header.p.get_text("\n").split("\n")
-    lines = [line.strip() for line in lines if line.strip()]
-    assert lines == ["Answer.", "42 % [40, 44].", "Layers.", "Four."]
-    breaks = [str(line.find_next_sibling("strong")) for line in report.header.select("br")]
-    assert breaks == ["<strong>Layers.</strong>"]
-    assert "You will learn" not in report.get_text()
-    assert "run run · seed 0" in report.header.get_text()
-    assert [text[:9] for text in texts(report, "nav a")] == ["7.1 First", "7.2 Secon"]
-    for link in report.select("nav a"):
+    keys = pd.read_csv(CLAIMS, dtype=str)
+    rows = [texts(row, "td") for row in report.select("table tbody tr")]
+    assert len(rows) == len(keys) == len(report.select("ul.claims li"))
+    assert rows[0][1:] == [
+        "supported",
+        "42.0 [40.0, 44.0] points",
+        "> 20 points",
+        "4 of 5",
+        "1,234",
+    ]
+    assert rows[1][1:3] == ["not testable", HOSTILE], "a reason is shown as it is"
+    for link in report.select("td a"):
         assert len(report.find_all(id=link["href"][1:])) == 1
-    assert [section.get("class") for section in report.select("section")] == [["page"], None]
 
 
-def test_figures_have_their_caption_and_a_text_alternative(pages):
-    report = read(pages[0])
-    assert len(report.select("figure")) == len(report.select("img")) == 1
-    assert report.img["alt"] == 'Figure 7.1. A "figure" of this & that, from 03.'
-    assert report.figcaption.get_text() == report.img["alt"]
-    assert report.img["src"].startswith("data:image/png;base64,")
-    assert "A caption without a figure" not in report.get_text()
-    assert "Text after it." in report.get_text()
+def test_figures_have_a_text_alternative(pages):
+    for page in pages:
+        images = read(page).select("img")
+        assert len(images) >= 2
+        assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+        assert all(image["alt"].startswith("Figure ") for image in images)
 
 
-def test_code_and_cells_that_are_kept_out_are_not_in_the_report(pages):
-    report = read(pages[0])
-    assert not re.search("code_that_nobody_shall_see|not for the report", report.get_text())
-    assert report.select(".headline strong")[0].get_text() == "42 %"
-
-
-def test_slides_are_the_tagged_cells_in_order(pages):
+def test_each_slide_is_a_claim_with_its_verdict_and_number(pages):
     slides = read(pages[1]).select("body > section")
-    assert [slide["data-page"] for slide in slides] == ["1 / 4", "2 / 4", "3 / 4", "4 / 4"]
-    assert texts(slides[0], "h1") == ["What is it?"]
-    assert texts(slides[1], "h2, .headline strong") == ["7.1 First", "42 %"]
-    assert texts(slides[2], ".running") == ["7.1 First"]
-    assert len(slides[2].select("img")) == 1
-    assert len(slides[3].select("table")) == 1
-    assert "Text after it" not in read(pages[1]).get_text()
+    assert [slide["data-page"] for slide in slides] == [f"{n} / 10" for n in range(1, 11)]
+    assert texts(slides[0], "h1, .verdict, .number") == [
+        "The model needs the image.", "supported", "42.0 [40.0, 44.0] points"
+    ]  # fmt: skip
+    assert len({slide.h1.get_text() for slide in slides}) == 10
+    assert [len(slide.select("img")) for slide in slides][:3] == [1, 0, 1]
+    assert ["wide" in slide["class"] for slide in slides][:3] == [True, True, False]
+
+
+def test_slides_and_sentences_name_claims_that_exist():
+    keys = set(pd.read_csv(CLAIMS)["key"])
+    assert {key for key, *_ in SLIDES} <= keys
+    assert set(re.findall(r"\{([\w-]+)\}", " ".join(sections.SENTENCES))) <= keys
+    numbers = {section.notebook for section in sections.SECTIONS}
+    assert numbers == set(pd.read_csv(CLAIMS, dtype=str)["notebook"])
+
+
+def test_other_runs_stand_beside_this_one(tmp_path):
+    make_run(tmp_path, "other")
+    report = read(write_pages(make_run(tmp_path), ["other", "run"])[0])
+    assert texts(report, "#runs th") == ["claim", "run", "other"]
+    assert texts(report, "#runs tbody tr:first-child td")[1:] == [
+        "supported: 42.0 [40.0, 44.0] points"
+    ] * 2  # fmt: skip
+
+
+def test_a_run_that_holds_nothing_still_has_pages(tmp_path):
+    report, slides = write_pages(Study.load(runs_root=str(tmp_path)))
+    assert not read(report).select("img")
+    assert len(read(slides).select("section")) == 10
 
 
 def test_the_pages_hold_nothing_that_runs_or_is_fetched(pages):
@@ -152,31 +154,13 @@ def test_the_pages_hold_nothing_that_runs_or_is_fetched(pages):
         ("<a href='javascript:x()'>a</a>", "a"),
         ("<a href='https://example.org'>a</a>", '<a href="https://example.org">a</a>'),
         ("<a href='02_finetune.ipynb'>a</a>", '<a href="notebooks/02_finetune.html">a</a>'),
+        ("<a href='appendix/a1_x.ipynb'>a</a>", '<a href="notebooks/appendix/a1_x.html">a</a>'),
         ("<a href='../README.md'>a</a>", "a"),
         ("<table class='b'></table>", '<div class="table" tabindex="0"><table></table></div>'),
     ],
 )
 def test_cleaning(source, left):
     assert clean(source) == left
-
-
-SHOWN = code("text/markdown", "a")
-
-
-@pytest.mark.parametrize(("cells", "says"), [
-    ([markdown(OPENING, "slide"), code()], r"07_report\.ipynb has no outputs: execute it"),
-    ([markdown("no heading", "slide"), SHOWN], "no title"),
-    ([markdown(OPENING), SHOWN], 'tagged "slide"'),
-    ([markdown(OPENING, "on-slide"), SHOWN], '"on-slide", but no cell before'),
-])  # fmt: skip
-def test_wrong_notebooks_are_errors_that_say_what_to_do(tmp_path, cells, says):
-    with pytest.raises(ValueError, match=says):
-        export_run(tmp_path, cells)
-
-
-def test_outputs_that_are_no_figure_table_or_text_are_left_out():
-    printed = new_code_cell("print(1)", outputs=[new_output("stream", name="stdout", text="1")])
-    assert list_shown_cells([printed, code("application/json", {"a": 1})]) == []
 
 
 def check_quiet(driver):
@@ -213,21 +197,21 @@ def test_slides_go_by_key_button_and_address(driver, pages):
     from selenium.webdriver.common.keys import Keys
 
     browser.open_page(driver, pages[1], 1280, 720)
-    assert shown(driver) == ["1 / 4"]
+    assert shown(driver) == ["1 / 10"]
     keys = [
-        (Keys.ARROW_RIGHT, 2), (" ", 3), (Keys.PAGE_UP, 2), (Keys.END, 4), (Keys.ARROW_RIGHT, 4),
+        (Keys.ARROW_RIGHT, 2), (" ", 3), (Keys.PAGE_UP, 2), (Keys.END, 10), (Keys.ARROW_RIGHT, 10),
         (Keys.HOME, 1), (Keys.ARROW_LEFT, 1),
     ]  # fmt: skip
     for key, page in keys:
         press(driver, key)
-        assert shown(driver) == [f"{page} / 4"]
+        assert shown(driver) == [f"{page} / 10"]
     assert not driver.find_element("id", "back").is_enabled()
     driver.find_element("id", "next").click()
-    assert shown(driver) == ["2 / 4"]
-    assert driver.find_element("id", "page").text == "2 / 4"
+    assert shown(driver) == ["2 / 10"]
+    assert driver.find_element("id", "page").text == "2 / 10"
     driver.execute_script("location.hash = '3'")
     driver.execute_async_script("setTimeout(arguments[0], 50)")
-    assert shown(driver) == ["3 / 4"]
+    assert shown(driver) == ["3 / 10"]
     check_quiet(driver)
 
 
@@ -245,8 +229,8 @@ def test_slides_go_by_touch_on_a_phone_and_fit_it(driver, pages):
     browser.open_page(driver, pages[1], 390, 800)
     for across, down, page in ((-150, 5, 2), (-150, 5, 3), (150, 0, 2), (20, 150, 2)):
         swipe(driver, across, down)
-        assert shown(driver) == [f"{page} / 4"]
-    for number in range(4):
+        assert shown(driver) == [f"{page} / 10"]
+    for number in range(10):
         driver.execute_script(f"location.hash = '{number + 1}'")
         driver.execute_async_script("setTimeout(arguments[0], 50)")
         assert browser.page_width(driver) <= 390
@@ -256,10 +240,27 @@ def test_slides_go_by_touch_on_a_phone_and_fit_it(driver, pages):
 
 
 @pytest.mark.browser
+def test_no_text_of_a_slide_is_below_18_points_and_all_of_it_is_seen(driver, pages):
+    browser.open_page(driver, pages[1], 1280, 720)
+    script = """
+      const slide = document.querySelector("section.on"), sizes = [];
+      for (const element of document.querySelectorAll("section.on *, footer *"))
+        if (element.textContent.trim() && element.getClientRects().length)
+          sizes.push(parseFloat(getComputedStyle(element).fontSize));
+      return [Math.min(...sizes), slide.scrollHeight - slide.clientHeight];"""
+    for number in range(10):
+        driver.execute_script(f"location.hash = '{number + 1}'")
+        driver.execute_async_script("setTimeout(arguments[0], 50)")
+        smallest, hidden = driver.execute_script(script)
+        assert smallest >= 23.9, number + 1
+        assert hidden <= 0 or number + 1 == 3, "only the one with a word of 200 letters"
+
+
+@pytest.mark.browser
 def test_print_is_one_slide_a_page(driver, pages):
     browser.open_page(driver, pages[1])
     settings = {"preferCSSPageSize": True, "printBackground": True}
     pdf = base64.b64decode(driver.execute_cdp_cmd("Page.printToPDF", settings)["data"])
     sizes = re.findall(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)\s*\]", pdf)
-    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf)) == 4
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf)) == 10
     assert {(round(float(width)), round(float(height))) for width, height in sizes} == {(960, 540)}
