@@ -42,7 +42,6 @@ MADE = ("tables/*", "figures/*", "claims/*", "notebooks/*", "notebooks/appendix/
 REPORT = "07_report"  # the notebook that makes report.html and slides.html
 CLAIMS_EMPTY = "<!--claims-->\n<!--/claims-->"
 CLAIMS = re.compile(r"<!--claims-->.*?<!--/claims-->", flags=re.DOTALL)  # filled in by a run
-RECORDS = re.compile(r"record_(?:claim|untestable)\(\s*study,\s*\"([\w-]+)\"")
 PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -222,13 +221,21 @@ def write_notebook(notebook: NotebookNode, target: Path) -> None:
 def fill_claims(study: Study, notebook: NotebookNode) -> str:
     """The opening of a notebook with a table of its claims and what the run says of them.
 
-    Its claims are those listed under its number in data/claims.csv, and those that it records.
+    Its claims are those listed under its number in data/claims.csv; in the appendix, those that its
+    code names.
     """
     opening, claims = notebook.cells[0].source, read_claims(study.run_dir)
     number = re.match(r"# (\w+) ·", opening)
-    recorded = RECORDS.findall("\n".join(cell.source for cell in notebook.cells))
-    own = claims["key"].isin(recorded) | (claims["notebook"] == (number and number[1]))
+    own = claims["notebook"] == (number and number[1])
+    if not own.any():
+        own = claims["key"].isin(find_keys(notebook))
     return CLAIMS.sub(lambda _: mark_claims(format_claims(claims[own])), opening)
+
+
+def find_keys(notebook: NotebookNode) -> set[str]:
+    """What stands in double quotes in a notebook's code: the keys of its claims are among it."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return set(re.findall(r'"([\w-]+)"', code))
 
 
 def mark_claims(table: str) -> str:

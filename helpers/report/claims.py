@@ -11,10 +11,12 @@ threshold. **contradicted**: it lies on the other side. **undecided**: the thres
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from numpy.typing import ArrayLike
 
 from helpers.run.cache import ROOT, read_json, write_atomic
@@ -29,8 +31,8 @@ COLUMNS = ["key", "notebook", "claim", "verdict", "estimate", "low", "high", "un
 
 def record_claim(
     study: Study, key: str, mean: ModelMean, random: ArrayLike | None = None
-) -> pd.DataFrame:
-    """Judge a claim of the study, keep it in run_dir/claims, and return its row.
+) -> Markdown:
+    """Judge a claim of the study, keep it in run_dir/claims, and return its row to be shown.
 
     mean: of `stats.mean_over_models`, in the claim's unit. random: the same number of each
     random-weight model, where the claim says "more than random weights": then it has to lie beyond
@@ -52,8 +54,8 @@ def record_claim(
     return _keep(study, key, {name: _plain(value) for name, value in row.items()})
 
 
-def record_untestable(study: Study, key: str, reason: str) -> pd.DataFrame:
-    """Keep that this data or model cannot judge a claim, and why; returns its row."""
+def record_untestable(study: Study, key: str, reason: str) -> Markdown:
+    """Keep that this data or model cannot judge a claim, and why; returns its row to be shown."""
     return _keep(study, key, {"verdict": "not testable", "reason": reason})
 
 
@@ -69,31 +71,31 @@ def read_claims(run_folder: str | Path) -> pd.DataFrame:
     return table
 
 
-def show_claims(study: Study, *keys: str) -> pd.DataFrame:
-    """What a run says of some claims, as a notebook shows it: claim, verdict, estimate, models."""
-    table = read_claims(study.run_dir).set_index("key")
-    table = table.loc[list(keys)] if keys else table
-    shown = table[["claim", "verdict"]].copy()
-    shown["estimate"] = [say_estimate(row) for _, row in table.iterrows()]
-    shown["threshold"] = [say_threshold(row) for _, row in table.iterrows()]
-    shown["models"] = [say_models(row) for _, row in table.iterrows()]
-    shown["n"] = [
-        "" if np.isnan(row["n_questions"]) else f"{row['n_questions']:,.0f}"
-        for _, row in table.iterrows()
-    ]
-    return shown.set_index("claim")
+def show_claims(study: Study, *keys: str) -> Markdown:
+    """What a run says of some claims (of all, if none is named), as a notebook shows it."""
+    table = read_claims(study.run_dir)
+    rows = table.set_index("key", drop=False).loc[list(keys)] if keys else table
+    return Markdown(format_claims(rows, threshold=say_threshold, questions=say_questions))
 
 
-def format_claims(table: pd.DataFrame) -> str:
+def format_claims(table: pd.DataFrame, **more: Callable[[pd.Series], str]) -> str:
     """Rows of `read_claims` as a Markdown table: claim, verdict, estimate, models; "" without any.
 
-    Plain Markdown, so that GitHub, Colab and nbconvert each draw it in their own colours.
+    more: further columns, each a function of a row. Plain Markdown, so that GitHub, Colab and
+    nbconvert each draw it in their own colours.
     """
-    lines = ["| claim | verdict | estimate | models |", "|:---|:---|:---|:---|"]
+    names = ["claim", "verdict", "estimate", "models", *more]
+    lines = [f"| {' | '.join(names)} |", "|:---" * len(names) + "|"]
     for _, row in table.iterrows():
-        estimate = say_estimate(row).replace("|", "/")
-        lines.append(f"| {row['claim']} | **{row['verdict']}** | {estimate} | {say_models(row)} |")
+        cells = [row["claim"], f"**{row['verdict']}**", say_estimate(row), say_models(row)]
+        cells += [say(row) for say in more.values()]
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) if len(table) else ""
+
+
+def say_questions(row: pd.Series) -> str:
+    """How many questions a number rests on; "" where it was not measured."""
+    return "" if np.isnan(row["n_questions"]) else f"{row['n_questions']:,.0f}"
 
 
 def say_threshold(row: pd.Series) -> str:
@@ -154,7 +156,7 @@ def _plain(value: object) -> object:
     return number if np.isfinite(number) else None
 
 
-def _keep(study: Study, key: str, row: dict) -> pd.DataFrame:
+def _keep(study: Study, key: str, row: dict) -> Markdown:
     find_claim(key)
     path = study.folder("claims") / f"{key}.json"
     write_atomic(path, json.dumps(row, indent=1) + "\n")

@@ -20,7 +20,13 @@ from nbconvert.filters import markdown2html
 from PIL import Image
 
 from helpers.report import sections
-from helpers.report.claims import read_claims, say_estimate, say_models, say_threshold
+from helpers.report.claims import (
+    read_claims,
+    say_estimate,
+    say_models,
+    say_questions,
+    say_threshold,
+)
 from helpers.report.compare import compare_claims, find_runs, tabulate_runs
 from helpers.run.cache import write_atomic
 from helpers.run.settings import Study
@@ -75,7 +81,7 @@ def describe_claims(table: pd.DataFrame) -> pd.DataFrame:
         number=[say_estimate(row) for row in rows],
         models=[say_models(row) for row in rows],
         needs=[f"{say_threshold(row)} {row['unit']}" for row in rows],
-        n=["" if pd.isna(row["n_questions"]) else f"{row['n_questions']:,.0f}" for row in rows],
+        n=[say_questions(row) for row in rows],
         look=table["verdict"].str.replace(" ", "-"),
     )
     return table.set_index("key", drop=False)

@@ -5,18 +5,19 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from datapackage import check_package
 
-from helpers.report.claims import read_claims
+from helpers.report.claims import CLAIMS, read_claims
 from helpers.run.schema import write_datapackage
 from helpers.run.settings import Study
 from tools.run_notebooks import (
     CODE,
-    RECORDS,
     WIDGET,
     NotebookError,
     execute,
+    find_keys,
     list_notebooks,
     run_notebooks,
 )
@@ -49,10 +50,8 @@ def check_run(study):
 def list_recorded():
     """The keys of the claims that some notebook records."""
     notebooks = [nbformat.read(path, as_version=4) for path in COMMITTED]
-    return {
-        key for notebook in notebooks for cell in notebook.cells
-        for key in RECORDS.findall(cell.source)
-    }  # fmt: skip
+    named = set().union(*(find_keys(notebook) for notebook in notebooks))
+    return named & set(pd.read_csv(CLAIMS)["key"])
 
 
 @pytest.fixture(scope="module")
