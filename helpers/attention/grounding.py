@@ -39,6 +39,30 @@ def boxes_to_patch_mask(
     return mask
 
 
+def mask_boxes(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+    """Which patches lie in a box asked about: bool (question, patch), all False without a box.
+
+    questions: of an AttentionTable; dataset: the same questions. Smaller grids end in False.
+    """
+    grids = questions[["grid_rows", "grid_cols"]].to_numpy()
+    inside = np.zeros((len(grids), grids.prod(1).max(initial=0)), dtype=bool)
+    columns = (dataset[name][:] for name in ("boxes", "width", "height"))
+    for row, (boxes, *size) in enumerate(zip(*columns, strict=True)):
+        if boxes:
+            inside[row, : grids[row].prod()] = boxes_to_patch_mask(boxes, grids[row], size).ravel()
+    return inside
+
+
+def find_hits(top_patch: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """1 where the patch lies inside, 0 elsewhere: (question, ...); NaN without a patch or a box.
+
+    top_patch: (question, ...) raster indices, below 0 for none; inside: of `mask_boxes`.
+    """
+    rows = np.arange(len(top_patch)).reshape(-1, *[1] * (top_patch.ndim - 1))
+    untold = (top_patch < 0) | ~inside.any(1)[rows]
+    return np.where(untold, np.nan, inside[rows, top_patch])
+
+
 def pointing_hits(
     top_patch: np.ndarray, questions: pd.DataFrame, dataset: Dataset
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -51,15 +75,10 @@ def pointing_hits(
     if not len(top_patch) == len(questions) == len(dataset):
         rows = f"{len(top_patch)}, {len(questions)} and {len(dataset)}"
         raise ValueError(f"top_patch, questions and dataset have {rows} rows: one each a question")
-    hits, chance = np.full(top_patch.shape, np.nan), np.full(len(top_patch), np.nan)
-    grids = questions[["grid_rows", "grid_cols"]].to_numpy()
-    columns = (dataset[name][:] for name in ("boxes", "width", "height"))
-    for row, (boxes, *size) in enumerate(zip(*columns, strict=True)):
-        if boxes:
-            inside = boxes_to_patch_mask(boxes, grids[row], size).ravel()
-            chance[row] = inside.mean()
-            hits[row] = np.where(top_patch[row] >= 0, inside[top_patch[row]], np.nan)
-    return hits, chance
+    inside = mask_boxes(questions, dataset)
+    n_patches = questions[["grid_rows", "grid_cols"]].prod(axis=1).to_numpy()
+    chance = np.where(inside.any(1), inside.sum(1) / n_patches, np.nan)
+    return find_hits(top_patch, inside), chance
 
 
 def object_chance(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:

@@ -1,15 +1,18 @@
 """What heads and layers do: their roles, what happens without them, and which can go."""
 
 from helpers.attention.extract import name_heads
-from helpers.heads import compression, removal, roles
-from helpers.heads.removal import ablate_heads, normalise_by_layer, removal_effects
+from helpers.heads import compression, effects, patching, removal, roles
+from helpers.heads.effects import normalise_by_layer, removal_effects
+from helpers.heads.removal import ablate_heads
 
 __all__ = [
     "ablate_heads",  # silence heads while a block runs
     "compression",  # orders of removal, smaller models, and what training restores
+    "effects",  # what removals cost each family, how few heads carry it, what predicts it
     "name_heads",  # L3H7 for each row of a table
     "normalise_by_layer",  # importance over its layer's norm
-    "removal",  # answers without heads and layers, the gradient's estimate, patching
+    "patching",  # which heads carry an answer from one image to another
+    "removal",  # answers without heads and layers, and the gradient's estimate
     "removal_effects",  # what removals cost, over all questions and by family, with intervals
     "roles",  # scores of heads on roles, against heads with random weights
 ]

@@ -1,16 +1,21 @@
 """What each head does: scores on roles, held against heads of 24 models with random weights.
 
-    random = mean_scores(random_tables, random_hits)    # of `extract.measure_random_models`
-    scores = score_roles(table, random, hits)           # a row a role and head
+    facts = gather_facts(table, encoded, data)            # what the questions say beside attention
+    by_question = score_by_question(table, facts)         # role -> (question, layer, head)
+    random = mean_scores(random_tables, facts.select(sampled))
+    scores = score_roles(by_question, image_ids, random)  # a row a role and head
     cards = make_role_cards(scores, removal_effects(lost, families, image_ids))
 
 Layers and heads are counted from 0; head 7 of layer 3 is written L3H7.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from datasets import Dataset
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -20,7 +25,9 @@ from helpers.attention.extract import (
     in_measuring_precision,
     name_heads,
 )
-from helpers.attention.image_share import image_share, special_mass, uniform_baseline
+from helpers.attention.grounding import find_hits, mask_boxes, object_chance, pointing_hits
+from helpers.attention.image_share import FUNCTION, image_share, uniform_baseline
+from helpers.attention.word_classes import mark_classes
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
@@ -32,49 +39,113 @@ from helpers.stats.cluster_robust import (
     mean_difference_test,
 )
 
-Hits = tuple[np.ndarray, np.ndarray]  # of `pointing_hits`: hit (question, ...), chance (question,)
+Scores = dict[str, np.ndarray]  # role -> (question or model, layer, head)
 
 CLS, WORDS, PATCHES = range(3)  # in attention.QUERY_GROUPS
 WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
+EMPTY = 1  # in the measure `sink`: the part of the mass that reads next to nothing
+
+
+class Role(NamedTuple):
+    """A habit of attention that heads are scored on."""
+
+    queries: tuple[str, ...]
+    meaning: str
+    zero: str  # what a score of 0 means; below 0: less than that
+    one: str  # what a score of 1 means
+
+
 UNIFORM = "attends to all tokens alike"
-ROLES = {  # role: (its queries, what a score of 0 means, what 1 means); below 0: less than at 0
-    "text->image reader": (("words",), UNIFORM, "words attend to the image only"),
-    "image->text reader": (("patches",), UNIFORM, "patches attend to the text only"),
-    "[CLS] reader of words": (("cls",), UNIFORM, "[CLS] attends to words only"),
-    "[CLS] reader of patches": (("cls",), UNIFORM, "[CLS] attends to patches only"),
-    "text local": (("words",),
-                   "they look as far as by chance, or not at words", "at the word itself"),
-    "text global": (("words",),
-                    "words as by chance, or near ones only", "words only, far as chance"),
-    "patch local": (("patches",),
-                    "they look as far as by chance, or not at patches", "at the patch itself"),
-    "patch global": (("patches",),
-                     "patches as by chance, or near ones only", "patches only, far as chance"),
-    "sink": (("words", "patches"), UNIFORM, "attends to [CLS], [SEP] and the image's CLS only"),
-    "grounding": (("cls", "words"),
-                  "top patch in the box as often as by chance", "always in the box"),
+ROLES = {
+    "text->image reader": Role(
+        ("words",), "words look at the picture", UNIFORM, "words attend to the image only"),
+    "image->text reader": Role(
+        ("patches",), "patches look at the question", UNIFORM, "patches attend to the text only"),
+    "[CLS] reader of words": Role(
+        ("cls",), "[CLS] collects the question's words", UNIFORM, "[CLS] attends to words only"),
+    "[CLS] reader of patches": Role(
+        ("cls",), "[CLS] collects the picture's patches", UNIFORM, "[CLS] attends to patches only"),
+    "text local": Role(
+        ("words",), "words look at their neighbours",
+        "they look as far as by chance, or not at words", "at the word itself"),
+    "text global": Role(
+        ("words",), "words look at words far away",
+        "words as by chance, or near ones only", "words only, far as chance"),
+    "patch local": Role(
+        ("patches",), "patches look at their neighbours",
+        "they look as far as by chance, or not at patches", "at the patch itself"),
+    "patch global": Role(
+        ("patches",), "patches look across the picture",
+        "patches as by chance, or near ones only", "patches only, far as chance"),
+    "sink": Role(
+        ("words", "patches"), "rests where there is nothing to read",
+        "as uniform attention would if empty tokens handed on nothing",
+        "attends only to empty tokens, which hand on nothing"),
+    "grounding": Role(
+        ("cls", "words"), "points at the object asked about",
+        "top patch as often in the box as chance", "always in the box"),
 }  # fmt: skip
 
 
-def score_by_question(table: AttentionTable, hits: Hits | None = None) -> dict[str, np.ndarray]:
+class QuestionFacts(NamedTuple):
+    """What roles need to know of questions beside their attention; rows as in the table."""
+
+    n_sinks: np.ndarray  # (question,), tokens that hardly depend on the question
+    inside: np.ndarray  # bool (question, patch), in a box that is asked about
+    chance: np.ndarray  # (question,), of pointing right by chance; NaN where it cannot be said
+    chance_of: str  # "object", "patch" or "" (no boxes): who points at random
+
+    def select(self, rows: np.ndarray) -> "QuestionFacts":
+        """The facts of some questions: rows of whole numbers."""
+        return QuestionFacts(*(fact[rows] for fact in self[:3]), self.chance_of)
+
+
+def gather_facts(table: AttentionTable, encoded: EncodedQuestions, data: Dataset) -> QuestionFacts:
+    """What the questions say of sinks and boxes; table, encoded, data: the same questions.
+
+    Sinks are [CLS], [SEP], the image's CLS, function words and punctuation. Chance is that of who
+    points at a random known object of the picture (`object_chance`). Where no picture has two known
+    objects, it is that of a random patch: the share of patches in the box.
+    """
+    texts = encoded.questions["question"]
+    asked = zip(texts, encoded.input_ids, strict=True)
+    n_empty = {text: count_empty_words(encoded, ids) for text, ids in dict(asked).items()}
+    inside, chance_of = mask_boxes(table.questions, data), "object"
+    chance = object_chance(table.questions, data)
+    if np.isnan(chance).all():
+        chance, chance_of = pointing_hits(table.top_patch, table.questions, data)[1], "patch"
+    if np.isnan(chance).all():
+        chance_of = ""
+    return QuestionFacts(3 + texts.map(n_empty).to_numpy(), inside, chance, chance_of)
+
+
+def count_empty_words(encoded: EncodedQuestions, input_ids: torch.Tensor) -> int:
+    """How many word pieces of a question (token,) are of function words or punctuation."""
+    ids = input_ids[None]
+    members = mark_classes(encoded.processor.tokenizer, ids, torch.ones_like(ids))
+    return int(members[:, FUNCTION].sum())
+
+
+def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None) -> Scores:
     """Score every head on every role of ROLES: role -> (question, layer, head).
 
-    hits: of `pointing_hits`, else grounding is NaN. 0 is uniform attention or chance, 1 the most
-    possible; NaN where a question cannot tell (no box, a single word). With mass m on the role's
-    keys and m0 that of uniform attention over all tokens:
+    facts: of `gather_facts`; without them sink and grounding are NaN. 0 is uniform attention or
+    chance, 1 the most possible; NaN where a question cannot tell (no box, a single word). With mass
+    m on the role's keys and m0 that of uniform attention over all tokens:
 
-    readers, sink:  (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
+    readers:        (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
     local:          m (1 - d / d0), with d the mean distance to keys of the query's own kind and
                     d0 that of uniform attention over them, the token itself included.
     global:         (m - m0) / (1 - m0), times 0 for d / d0 <= 1/2, rising to 1 for d / d0 >= 1.
-    grounding:      (hit - chance) / (1 - chance), the mean of the [CLS] and the words query;
-                    chance: share of patches in the box.
+    sink:           as readers, m being the mass on sinks that reads next to nothing (`sink_mass`):
+                    attention on empty tokens whose values are as large as others' is no sink.
+    grounding:      (hit - chance) / (1 - mean chance), the mean of the [CLS] and the words query.
 
-    Text includes [CLS] and [SEP], image its CLS: a sink can be a reader too, with a lower score.
+    Text includes [CLS] and [SEP], image its CLS: a sink can be a reader too.
     """
     counts = table.questions[["n_words", "n_patches"]].to_numpy(float)
     words, patches = counts.T[:, :, None, None]  # (question, 1, 1) each
-    keys, split, special = words + patches + 3, table.split, special_mass(table.split)
+    keys, split = words + patches + 3, table.split
     image, baseline = image_share(split), uniform_baseline(words, patches)
     word_mass, patch_mass = split[..., WORDS, WORD_KEYS], split[..., PATCHES, PATCH_KEYS]
     grids = table.questions[["grid_rows", "grid_cols"]].to_numpy(int)
@@ -90,10 +161,16 @@ def score_by_question(table: AttentionTable, hits: Hits | None = None) -> dict[s
         "text global": _rescale(word_mass, words / keys) * np.clip(2 * word_ratio - 1, 0, 1),
         "patch local": patch_mass * (1 - patch_ratio),
         "patch global": _rescale(patch_mass, patches / keys) * np.clip(2 * patch_ratio - 1, 0, 1),
-        "sink": _rescale((special[..., WORDS] + special[..., PATCHES]) / 2, 3 / keys),
     }
-    hit, chance = hits or (np.full(split.shape[:4], np.nan), np.full(len(split), np.nan))
-    scores["grounding"] = _rescale((hit[..., CLS] + hit[..., WORDS]) / 2, chance[:, None, None])
+    if facts is None:
+        unknown = np.full(split.shape[:3], np.nan)
+        return scores | {"sink": unknown, "grounding": unknown}
+    empty = table.sink[..., [WORDS, PATCHES], EMPTY].mean(-1)
+    scores["sink"] = _rescale(empty, facts.n_sinks[:, None, None] / keys)
+    hits = find_hits(table.top_patch[..., [CLS, WORDS]], facts.inside)
+    beyond = hits.mean(-1) - facts.chance[:, None, None]
+    known = facts.chance[~np.isnan(facts.chance)]
+    scores["grounding"] = divide_or_nan(beyond, 1 - known.mean() if len(known) else np.nan)
     return scores
 
 
@@ -113,16 +190,12 @@ def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     return divide_or_nan(value - null, 1 - null)
 
 
-def mean_scores(
-    tables: Sequence[AttentionTable], hits: Sequence[Hits] | None = None
-) -> dict[str, np.ndarray]:
+def mean_scores(tables: Sequence[AttentionTable], facts: QuestionFacts | None = None) -> Scores:
     """The scores of several models' heads: role -> (model, layer, head), means over questions.
 
-    tables: of each model, such as those of `extract.measure_random_models`; hits: `pointing_hits`
-    of each, else grounding is NaN.
+    tables: of each model, such as those of `extract.measure_random_models`, on the same questions.
     """
-    pairs = zip(tables, hits or [None] * len(tables), strict=True)
-    scored = [score_by_question(table, of_table) for table, of_table in pairs]
+    scored = [score_by_question(table, facts) for table in tables]
     return {role: np.stack([average_first(one[role]) for one in scored]) for role in ROLES}
 
 
@@ -132,22 +205,19 @@ def average_first(values: np.ndarray) -> np.ndarray:
 
 
 def score_roles(
-    table: AttentionTable,
-    random: dict[str, np.ndarray],
-    hits: Hits | None = None,
+    by_question: Scores,
+    image_ids: ArrayLike,
+    random: Scores,
     n_resamples: int = 1000,
     seed: int = 0,
     min_score: float = 0.1,
-    rows: slice | np.ndarray = slice(None),
-    by_layer: bool = False,
 ) -> pd.DataFrame:
     """Which head has which role? A row a role and head, with intervals over images.
 
-    table: attention of the trained model, of whose questions `rows` are used; hits: its
-    `pointing_hits`. random: `mean_scores` of random-weight models. by_layer: score layers, each as
-    the mean of its heads (no column head then). Columns: layer, head, name, role, score, low, high,
-    n, n_clusters, null (score of the highest random head), p, p_corrected (Benjamini-Hochberg over
-    roles and heads), reaches_answer, passes.
+    by_question: of `score_by_question`; image_ids: (question,). random: `mean_scores` of models
+    with random weights. Roles of which no question tells anything are left out.
+    Columns: layer, head, name, role, score, low, high, n, n_clusters, null (score of the highest
+    random head), p, p_corrected (Benjamini-Hochberg over roles and heads), reaches_answer, passes.
 
     p is the chance that a random head scores as high: (1 + random heads at least as high) / (1 +
     random heads), over all heads of all random models, since a head has no partner in a model with
@@ -155,26 +225,24 @@ def score_roles(
     reaches_answer is False where no answer depends on the queries: in the last layer only [CLS]
     is read.
     """
-    image_ids = table.questions["image_id"].to_numpy()[rows]
-    trained = score_by_question(table, hits)
-    axes = ("layer",) if by_layer else ("layer", "head")
     tables = []
-    for role, (queries, *_) in ROLES.items():
-        values, of_random = trained[role][rows], random[role]
-        if by_layer:
-            values, of_random = values.mean(2), of_random.mean(2)
-        heads = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(axes)
-        heads = heads.rename(columns={"estimate": "score"}).assign(role=role)
-        heads["null"], heads["p"] = of_random.max(), empirical_p(heads["score"], of_random)
-        heads["reaches_answer"] = (heads["layer"] < heads["layer"].max()) | ("cls" in queries)
+    for role, values in by_question.items():
+        if np.isnan(values).all():
+            continue
+        of_heads = bootstrap_mean(values, image_ids, n_resamples, seed)
+        heads = of_heads.to_table(("layer", "head")).rename(columns={"estimate": "score"})
+        heads["role"], heads["null"] = role, random[role].max()
+        heads["p"] = empirical_p(heads["score"], random[role])
+        is_last = heads["layer"] == heads["layer"].max()
+        heads["reaches_answer"] = ~is_last | ("cls" in ROLES[role].queries)
         tables.append(heads)
     scores = pd.concat(tables, ignore_index=True)
     scores["name"], scores["p_corrected"] = name_heads(scores), correct_p(scores["p"])
     scores["passes"] = has_enough_data(scores["n"], scores["n_clusters"]) & (
         (scores["score"] >= min_score) & (scores["p_corrected"] < 0.05)
     )
-    columns = ["name", "role", "score", "low", "high", "n", "n_clusters", "null", "p"]
-    return scores[[*axes, *columns, "p_corrected", "reaches_answer", "passes"]]
+    columns = ["layer", "head", "name", "role", "score", "low", "high", "n", "n_clusters", "null"]
+    return scores[[*columns, "p", "p_corrected", "reaches_answer", "passes"]]
 
 
 def empirical_p(values: ArrayLike, random: ArrayLike) -> np.ndarray:
@@ -185,38 +253,46 @@ def empirical_p(values: ArrayLike, random: ArrayLike) -> np.ndarray:
     return np.where(np.isnan(values) | (len(ordered) == 0), np.nan, p)
 
 
-def compare_scores(
-    first: AttentionTable,
-    second: AttentionTable,
-    first_hits: Hits | None = None,
-    second_hits: Hits | None = None,
-) -> pd.DataFrame:
+def count_roles(scores: pd.DataFrame, min_score: float = 0.1) -> pd.DataFrame:
+    """How many heads have each role, and for how many it is not certain: a row a role.
+
+    scores: of `score_roles`. Columns: role, meaning, heads (that have it), undecided (the interval
+    of the score reaches both sides of min_score), highest (score), random (the highest random
+    head's).
+    """
+    rows = []
+    for role, heads in scores.groupby("role", sort=False):
+        near = (heads["low"] < min_score) & (heads["high"] >= min_score)
+        near &= heads["p_corrected"] < 0.05
+        counts = int(heads["passes"].sum()), int(near.sum())
+        highest, random = heads["score"].max(), heads["null"].max()
+        rows.append((role, ROLES[role].meaning, *counts, highest, random))
+    columns = ["role", "meaning", "heads", "undecided", "highest", "random"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def compare_scores(first: Scores, second: Scores, image_ids: ArrayLike) -> pd.DataFrame:
     """What changes in each head's roles from one model to another (before and after fine-tuning)?
 
-    first, second: attention of both on the same questions; hits: `pointing_hits` of each. A row a
-    role and head: layer, head, name, role, first, second (mean scores), change (second - first,
+    first, second: `score_by_question` of both on the same questions; image_ids: (question,). A row
+    a role and head: layer, head, name, role, first, second (mean scores), change (second - first,
     paired by question), low, high (95 %, errors clustered by image), p, p_corrected
     (Benjamini-Hochberg over roles and heads), n, n_clusters.
     """
-    _require_same_questions(first, second)
-    before, after = score_by_question(first, first_hits), score_by_question(second, second_hits)
-    image_ids, tables = first.questions["image_id"].to_numpy(), []
-    for role in ROLES:
-        heads = mean_difference_test(after[role] - before[role], image_ids, ("layer", "head"))
+    tables = []
+    for role in first:
+        if np.isnan(first[role]).all():
+            continue
+        change = second[role] - first[role]
+        heads = mean_difference_test(change, image_ids, ("layer", "head"))
         heads = heads.rename(columns={"estimate": "change"}).assign(role=role)
-        for column, scores in (("first", before), ("second", after)):
-            means = bootstrap_mean(scores[role], image_ids, n_resamples=1)
-            heads[column] = means.estimate.ravel()
+        heads["first"] = average_first(first[role]).ravel()
+        heads["second"] = average_first(second[role]).ravel()
         tables.append(heads)
     changes = pd.concat(tables, ignore_index=True)
     changes["name"], changes["p_corrected"] = name_heads(changes), correct_p(changes["p"])
     columns = ["layer", "head", "name", "role", "first", "second", "change", "low", "high"]
     return changes[[*columns, "p", "p_corrected", "n", "n_clusters"]]
-
-
-def _require_same_questions(first: AttentionTable, second: AttentionTable) -> None:
-    if not np.array_equal(first.questions["question_id"], second.questions["question_id"]):
-        raise ValueError("the tables hold different questions: extract both on the same data set")
 
 
 def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
@@ -238,7 +314,7 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
         losses = families[families["significant"] & (families["drop"] > 0)]
         families = losses if len(losses) else families
         hit = families.loc[families["drop"].idxmax()] if len(families) else overall
-        card = {"role": role, "definition": f"0: {ROLES[role][1]}; 1: {ROLES[role][2]}"}
+        card = {"role": role, "definition": f"0: {ROLES[role].zero}; 1: {ROLES[role].one}"}
         card |= best[[*of_scores, "reaches_answer"]].to_dict()
         card |= {"drop": overall["drop"], "drop_low": overall["low"], "drop_high": overall["high"]}
         cards.append(card | hit[of_hit].add_prefix("hit_").to_dict())
@@ -300,20 +376,21 @@ def agree_on_heads(
 
 
 def compare_image_halves(
-    table: AttentionTable,
-    random: dict[str, np.ndarray],
-    hits: Hits | None = None,
+    by_question: Scores,
+    image_ids: ArrayLike,
+    random: Scores,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Would the roles be found on other images? `compare_roles` of two random halves of the images.
 
-    table, random, hits: of `score_roles`.
+    by_question, image_ids, random: of `score_roles`.
     """
-    boot, image_ids = {"n_resamples": n_resamples, "seed": seed}, table.questions["image_id"]
-    first = split_images(image_ids, seed)
-    halves = (score_roles(table, random, hits, **boot, rows=rows) for rows in (first, ~first))
-    return compare_roles(*halves, **boot)
+    first, image_ids, tables = split_images(image_ids, seed), np.asarray(image_ids), []
+    for rows in (first, ~first):
+        of_half = {role: values[rows] for role, values in by_question.items()}
+        tables.append(score_roles(of_half, image_ids[rows], random, n_resamples, seed))
+    return compare_roles(*tables, n_resamples, seed)
 
 
 def split_images(image_ids: ArrayLike, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from helpers.attention.extract import extract_attention, read_attention
 from helpers.data import prepare
 from helpers.data.vqa import vqa_accuracy
-from helpers.heads import removal
+from helpers.heads import effects, removal
 from helpers.model.finetune import predict
 from helpers.model.forward import forward_raster
 
@@ -151,7 +151,7 @@ def test_effects_by_hand():
     lost = np.zeros((4, 3, 2))
     lost[:, 2, 0] = [100, 60, 0, 0]
     families = ["what", "what", "why", "why"]
-    table = removal.removal_effects(lost, families, [1, 1, 2, 3], n_resamples=50)
+    table = effects.removal_effects(lost, families, [1, 1, 2, 3], n_resamples=50)
     assert len(table) == 3 * 6
     drops = table.set_index(["name", "family"])["drop"]
     assert drops.loc["L0H1"].tolist() == [0, 0, 0]
@@ -170,24 +170,12 @@ def test_only_a_planted_loss_is_significant():
     families, lost = np.repeat(["what", "why"], 100), np.zeros((200, 2))
     lost[100:, 0] = 100 * (rng.random(100) < 0.5)
     lost[:16, 1] = np.repeat([100, -100], 8)
-    table = removal.removal_effects(lost, families, np.arange(200) // 2)
+    table = effects.removal_effects(lost, families, np.arange(200) // 2)
     assert "name" not in table
     significant = table.loc[table["significant"], ["layer", "family"]]
     assert set(significant.itertuples(index=False, name=None)) == {(0, "all"), (0, "why")}
     tested = table.dropna(subset=["p"])
     assert (tested["p_corrected"] >= tested["p"]).all()
-
-
-def test_leaders_are_those_that_cannot_be_told_from_the_highest():
-    rng, lost = np.random.default_rng(0), np.zeros((200, 2, 2))
-    lost[:, 0, 1] = 100 * (rng.random(200) < 0.5)
-    lost[:, 1, 0] = lost[rng.permutation(200), 0, 1]  # as much, of other questions
-    lost[:, 1, 1] = 10
-    images = np.arange(200) // 2
-    assert set(removal.find_leaders(lost, images)) == {"L0H1", "L1H0"}
-    lost[:, 1, 0] /= 3
-    assert removal.find_leaders(lost, images) == ["L0H1"]
-    assert removal.find_leaders(lost.mean(2), images)[0] == "L0"
 
 
 FAMILIES = np.array(["what", "why", "who"] * 8)
@@ -204,27 +192,27 @@ def lose(**points):
 
 def test_families_are_told_in_both_halves():
     families, images = np.repeat(["what", "why"], [40, 20]), np.arange(60)
-    assert removal.told_families(families, images, images % 2 == 0) == ["what", "why"]
-    assert removal.told_families(families, images, images % 4 == 0) == ["what"]
-    assert removal.told_families(families, images // 10, images // 10 % 2 == 0) == []
+    assert effects.told_families(families, images, images % 2 == 0) == ["what", "why"]
+    assert effects.told_families(families, images, images % 4 == 0) == ["what"]
+    assert effects.told_families(families, images // 10, images // 10 % 2 == 0) == []
 
 
 def test_a_specialist_costs_others_less_than_five_points():
     names = ["what", "why", "who"]
     lost = lose(what=(60, 20), why=(6, 4), who=(0, 4.9))
-    assert removal.find_specialist(lost, FAMILIES, names) == (0, 1, "what")
-    assert removal.find_specialist(lost, FAMILIES, names, 10) == (0, 0, "what")
-    assert removal.find_specialist(lose(what=(9, 9), why=(9, 9)), FAMILIES, names) is None
+    assert effects.find_specialist(lost, FAMILIES, names) == (0, 1, "what")
+    assert effects.find_specialist(lost, FAMILIES, names, 10) == (0, 0, "what")
+    assert effects.find_specialist(lose(what=(9, 9), why=(9, 9)), FAMILIES, names) is None
 
 
 def test_a_specialist_is_measured_on_questions_that_did_not_choose_it():
     lost, names = lose(what=(60, 20), why=(6, 0)), ["what", "why", "who"]
     lost[~HALF] = lose(what=(1, 8), why=(7, 50))[~HALF]
     lost[-3, 0, 1] = 12  # a `what` question of the other half: 12, 8, 8, 8
-    values = removal.specialist_loss(lost, FAMILIES, names, HALF)
+    values = effects.specialist_loss(lost, FAMILIES, names, HALF)
     assert values.shape == (12,)
     assert values.mean() == pytest.approx(9)
-    nobody = removal.specialist_loss(lose(what=(9, 9), why=(9, 9)), FAMILIES, names, HALF)
+    nobody = effects.specialist_loss(lose(what=(9, 9), why=(9, 9)), FAMILIES, names, HALF)
     assert not nobody.any()
 
 
@@ -232,22 +220,22 @@ def test_the_costliest_heads_hold_their_share_in_other_questions():
     lost = np.zeros((4, 2, 2))
     lost[:2, 0, 1] = 50  # chosen
     lost[2:] = [[[10, 60], [20, 10]], [[0, 100], [0, 0]]]
-    values = removal.carried_by_few(lost, np.array([True, True, False, False]))
+    values = effects.carried_by_few(lost, np.array([True, True, False, False]))
     assert values.mean() == pytest.approx(80)  # 160 of 200
-    assert np.isnan(removal.carried_by_few(0 * lost, np.array([True, True, False, False]))).all()
+    assert np.isnan(effects.carried_by_few(0 * lost, np.array([True, True, False, False]))).all()
 
 
 def test_heads_that_a_family_needs_are_counted_against_the_next():
     names = ["what", "why", "who"]
     lost = lose(what=(9, 9), why=(6, 0), who=(0, 0))
     lost[~HALF] = lose(what=(9, 9), why=(0, 6), who=(6, 6))[~HALF]
-    lead = removal.count_needed(lost, FAMILIES, names, HALF, "what")
+    lead = effects.count_needed(lost, FAMILIES, names, HALF, "what")
     assert lead.tolist() == [1, 0]  # the next is `why`, as chosen
 
 
 def test_a_ratio_has_the_interval_of_its_values():
     part, whole = np.array([1.0, 2, 3]), np.array([2.0, 2, 6])
-    values = removal.linearise_ratio(part, whole)
+    values = effects.linearise_ratio(part, whole)
     np.testing.assert_allclose(values, 0.6 + (part - 0.6 * whole) / (10 / 3))
     assert values.mean() == pytest.approx(6 / 10)
 
@@ -339,14 +327,14 @@ def test_questions_without_labels_are_refused(vilt, encoded):
 
 
 def test_layers_are_normalised_by_hand():
-    importance = removal.normalise_by_layer(np.array([[3, 4], [0, 0], [0, 2]]))
+    importance = effects.normalise_by_layer(np.array([[3, 4], [0, 0], [0, 2]]))
     np.testing.assert_allclose(importance, [[0.6, 0.8], [np.nan, np.nan], [0, 1]])
 
 
 def test_measures_are_ranked_by_hand():
     up = np.array([[1.0, 2, 3], [4, 5, 6]])
     mixed = np.array([[3.0, 2, 1], [6, 5, 4]])  # falls within layers, rises from one to the next
-    table = removal.rank_measures({"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, 50)
+    table = effects.rank_measures({"up": up, "mixed": mixed, "flat": np.ones((2, 3))}, 50)
     correlation = table.set_index(["over", "first", "second"])["correlation"]
     # Spearman by hand: ranks 1..6 against 3 2 1 6 5 4: 1 - 6 * 16 / (6 * 35)
     assert correlation["all heads", "up", "mixed"] == pytest.approx(1 - 96 / 210)
@@ -360,9 +348,6 @@ def test_what_layers_alone_share_is_no_rank_of_heads():
     rng = np.random.default_rng(0)
     layers = 10.0 * np.arange(4)[:, None]
     x, y = layers + rng.random((4, 4)), layers + rng.random((4, 4))
-    table = removal.rank_measures({"x": x, "y": y}, 200).iloc[0]
+    table = effects.rank_measures({"x": x, "y": y}, 200).iloc[0]
     assert table["low"] > 0.5
     assert table["p"] > 0.05
-    assert removal.permute_within_layers(x, x**2, 400) == pytest.approx(2 / 401)
-    assert np.isnan(removal.permute_within_layers(x, np.ones((4, 4))))
-    assert np.isnan(removal.permute_within_layers(x, np.full((4, 4), np.nan)))

@@ -1,0 +1,186 @@
+"""What the removal of heads costs: by family, by how few heads, and what predicts it.
+
+lost = removal.score_removals(removals, "zero_head", answers, labels)
+effects = removal_effects(lost, families, image_ids)    # a row a head and family
+specialist_loss(lost, families, names, chosen)          # chosen on half, judged on the rest
+rank_measures({"gradient": gradient, "accuracy lost": lost.mean(0)})
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from helpers.attention.extract import name_heads
+from helpers.stats.bootstrap import bootstrap_by_group, rank_correlation, rank_permutation_test
+from helpers.stats.cluster_robust import (
+    correct_p,
+    divide_or_nan,
+    has_enough_data,
+    mean_difference_test,
+)
+
+
+def removal_effects(
+    lost: np.ndarray,
+    families: Sequence[str],
+    image_ids: Sequence[int],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What each removal costs over all questions and per family: a row a removal and family.
+
+    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,).
+    Columns: layer, head and name (where lost has heads), family ("all" first), drop (mean points
+    lost), low, high (95 %, bootstrap over images), p (of neither loss nor gain, errors clustered by
+    image), p_corrected (Benjamini-Hochberg over all rows), told (whether there are enough
+    questions), significant, n, n_clusters.
+    """
+    families, image_ids = np.asarray(families), np.asarray(image_ids)
+    axes, tables = ("layer", "head")[: lost.ndim - 1], []
+    for groups in (np.repeat("all", len(lost)), families):
+        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes, (-100, 100))
+        members = [groups == group for group in pd.unique(groups)]
+        tests = [mean_difference_test(lost[rows], image_ids[rows], axes) for rows in members]
+        tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
+    table = pd.concat(tables, ignore_index=True)
+    table = table.rename(columns={"group": "family", "estimate": "drop"})
+    table["told"] = has_enough_data(table["n"], table["n_clusters"])
+    table["p_corrected"] = correct_p(table["p"].where(table["told"]))
+    table["significant"] = table["p_corrected"] < 0.05
+    columns = ["family", "drop", "low", "high", "p", "p_corrected", "told", "significant"]
+    if "head" in axes:
+        table["name"], columns = name_heads(table), ["name", *columns]
+    return table[[*axes, *columns, "n", "n_clusters"]]
+
+
+def told_families(
+    families: Sequence[str], image_ids: Sequence[int], chosen: np.ndarray
+) -> list[str]:
+    """The families with enough questions both among the chosen (question,) and among the others."""
+    families, image_ids = np.asarray(families), np.asarray(image_ids)
+
+    def is_told(rows: np.ndarray) -> bool:
+        return bool(has_enough_data(rows.sum(), len(np.unique(image_ids[rows]))))
+
+    def has_both(family: str) -> bool:
+        return all(is_told((families == family) & half) for half in (chosen, ~chosen))
+
+    return [family for family in pd.unique(families) if has_both(family)]
+
+
+def family_losses(lost: np.ndarray, families: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Mean points that each of the named families loses: (family, layer, head)."""
+    return np.stack([lost[families == name].mean(0) for name in names])
+
+
+def find_specialist(
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], most_of_others: float = 5
+) -> tuple[int, int, str] | None:
+    """The head that serves one family alone: layer, head, and the family that loses most.
+
+    lost: (question, layer, head), points; names: two or more families, such as `told_families`. Of
+    the heads without which every other family loses less than `most_of_others`, the one whose own
+    family loses most; None where there is no such head. Measure its loss on other images.
+    """
+    losses = family_losses(lost, families, names)
+    ordered = np.sort(losses, axis=0)
+    largest = np.where(ordered[-2] < most_of_others, ordered[-1], -np.inf)
+    layer, head = np.unravel_index(largest.argmax(), largest.shape)
+    if np.isinf(largest[layer, head]):
+        return None
+    return int(layer), int(head), names[losses[:, layer, head].argmax()]
+
+
+def specialist_loss(
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray
+) -> np.ndarray:
+    """What `find_specialist` of the chosen questions costs its family in the others: (question,).
+
+    Values of the questions outside `chosen`, for `stats.mean_over_models`: their mean is the
+    family's loss (`linearise_ratio`). All 0 where no head serves one family alone.
+    """
+    found, rest = find_specialist(lost[chosen], families[chosen], names), lost[~chosen]
+    if found is None:
+        return np.zeros(len(rest))
+    layer, head, family = found
+    of_family = (families[~chosen] == family).astype(float)
+    return linearise_ratio(of_family * rest[:, layer, head], of_family)
+
+
+def carried_by_few(lost: np.ndarray, chosen: np.ndarray, share: float = 0.25) -> np.ndarray:
+    """Percent of all heads' losses that the costliest `share` of the heads holds: (question,).
+
+    lost: (question, layer, head), points. The heads are those that cost most in the chosen
+    questions; the values are of the others, for `stats.mean_over_models`: their mean is the sum of
+    these heads' losses over the sum of all heads' (`linearise_ratio`), NaN where that is 0.
+    """
+    flat = lost.reshape(len(lost), -1)
+    costliest = np.argsort(-flat[chosen].mean(0), kind="stable")[: round(share * flat.shape[1])]
+    rest = flat[~chosen]
+    return 100 * linearise_ratio(rest[:, costliest].sum(1), rest.sum(1))
+
+
+def count_needed(
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray,
+    family: str = "how many", least: float = 5,
+) -> np.ndarray:  # fmt: skip
+    """How many more heads a family needs than the next: a number a head, whose sum is the lead.
+
+    lost: (question, layer, head), points; names: the families to compare. A family needs a head
+    whose removal costs it more than `least`. The next is the other family that needs most heads in
+    the chosen questions; both are counted in the others. Returns (heads,): 1 for a head that the
+    family needs and the next does not, -1 the other way round, else 0.
+    """
+    before, after = (
+        family_losses(lost[half], families[half], names) > least for half in (chosen, ~chosen)
+    )
+    counts = {name: needed.sum() for name, needed in zip(names, before, strict=True)}
+    following = max((name for name in names if name != family), key=counts.get)
+    own, other = (after[names.index(name)].ravel().astype(float) for name in (family, following))
+    return own - other
+
+
+def linearise_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Values (n, ...) whose mean is sum(part) / sum(whole) and whose spread gives its interval.
+
+    r + (part - r whole) / mean(whole), r being the ratio (Cochran 1977, "Sampling Techniques",
+    section 6.4); NaN where the
+    whole sums to 0.
+    """
+    ratio = divide_or_nan(part.sum(0), whole.sum(0))
+    return ratio + divide_or_nan(len(whole) * (part - ratio * whole), whole.sum(0))
+
+
+def normalise_by_layer(importance: np.ndarray) -> np.ndarray:
+    """Importance (layer, head) over its layer's L2 norm, NaN in a layer of zeros.
+
+    Gradients differ in size between layers for reasons that have nothing to do with heads
+    (Molchanov et al. 2017, equation 10).
+    """
+    return divide_or_nan(importance, np.linalg.norm(importance, axis=1, keepdims=True))
+
+
+def rank_measures(
+    measures: dict[str, np.ndarray], n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Do measures of importance (layer, head) rank the heads alike? A row a pair of measures.
+
+    Columns: over ("all heads", or "within layers": each less its layer's mean), first, second,
+    correlation (Spearman), low, high (95 %, bootstrap over heads, as if drawn independently), n
+    (heads), p (`rank_permutation_test` within layers: heads of a layer are alike, so that an
+    interval over all heads leaves out 0 in 8 to 20 % of cases where nothing is in common).
+    """
+    rows = []
+    for over in ("all heads", "within layers"):
+        for pair in combinations(measures, 2):
+            values = [np.asarray(measures[name], float) for name in pair]
+            if over == "within layers":
+                values = [value - value.mean(1, keepdims=True) for value in values]
+            values = [value.round(9) for value in values]  # so that equal values are ties
+            rank = rank_correlation(*values, n_resamples, seed)
+            p = rank_permutation_test(*values, strata=np.indices(values[0].shape)[0])[1]
+            rows.append((over, *pair, *map(float, rank[:3]), int(rank.n), p))
+    columns = ["over", "first", "second", "correlation", "low", "high", "n", "p"]
+    return pd.DataFrame(rows, columns=columns)
