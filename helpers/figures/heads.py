@@ -1,7 +1,7 @@
 """Figures of notebook 05: roles of heads, what their removal costs, and what predicts it.
 
 Layers run downwards, heads across. Tables come from helpers.heads: `roles.score_roles`,
-`roles.compare_roles`, `removal.removal_effects`, `removal.rank_measures`.
+`roles.compare_scores`, `effects.removal_effects`, `effects.rank_measures`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,6 @@ ROLE_LOOKS = {  # role: short name, colour; the short name stands beside the col
 }  # fmt: skip
 MOST_NAMES = 24  # heads in the figure of their removal
 LEAST_SCORE = -1.0  # scores of readers can fall far below; they are drawn at this edge
-COMPARISON_LOOKS = (("o", TEXT_COLOR), ("s", IMAGE_COLOR), ("D", GREEN))  # marker, colour
 OUTCOME_LOOKS = (("o", "#000000"), ("s", PINK), ("D", GREEN))
 MODES = {  # what stands in for what is taken away
     "zero": "head's output replaced by zero",
@@ -130,29 +129,31 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def plot_comparisons(table: pd.DataFrame) -> Figure:
-    """Would the same heads have the same roles again? Rank correlations and verdicts, by role.
+def plot_before_after(changes: pd.DataFrame, scores: pd.DataFrame) -> Figure:
+    """Has fine-tuning changed the heads' roles? A panel a role, a point a head: before, after.
 
-    table: of `compare_roles`, with a column comparison (three at most); NaN draws nothing.
+    changes: columns role, first, second (scores before and after). On the dashed line nothing has
+    changed. scores: columns role, null (the highest random head). Scores below LEAST_SCORE are at
+    the edge.
     """
-    roles, names = list(table["role"].unique()), list(table["comparison"].unique())
-    size = (10, 0.42 * len(roles) + 1.6)
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True)
-    for number, (name, (marker, color)) in enumerate(zip(names, COMPARISON_LOOKS, strict=False)):
-        rows = table[table["comparison"] == name].set_index("role").reindex(roles)
-        position, look = style.dodge(roles, number, names, 0.22), {"marker": marker, "color": color}
-        options = {"horizontal": True, "label": name} | look
-        style.plot_intervals(left, position, rows, "correlation", **options)
-        right.plot(100 * rows["agreement"], position, linestyle="", **look)
-    left.axvline(0, **style.BASELINE)
-    style.name_rows(left, roles, fontsize=9)
-    left.set(title="Do scores rank the heads alike?", **CORRELATION)
-    right.set(title="Do the same heads have the role?", xlim=(-3, 103))
-    right.set_xlabel("% of heads with the same verdict")
-    left.grid(axis="y")
-    right.grid(axis="y")
-    style.place_legend(figure, [left])
-    return figure
+    roles = list(changes["role"].unique())
+    n_rows = -(-len(roles) // 5)
+    grid = {"figsize": (10, 2.1 * n_rows + 0.7), "sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(n_rows, 5, **grid)
+    for axis in axes.flat[len(roles) :]:
+        axis.axis("off")
+    for axis, role in zip(axes.flat, roles, strict=False):
+        heads = changes[changes["role"] == role]
+        short, color = ROLE_LOOKS[role]
+        axis.plot((LEAST_SCORE, 1), (LEAST_SCORE, 1), **style.BASELINE)
+        axis.axhline(scores.loc[scores["role"] == role, "null"].max(), color=GREY, linestyle=":")
+        points = heads[["first", "second"]].clip(lower=LEAST_SCORE).to_numpy()
+        axis.plot(*points.T, "o", color=color, markeredgecolor="#444444", markeredgewidth=0.6)
+        axis.set_title(f"{role} ({short})", fontsize=8.5)
+        axis.set(xlim=(LEAST_SCORE - 0.1, 1.1), ylim=(LEAST_SCORE - 0.1, 1.1), aspect="equal")
+    figure.supxlabel("score before fine-tuning", fontsize=10)
+    figure.supylabel("score after fine-tuning", fontsize=10)
+    return style.set_title(figure, "Each head's role scores before and after fine-tuning")
 
 
 @style.styled
@@ -233,33 +234,8 @@ def plot_ablation(effects: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def plot_largest_effects(effects: pd.DataFrame) -> Figure:
-    """The largest effects with their intervals, for each way of ablation; zero is no effect.
-
-    effects: columns mode, name, family, drop, low, high, n; heads and families in the order shown.
-    """
-    cells = effects.drop_duplicates(["name", "family"])
-    figure, axis = plt.subplots(figsize=(10, 3.9))
-    axis.axhline(0, **style.BASELINE)
-    for number, (mode, of_mode) in enumerate(effects.groupby("mode", sort=False)):
-        rows = cells[["name", "family"]].merge(of_mode, how="left", on=["name", "family"])
-        marker, color = OUTCOME_LOOKS[mode == "mean"]
-        label = f"replaced by {'its mean' if mode == 'mean' else mode}"
-        look = {"marker": marker, "color": color, "label": label}
-        position = style.dodge(cells, number, ("zero", "mean"), 0.24)
-        style.plot_intervals(axis, position, rows, "drop", **look)
-    labels = [f"{c.name}\n{c.family}\nn={c.n}" for c in cells.itertuples()]
-    axis.set_xticks(range(len(cells)), labels, fontsize=8.5)
-    axis.set(ylabel="accuracy lost, points", xlabel="head and question family")
-    axis.grid(axis="y")
-    style.place_legend(figure, [axis])
-    largest = f"The {len(cells)} largest effects of removing one head"
-    return style.set_title(figure, f"{largest} (95 % intervals over images)")
-
-
-@style.styled
 def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
-    """Does attention predict importance? Accuracy lost without a head against what it attends to.
+    """What predicts importance? Accuracy lost without a head against cheap measures of it.
 
     table: a row a head with layer, name, drop, low, high and the columns of `measures`,
     {column: axis label with its unit}. The five heads that matter most are labelled; colour and
@@ -285,7 +261,7 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="layer")
-    title = "Attention to the image against accuracy lost, one point a head (95 % intervals)"
+    title = "What predicts the accuracy lost without a head? One point a head (95 % intervals)"
     return style.set_title(figure, title)
 
 

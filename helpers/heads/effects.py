@@ -11,15 +11,22 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from helpers.attention.extract import name_heads
-from helpers.stats.bootstrap import bootstrap_by_group, rank_correlation, rank_permutation_test
+from helpers.stats.bootstrap import (
+    bootstrap_by_group,
+    bootstrap_mean,
+    rank_correlation,
+    rank_permutation_test,
+)
 from helpers.stats.cluster_robust import (
     correct_p,
     divide_or_nan,
     has_enough_data,
     mean_difference_test,
 )
+from helpers.stats.models import ModelMean, mean_of_models
 
 
 def removal_effects(
@@ -28,10 +35,12 @@ def removal_effects(
     image_ids: Sequence[int],
     n_resamples: int = 1000,
     seed: int = 0,
+    bounds: tuple[float, float] | None = (-100, 100),
 ) -> pd.DataFrame:
     """What each removal costs over all questions and per family: a row a removal and family.
 
-    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,).
+    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,);
+    bounds: as in `bootstrap_mean`.
     Columns: layer, head and name (where lost has heads), family ("all" first), drop (mean points
     lost), low, high (95 %, bootstrap over images), p (of neither loss nor gain, errors clustered by
     image), p_corrected (Benjamini-Hochberg over all rows), told (whether there are enough
@@ -40,7 +49,7 @@ def removal_effects(
     families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = ("layer", "head")[: lost.ndim - 1], []
     for groups in (np.repeat("all", len(lost)), families):
-        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes, (-100, 100))
+        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes, bounds)
         members = [groups == group for group in pd.unique(groups)]
         tests = [mean_difference_test(lost[rows], image_ids[rows], axes) for rows in members]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
@@ -140,6 +149,57 @@ def count_needed(
     following = max((name for name in names if name != family), key=counts.get)
     own, other = (after[names.index(name)].ravel().astype(float) for name in (family, following))
     return own - other
+
+
+def mean_lead(
+    leads: Sequence[np.ndarray], image_ids: ArrayLike, n_resamples: int = 1000, seed: int = 0
+) -> ModelMean:
+    """Mean over models of the sums of `count_needed`, for further models.
+
+    leads: (heads,) of each model; image_ids: of the questions counted in. With one model, or where
+    all models have the same lead, the interval is of a bootstrap over the first one's heads.
+    """
+    n_heads = len(leads[0])
+    by_head = bootstrap_mean(leads[0], np.arange(n_heads), n_resamples, seed, bounds=(-1, 1))
+    alone = (n_heads * by_head.low, n_heads * by_head.high)
+    sizes = len(image_ids), len(np.unique(image_ids))
+    return mean_of_models([lead.sum() for lead in leads], *sizes, alone)
+
+
+def rank_over_models(
+    measures: Sequence[np.ndarray],
+    lost: Sequence[np.ndarray],
+    image_ids: ArrayLike,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> ModelMean:
+    """Does a measure rank heads as their removal does? Mean rank correlation over models.
+
+    measures: (layer, head) of each model; lost: (question, layer, head) of each. With one model the
+    interval is over its heads (`rank_correlation`). NaN where a model has none.
+    """
+    pairs = zip(measures, lost, strict=True)
+    ranks = [rank_correlation(one, cost.mean(0), n_resamples, seed) for one, cost in pairs]
+    sizes = len(image_ids), len(np.unique(image_ids))
+    alone = ranks[0].low, ranks[0].high
+    return mean_of_models([rank.estimate for rank in ranks], *sizes, alone, (-1, 1))
+
+
+def needed_heads(tables: Sequence[pd.DataFrame], least: float = 5) -> pd.DataFrame:
+    """How many heads does each family need, over models? A row a family, the neediest first.
+
+    tables: of `removal_effects`, one each model. A family needs a head whose removal costs it more
+    than `least` points. Columns: family, heads (mean over models), fewest, most, undecided (heads
+    whose interval reaches both sides of `least`, mean over models), n (questions).
+    """
+    every = pd.concat(tables, keys=range(len(tables)), names=["model", "row"])
+    every = every[every["told"] & (every["family"] != "all")]
+    near = (every["low"] <= least) & (every["high"] > least)
+    every = every.assign(needed=every["drop"] > least, near=near)
+    counts = every.groupby(["family", "model"])[["needed", "near"]].sum().groupby("family")
+    table = counts["needed"].agg(heads="mean", fewest="min", most="max")
+    table["undecided"], table["n"] = counts["near"].mean(), every.groupby("family")["n"].first()
+    return table.sort_values("heads", ascending=False, kind="stable").reset_index()
 
 
 def linearise_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from numpy.typing import ArrayLike
 from scipy import stats
+from torch import nn
 
 from helpers.attention.extract import (
     AttentionTable,
@@ -26,7 +27,12 @@ from helpers.attention.extract import (
     name_heads,
 )
 from helpers.attention.grounding import find_hits, mask_boxes, object_chance, pointing_hits
-from helpers.attention.image_share import FUNCTION, image_share, uniform_baseline
+from helpers.attention.image_share import (
+    FUNCTION,
+    attention_maps,
+    image_share,
+    uniform_baseline,
+)
 from helpers.attention.word_classes import mark_classes
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
@@ -85,6 +91,10 @@ ROLES = {
         ("cls", "words"), "points at the object asked about",
         "top patch as often in the box as chance", "always in the box"),
 }  # fmt: skip
+
+OF_WORDS = (  # roles that are about words, which a card shows as bars
+    "image->text reader", "[CLS] reader of words", "text local", "text global", "sink",
+)  # fmt: skip
 
 
 class QuestionFacts(NamedTuple):
@@ -321,6 +331,30 @@ def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame
     return pd.DataFrame(cards)
 
 
+def find_example(
+    card: dict, by_question: Scores, model: nn.Module, encoded: EncodedQuestions
+) -> dict:
+    """What a card's head looks at in a typical question, the one whose score is nearest its mean.
+
+    card: a row of `make_role_cards`; by_question: of `score_by_question`. Returns row (of encoded)
+    and question; weights, from the role's queries (the first of them): over text tokens and, last,
+    all patches, with their names in tokens; or, where the role is about patches, (rows, columns).
+    """
+    layer, head, role = card["layer"], card["head"], card["role"]
+    scores = by_question[role][:, layer, head]
+    row = int(np.nanargmin(np.abs(scores - np.nanmean(scores))))
+    maps = attention_maps(model, encoded.collate([encoded[row]]))[0]
+    queries = maps.groups[ROLES[role].queries[0]]
+    weights = maps.attention[layer, head, queries].mean(0).float().cpu().numpy()
+    example = {"row": row, "question": encoded.questions["question"].iloc[row]}
+    patches = maps.groups["patches"]
+    if role not in OF_WORDS:
+        return example | {"weights": weights[patches].reshape(maps.grid)}
+    tokens = [*maps.tokens[: patches.start], "patches"]
+    weights = np.append(weights[: patches.start], weights[patches].sum())
+    return example | {"tokens": tokens, "weights": weights}
+
+
 def compare_roles(
     first: pd.DataFrame, second: pd.DataFrame, n_resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
@@ -354,16 +388,17 @@ def habit_share(scores: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def agree_on_heads(
-    first: dict[str, np.ndarray], second: dict[str, np.ndarray],
-    n_resamples: int = 1000, seed: int = 0,
-) -> tuple[float, float, float]:  # fmt: skip
+    first: Scores, second: Scores, n_resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
     """Rank correlation over heads of one model's scores in two states, mean over roles; low, high.
 
-    first, second: role -> (layer, head), such as before and after fine-tuning. Roles that set no
+    first, second: `score_by_question`, such as before and after fine-tuning. Roles that set no
     heads apart are left out. The interval is a bootstrap over heads, all roles of a head together,
     as if heads were drawn independently; NaN without any such role.
     """
-    pairs = [(np.ravel(first[role]), np.ravel(second[role])) for role in ROLES]
+    pairs = [
+        tuple(average_first(state[role]).ravel() for state in (first, second)) for role in ROLES
+    ]
     pairs = [pair for pair in pairs if not np.isnan(rank_correlation(*pair, 1).estimate)]
     if not pairs:
         return np.nan, np.nan, np.nan

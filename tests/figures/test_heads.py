@@ -88,23 +88,15 @@ def test_role_map_names_the_roles_of_each_head(n_layers, n_heads):
         assert words == (expected if head % 2 == 0 else [])  # the clearest on top
 
 
-@pytest.mark.parametrize("names", [("seed",), ("seed", "images", "before")])
-def test_comparisons_draw_correlations_and_agreement(names):
-    rows = [
-        {"role": role, "comparison": name, "correlation": 0.1 * r + 0.2 * c, "low": 0.0,
-         "high": 0.9, "agreement": 0.5}
-        for c, name in enumerate(names) for r, role in enumerate(("sink", "grounding"))
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    table.loc[0, ["correlation", "low", "high", "agreement"]] = np.nan
-    figure = figures.plot_comparisons(table)
+def test_each_head_is_a_point_before_and_after():
+    roles = ["sink"] * 2 + ["grounding"] * 2
+    table = {"role": roles, "first": [0, 0.5, -7, 0.1], "second": [0.1, 0.6, 0, 0.2]}
+    scores = pd.DataFrame({"role": ["sink", "grounding"], "null": [0.3, 0.4]})
+    figure = figures.plot_before_after(pd.DataFrame(table), scores)
     render(figure)
-    left, right = figure.axes
-    assert len(left.containers) == len(right.lines) == len(names)
-    for c, container in enumerate(left.containers):
-        expected = [np.nan if c == 0 else 0.2 * c, 0.1 + 0.2 * c]
-        np.testing.assert_allclose(container.lines[0].get_xdata(), expected)
-        np.testing.assert_allclose(right.lines[c].get_xdata()[1], 50)
+    assert [set(axis.lines[1].get_ydata()) for axis in figure.axes[:2]] == [{0.3}, {0.4}]
+    drawn = [axis.lines[2].get_xydata().tolist() for axis in figure.axes[:2]]
+    assert drawn == [[[0, 0.1], [0.5, 0.6]], [[figures.LEAST_SCORE, 0], [0.1, 0.2]]]
 
 
 def test_role_cards_show_a_map_or_tokens_and_what_removal_costs():
@@ -142,19 +134,6 @@ def test_ablation_of_many_heads_shows_those_that_matter_most():
     figure = figures.plot_ablation(few)
     render(figure)
     assert read_texts(figure.axes[0]) == []
-
-
-def test_largest_effects_have_a_point_for_each_way_of_ablation():
-    effects = make_effects()
-    effects = effects.drop(index=effects.index[-1])  # one way has not been tried
-    axis = figures.plot_largest_effects(effects).axes[0]
-    render(axis.figure)
-    drops = ([0, 1, 10, 11], [0.4, 1.4, 10.4])
-    for container, expected in zip(axis.containers, drops, strict=True):
-        values = container.lines[0].get_ydata()[: len(expected)]
-        np.testing.assert_allclose(values, expected)
-        bounds = np.stack([values - 2, values + 3], axis=1)
-        np.testing.assert_allclose(read_bars(container)[: len(expected)], bounds)
 
 
 @pytest.mark.parametrize("n_layers", [1, 7])

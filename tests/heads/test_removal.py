@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small import ANSWERS, encode_noise
@@ -231,6 +232,41 @@ def test_heads_that_a_family_needs_are_counted_against_the_next():
     lost[~HALF] = lose(what=(9, 9), why=(0, 6), who=(6, 6))[~HALF]
     lead = effects.count_needed(lost, FAMILIES, names, HALF, "what")
     assert lead.tolist() == [1, 0]  # the next is `why`, as chosen
+
+
+def test_needed_heads_are_counted_over_models_with_those_undecided():
+    drops = {"what": [9, 6, 1], "why": [4, 0, 0], "all": [9, 9, 9]}
+    rows = [
+        (family, drop, drop - 2, drop + 2, True, 20) for family in drops for drop in drops[family]
+    ]
+    columns = ["family", "drop", "low", "high", "told", "n"]
+    first = pd.DataFrame(rows, columns=columns)
+    second = first.assign(drop=first["drop"] - 3)
+    table = effects.needed_heads([first, second])
+    assert table["family"].tolist() == ["what", "why"]
+    expected = {"heads": 1.5, "fewest": 1, "most": 2, "undecided": 1, "n": 20}  # 6 in [4, 8]
+    assert table.iloc[0, 1:].to_dict() == expected
+    few = effects.needed_heads([first.assign(told=False)])
+    assert few.empty
+
+
+def test_a_lead_of_heads_is_a_mean_over_models():
+    leads = [np.array([1.0, 0, 1, 0]), np.array([1.0, 1, 1, 1])]
+    over = effects.mean_lead(leads, [1, 1, 2])
+    assert (over.estimate, over.n, over.n_images, over.n_models) == (3, 3, 2, 2)
+    assert over.by_model.tolist() == [2, 4]
+    alone = effects.mean_lead([np.ones(16)], [1, 1, 2])
+    assert alone.low < alone.estimate == 16  # all heads alike: still no interval without width
+
+
+def test_ranks_of_heads_are_a_mean_over_models():
+    cost = np.arange(4.0).reshape(1, 2, 2)
+    swapped = np.array([[0.0, 1], [3, 2]])
+    over = effects.rank_over_models([swapped, swapped - 9], [cost, cost], [5])
+    assert over.estimate == pytest.approx(0.8)  # one swap of four
+    assert over.by_model.tolist() == pytest.approx([0.8, 0.8])
+    flat = effects.rank_over_models([swapped, np.ones((2, 2))], [cost, cost], [5])
+    assert np.isnan(flat.estimate)
 
 
 def test_a_ratio_has_the_interval_of_its_values():

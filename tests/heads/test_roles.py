@@ -16,7 +16,7 @@ from small import encode_noise
 
 from helpers.attention import extract
 from helpers.attention.grounding import mask_boxes
-from helpers.attention.image_share import attention_measures
+from helpers.attention.image_share import attention_maps, attention_measures
 from helpers.data import prepare
 from helpers.heads import roles
 from helpers.model.vilt import list_answers
@@ -324,11 +324,12 @@ def test_the_share_of_heads_with_a_habit_by_hand():
 
 
 def test_agreement_of_scores_leaves_out_roles_without_a_rank():
-    flat = dict.fromkeys(roles.ROLES, np.ones((2, 2)))
-    first = flat | {"sink": np.array([[1, 2], [3, 4]]), "grounding": np.array([[1, 2], [3, 4]])}
-    second = flat | {"sink": np.array([[1, 2], [4, 3]]), "grounding": np.full((2, 2), np.nan)}
+    flat = dict.fromkeys(roles.ROLES, np.ones((1, 2, 2)))  # of one question
+    up = np.array([[[1, 2], [3, 4]]])
+    first = flat | {"sink": up, "grounding": up}
+    second = flat | {"sink": np.array([[[1, 2], [4, 3]]]), "grounding": np.full((1, 2, 2), np.nan)}
     assert roles.agree_on_heads(first, second, 20)[0] == pytest.approx(0.8)  # one swap of four
-    second["grounding"] = np.array([[4, 3], [2, 1]])
+    second["grounding"] = 5 - up
     assert roles.agree_on_heads(first, second, 20)[0] == pytest.approx((0.8 - 1) / 2)
     assert np.isnan(roles.agree_on_heads(flat, flat)).all()
 
@@ -402,6 +403,26 @@ def test_role_cards_by_hand():
     assert make_card(gain)["hit_family"] == "what"
     few = make_effects(told=lambda table: table["family"] == "all")
     assert make_card(few)["hit_family"] == "all"
+
+
+@pytest.mark.parametrize("role", ["[CLS] reader of words", "grounding"])
+def test_a_card_shows_a_typical_question(vilt, encoded, role):
+    """The third question scores the mean; its attention is the model's own, from [CLS]."""
+    scores = np.array([0.1, 0.9, 0.5, np.nan, 0.51])
+    by_question = {role: np.tile(scores[:, None, None], (1, 4, 4))}
+    card = {"role": role, "layer": 1, "head": 2}
+    found = roles.find_example(card, by_question, vilt[0], encoded)
+    assert (found["row"], found["question"]) == (2, encoded.questions["question"][2])
+    maps = attention_maps(vilt[0], encoded.collate([encoded[2]]))[0]
+    row = maps.attention[1, 2, 0].numpy()
+    if role == "grounding":
+        expected = row[maps.groups["patches"]].reshape(maps.grid)
+        np.testing.assert_allclose(found["weights"], expected, rtol=1e-5)
+    else:
+        start = maps.groups["patches"].start
+        assert found["tokens"] == [*maps.tokens[:start], "patches"]
+        np.testing.assert_allclose(found["weights"][:-1], row[:start], rtol=1e-5)
+        assert found["weights"].sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_halves_agree_on_planted_heads_and_not_on_noise():
