@@ -22,12 +22,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from helpers.attention.image_share import attention_measures, image_share, uniform_baseline
+from helpers.attention.image_share import (
+    QUERY_GROUPS,
+    attention_measures,
+    image_share,
+    special_mass,
+    uniform_baseline,
+)
 from helpers.data.encode import EncodedQuestions
 from helpers.model.finetune import hash_model
 from helpers.model.forward import patch_grids
 from helpers.run.cache import cached_step, read_record, require, source_digest
 from helpers.run.settings import Study
+from helpers.stats.bootstrap import Interval
+from helpers.stats.models import mean_over_models
 
 Measure = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
 Layout = Mapping[str, tuple[str, tuple]]
@@ -351,6 +359,47 @@ def measure_random_models(
         inputs = {"rows": len(rows), "random_seed": seed, "once": once, "process": process}
         tables.append(extract_once(study, name, random, some, **inputs))
     return rows, tables
+
+
+def average_heads(table: AttentionTable) -> dict[str, np.ndarray]:
+    """Measures by layer, mean over heads: name -> (question, layer, QUERY_GROUPS).
+
+    image share, excess (minus uniform attention), special (on [CLS], [SEP], the image's CLS) and
+    entropy (0: one key, 1: all keys alike).
+    """
+    special = table.reduce("split", special_mass)
+    measures = {"image share": table.image_share, "excess": table.excess,
+                "special": special, "entropy": table.entropy}  # fmt: skip
+    return {name: values.mean(2) for name, values in measures.items()}
+
+
+def tabulate_layers(
+    tables: list[AttentionTable], random_tables: list[AttentionTable]
+) -> pd.DataFrame:
+    """`average_heads` by layer and query: means over models, and what random weights show.
+
+    tables: of the same questions, one a model. Rows with model "trained" hold `mean_over_models`
+    with its interval; those with "untrained" the mean, lowest and highest of the random models.
+    reaches_answer: False for words and patches in the last layer, which nothing reads.
+    """
+    trained, image_ids = [average_heads(each) for each in tables], tables[0].questions["image_id"]
+    random, parts = [average_heads(each) for each in random_tables], []
+    for measure in trained[0]:
+        mean = mean_over_models([each[measure] for each in trained], image_ids)
+        spread = np.array([np.nanmean(each[measure], axis=0) for each in random])
+        least = -1 if measure == "excess" else 0  # an interval ends where a share does
+        ends = np.clip([mean.low, mean.high], least, 1)
+        fields = {"trained": (mean.estimate, *ends, mean.n, mean.n_images)}
+        some = random_tables[0].questions["image_id"]
+        bounds = (spread.mean(0), spread.min(0), spread.max(0))
+        fields["untrained"] = (*bounds, len(some), some.nunique())
+        for model, columns in fields.items():
+            shaped = Interval(*(np.broadcast_to(each, spread.shape[1:]) for each in columns))
+            rows = shaped.to_table(("layer", "query"))
+            parts.append(rows.assign(measure=measure, model=model))
+    table = pd.concat(parts, ignore_index=True).replace({"query": dict(enumerate(QUERY_GROUPS))})
+    is_last = table["layer"] == table["layer"].max()
+    return table.assign(reaches_answer=~is_last | (table["query"] == "cls"))
 
 
 def load_attention(study: Study) -> AttentionTable:

@@ -3,7 +3,7 @@
     orders = {"relevance": [rank_patches(each) for each in maps]}
     orders["random"] = random_orders(counts, seed)
     curves = perturbation_curves(model, encoded, indices, orders)
-    score_maps(curves, image_ids)
+    map_gains(curves)       # (map, KINDS, question), above the order "random"
 
 A removed patch leaves the sequence, as in the perturbation tests of Chefer et al. (2021), so that
 the model sees no made-up pixels. Words, the image's CLS and the other patches' positions stay.
@@ -11,42 +11,40 @@ the model sees no made-up pixels. Words, the image's CLS and the other patches' 
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from helpers.attention.extract import measure_once, random_weight_model, sample_questions
-from helpers.attention.grounding import ground_maps
+from helpers.attention.extract import measure_once, random_weight_model
 from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
 from helpers.attention.relevance import explain, patch_maps
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.bootstrap import Interval
+from helpers.stats.models import mean_over_models
 
-FRACTIONS = tuple(np.linspace(0, 1, 11).round(3).tolist())
+FRACTIONS = (0, 1 / 3, 2 / 3, 1)  # few, so that many models can be asked
 KINDS = ("deletion", "insertion")
-GAIN_FRACTIONS = (0, 1 / 3, 2 / 3, 1)  # of `measure_gains`: few, for many models
 
 
 @dataclass
 class Curves:
-    """How the answer fares as patches go or come: arrays (order, KINDS, question, fraction).
+    """How the answer fares as patches go or come.
 
     fractions: of the patches removed (deletion) or kept (insertion). probability: of the intact
-    model's answer, the sigmoid of its logit. accuracy: VQA accuracy, NaN without answers.
+    model's answer, the sigmoid of its logit: (order, KINDS, question, fraction). first_patch: the
+    one that goes or comes first: (order, question).
     """
 
     orders: list[str]
     fractions: Sequence[float]
     probability: np.ndarray
-    accuracy: np.ndarray
+    first_patch: np.ndarray
 
 
 def rank_patches(weights: np.ndarray) -> np.ndarray:
@@ -87,7 +85,7 @@ def perturbation_curves(
             asked = f"indices names {len(indices)}"
             raise ValueError(f"order {name!r} is for {len(ranked)} questions, but {asked}.")
     shape = (len(orders), len(KINDS), len(indices), len(fractions))
-    probability, labels = np.zeros(shape), np.zeros(shape, dtype=int)
+    probability = np.zeros(shape)
     for part, batch in encoded.batches(batch_size, indices):
         rows = [row_of[index] for index in part]
         inputs = prepare_batch(model, batch).inputs
@@ -110,10 +108,8 @@ def perturbation_curves(
                     logits = forward_kept(model, inputs, patches, ends)
                     where = (number, kind, rows, step)
                     probability[where] = logits.gather(1, best)[:, 0].sigmoid().cpu()
-                    labels[where] = logits.argmax(1).cpu()
-    labels = np.moveaxis(labels, 2, 0)  # question first
-    accuracy = np.moveaxis(encoded.score(labels, indices, model.config.id2label), 0, 2)
-    return Curves(list(orders), fractions, probability, accuracy)
+    first = np.array([[ranked[0] for ranked in all_ranked] for all_ranked in orders.values()])
+    return Curves(list(orders), fractions, probability, first)
 
 
 def forward_kept(
@@ -145,84 +141,6 @@ def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
     return np.trapezoid(values, fractions, axis=-1) / (fractions[-1] - fractions[0])
 
 
-def tabulate_curves(
-    curves: Curves, image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """Mean probability along the curves: order, kind, fraction, 95 % interval over images."""
-    values = np.moveaxis(curves.probability, 2, 0)  # question first
-    names = {"order": curves.orders, "kind": KINDS, "fraction": curves.fractions}
-    table = bootstrap_mean(values, image_ids, n_resamples, seed).to_table(tuple(names))
-    return table.assign(**{axis: np.array(names[axis])[table[axis]] for axis in names})
-
-
-def score_maps(
-    curves: Curves,
-    image_ids: np.ndarray,
-    random: str = "random",
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Area under each order's curves of probability, and its gain over the order named `random`.
-
-    Columns: order; measure: "deletion" and "insertion" (areas), "deletion_gain" (random minus this
-    order) and "insertion_gain" (this order minus random), paired by question and above 0 where the
-    map is better than chance; those of a 95 % interval over images.
-    """
-    if random not in curves.orders:
-        known = ", ".join(curves.orders)
-        raise ValueError(f"no order is named {random!r}: the curves have {known}.")
-    areas = curve_area(curves.probability, curves.fractions)  # (order, kind, question)
-    chance, rows = areas[curves.orders.index(random)], []
-    for order, (deletion, insertion) in zip(curves.orders, areas, strict=True):
-        gains = {"deletion_gain": chance[0] - deletion, "insertion_gain": insertion - chance[1]}
-        for measure, values in {"deletion": deletion, "insertion": insertion, **gains}.items():
-            interval = bootstrap_mean(values, image_ids, n_resamples, seed)
-            rows.append({"order": order, "measure": measure, **interval._asdict()})
-    return pd.DataFrame(rows)
-
-
-def measure_faithfulness(
-    study: Study,
-    model: nn.Module,
-    random_model: nn.Module,
-    encoded: EncodedQuestions,
-    dataset: Dataset,
-) -> tuple[np.ndarray, Curves, pd.DataFrame]:
-    """Remove patches in the order of each map, and hold maps and heads against the boxes; once.
-
-    On `faithfulness_questions` validation questions, drawn with the study's seed. random_model: of
-    `random_weight_model`, whose relevance is the control. Kept in run_dir/faithfulness, curves.npz
-    and boxes.parquet. Returns the rows drawn; the curves, of each of `patch_maps`, "untrained
-    relevance", "reversed relevance" and "random"; the `ground_maps` of all rows with a box.
-    """
-    chosen = sample_questions(len(encoded), study.faithfulness_questions, study.seed)
-
-    def measure(folder: Path) -> None:
-        orders, boxes = defaultdict(list), []
-        for row in tqdm(chosen.tolist(), desc="maps", unit="question"):
-            batch = encoded.collate([encoded[row]])
-            explanation = explain(model, batch)[0]
-            maps = patch_maps(explanation)
-            control = explain(random_model, batch, [explanation.answer])[0]
-            control = {"untrained relevance": patch_maps(control)["relevance"]}
-            for name, weights in {**maps, **control}.items():
-                orders[name].append(rank_patches(weights))
-            orders["reversed relevance"].append(orders["relevance"][-1][::-1])
-            boxes.append(ground_maps(row, explanation.maps, maps, dataset[row]))
-        orders["random"] = random_orders(list(map(len, orders["relevance"])), study.seed)
-        curves = perturbation_curves(model, encoded, chosen.tolist(), orders)
-        np.savez(folder / "curves.npz", question=chosen, **asdict(curves))
-        boxes = pd.concat(boxes).query("chance > 0")
-        boxes.to_parquet(folder / "boxes.parquet", index=False)
-
-    inputs = study.settings("seed", "faithfulness_questions")
-    folder = measure_once(study, "faithfulness", measure, **inputs)
-    with np.load(folder / "curves.npz") as kept:
-        arrays = [kept[name] for name in ("fractions", "probability", "accuracy")]
-        curves = Curves(kept["orders"].tolist(), *arrays)
-    return chosen, curves, pd.read_parquet(folder / "boxes.parquet")
-
-
 def rank_maps(
     model: nn.Module,
     encoded: EncodedQuestions,
@@ -245,38 +163,93 @@ def rank_maps(
     return {name: [ranked[row] for row in rows] for name, ranked in orders.items()}
 
 
-def measure_gains(
+def map_gains(curves: Curves) -> np.ndarray:
+    """How much sooner than by the order "random" an answer is lost and won: (map, KINDS, question).
+
+    In area under the curves: random minus map for deletion, map minus random for insertion; 0 for
+    chance. The maps are all orders but "random", in their order.
+    """
+    areas, random = curve_area(curves.probability, curves.fractions), curves.orders.index("random")
+    gains = (areas - areas[random]) * np.array([-1, 1])[:, None]
+    return np.delete(gains, random, axis=0)
+
+
+def measure_curves(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, rows: Sequence[int], number: int = 0
+) -> Curves:
+    """The curves of each of `patch_maps` and of a "random" order on some questions; once.
+
+    number: which of the study's models it is. Kept in run_dir/faithfulness, faithfulness_1, ...
+    """
+    rows = [int(row) for row in rows]
+
+    def measure(folder: Path) -> None:
+        orders = rank_maps(model, encoded, rows)
+        counts = [len(order) for order in next(iter(orders.values()))]
+        orders["random"] = random_orders(counts, study.seed)
+        curves = perturbation_curves(model, encoded, rows, orders)
+        np.savez(folder / "curves.npz", **asdict(curves))
+
+    name = f"faithfulness_{number}" if number else "faithfulness"
+    inputs = {**study.settings("seed"), "rows": rows}
+    folder = measure_once(study, name, measure, number=number, **inputs)
+    with np.load(folder / "curves.npz") as kept:
+        arrays = {field.name: kept[field.name] for field in fields(Curves)}
+    return Curves(**arrays | {"orders": arrays["orders"].tolist()})
+
+
+def measure_random_gains(
     study: Study,
     model: nn.Module,
     encoded: EncodedQuestions,
     rows: Sequence[int],
-    maps: Sequence[str],
-    number: int = 0,
-    n_random: int = 0,
+    name: str,
+    n_models: int = 24,
 ) -> np.ndarray:
-    """How much sooner an answer is lost and won by a map's order than by a random one; once.
+    """The gain of a map that has learnt nothing, mean over KINDS: (random model, question); once.
 
-    The area between a map's curves (insertion minus deletion), less that of a random order, halved:
-    in [-1, 1], 0 for chance. maps: names of `patch_maps`. number: which of the study's models it
-    is. Returns (map, question). n_random: instead of the model's own maps, those of so many
-    random-weight models of its answers: (random model, map, question). Kept in run_dir/gains.
+    Patches go and come in the model in the order of the map `name` (of `patch_maps`) that each of
+    `n_models` random-weight models draws of the model's answer. Kept in faithfulness_random.
     """
-    rows, maps = [int(row) for row in rows], list(maps)
+    rows = [int(row) for row in rows]
 
     def measure(folder: Path) -> None:
         orders = {}
-        for seed in range(max(1, n_random)):
-            other = random_weight_model(model, study.seed + seed) if n_random else None
-            ranked = rank_maps(model, encoded, rows, other)
-            orders |= {f"{name}, {seed}": ranked[name] for name in maps}
-        counts = [len(order) for order in next(iter(orders.values()))]
-        orders["random"] = random_orders(counts, study.seed)
-        curves = perturbation_curves(model, encoded, rows, orders, GAIN_FRACTIONS)
-        areas = curve_area(curves.probability, curves.fractions)  # (order, kind, question)
-        gains = (areas[:, 1] - areas[:, 0]) / 2
-        np.save(folder / "gains.npy", gains[:-1] - gains[-1])
+        for seed in range(n_models):
+            other = random_weight_model(model, study.seed + seed)
+            orders[str(seed)] = rank_maps(model, encoded, rows, other)[name]
+        orders["random"] = random_orders([len(order) for order in orders["0"]], study.seed)
+        gains = map_gains(perturbation_curves(model, encoded, rows, orders))
+        np.save(folder / "gains.npy", gains.mean(1))
 
-    inputs = {**study.settings("seed"), "rows": rows, "maps": maps, "n_random": n_random}
-    name = f"gains/{'random_' if n_random else ''}{number}"
-    gains = np.load(measure_once(study, name, measure, number=number, **inputs) / "gains.npy")
-    return gains.reshape(n_random, len(maps), len(rows)) if n_random else gains
+    inputs = {**study.settings("seed"), "rows": rows, "map": name, "n_models": n_models}
+    return np.load(measure_once(study, "faithfulness_random", measure, **inputs) / "gains.npy")
+
+
+def tabulate_curves(curves: Sequence[Curves], image_ids: np.ndarray) -> pd.DataFrame:
+    """Mean probability along the curves of several models, with a 95 % interval for both.
+
+    curves: one a model, of the same orders and questions. Columns: order, kind, fraction,
+    estimate, low, high (probabilities), n, n_clusters (images).
+    """
+    first = curves[0]
+    values = np.array([np.moveaxis(each.probability, 2, 0) for each in curves])
+    mean = mean_over_models(values, image_ids)
+    low, high = np.clip([mean.low, mean.high], 0, 1)
+    table = Interval(mean.estimate, low, high, mean.n, mean.n_images)
+    table = Interval(*np.broadcast_arrays(*table)).to_table(("order", "kind", "fraction"))
+    names = {"order": first.orders, "kind": KINDS, "fraction": first.fractions}
+    return table.assign(**{axis: np.array(names[axis])[table[axis]] for axis in names})
+
+
+def tabulate_maps(names: Sequence[str], values: np.ndarray, image_ids: np.ndarray) -> pd.DataFrame:
+    """Mean of a measure of each map over models and questions, with a 95 % interval for both.
+
+    values: (model, map, question). Columns: order, estimate, low, high, n, n_clusters (images).
+    """
+    rows = []
+    for name, of_map in zip(names, np.swapaxes(values, 0, 1), strict=True):
+        mean = mean_over_models(of_map, image_ids)
+        numbers = {"estimate": mean.estimate, "low": mean.low, "high": mean.high}
+        rows.append({"order": name, **numbers, "n": mean.n, "n_clusters": mean.n_images})
+    return pd.DataFrame(rows)

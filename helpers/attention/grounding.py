@@ -1,9 +1,8 @@
-"""Do heads and maps point at what a question asks about? Boxes, pointing game, mass in the box.
+"""Do heads and maps point at what a question asks about? Boxes and the pointing game.
 
     hits, chance = pointing_hits(table.top_patch, table.questions, dataset)
     by_object = object_chance(table.questions, dataset)     # of pointing at any known object
     inside = boxes_to_patch_mask(row["boxes"], grid=(12, 16), size=(row["width"], row["height"]))
-    mass_in_box(weights, inside)    # 1 is chance
 
 A box is [x, y, width, height] in pixels of the original image, over which the patch grid is
 stretched. A patch is in a box if its centre is inside or on the edge; of a box that holds no
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from helpers.attention.image_share import QuestionMaps
 from helpers.stats.bootstrap import bootstrap_mean
 from helpers.stats.cluster_robust import divide_or_nan
 
@@ -119,56 +117,79 @@ def hits_over_chance(hits: np.ndarray, chance: np.ndarray) -> np.ndarray:
     return ratio + divide_or_nan(hits - ratio * chance, level)
 
 
-def point_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Pointing game (Zhang et al. 2018): 1 where a map's largest weight lies inside, else 0.
+def hits_of_another_question(
+    top_patch: np.ndarray, questions: pd.DataFrame, dataset: Dataset
+) -> np.ndarray:
+    """`pointing_hits`, with what each head favours for another question about the same picture.
 
-    weights: (..., patch), of equals the first counts; inside: bool (patch,). NaN for a map of
-    zeros, and where no patch is inside.
+    The next question with a box about the picture, of the last one the first; NaN where that one
+    asks about the same boxes.
     """
-    hit = inside[weights.argmax(-1)].astype(float)
-    return np.where((weights.max(-1) > 0) & inside.any(), hit, np.nan)
+    boxes, image_ids = dataset["boxes"][:], np.array(dataset["image_id"])
+    boxed, other = np.flatnonzero([len(each) > 0 for each in boxes]), np.arange(len(boxes))
+    for _, rows in pd.Series(boxed).groupby(image_ids[boxed]):
+        other[rows] = np.roll(rows, -1)
+    hits = pointing_hits(top_patch[other], questions, dataset)[0]
+    hits[[boxes[row] == boxes[another] for row, another in enumerate(other)]] = np.nan
+    return hits
 
 
-def mass_in_box(weights: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """A map's share of mass inside, over that of patches: 1 is chance. As `point_in_box`."""
-    share = divide_or_nan(weights[..., inside].sum(-1), weights.sum(-1))
-    return divide_or_nan(share, inside.mean())
+def best_heads(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The head and query of each layer that hits most often: head, query, rate, (layer,) each.
+
+    hits: (question, layer, head, QUERY_GROUPS), of `pointing_hits`. Queries are [CLS] (0) and words
+    (1); in the last layer [CLS] alone, as nothing reads what words attend to there.
+    """
+    rates = np.nanmean(hits[..., :2], axis=0)
+    rates[-1, :, 1] = -1
+    rates = rates.reshape(len(rates), -1)
+    return *np.divmod(rates.argmax(1), 2), rates.max(1)
 
 
-def ground_maps(
-    row: int, question: QuestionMaps, maps: dict[str, np.ndarray], example: dict
+def tabulate_hits(
+    against: dict[str, np.ndarray],
+    random_hits: Sequence[np.ndarray],
+    image_ids: np.ndarray,
+    chosen_on: np.ndarray,
+    random_rows: np.ndarray,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Pointing and mass of each map and of each head's [CLS] query on one question.
+    """How often each layer's best head hits: chosen on some questions, scored on the others.
 
-    maps: (rows, columns) each; example: the question's row of the data set. Columns: question
-    (row), map, layer, head (both -1 for a map), pointing, mass, chance (share of patches in a box:
-    0, and the others NaN, without a box).
+    against: name -> hits (question, layer, head, QUERY_GROUPS); the first choose. random_hits: of
+    random-weight models on the rows `random_rows`; each chooses its own heads. Columns: layer,
+    those of a 95 % interval over images (of the random models mean, lowest and highest), against,
+    label.
     """
-    size = (example["width"], example["height"])
-    inside = boxes_to_patch_mask(example["boxes"], question.grid, size).ravel()
-    heads = question.attention[:, :, 0, question.groups["patches"]].float().cpu().numpy()
-    cells = [*np.ndindex(heads.shape[:2])]
-    layer, head = np.array([(-1, -1)] * len(maps) + cells).T
-    names = [*maps, *(f"L{layer}H{head}" for layer, head in cells)]
-    weights = np.stack([*map(np.ravel, maps.values()), *heads.reshape(len(cells), -1)])
-    table = pd.DataFrame({"question": row, "map": names, "layer": layer, "head": head})
-    hits, mass = point_in_box(weights, inside), mass_in_box(weights, inside)
-    return table.assign(pointing=hits, mass=mass, chance=inside.mean())
-
-
-def score_boxes(
-    boxes: pd.DataFrame, image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """Mean pointing and mass of each map and head, with 95 % intervals over images.
-
-    boxes: of `ground_maps`; image_ids: of its rows. Columns: map, layer, head, measure ("pointing",
-    "mass"), those of an interval, chance (mean share of patches in a box; 1 for mass).
-    """
-    tables = [pd.DataFrame()]
-    for (name, layer, head), rows in boxes.groupby(["map", "layer", "head"], sort=False):
-        values = rows[["pointing", "mass"]].to_numpy()
-        interval = bootstrap_mean(values, image_ids[rows.index], n_resamples, seed)
-        columns = {"map": name, "layer": layer, "head": head, "measure": ["pointing", "mass"]}
-        chance = [rows["chance"].mean(), 1.0]
-        tables.append(interval.to_table(("measure",)).assign(**columns, chance=chance))
+    first, tables = next(iter(against.values())), []
+    heads, queries, _ = best_heads(first[chosen_on])
+    layers, scored = np.arange(len(heads)), ~chosen_on
+    pairs = zip(layers, heads, np.array(["[CLS]", "words"])[queries], strict=True)
+    label = [f"L{layer}H{head}, {query}" for layer, head, query in pairs]
+    for name, hits in against.items():
+        rates = hits[scored][:, layers, heads, queries]
+        interval = bootstrap_mean(rates, image_ids[scored], n_resamples, seed)
+        tables.append(interval.to_table(("layer",)).assign(against=name, label=label))
+    choose, lucky = chosen_on[random_rows], []
+    for hits in random_hits:
+        cells = best_heads(hits[choose])[:2]
+        lucky.append(np.nanmean(hits[~choose][:, layers, *cells], axis=0))
+    spread = {"estimate": np.mean(lucky, 0), "low": np.min(lucky, 0), "high": np.max(lucky, 0)}
+    ids = image_ids[random_rows][~choose & ~np.isnan(random_hits[0][:, 0, 0, 0])]
+    spread |= {"n": len(ids), "n_clusters": len(np.unique(ids)), "layer": layers, "label": ""}
+    tables.append(pd.DataFrame(spread).assign(against="best heads, random weights"))
     return pd.concat(tables, ignore_index=True)
+
+
+def best_head_over_chance(
+    hits: np.ndarray, chance: np.ndarray, chosen_on: np.ndarray
+) -> np.ndarray:
+    """`hits_over_chance` of the best head, chosen on some questions and scored on the others.
+
+    hits: as for `best_heads`; chance: (question,), of `object_chance`; chosen_on: bool (question,).
+    """
+    heads, queries, rates = best_heads(hits[chosen_on])
+    layer = rates.argmax()
+    of_best = hits[~chosen_on][:, layer, heads[layer], queries[layer]]
+    return hits_over_chance(of_best, chance[~chosen_on])

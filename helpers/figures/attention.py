@@ -35,12 +35,10 @@ HIT_STYLE = {  # of `plot_hits`, by what stands against the head
     "the head": (TEXT_COLOR, "o", "-"), "same head, another question": (PINK, "v", "-."),
     "best heads, random weights": (GREY, "D", ":"),
 }  # fmt: skip
-CONTROL_LINES = {"random": "--", "reversed relevance": ":", "untrained relevance": "-."}
-SCORES = {  # of `plot_scoreboard`: title, scale, unit
-    "deletion_gain": ("deletion: lost sooner", 100, "points over random order"),
-    "insertion_gain": ("insertion: won sooner", 100, "points over random order"),
-    "pointing": ("pointing game", 100, "largest weight in the box, %"),
-    "mass": ("mass in the box", 1, "over the box's area"),
+SCORES = {  # of `plot_scoreboard`: title, unit
+    "deletion_gain": ("deletion: lost sooner", "points over random order"),
+    "insertion_gain": ("insertion: won sooner", "points over random order"),
+    "pointing": ("pointing game", "largest weight in the box, %"),
 }
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
@@ -273,7 +271,7 @@ def style_map(order: str) -> dict:
     if order in MAP_STYLE:
         color, marker = MAP_STYLE[order]
         return {"color": color, "marker": marker, "linestyle": "-"}
-    return {"color": GREY, "marker": "", "linestyle": CONTROL_LINES.get(order, (0, (1, 3)))}
+    return {"color": GREY, "marker": "x", "linestyle": "--"}
 
 
 @style.styled
@@ -288,7 +286,7 @@ def plot_curves(table: pd.DataFrame) -> Figure:
     for axis, kind, verb in zip(axes, ("deletion", "insertion"), ("removed", "kept"), strict=True):
         for number, order in enumerate(orders):
             rows = table[(table["order"] == order) & (table["kind"] == kind)]
-            share = 100 * rows["fraction"] + 0.35 * (number - len(orders) / 2)  # bars side by side
+            share = 100 * rows["fraction"] + 0.6 * (number - len(orders) / 2)  # bars side by side
             look = {"label": order, "elinewidth": 0.9, "capsize": 0} | style_map(order)
             style.plot_intervals(axis, share, rows, scale=100, **look)
         axis.set(xlabel=f"patches {verb}, % (the most important first)", title=kind, xlim=(-3, 103))
@@ -302,8 +300,7 @@ def plot_curves(table: pd.DataFrame) -> Figure:
 def plot_scoreboard(table: pd.DataFrame) -> Figure:
     """Maps downwards, a panel for each measure of SCORES: points with intervals, chance dashed.
 
-    table: order (the map), measure, estimate, low, high, and chance where the measure has one
-    (else 0).
+    table: order (the map), measure, estimate, low, high (shares in [0, 1]), and chance.
     """
     table = table[table["measure"].isin(SCORES)].dropna(subset=["estimate"])
     best_first = table[table["measure"] == "deletion_gain"].sort_values("estimate", ascending=False)
@@ -311,43 +308,15 @@ def plot_scoreboard(table: pd.DataFrame) -> Figure:
     size = (10, 1.5 + 0.36 * len(orders))
     figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
     for axis, measure in zip(axes[0], measures, strict=True):
-        title, scale, unit = SCORES[measure]
+        title, unit = SCORES[measure]
         rows = table[table["measure"] == measure]
         for order, row in rows.groupby("order"):
             color, marker, _ = style_map(order).values()
-            look = {"horizontal": True, "color": color, "marker": marker or "x"}
-            style.plot_intervals(axis, [orders.index(order)], row, scale=scale, **look)
-        chance = rows["chance"].mean() if "chance" in rows else np.nan
-        axis.axvline(0 if np.isnan(chance) else scale * chance, **style.BASELINE)
+            look = {"horizontal": True, "color": color, "marker": marker}
+            style.plot_intervals(axis, [orders.index(order)], row, scale=100, **look)
+        axis.axvline(100 * rows["chance"].mean(), **style.BASELINE)
         axis.set(title=title, xlabel=unit)
         axis.grid(axis="x")
     style.name_rows(axes[0, 0], orders)
     title = "Which map finds the patches that the answer needs? (dashed: chance)"
-    return style.set_title(figure, title)
-
-
-@style.styled
-def plot_pointing(table: pd.DataFrame) -> Figure:
-    """Each head's [CLS] attention against the boxes: pointing game, and mass in the box.
-
-    table: layer, head, measure ("pointing": share of questions; "mass": over the box's area),
-    estimate, low, high, chance. A number whose interval holds chance is in brackets.
-    """
-    panels = {
-        "pointing": ("pointing game, % (chance: {:.0f} %)", 100, 0),
-        "mass": ("mass in the box over its area (chance: {:.0f})", 1, 1),
-    }
-    shape = (table["layer"].max() + 1, table["head"].max() + 1)
-    figure, axes = plt.subplots(1, 2, figsize=style.size_heads_grid(*shape))
-    for axis, (measure, (title, scale, digits)) in zip(axes, panels.items(), strict=True):
-        rows = table[table["measure"] == measure]
-        chance = scale * rows["chance"].mean()
-        widest = max((scale * rows["estimate"] - chance).abs().max(), 1e-9)
-        decided = (rows["low"] > rows["chance"]) | (rows["high"] < rows["chance"])
-        texts = style.format_cells(scale * rows["estimate"], digits=digits, unsure=~decided)
-        grid = scale * style.fill_grid(rows, "estimate", shape)
-        texts = style.fill_grid(rows.assign(text=texts), "text", shape)
-        style.plot_heads_grid(axis, grid, texts, (chance - widest, chance + widest))
-        axis.set_title(title.format(chance))
-    title = "Does a head's [CLS] attention (text query → image key) lie on what is asked about?"
     return style.set_title(figure, title)

@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 
 from helpers.run.cache import ROOT, read_json, write_atomic
 from helpers.run.settings import Study
-from helpers.stats.models import ModelMean
+from helpers.stats.cluster_robust import has_enough_data
+from helpers.stats.models import ModelMean, mean_over_models
 
 CLAIMS = ROOT / "data" / "claims.csv"
 COLUMNS = ["key", "notebook", "claim", "verdict", "estimate", "low", "high", "unit", "threshold",
@@ -52,6 +53,28 @@ def record_claim(
         "k_models": sum(holds(value, claim["relation"], threshold) for value in by_model),
     }  # fmt: skip
     return _keep(study, key, {name: _plain(value) for name, value in row.items()})
+
+
+def judge_means(
+    study: Study,
+    key: str,
+    values: ArrayLike | None,
+    image_ids: np.ndarray,
+    random: ArrayLike | None = None,
+    reason: str = "too few questions",
+) -> Markdown:
+    """`record_claim` of a mean over models, or `record_untestable` where questions are too few.
+
+    values: (model, question), in the claim's unit, NaN where a question does not tell; None: too
+    few to choose on one half and judge on the other. image_ids: (question,).
+    """
+    if values is not None:
+        values = np.asarray(values, dtype=float)
+        known = np.isfinite(values.mean(0))
+        if has_enough_data(known.sum(), len(np.unique(image_ids[known]))):
+            mean = mean_over_models(values[:, known], image_ids[known])
+            return record_claim(study, key, mean, random)
+    return record_untestable(study, key, reason)
 
 
 def record_untestable(study: Study, key: str, reason: str) -> Markdown:

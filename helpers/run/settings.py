@@ -105,7 +105,7 @@ class Study:
     head_learning_rate: Amount = 3e-3  # peak, of the answer head
     extract_batch_size: Count = 128  # questions a forward pass when attention is measured
     shard_size: Count = 512  # questions a file of attention; what a kill can cost
-    faithfulness_questions: Count = 150  # validation questions whose patches are deleted by map
+    faithfulness_questions: Count = 100  # validation questions whose patches are deleted by map
     shapley_questions: Count = 160  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 8  # random orders of withholding, each also taken backwards
     knockout_questions: Count = 300  # validation questions whose attention edges are cut

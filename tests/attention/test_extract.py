@@ -343,3 +343,25 @@ def test_random_models_are_measured_on_the_same_sample(tmp_path, vilt, encoded, 
     split = extract.attention_measures(twin, batch)["split"].numpy()
     order = np.argsort(indices)
     np.testing.assert_allclose(tables[1].split, split[order], atol=1e-5)
+
+
+def test_the_layers_table_holds_means_over_models_and_the_spread_of_random_ones(
+    tmp_path, vilt, encoded, monkeypatch
+):
+    study, model = stub_study(tmp_path), vilt[0]
+    monkeypatch.setattr(extract, "RANDOM_QUESTIONS", 7)
+    whole = extract.extract_once(study, "attention", model, encoded)
+    _, random = extract.measure_random_models(study, model, encoded, n_models=2)
+    table = extract.tabulate_layers([whole, whole], random)
+    cells = table.set_index(["model", "measure", "layer", "query"]).sort_index()
+    own = cells.loc[("trained", "excess", 1, "words")]
+    assert own["estimate"] == pytest.approx(whole.excess[:, 1, :, 1].mean(), abs=1e-6)
+    assert own["low"] < own["estimate"] < own["high"]
+    assert own[["n", "n_clusters"]].tolist() == [12, 3]
+    spread = [each.entropy[:, 0, :, 2].mean() for each in random]
+    found = cells.loc[("untrained", "entropy", 0, "patches"), ["estimate", "low", "high"]]
+    expected = [np.mean(spread), min(spread), max(spread)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    unread = table[~table["reaches_answer"]]
+    assert set(unread["query"]) == {"words", "patches"}
+    assert unread["layer"].unique().tolist() == [table["layer"].max()]

@@ -1,36 +1,33 @@
 """helpers/attention/faithfulness.py: an answer that depends on one patch, known areas."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from small import SIZES, encode_noise, stub_study
+from small import stub_study
 
 from helpers.attention import faithfulness
 from helpers.attention.extract import random_weight_model
 from helpers.attention.faithfulness import (
+    FRACTIONS,
     Curves,
     curve_area,
-    measure_faithfulness,
-    measure_gains,
+    map_gains,
+    measure_curves,
+    measure_random_gains,
     perturbation_curves,
     random_orders,
     rank_patches,
-    score_maps,
     tabulate_curves,
+    tabulate_maps,
 )
-from helpers.attention.grounding import pointing_hits, score_boxes
-from helpers.attention.image_share import attention_measures, keep_patches, prepare_batch
+from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.attention.relevance import explain, patch_maps
-from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
-from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.models import mean_over_models
 
 HALVES = (0, 0.25, 0.5, 0.75, 1)
 
@@ -49,12 +46,7 @@ def needle(monkeypatch):
 
     monkeypatch.setattr(faithfulness, "prepare_batch", lambda *_: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(faithfulness, "forward_raster", answer)
-    answers = pd.DataFrame({"answers": [["yes"] * 10, ["no"] * 10]})
-    data = SimpleNamespace(questions=answers, batches=lambda *_: [([0, 1], None)])
-    data.score = partial(EncodedQuestions.score, data)
-    return SimpleNamespace(
-        training=False, config=SimpleNamespace(id2label={0: "yes", 1: "no"})
-    ), data
+    return SimpleNamespace(training=False), SimpleNamespace(batches=lambda *_: [([0, 1], None)])
 
 
 def test_the_curve_of_one_patch_that_matters_by_hand(needle):
@@ -68,9 +60,7 @@ def test_the_curve_of_one_patch_that_matters_by_hand(needle):
     expected = [right, back]
     for question in (0, 1):
         np.testing.assert_allclose(curves.probability[:, :, question], expected, atol=1e-6)
-    says_yes = np.array(expected) > 0.5
-    np.testing.assert_array_equal(curves.accuracy[:, :, 0], says_yes)
-    np.testing.assert_array_equal(curves.accuracy[:, :, 1], ~says_yes)
+    np.testing.assert_array_equal(curves.first_patch, [[3, 3], [2, 2]])
     areas = curve_area(curves.probability, HALVES)[:, :, 0]
     # (0.8 + 0.2) / 8 + 0.75 * 0.2, and so on
     np.testing.assert_allclose(areas, [[0.275, 0.725], [0.725, 0.275]])
@@ -86,58 +76,37 @@ def test_insertion_is_deletion_backwards_also_where_halves_are_rounded(monkeypat
 
     monkeypatch.setattr(faithfulness, "prepare_batch", lambda *_: SimpleNamespace(inputs=inputs))
     monkeypatch.setattr(faithfulness, "forward_raster", count)
-    table = pd.DataFrame({"question_id": [5]})
-    data = SimpleNamespace(questions=table, batches=lambda *_: [([0], None)])
-    data.score = partial(EncodedQuestions.score, data)
+    data = SimpleNamespace(batches=lambda *_: [([0], None)])
     orders = {"order": [np.arange(15)], "back": [np.arange(15)[::-1]]}
-    model = SimpleNamespace(training=False, config=SimpleNamespace(id2label={0: "yes"}))
-    curves = perturbation_curves(model, data, [0], orders)
+    tenths = np.linspace(0, 1, 11)
+    curves = perturbation_curves(SimpleNamespace(training=False), data, [0], orders, tenths)
     np.testing.assert_allclose(curves.probability[0, 0], curves.probability[1, 1, :, ::-1])
     assert len(np.unique(curves.probability[0, 0])) == 11
 
 
-def test_the_scoreboard_counts_from_the_random_order(needle):
-    orders = {"right": [np.array([3, 0, 1, 2])] * 2, "random": [np.array([0, 3, 1, 2])] * 2}
+def test_gains_count_from_the_random_order(needle):
+    random, right = [np.array([0, 3, 1, 2])] * 2, [np.array([3, 0, 1, 2])] * 2
+    orders = {"random": random, "right": right, "as random": random}
     curves = perturbation_curves(*needle, [0, 1], orders, HALVES)
-    board = score_maps(curves, [7, 8], n_resamples=50).set_index(["order", "measure"])["estimate"]
-    assert board["right", "deletion"] == pytest.approx(0.275)
-    assert board["random", "deletion"] == pytest.approx(0.425)  # the patch goes second
-    assert board["right", "deletion_gain"] == pytest.approx(0.15)
-    assert board["right", "insertion_gain"] == pytest.approx(0.15)
-    assert board["random", "deletion_gain"] == 0
-    table = tabulate_curves(curves, [7, 8], n_resamples=50)
-    row = table[
-        (table["order"] == "random") & (table["kind"] == "insertion") & (table["fraction"] == 0.25)
-    ]
-    assert row["estimate"].tolist() == pytest.approx([0.2])
+    gains = map_gains(curves)  # the patch goes first, not second: areas 0.275, not 0.425
+    np.testing.assert_allclose(gains, [[[0.15] * 2] * 2, [[0] * 2] * 2], atol=1e-6)
 
 
-def test_answers_are_those_of_the_questions_asked(needle):
-    model, data = needle
-    data.questions = pd.DataFrame(
-        {"answers": [["red"] * 10] * 3 + [["yes"] * 10, ["red"] * 10, ["no"] * 10]}
-    )
-    data.batches = lambda *_: [([3, 5], None)]
-    orders = {"a": [np.array([3, 0, 1, 2]), np.array([0, 1, 2, 3])]}
-    accuracy = perturbation_curves(model, data, [3, 5], orders, HALVES).accuracy
-    # deletion: "yes" until the patch goes
-    assert accuracy[0, 0].tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
-
-
-def test_the_scoreboard_resamples_images():
+def test_tables_hold_means_over_models_and_images():
     rng = np.random.default_rng(0)
-    # five questions an image, all alike: the image is what varies
-    levels = np.repeat(rng.random(12), 5)
-    curves = Curves(
-        ["random"], (0, 1), np.tile(levels[:, None], (1, 2, 1, 2)), np.zeros((1, 2, 60, 2))
-    )
-    clusters = np.repeat(np.arange(12), 5)
-    row = score_maps(curves, clusters, n_resamples=200).iloc[0]
-    expected = bootstrap_mean(levels, clusters, 200, 0)  # a constant curve: its area is its level
-    assert row[["estimate", "low", "high"]].tolist() == pytest.approx(list(expected[:3]))
-    assert (row["n"], row["n_clusters"]) == (60, 12)
-    with pytest.raises(ValueError, match="no order is named 'chance': the curves have random"):
-        score_maps(curves, clusters, random="chance")
+    images, names, fractions = np.repeat(range(6), 2), ["map", "random"], (0, 0.5, 1)
+    chances = rng.random((3, 2, 2, 12, 3))  # (model, order, kind, question, fraction)
+    curves = [Curves(names, fractions, each, np.zeros((2, 12))) for each in chances]
+    table = tabulate_curves(curves, images)
+    assert len(table) == 2 * 2 * 3
+    row = table.query("order == 'random' and kind == 'insertion' and fraction == 0.5").iloc[0]
+    expected = mean_over_models(chances[:, 1, 1, :, 1], images)
+    assert row[["estimate", "n", "n_clusters"]].tolist() == [pytest.approx(expected[0]), 12, 6]
+    ends = np.clip(expected[1:3], 0, 1)
+    assert row[["low", "high"]].tolist() == pytest.approx(ends.tolist())
+    board = tabulate_maps(["map"], chances[:, :1, 0, :, 0], images)
+    expected = mean_over_models(chances[:, 0, 0, :, 0], images)
+    assert board[["estimate", "low", "high"]].iloc[0].tolist() == pytest.approx(expected[:3])
 
 
 class TestRemoving:
@@ -179,13 +148,6 @@ class TestRemoving:
             forward_raster(model, found).logits, expected, rtol=1e-5, atol=1e-5
         )
 
-    def test_questions_without_answers(self, vilt):
-        model, alone = vilt[0], encode_noise(vilt[1], [(64, 64)])
-        alone.questions = alone.questions.drop(columns="answers")
-        curves = perturbation_curves(model, alone, [0], {"a": [np.arange(16)]}, (0, 1))
-        assert np.isnan(curves.accuracy).all()
-        assert not np.isnan(curves.probability).any()
-
     def test_errors(self, model, encoded):
         for order in (np.arange(15), np.zeros(16, int), np.arange(1, 17)):
             with pytest.raises(
@@ -212,67 +174,37 @@ class TestRemoving:
 
 
 class TestStudy:
-    def test_measured_once_and_maps_are_held_against_boxes(self, model, encoded, tmp_path):
-        drawn = [[] if i % 4 == 3 else [[4 * i, 8, 9, 30]] for i in range(12)]
-        sizes = np.repeat(SIZES, 4, axis=0)  # (height, width)
-        columns = {"boxes": drawn, "height": sizes[:, 0], "width": sizes[:, 1]}
-        data, study = Dataset.from_dict(columns), stub_study(tmp_path, faithfulness_questions=5)
-        given = (study, model, random_weight_model(model, 0), encoded, data)
-        chosen, curves, boxes = measure_faithfulness(*given)
-        assert len(set(chosen.tolist())) == 5
+    def test_curves_of_all_maps_are_measured_once(self, model, encoded, tmp_path, monkeypatch):
+        study, rows = stub_study(tmp_path), [9, 2, 5]
+        curves = measure_curves(study, model, encoded, rows)
         maps = ["raw, last layer", "raw, all layers", "value-weighted", "rollout", "relevance"]
-        assert curves.orders[:5] == maps
-        assert set(curves.orders[5:]) == {"untrained relevance", "reversed relevance", "random"}
-        assert curves.probability.shape == curves.accuracy.shape == (8, 2, 5, 11)
-        forth, back = (curves.orders.index(name) for name in ("relevance", "reversed relevance"))
-        deletion, insertion = curves.probability[forth, 0], curves.probability[back, 1]
-        np.testing.assert_allclose(deletion, insertion[..., ::-1], atol=1e-4)
-        boxed = [row for row in chosen.tolist() if drawn[row]]
-        assert sorted(set(boxes["question"])) == boxed
-        assert len(boxes) == len(boxed) * (5 + 16)  # combined maps, heads
-        (row, *_), heads = boxed, boxes[boxes["layer"] >= 0]
-        top = attention_measures(model, encoded.collate([encoded[row]]))["top_patch"].numpy()
-        grid = pd.DataFrame([sizes[row] // 16], columns=["grid_rows", "grid_cols"])
-        hits, chance = pointing_hits(top, grid, data.select([row]))
-        heads = heads[heads["question"] == row]
-        np.testing.assert_array_equal(heads["pointing"], hits[0, heads["layer"], heads["head"], 0])
-        assert heads["chance"].unique() == pytest.approx(chance)
-        made = study.run_dir / "faithfulness" / "made.json"
-        before = made.stat().st_mtime_ns
-        _, again, table = measure_faithfulness(*given)
-        assert made.stat().st_mtime_ns == before
+        assert curves.orders == [*maps, "random"]
+        assert curves.probability.shape == (6, 2, 3, len(FRACTIONS))
+        best = [
+            patch_maps(explain(model, encoded.collate([encoded[row]]))[0])["rollout"].argmax()
+            for row in rows
+        ]
+        assert curves.first_patch[maps.index("rollout")].tolist() == best
+        monkeypatch.setattr(faithfulness, "perturbation_curves", None)  # not measured again
+        again = measure_curves(study, model, encoded, rows)
         np.testing.assert_array_equal(again.probability, curves.probability)
         assert again.orders == curves.orders
-        pd.testing.assert_frame_equal(table.reset_index(drop=True), boxes.reset_index(drop=True))
 
-    def test_gains_of_maps_and_of_random_models_maps(self, model, encoded, tmp_path, monkeypatch):
+    def test_gains_of_random_models_maps(self, model, encoded, tmp_path):
         """Against one question at a time, in another order than that of the batches."""
-        study, rows, names = stub_study(tmp_path), [9, 2, 5], ["rollout", "relevance"]
-        gains = measure_gains(study, model, encoded, rows, names)
-        random = measure_gains(study, model, encoded, rows, names[1:], n_random=2)
-        assert (gains.shape, random.shape) == ((2, 3), (2, 1, 3))
-        other, orders = random_weight_model(model, study.seed + 1), {"kept": [], "other": []}
+        study, rows = stub_study(tmp_path), [9, 2, 5]
+        gains = measure_random_gains(study, model, encoded, rows, "relevance", n_models=2)
+        assert gains.shape == (2, 3)
+        other, order = random_weight_model(model, study.seed + 1), []
         for row in rows:
             batch = encoded.collate([encoded[row]])
-            explanation = explain(model, batch)[0]
-            another = explain(other, batch, [explanation.answer])[0]
-            for name, each in zip(orders, (explanation, another), strict=True):
-                orders[name].append(rank_patches(patch_maps(each)["relevance"]))
-        orders["random"] = random_orders([len(order) for order in orders["kept"]], study.seed)
-        curves = perturbation_curves(model, encoded, rows, orders, faithfulness.GAIN_FRACTIONS)
-        areas = curve_area(curves.probability, curves.fractions)
-        expected = (areas[:, 1] - areas[:, 0] - (areas[2, 1] - areas[2, 0])) / 2
-        np.testing.assert_allclose(gains[1], expected[0], atol=1e-5)
-        np.testing.assert_allclose(random[1, 0], expected[1], atol=1e-5)
-        monkeypatch.setattr(faithfulness, "perturbation_curves", None)  # not measured again
-        np.testing.assert_array_equal(measure_gains(study, model, encoded, rows, names), gains)
-
-    def test_without_boxes(self, model, encoded, tmp_path):
-        data = [{"boxes": [], "width": 64, "height": 64}] * 12
-        study = stub_study(tmp_path, faithfulness_questions=1)
-        _, _, boxes = measure_faithfulness(study, model, model, encoded, data)
-        assert boxes.empty
-        assert score_boxes(boxes, np.array([])).empty
+            answer = explain(model, batch)[0].answer
+            weights = patch_maps(explain(other, batch, [answer])[0])["relevance"]
+            order.append(rank_patches(weights))
+        random = random_orders([len(each) for each in order], study.seed)
+        orders = {"other": order, "random": random}
+        expected = map_gains(perturbation_curves(model, encoded, rows, orders))[0].mean(0)
+        np.testing.assert_allclose(gains[1], expected, atol=1e-5)
 
 
 class TestOrders:

@@ -1,4 +1,4 @@
-"""helpers/attention/grounding.py: boxes, pointing game, mass in the box."""
+"""helpers/attention/grounding.py: boxes, the pointing game, the best heads."""
 
 import itertools
 
@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.attention.grounding import (
+    best_head_over_chance,
+    best_heads,
     boxes_to_patch_mask,
+    hits_of_another_question,
     hits_over_chance,
-    mass_in_box,
     object_chance,
-    point_in_box,
     pointing_hits,
-    score_boxes,
+    tabulate_hits,
 )
-from helpers.stats.bootstrap import bootstrap_mean
 
 
 def point(top_patch, grids, boxes, sizes):
@@ -118,61 +118,54 @@ def test_a_ratio_of_means_with_the_spread_of_the_ratio():
     assert values[kept].std(ddof=1) / np.sqrt(391) == pytest.approx(spread, rel=0.02)
 
 
-class TestBoxes:
-    # patches of 100 x 100 pixels
+def test_boxes_join_and_no_box_marks_nothing():
     inside = boxes_to_patch_mask([[0, 0, 100, 50], [250, 150, 20, 20]], (2, 3), (300, 200))
+    assert inside.tolist() == [[True, False, False], [False, False, True]]
+    assert not boxes_to_patch_mask([], (2, 3), (300, 200)).any()
 
-    def test_boxes_join(self):
-        assert self.inside.tolist() == [[True, False, False], [False, False, True]]
 
-    def test_pointing_and_mass_by_hand(self):
-        maps = np.array(
-            [[0.1, 0, 0.2, 0, 0.3, 0.4], [0.5, 0.5, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], np.zeros(6)]
-        )
-        inside = self.inside.ravel()
-        np.testing.assert_array_equal(point_in_box(maps, inside), [1, 1, 0, np.nan])
-        np.testing.assert_allclose(mass_in_box(maps, inside), [0.5 / (2 / 6), 0.5 * 3, 0, np.nan])
-        assert mass_in_box(np.ones(6), inside) == pytest.approx(1)  # an even map: chance
+def test_hits_of_another_question_by_hand():
+    """Three questions on one picture; the third has no box, the first two swap their patches."""
+    left, right = [0, 0, 100, 100], [100, 0, 100, 100]
+    boxes = [[left], [right], [], [left], [left]]
+    questions = pd.DataFrame({"grid_rows": 1, "grid_cols": 2}, index=range(5))
+    numbers = {"width": Value("int32"), "height": Value("int32"), "image_id": Value("int32")}
+    features = Features({"boxes": List(List(Value("int32"))), **numbers})
+    columns = {"boxes": boxes, "width": [200] * 5, "height": [100] * 5}
+    data = Dataset.from_dict({**columns, "image_id": [1, 1, 1, 2, 2]}, features=features)
+    top = np.array([[1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])  # two heads
+    hits = hits_of_another_question(top, questions, data)
+    np.testing.assert_array_equal(hits[:2], [[1, 1], [1, 0]])
+    assert np.isnan(hits[2:]).all()  # no box; the same box is asked about
 
-    def test_a_question_without_boxes_has_no_score(self):
-        inside = boxes_to_patch_mask([], (2, 3), (300, 200))
-        assert inside.tolist() == [[False] * 3] * 2
-        assert np.isnan(point_in_box(np.ones((4, 6)), inside.ravel())).all()
-        assert np.isnan(mass_in_box(np.ones((4, 6)), inside.ravel())).all()
 
-    def test_box_scores_resample_images(self):
-        point = np.repeat([0.0, 1, 1, 0, 1, 0], 4)  # four questions an image, all alike
-        scores = {"pointing": point, "mass": point, "chance": 0.1}
-        boxes = pd.DataFrame({"map": "rollout", "layer": -1, "head": -1, **scores})
-        both = pd.concat([boxes.assign(map="other"), boxes], ignore_index=True)
-        # a map's own rows: not the first 24
-        clusters = np.r_[np.arange(24), np.repeat(np.arange(6), 4)]
-        row = score_boxes(both, clusters, n_resamples=200).set_index("map").loc["rollout"].iloc[0]
-        expected = bootstrap_mean(point, clusters[24:], 200, 0)
-        assert row[["low", "high", "n_clusters"]].tolist() == pytest.approx(
-            [expected.low, expected.high, 6]
-        )
+@pytest.fixture
+def finder():
+    """Hits (question, 2 layers, 2 heads, 3 queries) at a rate of each cell, on 30 pictures."""
+    rates = np.full((2, 2, 3), 0.2)
+    rates[0, 1, 1], rates[1, 0, 1], rates[1, 1, 0], rates[0, 0, 2] = 0.9, 1.0, 0.6, 1.0
+    return (np.random.default_rng(0).random((600, 2, 2, 3)) < rates).astype(float)
 
-    def test_scores_are_means_over_questions(self):
-        rows = [(question, name, layer, layer, point, mass, 0.1 * question)
-                for question, point, mass in ((1, 1, 2.0), (2, 0, 1.0), (4, np.nan, np.nan))
-                for name, layer in (("rollout", -1), ("L0H0", 0))]  # fmt: skip
-        boxes = pd.DataFrame(
-            rows, columns=["question", "map", "layer", "head", "pointing", "mass", "chance"]
-        )
-        boxes.loc[boxes["map"] == "L0H0", "mass"] *= 3
-        table = score_boxes(boxes, np.array([5, 5, 6, 6, 7, 7]), n_resamples=50).set_index(
-            ["map", "measure"]
-        )
-        assert table["estimate"].to_dict() == {
-            ("rollout", "pointing"): 0.5, ("rollout", "mass"): 1.5,
-            ("L0H0", "pointing"): 0.5, ("L0H0", "mass"): 4.5,
-        }  # fmt: skip
-        assert (table["n"] == 2).all()
-        assert table.loc[("L0H0", "pointing"), ["layer", "head"]].tolist() == [0, 0]
-        assert table["chance"].tolist() == pytest.approx([0.7 / 3, 1] * 2)
 
-    def test_no_boxes_no_scores(self):
-        assert score_boxes(
-            pd.DataFrame(columns=["map", "layer", "head", "pointing", "mass", "chance"]), []
-        ).empty
+def test_the_best_head_is_one_whose_query_reaches_the_answer(finder):
+    heads, queries, rates = best_heads(finder)
+    assert heads.tolist() == [1, 1]
+    assert queries.tolist() == [1, 0]  # words; in the last layer [CLS]
+    assert rates == pytest.approx([0.9, 0.6], abs=0.06)
+
+
+def test_a_head_is_scored_where_it_was_not_chosen(finder):
+    chosen_on, images = np.arange(600) < 300, np.repeat(range(30), 20)
+    finder[:300, 0, 0, 0] = 1  # perfect where it is chosen, and 0.2 where it is scored
+    score = best_head_over_chance(finder, np.full(600, 0.1), chosen_on)
+    assert np.nanmean(score) == pytest.approx(finder[300:, 0, 0, 0].mean() / 0.1)
+    rows, lucky = np.arange(0, 600, 3), np.zeros((200, 2, 2, 3))
+    lucky[::2] = 1
+    given = ([lucky, 0 * lucky], images, chosen_on, rows)
+    table = tabulate_hits({"the head": finder, "other": 0 * finder}, *given, n_resamples=20)
+    assert table["label"].tolist()[:2] == ["L0H0, [CLS]", "L1H1, [CLS]"]
+    first = table[table["layer"] == 0].set_index("against")
+    assert first.loc["the head", "estimate"] == pytest.approx(finder[300:, 0, 0, 0].mean())
+    assert first.loc["other", "estimate"] == 0
+    random = first.loc["best heads, random weights"]
+    assert random[["estimate", "low", "high", "n"]].tolist() == [0.25, 0, 0.5, 100]

@@ -99,3 +99,16 @@ def test_a_table_of_claims_is_markdown_with_a_line_a_claim(study):
     assert shown[0][3] == "2 of 3"
     assert shown[2][2:] == ["", ""]
     assert claims.format_claims(claims.read_claims(study.run_dir).iloc[:0]) == ""
+
+
+def test_means_are_judged_where_questions_are_enough(study):
+    noise = np.random.default_rng(0).normal(30, 1, (2, 60))
+    values = np.where(np.arange(60) < 20, np.nan, noise)
+    claims.judge_means(study, "needs-image", values, IMAGES)
+    row = claims.read_claims(study.run_dir).set_index("key").loc["needs-image"]
+    assert (row["verdict"], row["n_questions"], row["n_images"]) == ("supported", 40, 20)
+    assert row["estimate"] == pytest.approx(noise[:, 20:].mean())
+    for few in (None, values[:, :21]):
+        claims.judge_means(study, "needs-image", few, IMAGES[:21], reason="one question")
+        row = claims.read_claims(study.run_dir).set_index("key").loc["needs-image"]
+        assert (row["verdict"], row["reason"]) == ("not testable", "one question")
