@@ -172,26 +172,50 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
 
 
 @style.styled
+def plot_models(table: pd.DataFrame, lines: dict[str, float]) -> Figure:
+    """Accuracy of several models with each question's own image and with another image.
+
+    table: columns model, image ("its own", "another"), estimate, low, high (accuracy in %). lines:
+    accuracy in % of what sees no image, by name, drawn as upright lines.
+    """
+    names = list(table["model"].unique())
+    figure, axis = plt.subplots(figsize=(10, 0.38 * len(names) + 1.6))
+    looks = {"its own": (TEXT_COLOR, False), "another": (IMAGE_COLOR, True)}
+    for image, (color, hollow) in looks.items():
+        rows = table[table["image"] == image].set_index("model").loc[names]
+        look = {"horizontal": True, "hollow": hollow, "color": color, "markersize": 7}
+        label = f"with {image} image"
+        style.plot_intervals(axis, np.arange(len(names)), rows, **look, label=label)
+    for (name, value), line in zip(lines.items(), ("--", ":"), strict=False):
+        axis.axvline(value, **style.BASELINE | {"linestyle": line}, label=name)
+    style.name_rows(axis, names)
+    axis.set(xlabel=ACCURACY, xlim=(0, 102))
+    axis.set_title("Accuracy of each model, with its own image and with another")
+    axis.grid(axis="x")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+@style.styled
 def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -> Figure:
     """Accuracy as more and more heads are removed, a line an order, with 95 % intervals.
 
-    curves: columns order (of ORDER_LOOKS, or "random 1", ... for single random orders, which are
-    thin), removed (heads), share (of all heads), estimate, low, high (accuracy in %), n. intact:
-    accuracy of the whole model, in %; tolerance: points below it.
+    curves: columns order (of ORDER_LOOKS, or "random 1", ... for single random orders), removed
+    (heads), share (of all heads), estimate, low, high (accuracy in %), n. intact: accuracy of the
+    whole model, in %; tolerance: points below it.
     """
     orders = [name for name in ORDER_LOOKS if name in set(curves["order"])]
     figure, axis = plt.subplots(figsize=(10, 4.2))
     axis.axhline(intact, **style.BASELINE)
     axis.axhspan(intact - tolerance, intact, color=GREY, alpha=0.18, linewidth=0)
-    singles = curves[curves["order"].str.match("random .")].groupby("order")
-    for number, (_, rows) in enumerate(singles):
-        label = f"each of {singles.ngroups} random orders" if number == 0 else None
-        look = {"color": "#BBBBBB", "linewidth": 0.5, "label": label}
-        axis.plot(100 * rows["share"], rows["estimate"], **look)
+    singles = curves[curves["order"].str.match("random .")]
+    label = f"each of {singles['order'].nunique()} random orders"
+    look = {"color": GREY, "marker": "_", "markersize": 14, "linestyle": "", "label": label}
+    axis.plot(100 * singles["share"], singles["estimate"], **look)
     for number, name in enumerate(orders):
         rows, (marker, line, color) = curves[curves["order"] == name], ORDER_LOOKS[name]
         position = 100 * rows["share"] + 0.35 * (number - (len(orders) - 1) / 2)
-        label = "random, mean (interval over orders)" if name == "random" else f"by {name}"
+        label = "random, their mean" if name == "random" else f"by {name}"
         look = {"marker": marker, "linestyle": line, "color": color, "label": label}
         style.plot_intervals(axis, position, rows, **look)
     steps = curves.drop_duplicates("removed").sort_values("removed")
@@ -229,21 +253,23 @@ def plot_family_costs(costs: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def plot_recovery(table: pd.DataFrame, tolerance: float) -> Figure:
+def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
     """What a short training brings back: accuracy before it (hollow) and after it (filled).
 
-    table: a row a model with model (name), before and after, each with _low and _high: difference
-    from the whole model in points (95 % interval over images).
+    candidates: columns model (a shape's name, and the name with ", trained"), judged, low, high:
+    difference from the whole model in points (95 % interval over images).
     """
-    figure, axis = plt.subplots(figsize=(10, 0.5 * len(table) + 1.6))
+    rows = candidates.set_index("model")
+    shapes = [name for name in rows.index if f"{name}, trained" in rows.index]
+    figure, axis = plt.subplots(figsize=(10, 0.5 * len(shapes) + 1.6))
     axis.axvline(0, **style.BASELINE)
     axis.axvspan(-tolerance, 0, color=GREY, alpha=0.18, linewidth=0)
-    for when, shift, label in (("before", -0.13, "pruned"), ("after", 0.13, "pruned + fine-tuned")):
-        rows = table.rename(columns={f"{when}_low": "low", f"{when}_high": "high"})
-        look = {"horizontal": True, "color": "black", "markersize": 6, "label": label}
-        look["hollow"] = when == "before"
-        style.plot_intervals(axis, np.arange(len(rows)) + shift, rows, when, **look)
-    style.name_rows(axis, table["model"])
+    for ending, shift, label in (("", -0.13, "just cut"), (", trained", 0.13, "cut and trained")):
+        own = rows.loc[[f"{name}{ending}" for name in shapes]]
+        look = {"horizontal": True, "color": "black", "markersize": 6, "hollow": ending == ""}
+        position = np.arange(len(shapes)) + shift
+        style.plot_intervals(axis, position, own, "judged", **look, label=label)
+    style.name_rows(axis, shapes)
     axis.set_xlabel("VQA accuracy less that of the whole model, points (right: better)")
     axis.set_title("What a short training brings back (95 % intervals over images)")
     axis.grid(axis="x")
@@ -302,27 +328,6 @@ def _name_points(axis: Axes, points: pd.DataFrame) -> None:
 def _say_number(value: float) -> str:
     """Three digits, or as many as stand before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-@style.styled
-def plot_sizes(table: pd.DataFrame, questions: Sequence[int]) -> Figure:
-    """What each model takes: parameters, weights in memory, and peak memory of a forward pass.
-
-    table: a row a model with model, parameters, weights (bytes), and memory_<questions> (bytes) for
-    each of `questions`.
-    """
-    columns = {"parameters": "parameters, millions", "weights": "weights, MB"}
-    columns |= {f"memory_{size}": f"peak memory, MB\n({size} at once)" for size in questions}
-    size = (10, 0.3 * len(table) + 1.5)
-    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
-    for axis, (column, label) in zip(axes.flat, columns.items(), strict=True):
-        values = table[column] / 1e6
-        bars = axis.barh(np.arange(len(table)), values, color=SKY, height=0.66)
-        axis.bar_label(bars, [f" {_say_number(value)}" for value in values], fontsize=8)
-        axis.set(xlabel=label, xlim=(0, 1.3 * values.max()))
-        axis.xaxis.set_major_locator(MaxNLocator(3))
-    style.name_rows(axes[0, 0], table["model"], fontsize=9)
-    return style.set_title(figure, "What each model takes (shorter: lighter)")
 
 
 @style.styled

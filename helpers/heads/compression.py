@@ -11,6 +11,7 @@ compared without a copy of the model for each.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,17 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
-from scipy import stats
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
-from helpers.attention.extract import MEASURES, AttentionTable, extract_once, in_measuring_precision
+from helpers.attention.extract import (
+    MEASURES,
+    AttentionTable,
+    extract_once,
+    in_measuring_precision,
+    sample_questions,
+)
 from helpers.attention.image_share import attention_measures, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
@@ -42,11 +48,10 @@ from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import Interval, bootstrap_mean
-from helpers.stats.models import ModelMean, mean_over_models
 
 # at the full learning rate a trained model forgets more than a short training restores
 LEARNING_RATE_FACTOR = 0.3
+TRAIN_SHARE = 0.5  # of the training questions, drawn with the study's seed: a *short* training
 Head = tuple[int, int]  # layer, head
 Removal = tuple[Sequence[Head], Sequence[int]]  # heads, and whole layers
 
@@ -90,54 +95,6 @@ def sample_orders(n_layers: int, n_heads: int, n_orders: int, seed: int) -> list
     return [order_heads(generator.random((n_layers, n_heads))) for _ in range(n_orders)]
 
 
-def average_over_orders(accuracy: np.ndarray) -> Interval:
-    """Mean over random orders with a 95 % t interval over them.
-
-    accuracy: (order, ...), each the mean over the same questions, whose own sampling is not in the
-    interval. Fields of shape (...); n: orders. low and high are NaN of a single order.
-    """
-    n_orders, mean = len(accuracy), np.mean(accuracy, axis=0)
-    half = np.full(mean.shape, np.nan)
-    if n_orders > 1:
-        se = np.std(accuracy, axis=0, ddof=1) / np.sqrt(n_orders)
-        half = stats.t.ppf(0.975, n_orders - 1) * se
-    n = np.full(mean.shape, n_orders)
-    return Interval(mean, mean - half, mean + half, n, n)
-
-
-def average_lead(
-    leads: np.ndarray, image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """Mean lead of one order over random ones, with a 95 % interval over orders and over images.
-
-    leads: (random order, question), points ahead of that order. The distances from the mean to the
-    limits of the two intervals, that of `average_over_orders` and a bootstrap over images, add up
-    as squares (Zou and Donner 2008). The limits are NaN with a single random order. n: random
-    orders; n_clusters: images.
-    """
-    over_orders = average_over_orders(leads.mean(1))
-    over_images = bootstrap_mean(leads.mean(0), image_ids, n_resamples, seed)
-    mean = over_orders.estimate
-    low = np.hypot(over_orders.low - mean, over_images.low - mean)
-    high = np.hypot(over_orders.high - mean, over_images.high - mean)
-    return Interval(mean, mean - low, mean + high, over_orders.n, over_images.n_clusters)
-
-
-def lead_over_models(
-    leads: Sequence[np.ndarray], image_ids: np.ndarray, n_resamples: int = 1000, seed: int = 0
-) -> ModelMean:
-    """Mean lead of an order over random ones, over models: as `mean_over_models`.
-
-    leads: of each model (random order, question), against random orders of its own, so that the
-    spread over models holds that of the orders. With one model the interval is `average_lead`'s.
-    """
-    mean = mean_over_models([lead.mean(0) for lead in leads], image_ids)
-    if len(leads) > 1:
-        return mean
-    alone = average_lead(leads[0], image_ids, n_resamples, seed)
-    return mean._replace(low=alone.low, high=alone.high)
-
-
 def choose_counts(n: int, n_points: int = 10) -> list[int]:
     """How many of n heads to remove at each point of a curve: evenly up to n, at most n_points."""
     points = min(n, n_points) + 1
@@ -176,8 +133,9 @@ def prune_and_finetune(
 ) -> Path:
     """Prune heads and layers of the fine-tuned model and fine-tune the rest; once.
 
-    As `finetune.finetune`, for `prune_epochs` passes at LEARNING_RATE_FACTOR times `learning_rate`
-    throughout (the answer head is no longer new); a killed training continues. selection_rows:
+    As `finetune.finetune`, for `prune_epochs` passes over TRAIN_SHARE of the training questions at
+    LEARNING_RATE_FACTOR times `learning_rate` throughout (the answer head is no longer new); a
+    killed training continues. selection_rows:
     validation questions whose accuracy selects the checkpoint and stops the training, none of them
     one that the model is tested on. Returns run_dir/light_<name>, which `load_vilt` loads.
     """
@@ -185,6 +143,7 @@ def prune_and_finetune(
     names = ("seed", "prune_epochs", "batch_size", "learning_rate", "precision", "patience")
     inputs = {
         **study.settings(*names),
+        "share": TRAIN_SHARE,
         "heads": heads,
         "layers": layers,
         "watched": [int(row) for row in selection_rows],
@@ -197,7 +156,9 @@ def prune_and_finetune(
 
     def load() -> tuple[nn.Module, EncodedQuestions, EncodedQuestions]:
         model, processor = load_finetuned(study)
-        parts = (data["train"], data["validation"].select(selection_rows))
+        n = len(data["train"])
+        drawn = sample_questions(n, math.ceil(TRAIN_SHARE * n), study.seed, "permutation")
+        parts = (data["train"].select(drawn), data["validation"].select(selection_rows))
         encoded = (encode(study, part, processor, list_answers(model)) for part in parts)
         return prune_model(model, heads, layers), *encoded
 

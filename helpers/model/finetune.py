@@ -45,15 +45,16 @@ def finetune(
 ) -> Path:
     """Fine-tune the study's checkpoint with a new answer head: run_dir/<name>, for `load_vilt`.
 
-    The answers are those of the training questions. Keeps the weights with the best accuracy on the
-    validation questions, and stops after `study.patience` evaluations without improvement. A killed
-    run continues from its last checkpoint. A step too large for the memory of a single GPU is
-    divided until it fits. `training.csv` has a row per log entry: step, epoch, loss, accuracy.
+    The answers are those of the training questions. Keeps the weights with the best accuracy on
+    `study.watched_questions` of the validation questions, drawn with its seed, and stops after
+    `study.patience` evaluations without improvement. A killed run continues from its last
+    checkpoint. A step too large for the memory of a single GPU is divided until it fits.
+    `training.csv` has a row per log entry: step, epoch, loss, accuracy.
     once: makes the folder once; `launch` passes the form for several processes.
     """
     start = Path(study.path(study.checkpoint))  # no folder for a hub name or a fresh model
     names = ("checkpoint", "seed", "max_answers", "epochs", "batch_size", "learning_rate",
-             "head_learning_rate", "precision", "patience")  # fmt: skip
+             "head_learning_rate", "precision", "patience", "watched_questions")  # fmt: skip
     files = [path for path in sorted(start.glob("*")) if path.is_file()]
     inputs = {
         **study.settings(*names),
@@ -66,12 +67,12 @@ def finetune(
         answers = build_vocabulary(data["train"]["answers"], study.max_answers)
         model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
         pictures = load_pictures(study, processor)
-        splits = data["train"], data["validation"]
-        train, validation = (
-            EncodedQuestions(split, processor, answers, pictures) for split in splits
-        )
+        n = len(data["validation"])
+        order = np.random.default_rng(study.seed).permutation(n)[: study.watched_questions]
+        splits = data["train"], data["validation"].select(np.sort(order))
+        train, watched = (EncodedQuestions(split, processor, answers, pictures) for split in splits)
         start_bias(model, train)
-        return model, train, validation
+        return model, train, watched
 
     return once(study.folder() / name, lambda folder: train_model(study, load, folder), inputs)
 

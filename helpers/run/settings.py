@@ -38,6 +38,7 @@ PROFILES = {
     "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
         learning_rate=1e-4, head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096,
+        watched_questions=None,
         ablation_questions=1000, shapley_questions=1000, shapley_permutations=8,
     ),
 }  # fmt: skip
@@ -100,6 +101,7 @@ class Study:
     device_batch_size: Count | None = None  # of these at once on a device; None: as many as fit
     # of training and measuring; auto: half precision on a GPU, fp32 elsewhere
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    watched_questions: Limit = 1000  # validation questions asked at each evaluation in training
     patience: Count = 3  # evaluations (of about 8) without a better accuracy before training stops
     learning_rate: Amount = 1e-3  # peak, of the transformer
     head_learning_rate: Amount = 3e-3  # peak, of the answer head

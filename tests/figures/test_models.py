@@ -73,6 +73,23 @@ def test_accuracy_of_each_answerer_stands_in_its_family():
     np.testing.assert_allclose(read_bars(vilt), [[0, 90], [0, 90]])
 
 
+def test_each_model_stands_with_its_own_and_another_image():
+    rows = [
+        (model, image, 90 - 40 * i - m, 30.0, 95.0)
+        for m, model in enumerate(("here", "0"))
+        for i, image in enumerate(("its own", "another"))
+    ]
+    table = pd.DataFrame(rows, columns=["model", "image", "estimate", "low", "high"])
+    axis = figures.plot_models(table, {"words": 51.0, "prior": 35.0}).axes[0]
+    render(axis.figure)
+    own, other = axis.containers
+    np.testing.assert_allclose(own.lines[0].get_xydata(), [[90, 0], [89, 1]])
+    np.testing.assert_allclose(other.lines[0].get_xydata(), [[50, 0], [49, 1]])
+    np.testing.assert_allclose(read_bars(own, 0), [[30, 95], [30, 95]])
+    assert (is_hollow(own.lines[0]), is_hollow(other.lines[0])) == (False, True)
+    assert read_ticks(axis, "y") == ["here", "0"]
+
+
 def make_curves(steps=(1, 2, 4)) -> pd.DataFrame:
     orders = [*figures.ORDER_LOOKS, "random 1", "random 2"]
     rows = [
@@ -112,9 +129,8 @@ def test_family_costs_draw_heads_and_layers():
 
 
 def test_recovery_draws_before_and_after():
-    columns = {"before": [-5.0, 0], "before_low": -7, "before_high": 1}
-    columns |= {"after": [-1.0, np.nan], "after_low": -2, "after_high": 3}
-    table = pd.DataFrame({"model": ["a", "b"], **columns})
+    columns = {"model": ["a", "b", "a, trained", "b, trained"], "judged": [-5.0, 0, -1, np.nan]}
+    table = pd.DataFrame(columns).assign(low=[-7, -7, -2, -2], high=[1, 1, 3, 3])
     axis = figures.plot_recovery(table, 1).axes[0]
     render(axis.figure)
     before, after = axis.containers
@@ -122,6 +138,7 @@ def test_recovery_draws_before_and_after():
     np.testing.assert_allclose(after.lines[0].get_xdata(), [-1, np.nan])
     np.testing.assert_allclose(read_bars(before, 0), [[-7, 1], [-7, 1]])
     assert (is_hollow(before.lines[0]), is_hollow(after.lines[0])) == (True, False)
+    assert read_ticks(axis, "y") == ["a", "b"]
 
 
 @pytest.mark.parametrize("n_models", [1, 5])
@@ -138,15 +155,6 @@ def test_pareto_names_every_model_at_each_size(n_models):
         points = {tuple(p) for c in axis.containers for p in np.round(c.lines[0].get_xydata(), 9)}
         assert points == {((i + 1) * size, 90 - i) for i in range(n_models)}
         assert [note.xy[1] for note in axis.texts] == [90 - i for i in range(n_models)]
-
-
-def test_sizes_are_bars_in_millions():
-    sizes = {"parameters": [2e6, 1e6], "weights": [8e6, 4e6], "memory_1": [3e8, 1e4]}
-    figure = figures.plot_sizes(pd.DataFrame({"model": ["a", "b"], **sizes}), [1])
-    render(figure)
-    widths = [[bar.get_width() for bar in axis.patches] for axis in figure.axes]
-    assert widths == [[2, 1], [8, 4], [300, 0.01]]
-    assert read_ticks(figure.axes[0], "y") == ["a", "b"]
 
 
 def test_runs_are_points_and_a_run_without_a_number_shows_its_verdict():

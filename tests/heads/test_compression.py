@@ -14,8 +14,6 @@ from helpers.heads import compression
 from helpers.model import finetune, prune
 from helpers.model.finetune import predict
 from helpers.model.vilt import load_vilt
-from helpers.stats.bootstrap import bootstrap_mean
-from helpers.stats.models import mean_over_models
 
 
 def test_order_by_hand():
@@ -36,59 +34,6 @@ def test_every_order_leaves_one_head_a_layer(n_layers, n_heads, seed):
         layers = [layer for layer, _ in order]
         assert sorted(layers) == sorted([*range(n_layers)] * (n_heads - 1))
     assert orders == compression.sample_orders(n_layers, n_heads, 3, seed)
-
-
-def test_average_over_orders_by_hand():
-    """Orders of 10, 12 and 14: standard error 2 / sqrt(3), t of two degrees of freedom 4.3027."""
-    mean, low, high, *_ = compression.average_over_orders(np.array([[10.0, 5], [12, 5], [14, 5]]))
-    half, middle = np.array([4.3027 * 2 / np.sqrt(3), 0]), np.array([12, 5])
-    np.testing.assert_allclose([mean, low, high], [middle, middle - half, middle + half], 1e-4)
-    assert np.isnan(compression.average_over_orders(np.array([[3.0]])).low)
-
-
-def test_a_lead_over_random_orders_covers_orders_and_images():
-    """Alike in all questions: the interval over orders. Alike in all orders: that over images."""
-    images, generator = np.arange(40) // 2, np.random.default_rng(0)
-    by_order, by_question = np.array([[10.0], [12], [14]]), generator.normal(size=(1, 40))
-    flat = np.zeros((3, 40))
-    one = compression.average_lead(by_order + flat, images)
-    np.testing.assert_allclose(one[:3], compression.average_over_orders(by_order[:, 0])[:3])
-    two = compression.average_lead(by_question + flat, images, 500, 1)
-    np.testing.assert_allclose(two[:3], bootstrap_mean(by_question[0], images, 500, 1)[:3])
-    both = compression.average_lead(by_order + by_question, images, 500, 1)
-    for side in ("low", "high"):
-        lengths = [abs(getattr(lead, side) - lead.estimate) for lead in (one, two, both)]
-        assert lengths[2] == pytest.approx(np.hypot(*lengths[:2]))
-    assert (both.n, both.n_clusters) == (3, 20)
-    single = compression.average_lead(by_question, images)
-    assert np.isnan([single.low, single.high]).all()
-
-
-def test_a_random_order_seldom_leads_the_others():
-    """With few questions the interval over orders alone would claim a lead far too often."""
-    generator, images = np.random.default_rng(5), np.arange(20)
-    false_leads = over_orders_alone = 0
-    for _ in range(100):
-        accuracy = (generator.random((6, 20)) < 0.4) * 100.0  # no order differs from another
-        leads = accuracy[0] - accuracy[1:]
-        lead = compression.average_lead(leads, images, 200)
-        false_leads += lead.low > 0 or lead.high < 0
-        alone = compression.average_over_orders(leads.mean(1))
-        over_orders_alone += alone.low > 0 or alone.high < 0
-    assert false_leads <= 0.08 * 100
-    assert over_orders_alone > 0.2 * 100
-
-
-def test_a_lead_over_models_is_over_random_orders_with_one_model():
-    generator, images = np.random.default_rng(2), np.arange(30)
-    leads = 10 + generator.normal(0, 5, (3, 8, 1)) + generator.normal(size=(3, 8, 30))
-    one = compression.lead_over_models(leads[:1], images)
-    alone = compression.average_lead(leads[0], images)
-    assert (one.low, one.high, one.n_models) == (alone.low, alone.high, 1)
-    assert one.estimate == pytest.approx(alone.estimate)
-    several = compression.lead_over_models(leads, images)
-    expected = mean_over_models(leads.mean(1), images)
-    assert (several.low, several.high) == (expected.low, expected.high)
 
 
 def test_counts_are_even_and_end_with_all():
