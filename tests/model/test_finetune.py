@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,17 @@ def assert_same_weights(studies):
 def whole(study, data):
     """The study, fine-tuned without a trouble."""
     return run_again(study, "whole", data)
+
+
+def test_only_the_watched_questions_select_the_weights(study, data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(finetune, "train_model", lambda study, load, folder: seen.append(load()))
+    for limit, n in ((5, 5), (None, len(data["validation"]))):
+        some = replace(study, watched_questions=limit)
+        finetune.finetune(some, data, once=lambda folder, make, inputs: make(folder))
+        _, train, watched = seen.pop()
+        assert (len(train), len(watched)) == (len(data["train"]), n)
+        assert set(watched.questions["question_id"]) <= set(data["validation"]["question_id"])
 
 
 def test_bias_starts_at_the_log_odds(study, data):
