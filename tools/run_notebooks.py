@@ -116,7 +116,7 @@ def hash_run(study: Study) -> dict[str, str]:
 
 def list_notebooks(root: Path) -> list[Path]:
     """The numbered notebooks and the appendix, in the order of a run: the report comes last."""
-    numbered = sorted(root.glob("notebooks/[0-9][0-9]_*.ipynb"))
+    numbered = sorted(root.glob("notebooks/[0-9][0-9]*_*.ipynb"))
     appendix = sorted(root.glob("notebooks/appendix/a*.ipynb"))
     return sorted([*numbered, *appendix], key=lambda path: path.stem == REPORT)
 

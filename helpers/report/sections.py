@@ -20,7 +20,7 @@ from helpers.run.settings import Study
 
 CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
 TITLE = "Where does a vision-language transformer look?"
-HERO = ("03_words", "03_flow", "03_layers")  # figures, the first that a run holds is taken
+HERO = ("03b_knockout", "03_words", "03_flow", "03_layers")  # figures, the first that a run holds is taken
 SENTENCES = (
     "ViLT reads a question and a picture together and answers; here it is measured which words and "
     "which parts of the picture it attends to while it does.",
@@ -76,6 +76,14 @@ SECTIONS = (
         "that differ more than layers do.",
     ),
     Section(
+        "03b", "Which attention does the answer need?", ("03b_knockout",),
+        "Attention from one group of tokens to another is cut, and the answers that go wrong are "
+        "counted. A row with much attention and no loss is attention that the answer does not "
+        "need. Where a row turns to 0, nothing that comes along these edges later is needed.",
+        "A cut changes what is not cut as well, because the other shares are scaled up. Where a "
+        "cut costs nothing, a second way may stand in for it.",
+    ),
+    Section(
         "04", "Do question types look differently?", ("04_needs", "04_layers"),
         "Questions are grouped by their first words: what, where, how many and so on. A difference "
         "counts where it holds at equal wording, length and number of patches, and where models "
@@ -120,7 +128,7 @@ def find_figure(study: Study, names: Sequence[str]) -> tuple[Path, str] | None:
 
 def find_caption(root: Path, name: str) -> str:
     """The caption under the cell that saves a figure, "Figure 3.1. ..."; "" where there is none."""
-    for path in sorted((root / "notebooks").rglob(f"{name[:2]}_*.ipynb")):
+    for path in sorted((root / "notebooks").rglob(f"{name.split('_')[0]}_*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         for cell, following in pairwise(cells):
             found = CAPTION.match(following.source)
