@@ -20,7 +20,7 @@ from helpers.run.settings import Study
 
 CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
 TITLE = "Where does a vision-language transformer look?"
-HERO = ("03b_knockout", "03_words", "03_flow", "03_layers")  # figures, the first that a run holds is taken
+HERO = ("03b_knockout", "03_flow", "03_layers")  # figures, the first that a run holds is taken
 SENTENCES = (
     "ViLT reads a question and a picture together and answers; here it is measured which words and "
     "which parts of the picture it attends to while it does.",
