@@ -1,8 +1,8 @@
 """How often the project's tests and intervals are wrong, on made-up values whose truth is known.
 
-The questions, images and families are a run's own. The values are sampled many times, alike within
-an image, and go through the functions that the run itself uses. Every rate comes with n and
-Wilson's 95 % interval, because a simulation is a sample too.
+Questions, images and families can be a run's own. The values are sampled many times, alike within
+an image (and within a model, a layer), and go through the functions that the run itself uses. Every
+rate comes with n and Wilson's 95 % interval, because a simulation is a sample too.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,16 @@ from numpy.typing import ArrayLike
 from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
-from helpers.stats.bootstrap import bootstrap_by_group
+from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_permutation_test
 from helpers.stats.cluster_robust import (
     compare_groups,
+    compare_within_strata,
     correct_p,
     divide_or_nan,
     has_enough_data,
     mean_difference_test,
 )
+from helpers.stats.models import jackknife_over_models, mean_of_models, mean_over_models
 
 HEADS, EFFECT = 4, 0.5  # heads of a simulated study; standard deviations that a family is raised by
 SLOPE, OFFSET = 1.5, -2.0  # of the logistic in "share" values: mean about 0.19, a long tail upwards
@@ -83,7 +85,7 @@ def intraclass_correlation(
 def rejection_rates(
     groups: Sequence,
     image_ids: ArrayLike,
-    covariates: pd.DataFrame | None = None,
+    strata: pd.DataFrame | None = None,
     studies: int = 200,
     correlation: float = 0.3,
     shape: str = "normal",
@@ -91,7 +93,7 @@ def rejection_rates(
 ) -> pd.DataFrame:
     """How often the comparison of families finds what is not there, on these questions and images.
 
-    groups, image_ids: (n,); covariates: None or (n, c), then a row "pair, adjusted" is added. Each
+    groups, image_ids: (n,); strata: None or (n, c), then a row "pair, within strata" is added. Each
     study tests every pair of families in HEADS heads. Without any effect: how often single tests
     have p < 0.05 (pair, omnibus), and how often a study finds anything after Holm's correction
     (family-wise error). With one family raised by EFFECT in every second head: which share of what
@@ -101,9 +103,9 @@ def rejection_rates(
     values = sample_values(image_ids, studies * HEADS, correlation, shape, seed)
     omnibus, pairs = compare_groups(values, groups, image_ids, axes=("run",))
     rows = [("pair", SINGLE, _rejected_shares(pairs["p"], len(omnibus)))]
-    if covariates is not None:
-        adjusted = compare_groups(values, groups, image_ids, covariates, axes=("run",)).pairs
-        rows.append(("pair, adjusted", SINGLE, _rejected_shares(adjusted["p"], len(omnibus))))
+    if strata is not None:
+        equal = compare_within_strata(values, groups, strata, image_ids, axes=("run",))
+        rows.append(("pair, within strata", SINGLE, _rejected_shares(equal["p"], len(omnibus))))
     rows.append(("omnibus", SINGLE, _rejected_shares(omnibus["p"], len(omnibus))))
     p = pairs["p"].to_numpy().reshape(studies, -1)
     tested = ~np.isnan(p).all(1)
@@ -149,6 +151,99 @@ def coverage_rates(
         holds = ((table["low"] <= 0) & (table["high"] >= 0)).groupby(table["run"]).mean()
         rates.append(describe_rate(name, INTERVAL, holds.to_numpy(float)))
     return pd.concat(rates, ignore_index=True)
+
+
+def model_rates(
+    counts: Sequence[int] = (2, 3, 5, 10), n_images: int = 100, runs: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """How often intervals over models hold the truth, where models are a sample as well.
+
+    Of a mean over models and questions (`mean_over_models`) and of one number a model
+    (`mean_of_models`), for each count of models. A model moves all its questions by about as much
+    as the images leave uncertain. Columns as in `coverage_rates`.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    for n_models in counts:
+        of_models = rng.normal(0, np.sqrt(n_models / n_images), (n_models, 1, runs))
+        of_images = rng.normal(size=(n_images, runs))
+        values = of_models + of_images + 0.3 * rng.normal(size=(n_models, n_images, runs))
+        mean = mean_over_models(values, np.arange(n_images))
+        rows.append((f"mean over {n_models} models", (mean.low <= 0) & (mean.high >= 0)))
+    for n_models in counts:
+        numbers = [mean_of_models(drawn, 1, 1) for drawn in rng.normal(size=(runs, n_models))]
+        holds = np.array([number.low <= 0 <= number.high for number in numbers])
+        rows.append((f"one number of {n_models} models", holds))
+    tables = [describe_rate(name, INTERVAL, holds.astype(float)) for name, holds in rows]
+    return pd.concat(tables, ignore_index=True)
+
+
+def jackknife_rates(
+    n_models: int = 5, n_images: int = 100, runs: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """How often `jackknife_over_models` holds the truth of a correlation over questions.
+
+    Each model has a correlation of its own, 0.3 on average.
+    """
+    rng, holds = np.random.default_rng(seed), []
+    for _ in range(runs):
+        slopes, x = rng.normal(0.3, 0.1, (n_models, 1)), rng.normal(size=n_images)
+        y = slopes * x + np.sqrt(1 - slopes**2) * rng.normal(size=n_images)
+
+        def correlate(model: int, rows: np.ndarray, x: np.ndarray = x, y: np.ndarray = y) -> float:
+            a, b = x[rows] - x[rows].mean(), y[model, rows]
+            return a @ b / np.sqrt(a @ a * len(b) * b.var())
+
+        mean = jackknife_over_models(correlate, n_models, np.arange(n_images), limits=(-1, 1))
+        holds.append(float(mean.low <= 0.3 <= mean.high))
+    return describe_rate(f"correlation in {n_models} models", INTERVAL, np.array(holds))
+
+
+def rank_rates(
+    n_families: int = 7, heads: tuple[int, int] = (4, 4), runs: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """How often `rank_permutation_test` has p < 0.05 where two scores have nothing in common.
+
+    Scores of families, all of whose orders are tried; and of heads (layers, heads a layer) whose
+    layers differ in both scores, permuted within layers.
+    """
+    rng, layers = np.random.default_rng(seed), np.repeat(np.arange(heads[0]), heads[1])
+    families = rng.normal(size=(runs, 2, n_families))
+    of_heads = 2 * rng.normal(size=(runs, 2, heads[0]))[..., layers]
+    of_heads = of_heads + rng.normal(size=(runs, 2, len(layers)))
+    by_layer = [rank_permutation_test(*pair, layers, 300)[1] for pair in of_heads]
+    overall = [rank_permutation_test(*pair)[1] for pair in families]
+    p = {"ranks of families": overall, "ranks of heads, by layer": by_layer}
+    tables = [describe_rate(name, SINGLE, _rejected_shares(each, runs)) for name, each in p.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def limit_rates(
+    n: int = 150, lost: float = 0.01, runs: int = 2000, n_resamples: int = 300, seed: int = 0
+) -> pd.DataFrame:
+    """How often the interval of a rare loss holds the truth, where most runs show 0 to 2 losses.
+
+    n questions, one an image, each lost with the probability `lost`: `bootstrap_mean` with bounds,
+    whose exact limits promise at least 95 %.
+    """
+    values = 100.0 * (np.random.default_rng(seed).random((n, runs)) < lost)
+    mean = bootstrap_mean(values, np.arange(n), n_resamples, bounds=(-100, 100))
+    holds = (mean.low <= 100 * lost) & (mean.high >= 100 * lost)
+    return describe_rate("rare loss, exact limits", INTERVAL, holds.astype(float))
+
+
+def choice_rates(
+    n_images: int = 100, heads: int = 16, runs: int = 1000, n_resamples: int = 300, seed: int = 0
+) -> pd.DataFrame:
+    """How often the interval of the largest of many heads holds its truth; all heads are equal.
+
+    Chosen on one half of the images and judged on the other, as the study does.
+    """
+    values = np.random.default_rng(seed).normal(size=(n_images, heads, runs))
+    chosen = values[::2].mean(axis=0).argmax(axis=0)
+    judged = values[1::2, chosen, np.arange(runs)]
+    mean = bootstrap_mean(judged, np.arange(len(judged)), n_resamples)
+    holds = (mean.low <= 0) & (mean.high >= 0)
+    return describe_rate("largest, judged on the other half", INTERVAL, holds.astype(float))
 
 
 def describe_rate(procedure: str, kind: str, hits: np.ndarray) -> pd.DataFrame:

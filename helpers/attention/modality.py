@@ -24,14 +24,7 @@ from helpers.attention.word_classes import join_pieces
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import Interval, spearman_rows
-from helpers.stats.cluster_robust import (
-    MIN_GROUPS,
-    check_rows,
-    divide_or_nan,
-    has_enough_data,
-    sum_by_image,
-)
+from helpers.stats.cluster_robust import divide_or_nan
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
 
@@ -212,84 +205,24 @@ def play_coalitions(
     return values
 
 
-def rank_agreement(
-    x: np.ndarray,
-    y: np.ndarray,
-    groups: Sequence[str],
-    image_ids: np.ndarray,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Spearman correlation of two measures' means over groups (question families).
-
-    x, y (NaN where unknown), groups, image_ids: (question,). n counts the groups with enough data
-    in both (`has_enough_data`), n_clusters their images; NaN for fewer than MIN_GROUPS. The 95 %
-    percentile interval resamples images, and both means with them: it is of these groups' ranks.
-    Resampling adds noise, so where means are close the interval can lie below the estimate.
-    """
-    codes, names = pd.factorize(np.asarray(groups))
-    values, images = check_rows(np.column_stack([x, y]), image_ids)
-    by_group = np.where(codes[:, None] == np.arange(len(names)), values.T[..., None], np.nan)
-    cells = [sum_by_image(measure, images) for measure in by_group]  # (image, group)
-    used = np.all([has_enough_data(count.sum(0), (count > 0).sum(0)) for _, count in cells], axis=0)
-    n = int(used.sum())
-    n_used_images = int(np.any([count[:, used].any(1) for _, count in cells], axis=0).sum())
-    if n < MIN_GROUPS:
-        return Interval(np.nan, np.nan, np.nan, n, n_used_images)
-    weights = _resample_images(images, n_resamples, seed)
-    means = (divide_or_nan(weights @ v[:, used], weights @ count[:, used]) for v, count in cells)
-    return Interval(*_percentile_interval(spearman_rows(*means)), n, n_used_images)
-
-
-def stratified_auc(
-    values: np.ndarray,
-    positive: np.ndarray,
-    groups: Sequence[str],
-    image_ids: np.ndarray,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
+def stratified_auc(values: np.ndarray, positive: np.ndarray, groups: Sequence[str]) -> float:
     """AUC of a measure for two kinds of questions, within groups (question families).
 
     The chance that a positive question has the larger value than a negative one of its group, ties
     counting half: Mann-Whitney U / (n1 n2), averaged over the groups with both kinds by number of
-    questions. values (NaN left out), positive (bool), groups, image_ids: (question,). n and
-    n_clusters count these groups' questions and images. The 95 % interval resamples images. NaN
-    unless there is enough data of both kinds.
+    questions. values (NaN left out), positive (bool), groups: (question,). NaN without such groups.
     """
-    values, images = check_rows(values, image_ids)
-    columns = {"value": values, "positive": np.asarray(positive, dtype=bool), "image": images}
+    columns = {"value": values, "positive": np.asarray(positive, dtype=bool)}
     table = pd.DataFrame(columns).assign(group=np.asarray(groups)).dropna()
-    table = table[table.groupby("group")["positive"].transform("nunique") == 2]
-    counts = table.groupby("positive")["image"].agg(["size", "nunique"])
-    n, n_used_images = len(table), table["image"].nunique()
-    if not n or not has_enough_data(counts["size"], counts["nunique"]).all():
-        return Interval(np.nan, np.nan, np.nan, n, n_used_images)
-    weights, total, seen = _resample_images(images, n_resamples, seed), 0, 0
-    for _, rows in table.groupby("group", sort=False):
-        kinds = [rows[rows["positive"]], rows[~rows["positive"]]]
-        more, less = (weights[:, kind["image"]] for kind in kinds)  # (resample, question)
-        wins = (np.sign(np.subtract.outer(*(kind["value"].to_numpy() for kind in kinds))) + 1) / 2
-        pairs, size = more.sum(1) * less.sum(1), more.sum(1) + less.sum(1)
-        auc = divide_or_nan(((more @ wins) * less).sum(1), pairs)  # NaN without either kind
-        total, seen = total + np.nan_to_num(auc) * size, seen + size * (pairs > 0)
-    return Interval(*_percentile_interval(divide_or_nan(total, seen)), n, n_used_images)
-
-
-def _resample_images(images: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:
-    """How often each of images 0, 1, ... counts: (1 + n_resamples, image), first once each."""
-    n_images = images.max() + 1
-    shares = np.full(n_images, 1 / n_images)
-    drawn = np.random.default_rng(seed).multinomial(n_images, shares, n_resamples)
-    return np.concatenate([np.ones((1, n_images)), drawn])
-
-
-def _percentile_interval(replicates: np.ndarray) -> tuple[float, float, float]:
-    """The first replicate, which is the estimate, and 95 % percentile bounds of the others."""
-    drawn = replicates[1:][~np.isnan(replicates[1:])]
-    if np.isnan(replicates[0]) or not len(drawn):
-        return np.nan, np.nan, np.nan
-    return float(replicates[0]), *(float(bound) for bound in np.percentile(drawn, [2.5, 97.5]))
+    scores, sizes = [], []
+    for _, rows in table.groupby("group"):
+        n, n_positive = len(rows), rows["positive"].sum()
+        if 0 < n_positive < n:
+            ranks = rows["value"].rank()[rows["positive"]].sum()
+            u = ranks - n_positive * (n_positive + 1) / 2
+            scores.append(u / (n_positive * (n - n_positive)))
+            sizes.append(n)
+    return float(np.average(scores, weights=sizes)) if sizes else np.nan
 
 
 def measure_modality(
@@ -299,8 +232,8 @@ def measure_modality(
 
     In run_dir/modality: withheld.parquet, `withheld_accuracy` of all questions; shapley.parquet,
     the `mm_shap` of `shapley_questions`, drawn with the study's seed. In the model's own precision,
-    as differences of probabilities are small. number: which of the study's models it is. The folder
-    of the second is modality_1, and it is asked a quarter of the first one's `shapley_questions`.
+    as differences of probabilities are small. number: which of the study's models it is; all are
+    asked the same questions. The folder of the second is modality_1.
     """
     size = study.extract_batch_size
 
@@ -309,7 +242,6 @@ def measure_modality(
         withheld = withheld_accuracy(model, encoded, rows, study.seed, size)
         withheld.to_parquet(folder / "withheld.parquet", index=False)
         chosen = sample_questions(len(encoded), study.shapley_questions, study.seed)
-        chosen = chosen[::4] if number else chosen
         shares = mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
         shares.to_parquet(folder / "shapley.parquet", index=False)
 

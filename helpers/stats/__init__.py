@@ -4,11 +4,10 @@ from helpers.stats import bootstrap, models
 from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_correlation
 from helpers.stats.cluster_robust import (
     compare_groups,
+    compare_within_strata,
     correct_p,
-    effective_alpha,
     has_enough_data,
     mean_difference_test,
-    minimum_detectable_effect,
 )
 from helpers.stats.models import mean_over_models
 
@@ -17,12 +16,11 @@ __all__ = [
     "bootstrap_by_group",  # mean and interval of each group of questions, as a table
     "bootstrap_mean",  # mean over questions, with an interval that resamples images
     "compare_groups",  # do groups of questions differ, and which pairs?
+    "compare_within_strata",  # which pairs differ at equal question length and picture size?
     "correct_p",  # p values corrected for many tests
-    "effective_alpha",  # how small one more uncorrected p must be to count
     "has_enough_data",  # are there enough questions and images to tell anything?
     "mean_difference_test",  # is the mean of a paired difference 0?
     "mean_over_models",  # mean over models and questions, with an interval for both
-    "minimum_detectable_effect",  # the smallest effect that a test finds with 80 % power
     "models",  # differences, correlations and other statistics over models
     "rank_correlation",  # Spearman's correlation of two scores of the same heads
 ]

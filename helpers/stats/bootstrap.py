@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple
 
@@ -148,7 +149,7 @@ def rank_permutation_test(
     if size < 1e-9:
         return np.nan, np.nan
     if n <= EXACT_N and not codes.any():
-        orders = np.array([*permutations(range(n))])
+        orders = _list_orders(n)
     else:
         drawn = np.random.default_rng(0).random((n_resamples, n)) + codes
         within, places = np.argsort(drawn, axis=1), np.argsort(codes, kind="stable")
@@ -157,6 +158,12 @@ def rank_permutation_test(
         orders = np.concatenate([np.arange(n)[None], orders])
     rho = a @ b / size
     return float(rho), float(np.mean(np.abs(b[orders] @ a / size) >= abs(rho) - 1e-9))
+
+
+@lru_cache(maxsize=2)
+def _list_orders(n: int) -> np.ndarray:
+    """All orders of n: (n!, n)."""
+    return np.array([*permutations(range(n))])
 
 
 def _resample_means(

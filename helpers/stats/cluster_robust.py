@@ -12,7 +12,7 @@ level reject 7.7 % on 8 images, and 17 % where one group is on 6 of 80 (these: 5
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -81,15 +81,13 @@ def compare_groups(
     values: ArrayLike,
     groups: ArrayLike,
     image_ids: ArrayLike,
-    covariates: ArrayLike | None = None,
     method: str = "fdr_bh",
     axes: Sequence[str] = (),
 ) -> Comparison:
     """Do groups of questions differ in mean, and which pairs? Errors are clustered by image.
 
     values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"): every column
-    is compared, and p is corrected over all of them. groups, image_ids: (n,). covariates: None or a
-    table (n, c), such as question length and patch count: differences then hold at equal ones.
+    is compared, and p is corrected over all of them. groups, image_ids: (n,).
 
     omnibus: the axes, F, df, df_denom, p, p_corrected, n, n_clusters (images), n_groups.
     pairs: the axes, group_a, group_b, difference (a - b), se, df, low, high (95 %, not corrected),
@@ -97,33 +95,86 @@ def compare_groups(
 
     The omnibus is the approximate Hotelling test of Pustejovsky and Tipton (2018). Degrees of
     freedom follow from how the groups lie in the images: a group on few images counts as few. How
-    often these tests err was measured with `tools.calibrate`. Hedges g: the (adjusted)
-    difference over the pooled standard deviation of the groups' raw values, times
-    1 - 3 / (4 df - 1).
+    often these tests err was measured with `tools.calibrate`. Hedges g: the difference over the
+    pooled standard deviation of the groups, times 1 - 3 / (4 df - 1).
 
-    Groups without enough data are left out of the fit, and their pairs are NaN. So is a column
-    whose covariates cannot be told apart from its groups. Without variance a difference has no
-    error and no p. ValueError where the numbers of rows differ.
+    Groups without enough data are left out of the fit, and their pairs are NaN. Without variance a
+    difference has no error and no p. ValueError where the numbers of rows differ.
     """
+
+    def compare(y: np.ndarray, used: np.ndarray) -> tuple[dict, dict]:
+        return _compare_columns(y, codes, images, none, used, pairs)
+
+    values, images, codes, names, pairs = _prepare_groups(values, groups, image_ids)
+    none = np.empty((len(values), 0))
+    return _compare_patterns(values, codes >= 0, names, compare, method, axes)
+
+
+def compare_within_strata(
+    values: ArrayLike,
+    groups: ArrayLike,
+    strata: ArrayLike,
+    image_ids: ArrayLike,
+    method: str = "fdr_bh",
+    axes: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Which pairs of groups differ in mean at an equal stratum, such as an equal question length?
+
+    strata: (n,), or (n, c) columns that together make a stratum, without NaN. A pair is compared on
+    the questions whose stratum holds both its groups, and every stratum has a mean of its own. So
+    the difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b):
+    nothing is extrapolated, and it cannot be larger than two values differ by.
+
+    Otherwise, and the result, as `pairs` of `compare_groups`; n_a, n_b, clusters_a, clusters_b
+    count what the pair shares. A pair that shares too little is NaN.
+    """
+
+    def compare(y: np.ndarray, used: np.ndarray) -> tuple[dict, dict]:
+        parts = [] if pairs.size else [_compare_columns(y, codes, images, none, used, pairs)[1]]
+        for a, b in pairs.T:
+            own = used & np.isin(codes, (a, b))
+            shared = np.intersect1d(*(strata[own & (codes == code)] for code in (a, b)))
+            rows = own & np.isin(strata, shared)
+            dummies = np.eye(len(shared))[np.searchsorted(shared, strata[rows])][:, 1:]
+            part = (codes[rows] == b).astype(int), images[rows], dummies, np.ones(rows.sum(), bool)
+            parts.append(_compare_columns(y[rows], *part, np.array([[0], [1]]))[1])
+        return {}, {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
+
+    values, images, codes, names, pairs = _prepare_groups(values, groups, image_ids)
+    none = np.empty((len(values), 0))
+    strata = pd.DataFrame(strata).groupby(list(pd.DataFrame(strata))).ngroup().to_numpy()
+    if len(strata) != len(values):
+        raise ValueError(f"{len(strata)} strata for {len(values)} questions")
+    return _compare_patterns(values, codes >= 0, names, compare, method, axes).pairs
+
+
+def _prepare_groups(values: ArrayLike, groups: ArrayLike, image_ids: ArrayLike) -> tuple:
+    """Checked values and image codes, group codes and names, and pairs of codes (2, pairs)."""
     values, images = check_rows(values, image_ids)
     codes, names = code_groups(groups, len(values))
-    covariates = np.empty((len(values), 0)) if covariates is None else covariates
-    covariates = pd.DataFrame(covariates).to_numpy(float)
-    if len(covariates) != len(values):
-        raise ValueError(f"{len(covariates)} rows of covariates for {len(values)} questions")
+    pairs = np.array([*combinations(range(len(names)), 2)], dtype=int).reshape(-1, 2).T
+    return values, images, codes, names, pairs
+
+
+def _compare_patterns(
+    values: np.ndarray,
+    usable: np.ndarray,
+    names: list,
+    compare: Callable[[np.ndarray, np.ndarray], tuple[dict, dict]],
+    method: str,
+    axes: Sequence[str],
+) -> Comparison:
+    """`compare` for the columns that miss the same questions, put together in two tables."""
     index = index_cells(values.shape[1:], axes)
     flat = values.reshape(len(values), len(index))
-    usable = (codes >= 0) & ~np.isnan(covariates).any(1)
-    pairs = np.array([*combinations(range(len(names)), 2)], dtype=int).reshape(-1, 2).T
+    labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
     tables = {}, {}
     for columns, valid in _split_by_missing(flat):
-        used = usable & valid
-        parts = _compare_columns(flat[:, columns], codes, images, covariates, used, pairs)
-        for table, part, width in zip(tables, parts, ((), pairs[0].shape), strict=True):
+        parts = compare(flat[:, columns], usable & valid)
+        for table, part, width in zip(tables, parts, ((), (len(labels),)), strict=True):
             for name, array in part.items():
                 empty = np.empty((len(index), *width), np.asarray(array).dtype)
                 table.setdefault(name, empty)[columns] = array
-    labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
     cells = index, index.merge(labels, how="cross")
     for cell, table in zip(cells, tables, strict=True):
         for name, array in table.items():
@@ -344,7 +395,7 @@ def _compare_columns(
 ) -> tuple[dict, dict]:
     """Columns (n, k) with the same questions used: arrays (k,), and (k, n_pairs) for pairs."""
     first, second = pairs
-    n_groups = codes.max(initial=-1) + 1
+    n_groups = max(codes.max(initial=-1), pairs.max(initial=-1)) + 1
     n = np.bincount(codes[used], minlength=n_groups)
     sizes = [len(np.unique(images[used & (codes == code)])) for code in range(n_groups)]
     n_images = np.array(sizes, dtype=int)

@@ -100,6 +100,7 @@ def jackknife_over_models(
     n_models: int,
     image_ids: ArrayLike,
     n_groups: int = 40,
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> ModelMean:
     """Mean over models of what is no mean of questions (a correlation, an AUC, a share of pairs).
 
@@ -107,7 +108,8 @@ def jackknife_over_models(
     image_ids: (n,). Leaves out one of `n_groups` random groups of images at a time (Kott 2001, "The
     delete-a-group jackknife", Journal of Official Statistics 17); the groups' pseudo-values g t -
     (g - 1) t_without go to `mean_over_models`. The estimate is the statistic of all questions.
-    NaN where a model has none.
+    limits: the least and most that the statistic can be, such as (0, 1) of an AUC, which no bound
+    of the interval passes. NaN where a model has none.
     """
     images = np.unique(image_ids, return_inverse=True)[1].reshape(-1)
     n_images = int(images.max()) + 1
@@ -121,5 +123,5 @@ def jackknife_over_models(
     pseudo = n_groups * whole[:, None] - (n_groups - 1) * np.array(without, dtype=float)
     mean = mean_over_models(pseudo, np.arange(n_groups))
     shift = whole.mean() - mean.estimate
-    low, high = mean.low + shift, mean.high + shift
+    low, high = np.clip([mean.low + shift, mean.high + shift], *limits)
     return ModelMean(whole.mean(), low, high, len(images), n_images, n_models, whole)

@@ -169,15 +169,12 @@ def spell_out(values, design, images, contrast):
     return contrast @ whole.params, np.sum(np.square(moved)) * true / np.trace(moments), df
 
 
-@pytest.mark.parametrize("n_covariates", [0, 2])
-def test_pairs_equal_what_statsmodels_gives_image_by_image(n_covariates):
+def test_pairs_equal_what_statsmodels_gives_image_by_image():
     rng = np.random.default_rng(6)
     values, images, groups = draw_questions(rng, 40, families=[0.5, 0.42, 0.08])
-    covariates = rng.normal(size=(len(values), n_covariates))
-    design = np.hstack([np.eye(3)[groups], covariates - covariates.mean(0)])
-    result = stats.compare_groups(values, groups, images, covariates if n_covariates else None)
+    result = stats.compare_groups(values, groups, images)
     for pair in result.pairs.itertuples():
-        contrast = np.zeros(design.shape[1])
+        design, contrast = np.eye(3)[groups], np.zeros(3)
         contrast[pair.group_a], contrast[pair.group_b] = 1, -1
         estimate, variance, df = spell_out(values, design, images, contrast)
         assert pair.difference == pytest.approx(estimate)
@@ -239,22 +236,71 @@ def test_hedges_g_by_hand():
     assert pair["df"] == pytest.approx(38)
 
 
-def test_covariates_take_out_a_confounder():
+def test_within_strata_equals_what_statsmodels_gives_image_by_image():
+    rng = np.random.default_rng(6)
+    values, images, groups = draw_questions(rng, 40, families=[0.5, 0.3, 0.2])
+    strata = np.minimum(rng.poisson(1, len(values)) + groups, 4)
+    table = stats.compare_within_strata(values, groups, strata, images)
+    for pair in table.itertuples():
+        own = np.isin(groups, (pair.group_a, pair.group_b))
+        shared = np.intersect1d(*(strata[groups == g] for g in (pair.group_a, pair.group_b)))
+        rows = own & np.isin(strata, shared)
+        design = np.c_[groups[rows] == pair.group_a, strata[rows, None] == shared].astype(float)
+        contrast = np.eye(design.shape[1])[0]
+        estimate, variance, df = spell_out(values[rows], design, images[rows], contrast)
+        assert pair.difference == pytest.approx(estimate)
+        assert (pair.se, pair.df) == pytest.approx((np.sqrt(variance), df))
+        assert pair.n_a == (rows & (groups == pair.group_a)).sum()
+
+
+def test_a_difference_at_equal_strata_is_the_weighted_mean_of_theirs():
+    # length 3: 12 a of mean 0.2, 4 b of 0.6; length 5: 6 of 0.5 and 6 of 0.9; length 9: a alone
+    sizes = {("a", 3): (12, 0.2), ("b", 3): (4, 0.6), ("a", 5): (6, 0.5), ("b", 5): (6, 0.7),
+             ("a", 9): (20, 1.0)}  # fmt: skip
+    parts = [(name, length, mean + 0.1 * (-1) ** i)
+             for (name, length), (n, mean) in sizes.items() for i in range(n)]  # fmt: skip
+    groups, lengths, values = (np.array(column) for column in zip(*parts, strict=True))
+    images = np.arange(len(values)) % 11
+    pair = stats.compare_within_strata(values, groups, lengths, images).iloc[0]
+    weights = np.array([12 * 4 / 16, 6 * 6 / 12])
+    assert pair["difference"] == pytest.approx(np.average([-0.4, -0.2], weights=weights))
+    assert (pair["n_a"], pair["n_b"]) == (18, 10)
+    two = pd.DataFrame({"length": lengths, "patches": 192})
+    again = stats.compare_within_strata(values, groups, two, images).iloc[0]
+    assert again["p"] == pair["p"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10_000))
+def test_no_difference_at_equal_strata_is_larger_than_two_shares_can_differ_by(seed):
+    """Lengths that two types hardly share: a line over length would be extrapolated beyond 1."""
+    rng = np.random.default_rng(seed)
+    groups, images = np.repeat([0, 1], 60), rng.integers(0, 30, 120)
+    lengths = np.where(groups == 0, rng.integers(3, 8, 120), rng.integers(7, 12, 120))
+    values = np.clip(0.25 * (lengths - 5 - 6 * groups) + 0.1 * rng.normal(size=120), 0, 1)
+    pair = stats.compare_within_strata(values, groups, lengths, images).iloc[0]
+    shared = lengths == 7
+    assert pair["n_a"] + pair["n_b"] == shared.sum()
+    assert not abs(pair["difference"]) > np.ptp(values[shared])  # or NaN, with too few
+
+
+def test_strata_take_out_a_confounder_and_groups_that_share_none_are_not_compared():
     rng = np.random.default_rng(7)
     images = np.repeat(np.arange(80), 5)
     groups = rng.choice(["how many", "what"], size=400)
-    length = rng.poisson(5, size=400) + 3 * (groups == "how many")
+    length = rng.poisson(3, size=400) + 3 * (groups == "how many")
     values = 0.1 * length + 0.1 * rng.normal(size=400)
     raw = stats.compare_groups(values, groups, images).pairs.iloc[0]
-    table = pd.DataFrame({"n_words": length})
-    adjusted = stats.compare_groups(values, groups, images, table).pairs.iloc[0]
-
+    equal = stats.compare_within_strata(values, groups, length, images).iloc[0]
     assert abs(raw["difference"]) == pytest.approx(0.3, abs=0.06)
     assert raw["p"] < 1e-6
-    assert abs(adjusted["difference"]) < 0.05
-    assert adjusted["p"] > 0.01
-    constant = stats.compare_groups(values, groups, images, np.full(400, 192)).pairs.iloc[0]
-    assert constant["se"] == pytest.approx(raw["se"])
+    assert abs(equal["difference"]) < 0.05
+    assert equal["p"] > 0.01
+    same = stats.compare_within_strata(values, groups, np.full(400, 192), images).iloc[0]
+    assert same["se"] == pytest.approx(raw["se"])
+    apart = stats.compare_within_strata(values, groups, groups, images).iloc[0]
+    assert np.isnan(apart["p"])
+    assert apart["n_a"] == 0
 
 
 def test_many_columns_are_the_single_ones_corrected_together():
@@ -297,28 +343,21 @@ def test_degenerate_data_give_nan_not_errors(n, n_images, kind):
     interval = stats.bootstrap_mean(values, images, n_resamples=20)
     assert np.isnan(interval.low) == (n == 0 or kind == "nan" or interval.n_clusters < 2)
     for groups in (["a"] * n, (["a", "b"] * n)[:n], [None] * n, (["a", "b", "c", "d"] * n)[:n]):
-        for covariates in (None, np.ones(n), rows % 2):
-            result = stats.compare_groups(values, groups, images, covariates)
-            assert len(result.omnibus) == 1
-            if kind != "random" or n < 40 or n_images < 20:
-                assert result.pairs["p"].isna().all()
-                assert result.omnibus["p"].isna().all()
+        result = stats.compare_groups(values, groups, images)
+        assert len(result.omnibus) == 1
+        equal = [stats.compare_within_strata(values, groups, s, images) for s in (rows, rows % 3)]
+        if kind != "random" or n < 40 or n_images < 20:
+            assert result.omnibus["p"].isna().all()
+            assert all(pairs["p"].isna().all() for pairs in (result.pairs, *equal))
         table = stats.bootstrap_by_group(values, groups, images, n_resamples=20)
         assert len(table) == len({g for g in groups if g})
-
-
-def test_covariates_that_are_the_groups_cannot_be_adjusted_for():
-    values, groups = np.random.default_rng(0).normal(size=60), np.arange(60) % 2
-    pair = stats.compare_groups(values, groups, np.arange(60) // 3, groups).pairs.iloc[0]
-    assert np.isnan(pair["p"])
-    assert pair["n_a"] == 30
 
 
 @pytest.mark.parametrize(("call", "says"), [
     (lambda: stats.bootstrap_mean([1, 2], [1]), "one row for each question"),
     (lambda: stats.bootstrap_by_group(np.ones((2, 3)), ["a", "b"], [1, 2]), "1 axes"),
     (lambda: stats.compare_groups([1, 2], ["a"], [1, 2]), "1 groups for 2 questions"),
-    (lambda: stats.compare_groups([1, 2], ["a", "b"], [1, 2], [[1]]), "1 rows of covariates"),
+    (lambda: stats.compare_within_strata([1, 2], ["a", "b"], [1], [1, 2]), "1 strata for 2"),
     (lambda: stats.correct_p([0.1], "none"), "not known"),
     (lambda: stats.rank_correlation([1, 2], [1]), "2 values of x but 1"),
 ])  # fmt: skip
@@ -418,28 +457,34 @@ def test_mean_that_cannot_be_told_or_has_no_error():
 
 def test_smallest_difference_by_hand():
     # 5 % level, 80 % power, many degrees of freedom: (1.960 + 0.842) standard errors
-    assert stats.minimum_detectable_effect(0.5, 1e9) == pytest.approx(0.5 * 2.8016, rel=1e-4)
+    assert cluster_robust.minimum_detectable_effect(0.5, 1e9) == pytest.approx(
+        0.5 * 2.8016, rel=1e-4
+    )
     # 10 degrees of freedom: t_0.975 = 2.228, t_0.8 = 0.879
-    result = stats.minimum_detectable_effect(pd.Series([1.0, np.nan]), pd.Series([10.0, np.nan]))
+    result = cluster_robust.minimum_detectable_effect(
+        pd.Series([1.0, np.nan]), pd.Series([10.0, np.nan])
+    )
     assert result[0] == pytest.approx(2.228 + 0.879, abs=2e-3)
     assert np.isnan(result[1])
-    strict = stats.minimum_detectable_effect(1, 50, level=0.001)
-    assert strict > stats.minimum_detectable_effect(1, 50)
+    strict = cluster_robust.minimum_detectable_effect(1, 50, level=0.001)
+    assert strict > cluster_robust.minimum_detectable_effect(1, 50)
 
 
 def test_the_level_in_force_by_hand():
     p = [0.001, 0.01, 0.3, 0.5, np.nan]
     # Benjamini-Hochberg, 4 tests: 2 result (0.01 <= 2 / 4 * 0.05); a third needs 3 / 4 * 0.05
-    assert stats.effective_alpha(p) == pytest.approx(0.0375)
+    assert cluster_robust.effective_alpha(p) == pytest.approx(0.0375)
     # Holm: 2 result (0.01 <= 0.05 / 3); a third needs 0.05 / 2
-    assert stats.effective_alpha(p, method="holm") == pytest.approx(0.025)
+    assert cluster_robust.effective_alpha(p, method="holm") == pytest.approx(0.025)
     for method in ("fdr_bh", "holm"):
-        level = stats.effective_alpha(p, method=method)
+        level = cluster_robust.effective_alpha(p, method=method)
         for factor, result in ((0.99, 3), (1.01, 2)):
             changed = [0.001, 0.01, level * factor, 0.5]
             assert (stats.correct_p(changed, method) <= 0.05).sum() == result
-    assert stats.effective_alpha([0.01, 0.02]) == pytest.approx(0.05)  # what the last one needed
-    assert np.isnan(stats.effective_alpha([np.nan]))
+    assert cluster_robust.effective_alpha([0.01, 0.02]) == pytest.approx(
+        0.05
+    )  # what the last one needed
+    assert np.isnan(cluster_robust.effective_alpha([np.nan]))
 
 
 @pytest.mark.parametrize(("value", "bounds", "expected"), [

@@ -89,3 +89,18 @@ def test_the_jackknife_of_a_mean_is_the_mean_over_models():
     expected = mean_over_models(values, images)
     assert (found.estimate, found.low, found.high) == pytest.approx(expected[:3])
     assert (found.n, found.n_images, found.n_models) == (60, 30, 3)
+
+
+def test_no_interval_of_an_auc_passes_1():
+    rng = np.random.default_rng(4)
+    auc, images = np.array([0.99, 0.8, 0.9]), np.arange(60)
+    noise = 0.05 * rng.normal(size=60)
+
+    def one(model, rows):
+        return auc[model] + noise[rows].mean()
+
+    free, bounded = (
+        jackknife_over_models(one, 3, images, limits=pair) for pair in ((-9, 9), (0, 1))
+    )
+    assert free.high > 1
+    assert (bounded.estimate, bounded.low, bounded.high) == (free.estimate, free.low, 1)
