@@ -24,6 +24,7 @@ from helpers.attention.word_classes import join_pieces
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.run.settings import Study
+from helpers.stats.bootstrap import spearman_rows
 from helpers.stats.cluster_robust import divide_or_nan
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
@@ -223,6 +224,18 @@ def stratified_auc(values: np.ndarray, positive: np.ndarray, groups: Sequence[st
             scores.append(u / (n_positive * (n - n_positive)))
             sizes.append(n)
     return float(np.average(scores, weights=sizes)) if sizes else np.nan
+
+
+def stratified_rank(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> float:
+    """Spearman's correlation of two measures within groups (question families), mean over groups.
+
+    x, y (NaN left out), groups: (question,). A group without a correlation (fewer than three
+    questions, or a constant) is left out; NaN where all are.
+    """
+    table = pd.DataFrame({"x": x, "y": y, "group": np.asarray(groups)}).dropna()
+    parts = [part for _, part in table.groupby("group") if len(part) > 2]
+    found = [spearman_rows(*part[["x", "y"]].to_numpy().T[:, None])[0] for part in parts]
+    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
 
 
 def measure_modality(

@@ -66,10 +66,17 @@ def read_classes(
     return word_image[..., 0], readers @ attention[..., :n_text] @ weights.mT
 
 
-def measure_words(study: Study, model: nn.Module, encoded: EncodedQuestions) -> AttentionTable:
-    """`word_measures` of every validation question, in the model's own precision; once.
+def measure_words(
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    name: str = "words",
+    **inputs: object,
+) -> AttentionTable:
+    """`word_measures` of every question, in the model's own precision; once, in run_dir/<name>.
 
-    Kept in run_dir/words.
+    inputs: what else tells this model and these questions from the study's own, such as the seed of
+    random weights.
     """
-    inputs = {"lexicon": hash_file(LEXICON)}
-    return extract_once(study, "words", model, encoded, word_measures, WORD_MEASURES, **inputs)
+    inputs = {"lexicon": hash_file(LEXICON), **inputs}
+    return extract_once(study, name, model, encoded, word_measures, WORD_MEASURES, **inputs)

@@ -1,10 +1,10 @@
-"""Figures of notebook 04: attention by question family and word class, and what answers need.
+"""Figures of notebook 04, a2 and a3: attention by question family, what answers need, words.
 
 Tables come in tidy form, shares of attention in [0, 1]; axes show percentage points. `query` is the
 text query ("[CLS]" or "words"), a panel each, in order of appearance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
+from numpy.typing import ArrayLike
 
 from helpers.figures import style
 from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
+from helpers.stats.models import ModelMean
 
 FAMILY_STYLE = {  # a colour and a marker, the same in every figure
     "what": (TEXT_COLOR, "o"), "what color": (IMAGE_COLOR, "s"), "where": (GREEN, "^"),
@@ -27,14 +29,10 @@ CLASS_STYLE = {  # the same for classes of words; blue for text and vermilion fo
     "question word": ("#882255", "v"), "colour word": (ORANGE, "D"), "noun": (GREEN, "o"),
     "other content": (SKY, "s"), "function word": ("#333333", "X"), "punctuation": (GREY, "P"),
 }  # fmt: skip
-VERDICTS = {  # of a difference, raw and adjusted
-    "survives": (IMAGE_COLOR, "s"), "does not survive": (TEXT_COLOR, "o"),
-    "only when adjusted": (GREEN, "^"), "never beyond chance": (GREY, "."),
-}  # fmt: skip
 NEEDS = {  # title: (unit, baseline, colour, measures with the name of each)
     "[CLS] looks at the image": (
         "excess image share, points", 0, IMAGE_COLOR,
-        {"image share, last layer": "last layer", "image share, all layers": "mean of layers"},
+        {"image share, last layer": "last layer"},
     ),
     "answer without the image": (
         "accuracy lost, points", 0, IMAGE_COLOR,
@@ -43,13 +41,9 @@ NEEDS = {  # title: (unit, baseline, colour, measures with the name of each)
     "answer without the words": (
         "accuracy lost, points", 0, TEXT_COLOR, {"words removed": "all but the first word"},
     ),
-    "image's part by MM-SHAP": (
-        "share of |Shapley values|, %", 50, IMAGE_COLOR, {"MM-SHAP": "image blocks"},
+    "words' share of the summed sizes": (
+        "T-SHAP, %", 50, TEXT_COLOR, {"T-SHAP": "Shapley values"},
     ),
-}  # fmt: skip
-SCORES = {  # title, axis, value that says nothing, limits
-    "ranks": ("does it rank families as the loss does?", "Spearman, n families", 0, (-1.1, 1.1)),
-    "controls": ("does it tell controls apart?", "AUC, n questions", 0.5, (-0.03, 1.03)),
 }  # fmt: skip
 RATE_LOOKS = {  # colour and marker of a kind of rate
     "single test": (GREEN, "o"), "after correction": (PINK, "s"), "interval": (ORANGE, "D"),
@@ -91,153 +85,99 @@ def plot_groups(axis: Axes, table: pd.DataFrame, column: str, looks: dict, sprea
     style.name_layers(axis, int(table["layer"].max()) + 1)
 
 
+def fill_band(axis: Axes, random: np.ndarray) -> None:
+    """A grey band over layers that holds random-weight models: shares (model, layer, group)."""
+    bounds = (100 * bound(random, axis=(0, 2)) for bound in (np.nanmin, np.nanmax))
+    look = {"color": GREY, "alpha": 0.35, "linewidth": 0, "label": "random weights"}
+    axis.fill_between(range(random.shape[1]), *bounds, **look)
+
+
 @style.styled
-def plot_family_layers(table: pd.DataFrame) -> Figure:
+def plot_family_layers(table: pd.DataFrame, random: ArrayLike = ()) -> Figure:
     """Excess image share of each family by layer, with intervals; open markers: too few questions.
 
-    table: family, query, layer, estimate, low, high, n, enough. The words' last layer is shaded: no
-    answer reads it.
+    table: family, query, layer, estimate, low, high, n, enough. random: means of random-weight
+    models (model, family, layer, query), drawn as a band that holds all. The words' last layer is
+    shaded: no answer reads it.
     """
     figure, panels = style.make_panels(table, "query", (10, 4.6), sharey=True)
     for axis, query, rows in panels:
         plot_groups(axis, rows, "family", FAMILY_STYLE, 0.4)
+        if np.size(random):
+            number = list(table["query"].unique()).index(query)
+            fill_band(axis, np.swapaxes(np.asarray(random)[..., number], 1, 2))
         axis.set_title(f"{query} query")
         if query != "[CLS]":
             style.shade_unread_layer(axis, int(table["layer"].max()) + 1)
     figure.axes[0].set_ylabel(UNIFORM.format("text"))
     style.place_legend(figure, figure.axes[:1], ncols=10, fontsize=8.5)
-    return style.set_title(figure, "How much more than uniform does each family look at the image?")
+    return style.set_title(
+        figure, "How much more than uniform do question types look at the image?"
+    )
+
+
+def plot_forest(
+    axis: Axes,
+    means: Mapping[str, ModelMean],
+    random: Mapping[str, ArrayLike] | None = None,
+    looks: Mapping[str, tuple[str, str]] | None = None,
+) -> None:
+    """A row a name: mean over models with its interval, each model, and random-weight models.
+
+    means: the first at the top. random: the same number of each random-weight model. looks: colour
+    and marker of a name; without, those of the image.
+    """
+    for row, (name, mean) in enumerate(means.items()):
+        color, marker = (looks or {}).get(name, (IMAGE_COLOR, "o"))
+        chance = np.ravel((random or {}).get(name, ()))
+        look = {"marker": "|", "s": 45, "color": GREY, "linewidths": 1}
+        axis.scatter(chance, np.full(len(chance), row + 0.22), label="random weights", **look)
+        look = {"s": 14, "color": color, "alpha": 0.55, "linewidths": 0, "label": "each model"}
+        axis.scatter(mean.by_model, np.full(len(mean.by_model), row - 0.22), **look)
+        interval = pd.DataFrame([mean._asdict()]).drop(columns="by_model")
+        look = {"horizontal": True, "color": color, "marker": marker, "label": "mean, 95 %"}
+        style.plot_intervals(axis, [row], interval, **look)
+    style.name_rows(axis, [f"{name}\nn = {mean.n:,}" for name, mean in means.items()])
+    axis.grid(axis="x")
 
 
 @style.styled
-def plot_separation(table: pd.DataFrame) -> Figure:
-    """Which heads separate families, and by how much: layers downwards, heads across.
-
-    table: query, layer, head, difference (size of the largest difference found, NaN for none),
-    label (which pair, "more > less"), tested (else hatched). With more than eight heads a cell
-    shows the number alone.
-    """
-    shape = n_layers, n_heads = table["layer"].max() + 1, table["head"].max() + 1
-    largest, points = 100 * np.nanmax([*table["difference"], 0.01]), 100 * table["difference"]
-    texts = [f"{p:.0f}" if p >= 1 else f"{p:.1f}" for p in points]
-    font, height = 6.8, 0.36 * n_layers + 1.6
-    if n_heads <= 8:  # a line for each family of the pair, or long pairs leave their cell
-        labels = table["label"].astype(object).fillna("").str.replace(" > ", " >\n")
-        texts = [f"{text}\n{label}".strip() for text, label in zip(texts, labels, strict=True)]
-        longest = max(len(line) for text in [*texts, "what color >"] for line in text.split("\n"))
-        font = min(8, 600 / (table["query"].nunique() * n_heads) / (0.62 * longest))
-        height = max(3.0, 0.62 * n_layers + 1.6)
-    texts, untested = np.where(points.isna(), "", texts), 1.0 - table["tested"]
-    table = table.assign(points=points, text=texts, untested=untested)
-    figure, panels = style.make_panels(table, "query", (10, height))
-    for axis, query, rows in panels:
-        columns = ("points", "text", "untested")
-        values, texts, untested = (style.fill_grid(rows, column, shape) for column in columns)
-        look = {"cmap": "cividis", "fontsize": font, "hatched": untested == 1}
-        image = style.plot_heads_grid(axis, values, texts, (0, largest), **look)
-        axis.set_title(f"{query} query")
-    figure.colorbar(image, ax=figure.axes, label="largest difference, points", pad=0.01)
-    title = "Largest difference in image share between two families, head by head"
-    return style.set_title(figure, title)
-
-
-def _say_too_few(axis: Axes) -> None:
-    """An empty panel that says why."""
-    axis.text(0.5, 0.5, style.TOO_FEW, ha="center", va="center", transform=axis.transAxes)
-    axis.axis("off")
-
-
-@style.styled
-def plot_pairs(table: pd.DataFrame, sizes: pd.DataFrame) -> Figure:
-    """Which families differ: for each pair, how many heads tell it apart, and the median effect.
-
-    table: query, group_a, group_b, heads (tested), apart (of these, how many tell the pair apart),
-    g (median size of Hedges g over the heads tested). sizes: indexed by family, columns questions
-    and enough. A pair with no head tested is hatched.
-    """
-    families, n = list(sizes.index), len(sizes)
-    names = [name_group(row.Index, row.questions, row.enough) for row in sizes.itertuples()]
-    figure, panels = style.make_panels(table, "query", (10, 0.48 * n + 1.9), sharey=True)
-    style.set_title(figure, "How many heads tell two families apart?")
-    if table.empty:
-        _say_too_few(figure.axes[0])
-        return figure
-    for axis, query, rows in panels:
-        values, hatched = np.full((n, n), np.nan), np.zeros((n, n), bool)
-        texts = np.full((n, n), "", dtype=object)
-        for row in rows.itertuples():
-            column, line = sorted((families.index(row.group_a), families.index(row.group_b)))
-            hatched[line, column] = row.heads == 0
-            values[line, column] = 100 * row.apart / row.heads if row.heads else np.nan
-            texts[line, column] = f"{row.apart} of {row.heads}\ng {row.g:.1f}"
-        look = {"cmap": "cividis", "fontsize": 6.8, "hatched": hatched}
-        image = style.plot_cells(axis, values, texts, names, families, (0, 100), **look)
-        image.set_cmap(plt.colormaps["cividis"].with_extremes(bad="none"))  # each pair once
-        axis.set(title=f"{query} query", xlim=(-0.5, n - 1.5), ylim=(n - 0.5, 0.5))
-        axis.tick_params(axis="x", rotation=35)
-    figure.colorbar(image, ax=figure.axes, label="heads that tell them apart, %", pad=0.01)
+def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> Figure:
+    """Excess image share of [CLS] in the last layer by family, over models, in points."""
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.48 * len(means)))
+    axis.axvline(0, **style.BASELINE)
+    plot_forest(axis, means, random, FAMILY_STYLE)
+    axis.set_xlabel("excess image share, points ([CLS] query, image key; 0: uniform attention)")
+    axis.set_title("How much does [CLS] look at the image in the last layer? All models")
+    style.place_legend(figure, [axis])
     return figure
 
 
 @style.styled
-def plot_adjustment(table: pd.DataFrame) -> Figure:
-    """Differences between families, raw against adjusted for question length and patch count.
+def plot_separation(told: np.ndarray, apart: ArrayLike, random: ArrayLike) -> Figure:
+    """In how many pairs of types a head tells the two apart, and the share of all, by model.
 
-    table: query, difference, adjusted, verdict (one of VERDICTS): a point a head and pair.
+    told: whether, in the first model: (pair, layer, head, query [CLS] or words), NaN where not
+    tested. apart, random: the share in per cent, of each trained and each random-weight model.
     """
-    known = table[["difference", "adjusted"]].dropna()
-    reach = 105 * np.nanmax([*known.abs().max(), 0.01])
-    figure, panels = style.make_panels(table, "query", (10, 4.9))
-    if known.empty:
-        for axis in figure.axes:
-            _say_too_few(axis)
-    for axis, query, of_query in panels if len(known) else ():
-        axis.plot([-reach, reach], [-reach, reach], **style.BASELINE)
-        for verdict, (color, marker) in VERDICTS.items():
-            rows = of_query[of_query["verdict"] == verdict].dropna(subset=known.columns)
-            if (table["verdict"] == verdict).any():
-                look = {"color": color, "marker": marker, "s": 16, "alpha": 0.6, "linewidths": 0}
-                points = 100 * rows["difference"], 100 * rows["adjusted"]
-                axis.scatter(*points, label=verdict, **look)
-        limits = {"xlim": (-reach, reach), "ylim": (-reach, reach), "aspect": "equal"}
-        axis.set(xlabel="raw difference, points", ylabel="adjusted difference, points", **limits)
+    n_pairs, grids = len(told), np.moveaxis(told.sum(axis=0), 2, 0)
+    size = (10, max(3.0, 0.5 * grids.shape[1] + 1.5))
+    figure, axes = plt.subplots(1, 3, figsize=size, width_ratios=(1, 1, 0.8))
+    for axis, values, query in zip(axes, grids, ("[CLS]", "words"), strict=False):
+        look = {"cmap": "cividis", "hatched": np.isnan(values)}
+        texts = style.format_cells(values)
+        image = style.plot_heads_grid(axis, values, texts, (0, n_pairs), **look)
         axis.set_title(f"{query} query")
-    style.place_legend(figure, figure.axes)
-    title = "Do differences in image share survive equal length and patch count?"
-    return style.set_title(figure, title)
-
-
-@style.styled
-def plot_controls(table: pd.DataFrame) -> Figure:
-    """Image-needing questions against words-only controls of the same families, by layer.
-
-    table: family, query, kind (two, in order), layer, estimate, low, high, n, enough. A row of
-    panels a query, a column a family.
-    """
-    queries, families, kinds = (list(table[name].unique()) for name in ("query", "family", "kind"))
-    n_layers, shape = table["layer"].max() + 1, (len(queries), len(families))
-    size = (max(5.5, 2.05 * len(families)), 2.5 * len(queries) + 0.9)
-    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, sharey=True)
-    for (i, j), axis in np.ndenumerate(axes):
-        rows = table[(table["query"] == queries[i]) & (table["family"] == families[j])]
-        looks = [(style_family(families[j])[0], "o", "-"), (style.DARK_GREY, "s", ":")]
-        for number, (kind, look) in enumerate(zip(kinds, looks, strict=False)):
-            family_rows = rows[rows["kind"] == kind]
-            shift, hollow = 0.12 * (2 * number - 1), ~family_rows["enough"]
-            style.plot_layers(axis, family_rows, *look, kind, shift, hollow)
-        axis.axhline(0, **style.BASELINE)
-        style.name_layers(axis, n_layers)
-        axis.set_xlabel("layer" if i == len(queries) - 1 else "")
-        if i == 0:
-            counts = rows.groupby("kind", sort=False, observed=True)["n"].first()
-            axis.set_title(f"{families[j]}\nn = {' and '.join(f'{n:,}' for n in counts)}")
-        if j == 0:
-            axis.set_ylabel(f"{queries[i]} query\nexcess image share, points")
-        if queries[i] != "[CLS]":
-            style.shade_unread_layer(axis, n_layers)
-    style.place_legend(figure, axes[0, :1])
-    title = "Words-only controls against image-needing questions of the same family"
-    return style.set_title(figure, title)
+    figure.colorbar(image, ax=axes[:2], label=f"pairs told apart, of {n_pairs}", pad=0.02)
+    for row, (shares, color) in enumerate(((apart, IMAGE_COLOR), (random, GREY))):
+        spread = row + np.linspace(-0.15, 0.15, len(shares))
+        axes[2].scatter(spread, shares, color=color, marker="os"[row], s=22, alpha=0.8)
+    names = [f"trained\n({len(apart)})", f"random\nweights ({len(random)})"]
+    axes[2].set_xticks([0, 1], names)
+    axes[2].set(xlim=(-0.5, 1.5), ylim=(0, None), ylabel="heads and pairs told apart, %")
+    axes[2].set_title("each model")
+    axes[2].grid(axis="y")
+    return style.set_title(figure, "Which heads tell types apart, in both halves of the wordings?")
 
 
 @style.styled
@@ -260,16 +200,18 @@ def plot_example_maps(examples: Sequence[dict], query: str) -> Figure:
 
 
 @style.styled
-def plot_class_layers(table: pd.DataFrame) -> Figure:
+def plot_class_layers(table: pd.DataFrame, random: np.ndarray) -> Figure:
     """Excess image share of each class of words by layer, with intervals: a line a class.
 
-    table: word_class, layer, estimate, low, high, n (questions with such words), enough. Open
+    table: word_class, layer, estimate, low, high, n (questions with such words), enough. random:
+    means of a random-weight model (layer, class), drawn as a band that holds all classes. Open
     markers: too few questions; the last layer is shaded: no answer reads its words.
     """
     n_layers = table["layer"].max() + 1
     figure, axis = plt.subplots(figsize=(10, 4.6))
     style.shade_unread_layer(axis, n_layers)
     plot_groups(axis, table.dropna(subset=["estimate"]), "word_class", CLASS_STYLE, 0.45)
+    fill_band(axis, np.asarray(random)[None])
     style.name_layers(axis, n_layers)
     axis.set_ylabel(UNIFORM.format("word"))
     axis.set_title("How much more than uniform does each class of words look at the image?")
@@ -371,7 +313,7 @@ def plot_needs(table: pd.DataFrame) -> Figure:
     labels = [f"{family}\nn = {n}" for family, n in zip(families, counts, strict=True)]
     style.name_rows(axes[0, 0], labels)
     controls = f" (grey squares: {kinds[1]})" if kinds[1:] else ""
-    return style.set_title(figure, f"What do the answers of each family need?{controls}")
+    return style.set_title(figure, f"What do the answers of each question type need?{controls}")
 
 
 def _plot_needs_panel(
@@ -406,29 +348,30 @@ def _write_beside(axis: Axes, row: int, text: str) -> None:
 
 
 @style.styled
-def plot_scores(table: pd.DataFrame) -> Figure:
-    """How the measures agree over families with the accuracy lost, and tell controls apart.
+def plot_scores(
+    within: Mapping[str, ModelMean],
+    telling: Mapping[str, ModelMean],
+    random_within: Mapping[str, ArrayLike],
+    random_telling: Mapping[str, ArrayLike],
+) -> Figure:
+    """Left: rank correlation of share and loss by family; right: AUC of measures for controls.
 
-    table: measure (the first at the top), score ("ranks", "controls"), estimate, low, high, n. A
-    score without numbers gets no panel; dashed: what a measure that knows nothing would get.
+    random_within, random_telling: the same numbers of the random-weight models. A score without
+    numbers has no panel.
     """
-    table = table.dropna(subset=["estimate"])
-    measures = list(table["measure"].unique())
-    scores = [name for name in SCORES if name in set(table["score"])]
-    size = (10 if len(scores) > 1 else 6.5, 1.5 + 0.36 * len(measures))
-    figure, axes = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
-    for axis, score in zip(axes[0], scores, strict=True):
-        title, unit, nothing, limits = SCORES[score]
+    panels = [
+        (within, random_within, 0, "share and loss, within a type", "Spearman's rank correlation"),
+        (telling, random_telling, 0.5, "needs the image, or a control?", "AUC, at equal type"),
+    ]
+    panels = [panel for panel in panels if panel[0]]
+    size = (10 if len(panels) > 1 else 6.5, 1.4 + 0.46 * max(len(panel[0]) for panel in panels))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    for axis, (means, random, nothing, title, label) in zip(axes[0], panels, strict=True):
         axis.axvline(nothing, **style.BASELINE)
-        for measure, row in table[table["score"] == score].groupby("measure"):
-            is_attention, position = measure.startswith("image share"), measures.index(measure)
-            color, marker = (IMAGE_COLOR, "o") if is_attention else (GREEN, "^")
-            style.plot_intervals(axis, [position], row, horizontal=True, color=color, marker=marker)
-            _write_beside(axis, position, f"n = {row['n'].item():,}")
-        axis.set(title=title, xlabel=unit, xlim=limits)
-        axis.grid(axis="x")
-    style.name_rows(axes[0, 0], measures)
-    title = "Attention (circles) and interventions (triangles); dashed: nothing is told"
+        plot_forest(axis, means, random, FAMILY_STYLE)
+        axis.set(title=title, xlabel=label)
+    style.place_legend(figure, axes[0])
+    title = "Does the share of attention on the image go with the need for it?"
     return style.set_title(figure, title)
 
 

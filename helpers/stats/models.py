@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from helpers.stats.cluster_robust import check_rows, fit_means, sum_by_image
+from helpers.stats.cluster_robust import check_rows, code_groups, fit_means, sum_by_image
 
 
 class ModelMean(NamedTuple):
@@ -22,12 +23,17 @@ class ModelMean(NamedTuple):
     by_model: np.ndarray  # (model, ...), each model's own mean
 
 
-def mean_over_models(values: ArrayLike, image_ids: ArrayLike) -> ModelMean:
+def mean_over_models(
+    values: ArrayLike,
+    image_ids: ArrayLike,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> ModelMean:
     """Mean over models and questions, with a 95 % interval for further models and images.
 
     values: (model, n, ...), the same n questions for every model; NaN is left out question by
     question, in all models. image_ids: (n,). A contrast within models is passed as the difference
-    of two values.
+    of two values. limits: the least and most that a mean can be, which no bound passes: (0, 100) of
+    an accuracy in points.
 
     The variance is s^2 / K of the K models' means plus the variance of the model-averaged values
     over images (`fit_means`). The critical value is the mean of those of t with K - 1 and with the
@@ -51,8 +57,33 @@ def mean_over_models(values: ArrayLike, image_ids: ArrayLike) -> ModelMean:
         critical = np.divide(weighted, variance, out=critical.copy(), where=variance > 0)
     half = critical * np.sqrt(variance)
     shape = averaged.shape[1:]
-    bounds = (field.reshape(shape)[()] for field in (estimate, estimate - half, estimate + half))
+    low, high = np.clip([estimate - half, estimate + half], *limits)
+    bounds = (field.reshape(shape)[()] for field in (estimate, low, high))
     return ModelMean(*bounds, len(averaged), int(images.max()) + 1, n_models, by_model)
+
+
+def mean_by_group(
+    values: ArrayLike,
+    groups: ArrayLike,
+    image_ids: ArrayLike,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+) -> pd.DataFrame:
+    """`mean_over_models` of each group of questions (question families), as a tidy table.
+
+    values: (model, n); groups, image_ids: (n,). Questions that a model has no value of are left
+    out. Columns: group, estimate, low, high, n, n_images, n_models; groups as in
+    `bootstrap_by_group`, those without a value left out.
+    """
+    values, image_ids = np.asarray(values, dtype=float), np.asarray(image_ids)
+    codes, names = code_groups(groups, values.shape[1])
+    known, rows = np.isfinite(values).all(axis=0), []
+    for code, name in enumerate(names):
+        own = known & (codes == code)
+        if own.any():
+            mean = mean_over_models(values[:, own], image_ids[own], limits)
+            rows.append({"group": name, **mean._asdict()})
+    columns = ["group", *ModelMean._fields[:-1]]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def difference_over_models(

@@ -26,6 +26,7 @@ from helpers.attention.modality import (
     mm_shap,
     shapley_values,
     stratified_auc,
+    stratified_rank,
     withheld_accuracy,
 )
 from helpers.data.vqa import vqa_accuracy
@@ -334,3 +335,16 @@ def test_the_auc_compares_within_families_only():
     values[groups == "b"] = np.nan
     assert stratified_auc(values, positive, groups) == 1
     assert np.isnan(stratified_auc(values[groups == "c"], positive[groups == "c"], ["c"] * 15))
+
+
+def test_ranks_within_families_are_spearmans_and_ignore_what_lies_between_them():
+    rng = np.random.default_rng(1)
+    x, y, groups = rng.normal(size=40), rng.integers(0, 5, 40).astype(float), np.arange(40) // 20
+    by_hand = [scipy_stats.spearmanr(x[groups == g], y[groups == g]).statistic for g in (0, 1)]
+    assert stratified_rank(x, y, groups) == pytest.approx(np.mean(by_hand))
+    assert stratified_rank(x + 9 * groups, y - 9 * groups, groups) == pytest.approx(
+        np.mean(by_hand)
+    )
+    y[groups == 1] = 7  # a constant has no ranks
+    assert stratified_rank(x, y, groups) == pytest.approx(by_hand[0])
+    assert np.isnan(stratified_rank(x, np.full(40, np.nan), groups))

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from reading import is_hollow, read_bars, read_texts, read_ticks, render
 
 from helpers.attention.word_classes import CLASSES
 from helpers.data.vqa import FAMILIES
 from helpers.figures import families as figures
 from helpers.figures.style import TOO_FEW
+from helpers.stats.models import ModelMean
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
 PICTURE = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
@@ -28,6 +30,17 @@ def make_layers(
         for estimate in [0.1 * f + 0.01 * layer + 0.001 * q + 0.002 * k - 0.1]
     ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def test_random_weights_are_a_band_that_holds_all_of_them():
+    means = np.random.default_rng(0).normal(size=(4, 2, 3, 2))  # model, family, layer, query
+    figure = figures.plot_family_layers(make_layers(kinds=KINDS[:1]), means)
+    render(figure)
+    for q, axis in enumerate(figure.axes):
+        band = next(c for c in axis.collections if c.get_label() == "random weights")
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.max() == pytest.approx(100 * means[..., q].max())
+        assert heights.min() == pytest.approx(100 * means[..., q].min())
 
 
 def test_every_family_and_class_has_a_look_of_its_own():
@@ -59,67 +72,49 @@ def test_families_of_other_numbers_and_without_intervals(families, n_layers):
     assert [len(axis.containers) for axis in figure.axes] == [len(families)] * 2
 
 
-@pytest.mark.parametrize("families", [("what",), FAMILIES[:3]])
-def test_controls_stand_beside_the_questions_of_their_family(families):
-    figure = figures.plot_controls(make_layers(families))
-    render(figure)
-    panels = np.array(figure.axes).reshape(2, len(families))
-    for (q, f), axis in np.ndenumerate(panels):
-        for k, container in enumerate(axis.containers):
-            expected = 100 * (0.1 * f + 0.01 * np.arange(3) + 0.001 * q + 0.002 * k - 0.1)
-            np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
+def make_means(**numbers) -> dict:
+    """Means over models by name, of each model's own number."""
+    return {name: ModelMean(np.mean(each), min(each) - 1, max(each) + 1, 70, 9, len(each),
+                            np.array(each)) for name, each in numbers.items()}  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 4), (3, 9)])
-def test_separation_writes_each_head_its_largest_difference(shape):
-    rows = [
-        {"query": query, "layer": layer, "head": head, "label": "what color > how many",
-         "difference": 0.1 * layer + 0.01 * head + 0.004 if head != 2 else np.nan,
-         "tested": head != 3}
-        for query in ("[CLS]", "words") for layer, head in np.ndindex(*shape)
-    ]  # fmt: skip
-    figure = figures.plot_separation(pd.DataFrame(rows))
-    render(figure)
-    image = figure.axes[0].images[0].get_array()
-    assert image[0, 0] == pytest.approx(0.4)
-    assert read_texts(figure.axes[0])[0].startswith("0.4")
-    if shape[1] > 3:
-        assert np.ma.is_masked(image[1, 2])
-        assert image[2, 1] == pytest.approx(21.4)
-    if shape == (1, 1):
-        nothing = pd.DataFrame(rows).assign(difference=np.nan, tested=False, label=None)
-        render(figures.plot_separation(nothing))
+def read_forest(axis) -> list[list]:
+    """The points of random-weight and of trained models, row by row."""
+    scatters = [each for each in axis.collections if isinstance(each, PathCollection)]
+    return [sorted(each.get_offsets()[:, 0].tolist()) for each in scatters]
 
 
-def test_pairs_count_the_heads_that_tell_families_apart():
-    families = ["what", "why", "how many"]
-    columns = {"questions": [1500, 20, 3], "enough": [True, True, False]}
-    sizes = pd.DataFrame(columns, index=families)
-    rows = [("[CLS]", "why", "what", 4, 3, 0.52), ("[CLS]", "what", "how many", 0, 0, np.nan)]
-    table = pd.DataFrame(rows, columns=["query", "group_a", "group_b", "heads", "apart", "g"])
-    figure = figures.plot_pairs(table, sizes)
+def test_a_forest_draws_every_model_trained_and_random():
+    means, random = make_means(what=[3, 1], why=[2.0, 2.0]), {"what": [0.5, 0.1], "why": [0.2]}
+    figure = figures.plot_family_models(means, random)
     render(figure)
     axis = figure.axes[0]
-    assert axis.images[0].get_array()[1, 0] == 75
-    written = {text.get_position(): text.get_text() for text in axis.texts}
-    assert written == {(0, 1): "3 of 4\ng 0.5"}
-    assert [patch.get_xy() for patch in axis.patches] == [(-0.5, 1.5)]  # not tested: hatched
-    assert read_ticks(axis, "y") == ["what\nn = 1,500", "why\nn = 20", "how many\nn = 3\ntoo few"]
-    render(figures.plot_pairs(table[:0], sizes))
+    assert read_forest(axis) == [[0.1, 0.5], [1, 3], [0.2], [2, 2]]
+    assert [tuple(c.lines[0].get_xydata()[0]) for c in axis.containers] == [(2, 0), (2, 1)]
+    assert axis.containers[0].lines[2][0].get_segments()[0][:, 0].tolist() == [0, 4]
+    assert read_ticks(axis, "y") == ["what\nn = 70", "why\nn = 70"]
 
 
-def test_adjusted_differences_are_drawn_by_verdict():
-    verdicts = [*figures.VERDICTS, "survives"]
-    table = pd.DataFrame({"query": "[CLS]", "difference": [0.1, 0.2, 0.3, 0.4, np.nan],
-                          "adjusted": [0.2, -0.1, 0.0, 0.1, 0.3], "verdict": verdicts})  # fmt: skip
-    figure = figures.plot_adjustment(table)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 9)])
+def test_separation_counts_the_pairs_of_each_head_and_draws_each_model(shape):
+    told = np.zeros((3, *shape, 2))
+    told[0, 0, 0, 0] = told[2, 0, 0, 0] = 1
+    told[:, -1, :, 1] = np.nan
+    figure = figures.plot_separation(told, [40, 50], [1, 2, 3])
     render(figure)
-    drawn = {points.get_label(): points.get_offsets() for points in figure.axes[0].collections}
-    assert list(drawn) == list(figures.VERDICTS)
-    np.testing.assert_allclose(drawn["survives"], [[10, 20]])
-    np.testing.assert_allclose(drawn["does not survive"], [[20, -10]])
-    for empty in (table[:0], table.assign(adjusted=np.nan)):
-        assert read_texts(figures.plot_adjustment(empty).axes[0]) == [TOO_FEW]
+    grid, words = (figure.axes[i].images[0].get_array() for i in (0, 1))
+    assert grid[0, 0] == 2
+    assert np.ma.is_masked(words[-1, 0])
+    trained, random = (each.get_offsets()[:, 1].tolist() for each in figure.axes[2].collections)
+    assert (trained, random) == ([40, 50], [1, 2, 3])
+
+
+def test_scores_have_a_panel_each_where_there_are_numbers():
+    within, telling = make_means(what=[0.1, 0.3]), make_means(share=[0.8, 0.9], removed=[0.7])
+    figure = figures.plot_scores(within, telling, {"what": [0.0]}, {"share": [0.5]})
+    render(figure)
+    assert [len(axis.containers) for axis in figure.axes] == [1, 2]
+    assert len(figures.plot_scores({}, telling, {}, {}).axes) == 1
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -144,7 +139,7 @@ def test_classes_by_layer(n_layers):
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     table = table.assign(low=table["estimate"] - 0.02, high=table["estimate"] + 0.01)
-    figure = figures.plot_class_layers(table)
+    figure = figures.plot_class_layers(table, np.zeros((n_layers, 1)))
     render(figure)
     drawn = figure.axes[0].containers
     assert len(drawn) == len(CLASSES) - 1  # no line where nothing is known
@@ -211,27 +206,12 @@ def test_needs_draw_every_measure_in_the_row_of_its_family():
 
 def test_needs_say_where_their_questions_are_fewer_and_leave_out_what_is_unknown():
     table = make_needs(kinds=("questions",))
-    table.loc[table["measure"] == "MM-SHAP", "n"] = 7
+    table.loc[table["measure"] == "T-SHAP", "n"] = 7
     table = table[table["measure"] != "words removed"]
     figure = figures.plot_needs(table)
     render(figure)
     assert len(figure.axes) == 3
     assert [read_texts(axis) for axis in figure.axes] == [[], [], ["n = 7", "n = 7"]]
-
-
-@pytest.mark.parametrize("scores", [("ranks",), ("ranks", "controls")])
-def test_scores_of_measures(scores):
-    measures = ("MM-SHAP", "image share")
-    rows = [
-        (name, score, 0.2 * m, 0.1, 0.9, 7) for m, name in enumerate(measures) for score in scores
-    ]
-    table = pd.DataFrame(rows, columns=["measure", "score", "estimate", "low", "high", "n"])
-    figure = figures.plot_scores(table)
-    render(figure)
-    assert len(figure.axes) == len(scores)
-    for axis in figure.axes:
-        points = {tuple(c.lines[0].get_xydata()[0]) for c in axis.containers}
-        assert points == {(0, 0), (0.2, 1)}
 
 
 @pytest.mark.parametrize("rates", [(0.05, 0.03, 0.04, 0.94), (np.nan, 0.4, np.nan, np.nan)])

@@ -8,6 +8,7 @@ from helpers.stats.cluster_robust import compare_groups
 from helpers.stats.models import (
     difference_over_models,
     jackknife_over_models,
+    mean_by_group,
     mean_of_models,
     mean_over_models,
 )
@@ -23,6 +24,8 @@ def test_by_hand_with_two_models_and_a_question_an_image():
     half = critical / (of_images + of_models) * np.sqrt(of_images + of_models)
     assert (found.estimate, found.high) == pytest.approx((3, 3 + half))
     assert (found.n, found.n_images, found.n_models) == (4, 4, 2)
+    bounded = mean_over_models(values, [0, 1, 2, 3], limits=(0, 7))
+    assert (bounded.estimate, bounded.low, bounded.high) == (3, 0, 7)
 
 
 def test_one_model_is_the_t_interval_over_images():
@@ -104,3 +107,15 @@ def test_no_interval_of_an_auc_passes_1():
     )
     assert free.high > 1
     assert (bounded.estimate, bounded.low, bounded.high) == (free.estimate, free.low, 1)
+
+
+def test_means_by_group_are_those_of_each_group_alone():
+    values = np.array([[1.0, 2, 3, np.nan, 7], [3, 4, 5, 100, 9]])
+    groups = ["what", "why", "what", "why", None]
+    table = mean_by_group(values, groups, [0, 1, 2, 3, 4]).set_index("group")
+    alone = mean_over_models(values[:, [0, 2]], [0, 2])
+    assert table.loc["what", ["estimate", "low", "n"]].tolist() == [3, alone.low, 2]
+    assert table.loc["why", ["estimate", "n", "n_models"]].tolist() == [3, 1, 2]
+    nothing = mean_by_group(np.full((2, 5), np.nan), groups, [0, 1, 2, 3, 4])
+    assert nothing.empty
+    assert "group" in nothing
