@@ -225,7 +225,7 @@ def plot_ablation(effects: pd.DataFrame) -> Figure:
         index = ("name", "family")
         image = style.plot_drops(axis, rows, index, names, families, largest.max())
         axis.set_xticks(range(len(families)), labels.values(), rotation=55, fontsize=8)
-        axis.set(title=MODES[mode], xlabel="question family")
+        axis.set(title=MODES[mode], xlabel="question type")
     figure.axes[0].set_ylabel(what)
     figure.colorbar(image, ax=figure.axes, label="accuracy lost, points", pad=0.01)
     some = f"the {len(names)} of {len(largest)} {what}s that matter most"
@@ -307,8 +307,8 @@ def plot_carriers(table: pd.DataFrame) -> Figure:
     framed = style.fill_grid(table.assign(framed=1.0 * table["significant"]), "framed", shape) == 1
     look = {"limits": (-largest, largest), "framed": framed}
     image = style.plot_heads_grid(left, values, style.format_cells(values), **look)
-    left.set_title("every head")
-    figure.colorbar(image, ax=left, label="% of the change carried", pad=0.02)
+    left.set_title("every head, % of the change carried")
+    figure.colorbar(image, ax=left, pad=0.02)
     first = table.loc[table["share"].abs().nlargest(12).index].reset_index(drop=True)
     right.axvline(0, **style.BASELINE)
     look = {"horizontal": True, "color": "black", "markersize": 4, "capsize": 0}

@@ -25,6 +25,7 @@ from transformers import ViltProcessor
 
 from helpers.attention.extract import (
     AttentionTable,
+    Layout,
     extract_once,
     in_measuring_precision,
     sample_questions,
@@ -45,12 +46,18 @@ ABLATION_MODES = {  # mode: its name in tables, and what is removed one at a tim
     "zero_attention": ("attention", LAYER_AXES),  # 0 in place of the z of all heads of a layer
     "skip_layer": ("layer", LAYER_AXES),  # the layer left out, feed-forward part included
 }
-# of `removal_measures`, `loss_increases`, `importance_measures`; name: type, further axes
-REMOVALS = {
-    "probability": ("float32", ()),
-    **{f"{name}_answer": ("int32", axes) for name, axes in ABLATION_MODES.values()},
-    **{f"{name}_probability": ("float32", axes) for name, axes in ABLATION_MODES.values()},
-}
+
+
+def list_measures(modes: Iterable[str] = ABLATION_MODES) -> Layout:
+    """The measures of `removal_measures`; name: type, further axes."""
+    measures = {"probability": ("float32", ())}
+    for name, axes in map(ABLATION_MODES.get, modes):
+        measures[f"{name}_answer"] = ("int32", axes)
+        measures[f"{name}_probability"] = ("float32", axes)
+    return measures
+
+
+# of `loss_increases` and `importance_measures`
 LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32", LAYER_AXES)}
 IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
 
@@ -161,36 +168,44 @@ def forward_with_interventions(
 
 @torch.no_grad()
 def removal_measures(
-    model: nn.Module, batch: dict[str, Tensor], means: Tensor
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    means: Tensor | None = None,
+    modes: Iterable[str] = ABLATION_MODES,
 ) -> dict[str, Tensor]:
-    """The answers to a batch without each head and each layer in turn, laid out as REMOVALS.
+    """The answers to a batch without each head and each layer in turn, as `list_measures` says.
 
-    means: of `mean_z`. <name>_answer, for the names of ABLATION_MODES: number of the answer.
-    <name>_probability, and probability of the intact model: sigmoid of the logit of the intact
-    model's answer, which moves before the answer does. logits: intact, (question, answer).
+    means: of `mean_z`, for mean_head. <name>_answer, for the names of the modes: number of the
+    answer. <name>_probability, and probability of the intact model: sigmoid of the logit of the
+    intact model's answer, which moves before the answer does. logits: intact, (question, answer).
     """
-    zeros = torch.zeros_like(means)[:, None]  # (layer, 1, head, d_head)
-    variants = [  # in the order of ABLATION_MODES
-        replace_heads(zeros),
-        replace_heads(means[:, None]),
-        replace_layers(zeros),
-        replace_layers([None] * len(means)),
-    ]
-    modes = np.repeat([*ABLATION_MODES], [len(interventions) for interventions in variants])
+    config = model.config
+    n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
+    zero = torch.zeros(1, n_heads, config.hidden_size // n_heads, device=model.device)
+    make = {
+        "zero_head": lambda: replace_heads([zero] * n_layers),
+        "mean_head": lambda: replace_heads(means[:, None]),
+        "zero_attention": lambda: replace_layers([zero] * n_layers),
+        "skip_layer": lambda: replace_layers([None] * n_layers),
+    }
+    variants = {mode: make[mode]() for mode in modes}
+    mode_of = [mode for mode, interventions in variants.items() for _ in interventions]
     forward = pack_forward(model, batch)
-    without = list(forward_with_interventions(forward, list(chain(*variants))))
+    without = list(forward_with_interventions(forward, list(chain(*variants.values()))))
     answers = forward.logits.argmax(1)
 
     def answer_probability(logits: Tensor) -> Tensor:
         return logits.float().gather(1, answers[:, None])[:, 0].sigmoid()
 
     measures = {"logits": forward.logits, "probability": answer_probability(forward.logits)}
-    for mode, (name, axes) in ABLATION_MODES.items():
-        of_mode, shape = [logits for row, logits in without if modes[row] == mode], means.shape
+    for mode in variants:
+        name, axes = ABLATION_MODES[mode]
+        shape = (n_layers, n_heads)[: len(axes)]
+        of_mode = [logits for row, logits in without if mode_of[row] == mode]
         changed = torch.stack([logits.argmax(1) for logits in of_mode], 1)
         probability = torch.stack([answer_probability(logits) for logits in of_mode], 1)
-        measures[f"{name}_answer"] = changed.unflatten(1, shape[: len(axes)])
-        measures[f"{name}_probability"] = probability.unflatten(1, shape[: len(axes)])
+        measures[f"{name}_answer"] = changed.unflatten(1, shape)
+        measures[f"{name}_probability"] = probability.unflatten(1, shape)
     return measures
 
 
@@ -225,8 +240,8 @@ def score_removals(
 ) -> np.ndarray:
     """Points of VQA accuracy that each question loses by each removal: (question, layer[, head]).
 
-    table: of REMOVALS. mode: one of ABLATION_MODES. answers: each question's ten. labels: the
-    answer of each number. From -100 to 100, below 0 where the model does better without.
+    table: of `measure_removals`. mode: one of ABLATION_MODES. answers: each question's ten. labels:
+    the answer of each number. From -100 to 100, below 0 where the model does better without.
     """
     name = ABLATION_MODES[mode][0]
     scores = score_answers(getattr(table, f"{name}_answer"), answers, labels)
@@ -250,20 +265,26 @@ def measure_removals(
     """Remove each head and each layer in turn, and measure each head's gradient importance; once.
 
     On `sample_for_removal` of data, the validation questions; number: which of the study's models.
-    Returns REMOVALS, measured in half precision on a GPU as attention is, and IMPORTANCE, in the
-    model's own precision; kept in shards in run_dir/removals and run_dir/importance (of the second
+    Returns `removal_measures`, of the first model in all ABLATION_MODES and of the others with
+    heads put to zero alone, in half precision on a GPU as attention is; and IMPORTANCE, in the
+    model's own precision. Kept in shards in run_dir/removals and run_dir/importance (of the second
     model removals_1 and importance_1), so that a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, data)
-    lower = in_measuring_precision(model, study)
+    lower, modes = (
+        in_measuring_precision(model, study),
+        ("zero_head",) if number else ABLATION_MODES,
+    )
     means = cache(lambda: mean_z(lower, encoded, study.extract_batch_size))  # only when needed
 
     def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return removal_measures(model, batch, means())
+        return removal_measures(model, batch, means() if "mean_head" in modes else None, modes)
 
     gradient, suffix = (importance_measures, IMPORTANCE), f"_{number}" if number else ""
     inputs, names = inputs | {"number": number}, ("removals" + suffix, "importance" + suffix)
-    removals = extract_once(study, names[0], lower, encoded, measure, REMOVALS, **inputs)
+    removals = extract_once(
+        study, names[0], lower, encoded, measure, list_measures(modes), **inputs
+    )
     return removals, extract_once(study, names[1], model, encoded, *gradient, **inputs)
 
 

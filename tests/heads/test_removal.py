@@ -99,7 +99,7 @@ def measured(vilt, encoded, tmp_path_factory):
     assert predict(model, encoded)["prediction"].nunique() > 2
     means, folder = removal.mean_z(model, encoded), tmp_path_factory.mktemp("removals")
     measure = partial(removal.removal_measures, means=means)
-    extract_attention(model, encoded, folder, 6, 6, measure=measure, layout=removal.REMOVALS)
+    extract_attention(model, encoded, folder, 6, 6, measure=measure, layout=removal.list_measures())
     return model, means, read_attention(folder), logits_of(model, encoded, batch_size=1)
 
 
@@ -139,6 +139,15 @@ def test_removed_layers_equal_edited_models(measured, encoded, layer):
     del shorter.vilt.encoder.layer[layer]
     compare_with_edited(measured, encoded, "zero_attention", (layer,), silent)
     compare_with_edited(measured, encoded, "skip_layer", (layer,), shorter)
+
+
+def test_one_mode_alone_measures_the_same(measured, encoded):
+    model, _, table, _ = measured
+    batch = encoded.collate([encoded[row] for row in (0, 4)])
+    found = removal.removal_measures(model, batch, modes=["zero_head"])
+    assert set(found) == {*removal.list_measures(["zero_head"]), "logits"}
+    np.testing.assert_array_equal(found["zero_answer"], table.zero_answer[[0, 4]])
+    np.testing.assert_allclose(found["zero_probability"], table.zero_probability[[0, 4]], atol=1e-5)
 
 
 def test_the_intact_answers_are_kept(measured, encoded):
