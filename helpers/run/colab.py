@@ -1,8 +1,14 @@
-"""Google Colab: installing what it lacks without moving what it has, and keeping runs on Drive."""
+"""Setting up a kernel; on Google Colab also installing what it lacks, and keeping runs on Drive.
+
+    runpy.run_path("helpers/run/colab.py")["set_up"]()  # before all imports of the project
+
+So this file imports nothing but the standard library.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -13,11 +19,25 @@ TOOLS = ("nbval", "pytest", "pytest-xdist", "hypothesis", "selenium", "ruff")  #
 NEVER = ("torch", "ipywidgets", "ipykernel", "notebook")  # Colab's own fit its drivers
 # no version of these may move
 KEEP = (*NEVER, "torchvision", "torchaudio", "ipython", "tornado", "numpy", "pandas")
+PACKAGES = ("helpers", "phantom", "tools")  # of this project
 LEAST = {  # older ones count as missing; of anything else any version will do
     "transformers": (5, 5),  # the first whose ViltImageProcessorPil works without torchvision
     "datasets": (4,),  # the first with datasets.List
     "pydantic": (2,),
 }
+
+
+def set_up() -> None:
+    """Put the project that this file belongs to first on sys.path; on Colab, install what it needs.
+
+    Modules of another `helpers`, or of an older state of this one, are forgotten.
+    """
+    root = Path(os.path.abspath(__file__)).parents[2]  # a link stays as it is
+    sys.path[:] = [str(root), *(path for path in sys.path if path != str(root))]
+    for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:
+        del sys.modules[name]
+    if "google.colab" in sys.modules:
+        print(install_missing(root))  # noqa: T201
 
 
 def mount_drive(folder: str = "vilt-attention-runs") -> str | None:

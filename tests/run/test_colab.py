@@ -170,41 +170,41 @@ def test_a_second_notebook_on_the_machine_fetches_and_installs_nothing(
     before = (clone / ".git").stat()
     made = {item["metadata"]["name"]: item["metadata"]["version"] for item in first_notebook[1]}
     nowhere = redirect_git(clone.parent.parent, "file:///nowhere/at-all")
-    result, installs = virtual_machine.run(f"{SETUP}\nprint(ROOT)", git=nowhere, **made)
+    result, installs = virtual_machine.run(f"{SETUP}\nprint(sys.path[0])", git=nowhere, **made)
     expected = f"Every package is there: nothing was installed.\n{clone}\n"
     assert result.stdout == expected, result.stderr
     assert installs is None
     assert (clone / ".git").stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_a_failing_fetch_is_one_sentence(tmp_path, fake_colab):
+def test_a_failing_fetch_says_why(tmp_path, fake_colab):
     (tmp_path / "content").mkdir()
     nowhere = redirect_git(tmp_path, "file:///nowhere/at-all")
     result = run_cells(SETUP, tmp_path / "content", fake_colab, **nowhere)
     assert result.returncode
-    assert result.stdout == ""
-    assert re.fullmatch(rf"{ADDRESS} could not be fetched: .*nowhere/at-all.*\n", result.stderr)
+    assert "/nowhere/at-all" in result.stdout
+    assert "helpers/run/colab.py" in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("start", [".", "notebooks", "../beside", "../stale"])
+@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/appendix", "../beside", "../stale"])
 def test_outside_colab_the_cell_only_finds_the_root(tmp_path, start):
     """No git, no pip, no word; and another project's `helpers` is out of the way."""
     project, stale = tmp_path / "vilt-attention", tmp_path / "stale"
-    for folder in (project / "notebooks", tmp_path / "beside", stale / "helpers"):
+    for folder in (project / "notebooks" / "appendix", tmp_path / "beside", stale / "helpers"):
         folder.mkdir(parents=True)
     (project / "helpers").symlink_to(ROOT / "helpers")
     (stale / "helpers" / "__init__.py").touch()
-    before = "import subprocess\nsubprocess.run = None\nimport helpers\n"
-    after = "from helpers.run import Study\nroot = str(ROOT)\n"
-    after += "print(sys.path.index(root), sys.path.count(root), root)"
+    before = "import os, subprocess\nos.popen = subprocess.run = None\nimport helpers\n"
+    after = "from helpers.run import Study\nroot = sys.path[0]\n"
+    after += "print(sys.path.count(root), root)"
     result = run_cells(f"{before}{SETUP}\n{SETUP}\n{after}", project / start, stale, on_colab=False)
-    assert (result.stdout, result.stderr) == (f"0 1 {project}\n", "")
+    assert (result.stdout, result.stderr) == (f"1 {project}\n", "")
 
 
 def test_where_the_project_is_not_at_all_the_cell_says_so(tmp_path):
     result = run_cells(SETUP, tmp_path, on_colab=False)
     assert result.returncode
-    assert re.fullmatch(rf"The project is neither at {tmp_path}, .*\n", result.stderr)
+    assert "helpers/run/colab.py" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
