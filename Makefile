@@ -66,6 +66,7 @@ test-sample: $(VENV)/made
 lint: $(VENV)/made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.check_counts
 
 render: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks --render

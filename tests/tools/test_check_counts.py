@@ -1,0 +1,44 @@
+"""The limits on notebooks, claims and helpers: what is over one is named."""
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from tools import check_counts
+
+WIDE = "import a\n" + "\n\n".join(["x" * 88] * 15)  # imports and empty lines do not count
+
+
+def make_empty(n_cells):
+    return [new_markdown_cell("") for _ in range(n_cells)]
+
+
+def write(root, name, *cells):
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=list(cells)), path)
+
+
+def list_kinds(root):
+    return [(each.kind, each.count) for each in check_counts.find_excesses(root)]
+
+
+def test_what_is_within_the_limits_is_not_named(tmp_path):
+    write(tmp_path, "01_setup", *[new_code_cell(WIDE) for _ in range(35)])
+    assert list_kinds(tmp_path) == []
+
+
+def test_each_limit_is_named_with_its_count(tmp_path):
+    write(tmp_path, "01_setup", new_markdown_cell("x" * 89), *make_empty(35))
+    write(tmp_path, "02_finetune", new_code_cell("x\n" * 16))
+    setup = new_code_cell("x\n" * 9, metadata={"tags": ["setup"]})
+    write(tmp_path, "07_report", setup, *make_empty(20))
+    assert list_kinds(tmp_path) == [
+        ("cells", 36), ("columns", 89), ("lines", 16), ("cells", 21), ("setup lines", 9),
+    ]  # fmt: skip
+
+
+def test_parameters_links_and_tables_cannot_be_broken(tmp_path):
+    parameters = new_code_cell("x = 1  # " + "y" * 99, metadata={"tags": ["parameters"]})
+    link = new_markdown_cell("[a](https://example.org/" + "y" * 99 + ")")
+    write(tmp_path, "01_setup", parameters, link, new_markdown_cell("| " + "y" * 99))
+    assert list_kinds(tmp_path) == []
