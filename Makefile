@@ -33,7 +33,7 @@ GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET) $(if $(MODELS),models=$(MODELS))
 
 # in the order of a run: the appendix before the report
-NOTEBOOKS = $(wildcard notebooks/0[1-6]_*.ipynb notebooks/appendix/a*.ipynb) notebooks/07_report.ipynb
+NOTEBOOKS = $(wildcard notebooks/0[1-6]*_*.ipynb notebooks/appendix/a*.ipynb) notebooks/07_report.ipynb
 
 .PHONY: run sweep verify test test-quick test-plain test-sample lint render bench replicas clean
 

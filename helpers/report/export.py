@@ -35,9 +35,9 @@ SLIDES = (  # a claim, and the figures that show it: the first that the run hold
     ("needs-image", "02_accuracy"),
     ("stock-noise", "03_noise"),
     ("text-first", "03_layers"),
-    ("finds-object", "03_words", "03_pointing"),
-    ("cls-fetches", "03_knockout", "03_flow"),
-    ("what-why", "04_layers"),
+    ("finds-object", "03_hits", "03_words"),
+    ("cls-fetches", "03b_knockout", "03_flow"),
+    ("what-why", "04_families", "04_layers"),
     ("all-need", "04_needs"),
     ("habits", "05_role_map", "05_roles"),
     ("gradient-predicts", "05_importance"),
@@ -165,7 +165,7 @@ def clean(source: str) -> str:
             continue
         element.attrs = {name: element[name] for name in KEPT if name in element.attrs}
     for link in soup.find_all("a", href=True):
-        pattern = r"^((?:appendix/)?\w\d_\w+)\.ipynb"
+        pattern = r"^((?:appendix/)?[\da]\d\w?_\w+)\.ipynb"
         link["href"] = re.sub(pattern, r"notebooks/\1.html", link["href"])
         if not re.match(r"https?://|notebooks/[\w/]+\.html", link["href"]):
             link.unwrap()

@@ -84,7 +84,7 @@ SECTIONS = (
         "cut costs nothing, a second way may stand in for it.",
     ),
     Section(
-        "04", "Do question types look differently?", ("04_needs", "04_layers"),
+        "04", "Do question types look differently?", ("04_families", "04_needs", "04_layers"),
         "Questions are grouped by their first words: what, where, how many and so on. A difference "
         "counts where it holds at equal wording, length and number of patches, and where models "
         "with random weights do not show it.",
@@ -128,9 +128,11 @@ def find_figure(study: Study, names: Sequence[str]) -> tuple[Path, str] | None:
 
 def find_caption(root: Path, name: str) -> str:
     """The caption under the cell that saves a figure, "Figure 3.1. ..."; "" where there is none."""
-    for path in sorted((root / "notebooks").rglob(f"{name.split('_')[0]}_*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        for cell, following in pairwise(cells):
+    for path in sorted((root / "notebooks").rglob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        if name not in text:
+            continue
+        for cell, following in pairwise(nbformat.reads(text, as_version=4).cells):
             found = CAPTION.match(following.source)
             if cell.cell_type == "code" and f'"{name}"' in cell.source and found:
                 return " ".join(found[1].split())
