@@ -1,8 +1,7 @@
 """Report: the study's claims, the exported pages, several runs side by side, the viewer."""
 
-from helpers.report import claims, compare, export, sections, sentences, viewer
+from helpers.report import claims, compare, export, sections, viewer
 from helpers.report.claims import record_claim
-from helpers.report.findings import state_finding
 
 __all__ = [
     "claims",  # the study's claims, and what a run finds of each
@@ -10,7 +9,5 @@ __all__ = [
     "export",  # report.html and slides.html of a run
     "record_claim",  # judge a claim from its number, and keep the verdict
     "sections",  # what the report says of each question, in fixed text
-    "sentences",  # what tables show, as text
-    "state_finding",  # show a finding and keep it for the report
     "viewer",  # attention over the picture: a page that any browser opens, and a widget of it
 ]
