@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -213,15 +214,13 @@ def stratified_auc(values: np.ndarray, positive: np.ndarray, groups: Sequence[st
     counting half: Mann-Whitney U / (n1 n2), averaged over the groups with both kinds by number of
     questions. values (NaN left out), positive (bool), groups: (question,). NaN without such groups.
     """
-    columns = {"value": values, "positive": np.asarray(positive, dtype=bool)}
-    table = pd.DataFrame(columns).assign(group=np.asarray(groups)).dropna()
+    values, positive = np.asarray(values, dtype=float), np.asarray(positive, dtype=bool)
     scores, sizes = [], []
-    for _, rows in table.groupby("group"):
-        n, n_positive = len(rows), rows["positive"].sum()
-        if 0 < n_positive < n:
-            ranks = rows["value"].rank()[rows["positive"]].sum()
-            u = ranks - n_positive * (n_positive + 1) / 2
-            scores.append(u / (n_positive * (n - n_positive)))
+    for rows in _split_groups(groups, ~np.isnan(values)):
+        kinds, n = positive[rows], len(rows)
+        if 0 < kinds.sum() < n:
+            u = rankdata(values[rows])[kinds].sum() - kinds.sum() * (kinds.sum() + 1) / 2
+            scores.append(u / (kinds.sum() * (n - kinds.sum())))
             sizes.append(n)
     return float(np.average(scores, weights=sizes)) if sizes else np.nan
 
@@ -232,10 +231,16 @@ def stratified_rank(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> floa
     x, y (NaN left out), groups: (question,). A group without a correlation (fewer than three
     questions, or a constant) is left out; NaN where all are.
     """
-    table = pd.DataFrame({"x": x, "y": y, "group": np.asarray(groups)}).dropna()
-    parts = [part for _, part in table.groupby("group") if len(part) > 2]
-    found = [spearman_rows(*part[["x", "y"]].to_numpy().T[:, None])[0] for part in parts]
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    parts = [rows for rows in _split_groups(groups, ~np.isnan(x + y)) if len(rows) > 2]
+    found = [spearman_rows(x[None, rows], y[None, rows])[0] for rows in parts]
     return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
+
+
+def _split_groups(groups: Sequence[str], known: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group that are known."""
+    codes = np.where(known, pd.factorize(np.asarray(groups))[0], -1)
+    return [np.flatnonzero(codes == code) for code in range(codes.max(initial=-1) + 1)]
 
 
 def measure_modality(
@@ -243,22 +248,23 @@ def measure_modality(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What answers lose without words or image, and what they owe to either by MM-SHAP; once.
 
-    In run_dir/modality: withheld.parquet, `withheld_accuracy` of all questions; shapley.parquet,
-    the `mm_shap` of `shapley_questions`, drawn with the study's seed. In the model's own precision,
-    as differences of probabilities are small. number: which of the study's models it is; all are
-    asked the same questions. The folder of the second is modality_1.
+    In run_dir/modality: withheld.parquet, the `withheld_accuracy` of `withheld_questions`, and
+    shapley.parquet, the `mm_shap` of `shapley_questions`, drawn with the study's seed. In the
+    model's own precision, as differences of probabilities are small. number: which of the study's
+    models it is; all are asked the same questions. The folder of the second is modality_1.
     """
     size = study.extract_batch_size
 
     def measure(folder: Path) -> None:
-        rows = range(len(encoded))
+        rows = sample_questions(len(encoded), study.withheld_questions, study.seed)
         withheld = withheld_accuracy(model, encoded, rows, study.seed, size)
         withheld.to_parquet(folder / "withheld.parquet", index=False)
         chosen = sample_questions(len(encoded), study.shapley_questions, study.seed)
         shares = mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
         shares.to_parquet(folder / "shapley.parquet", index=False)
 
-    inputs = study.settings("seed", "shapley_questions", "shapley_permutations")
+    names = "seed", "withheld_questions", "shapley_questions", "shapley_permutations"
+    inputs = study.settings(*names)
     name = f"modality_{number}" if number else "modality"
     folder = measure_once(study, name, measure, number=number, **inputs)
     return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")

@@ -33,13 +33,15 @@ PROFILES = {
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, train_per_family=2000,
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5,
         head_learning_rate=5e-4, extract_batch_size=32, ablation_questions=500,
-        faithfulness_questions=300, shapley_questions=300, shapley_permutations=6,
+        faithfulness_questions=300, withheld_questions=4500, shapley_questions=300,
+        shapley_permutations=6,
     ),
     "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
         learning_rate=1e-4, head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096,
         watched_questions=None,
-        ablation_questions=1000, shapley_questions=1000, shapley_permutations=8,
+        ablation_questions=1000, withheld_questions=20000, shapley_questions=1000,
+        shapley_permutations=8,
     ),
 }  # fmt: skip
 
@@ -108,8 +110,9 @@ class Study:
     extract_batch_size: Count = 128  # questions a forward pass when attention is measured
     shard_size: Count = 512  # questions a file of attention; what a kill can cost
     faithfulness_questions: Count = 100  # validation questions whose patches are deleted by map
-    shapley_questions: Count = 160  # validation questions whose tokens are withheld one by one
-    shapley_permutations: Count = 8  # random orders of withholding, each also taken backwards
+    withheld_questions: Count = 1000  # validation questions asked without image or words
+    shapley_questions: Count = 50  # validation questions whose tokens are withheld one by one
+    shapley_permutations: Count = 4  # random orders of withholding, each also taken backwards
     knockout_questions: Count = 300  # validation questions whose attention edges are cut
     ablation_questions: Count = 500  # validation questions that each ablated head is scored on
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
