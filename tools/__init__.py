@@ -1,1 +1,1 @@
-"""Command lines and checks: run the notebooks, pre-train, use several GPUs, calibrate the tests."""
+"""Command lines: run the notebooks, verify and count, make the replicas, calibrate the tests."""
