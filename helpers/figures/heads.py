@@ -1,7 +1,7 @@
 """Figures of notebook 05: roles of heads, what their removal costs, and what predicts it.
 
 Layers run downwards, heads across. Tables come from helpers.heads: `roles.score_roles`,
-`roles.compare_scores`, `effects.removal_effects`, `effects.rank_measures`.
+`effects.removal_effects`, `effects.rank_measures`.
 """
 
 from collections.abc import Sequence
@@ -129,26 +129,27 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def plot_before_after(changes: pd.DataFrame, scores: pd.DataFrame) -> Figure:
+def plot_before_after(
+    before: dict[str, np.ndarray], after: dict[str, np.ndarray], random: dict[str, np.ndarray]
+) -> Figure:
     """Has fine-tuning changed the heads' roles? A panel a role, a point a head: before, after.
 
-    changes: columns role, first, second (scores before and after). On the dashed line nothing has
-    changed. scores: columns role, null (the highest random head). Scores below LEAST_SCORE are at
-    the edge.
+    before, after: role -> scores (layer, head), NaN where nothing is known; random: role -> scores
+    of random heads. On the dashed line nothing has changed, the dotted one is the highest random
+    head. Scores below LEAST_SCORE are drawn at the edge.
     """
-    roles = list(changes["role"].unique())
+    roles = [role for role in before if not np.isnan(before[role]).all()]
     n_rows = -(-len(roles) // 5)
     grid = {"figsize": (10, 2.1 * n_rows + 0.7), "sharex": True, "sharey": True, "squeeze": False}
     figure, axes = plt.subplots(n_rows, 5, **grid)
     for axis in axes.flat[len(roles) :]:
         axis.axis("off")
     for axis, role in zip(axes.flat, roles, strict=False):
-        heads = changes[changes["role"] == role]
         short, color = ROLE_LOOKS[role]
         axis.plot((LEAST_SCORE, 1), (LEAST_SCORE, 1), **style.BASELINE)
-        axis.axhline(scores.loc[scores["role"] == role, "null"].max(), color=GREY, linestyle=":")
-        points = heads[["first", "second"]].clip(lower=LEAST_SCORE).to_numpy()
-        axis.plot(*points.T, "o", color=color, markeredgecolor="#444444", markeredgewidth=0.6)
+        axis.axhline(random[role].max(), color=GREY, linestyle=":")
+        points = [np.ravel(state[role]).clip(min=LEAST_SCORE) for state in (before, after)]
+        axis.plot(*points, "o", color=color, markeredgecolor="#444444", markeredgewidth=0.6)
         axis.set_title(f"{role} ({short})", fontsize=8.5)
         axis.set(xlim=(LEAST_SCORE - 0.1, 1.1), ylim=(LEAST_SCORE - 0.1, 1.1), aspect="equal")
     figure.supxlabel("score before fine-tuning", fontsize=10)

@@ -4,7 +4,6 @@
     by_question = score_by_question(table, facts)         # role -> (question, layer, head)
     random = mean_scores(random_tables, facts.select(sampled))
     scores = score_roles(by_question, image_ids, random)  # a row a role and head
-    cards = make_role_cards(scores, removal_effects(lost, families, image_ids))
 
 Layers and heads are counted from 0; head 7 of layer 3 is written L3H7.
 """
@@ -42,7 +41,6 @@ from helpers.stats.cluster_robust import (
     correct_p,
     divide_or_nan,
     has_enough_data,
-    mean_difference_test,
 )
 
 Scores = dict[str, np.ndarray]  # role -> (question or model, layer, head)
@@ -52,46 +50,18 @@ WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
 EMPTY = 1  # in the measure `sink`: the part of the mass that reads next to nothing
 
 
-class Role(NamedTuple):
-    """A habit of attention that heads are scored on."""
-
-    queries: tuple[str, ...]
-    meaning: str
-    zero: str  # what a score of 0 means; below 0: less than that
-    one: str  # what a score of 1 means
-
-
-UNIFORM = "attends to all tokens alike"
-ROLES = {
-    "text->image reader": Role(
-        ("words",), "words look at the picture", UNIFORM, "words attend to the image only"),
-    "image->text reader": Role(
-        ("patches",), "patches look at the question", UNIFORM, "patches attend to the text only"),
-    "[CLS] reader of words": Role(
-        ("cls",), "[CLS] collects the question's words", UNIFORM, "[CLS] attends to words only"),
-    "[CLS] reader of patches": Role(
-        ("cls",), "[CLS] collects the picture's patches", UNIFORM, "[CLS] attends to patches only"),
-    "text local": Role(
-        ("words",), "words look at their neighbours",
-        "they look as far as by chance, or not at words", "at the word itself"),
-    "text global": Role(
-        ("words",), "words look at words far away",
-        "words as by chance, or near ones only", "words only, far as chance"),
-    "patch local": Role(
-        ("patches",), "patches look at their neighbours",
-        "they look as far as by chance, or not at patches", "at the patch itself"),
-    "patch global": Role(
-        ("patches",), "patches look across the picture",
-        "patches as by chance, or near ones only", "patches only, far as chance"),
-    "sink": Role(
-        ("words", "patches"), "rests where there is nothing to read",
-        "as uniform attention would if empty tokens handed on nothing",
-        "attends only to empty tokens, which hand on nothing"),
-    "grounding": Role(
-        ("cls", "words"), "points at the object asked about",
-        "top patch as often in the box as chance", "always in the box"),
-}  # fmt: skip
-
+ROLES = {  # role: its queries, and what it means; what 0 and 1 mean: `score_by_question`
+    "text->image reader": (("words",), "words look at the picture"),
+    "image->text reader": (("patches",), "patches look at the question"),
+    "[CLS] reader of words": (("cls",), "[CLS] collects the question's words"),
+    "[CLS] reader of patches": (("cls",), "[CLS] collects the picture's patches"),
+    "text local": (("words",), "words look at their neighbours"),
+    "text global": (("words",), "words look at words far away"),
+    "patch local": (("patches",), "patches look at their neighbours"),
+    "patch global": (("patches",), "patches look across the picture"),
+    "sink": (("words", "patches"), "rests where there is nothing to read"),
+    "grounding": (("cls", "words"), "points at the object asked about"),
+}
 OF_WORDS = (  # roles that are about words, which a card shows as bars
     "image->text reader", "[CLS] reader of words", "text local", "text global", "sink",
 )  # fmt: skip
@@ -244,7 +214,7 @@ def score_roles(
         heads["role"], heads["null"] = role, random[role].max()
         heads["p"] = empirical_p(heads["score"], random[role])
         is_last = heads["layer"] == heads["layer"].max()
-        heads["reaches_answer"] = ~is_last | ("cls" in ROLES[role].queries)
+        heads["reaches_answer"] = ~is_last | ("cls" in ROLES[role][0])
         tables.append(heads)
     scores = pd.concat(tables, ignore_index=True)
     scores["name"], scores["p_corrected"] = name_heads(scores), correct_p(scores["p"])
@@ -276,59 +246,9 @@ def count_roles(scores: pd.DataFrame, min_score: float = 0.1) -> pd.DataFrame:
         near &= heads["p_corrected"] < 0.05
         counts = int(heads["passes"].sum()), int(near.sum())
         highest, random = heads["score"].max(), heads["null"].max()
-        rows.append((role, ROLES[role].meaning, *counts, highest, random))
+        rows.append((role, ROLES[role][1], *counts, highest, random))
     columns = ["role", "meaning", "heads", "undecided", "highest", "random"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def compare_scores(first: Scores, second: Scores, image_ids: ArrayLike) -> pd.DataFrame:
-    """What changes in each head's roles from one model to another (before and after fine-tuning)?
-
-    first, second: `score_by_question` of both on the same questions; image_ids: (question,). A row
-    a role and head: layer, head, name, role, first, second (mean scores), change (second - first,
-    paired by question), low, high (95 %, errors clustered by image), p, p_corrected
-    (Benjamini-Hochberg over roles and heads), n, n_clusters.
-    """
-    tables = []
-    for role in first:
-        if np.isnan(first[role]).all():
-            continue
-        change = second[role] - first[role]
-        heads = mean_difference_test(change, image_ids, ("layer", "head"))
-        heads = heads.rename(columns={"estimate": "change"}).assign(role=role)
-        heads["first"] = average_first(first[role]).ravel()
-        heads["second"] = average_first(second[role]).ravel()
-        tables.append(heads)
-    changes = pd.concat(tables, ignore_index=True)
-    changes["name"], changes["p_corrected"] = name_heads(changes), correct_p(changes["p"])
-    columns = ["layer", "head", "name", "role", "first", "second", "change", "low", "high"]
-    return changes[[*columns, "p", "p_corrected", "n", "n_clusters"]]
-
-
-def make_role_cards(scores: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
-    """For each role the head that shows it most, and what its removal costs: a row a role.
-
-    scores: of `score_roles`. effects: of `removal_effects`, for one mode. A head that passes goes
-    before one that does not, then the higher score. Columns: role, definition, name, layer, head,
-    score, low, high, null, passes, reaches_answer, drop, drop_low, drop_high (points of
-    accuracy lost over all questions), hit_family (the family that loses most, among those with a
-    significant loss if there are any), hit_drop, hit_low, hit_high, hit_significant.
-    """
-    of_scores = ["name", "layer", "head", "score", "low", "high", "null", "passes"]
-    of_hit, cards = ["family", "drop", "low", "high", "significant"], []
-    for role, heads in scores.dropna(subset=["score"]).groupby("role", sort=False):
-        best = heads.sort_values(["passes", "score"], ascending=False, kind="stable").iloc[0]
-        effect = effects[effects["name"] == best["name"]]
-        overall = effect[effect["family"] == "all"].iloc[0]
-        families = effect[effect["told"] & (effect["family"] != "all")]
-        losses = families[families["significant"] & (families["drop"] > 0)]
-        families = losses if len(losses) else families
-        hit = families.loc[families["drop"].idxmax()] if len(families) else overall
-        card = {"role": role, "definition": f"0: {ROLES[role].zero}; 1: {ROLES[role].one}"}
-        card |= best[[*of_scores, "reaches_answer"]].to_dict()
-        card |= {"drop": overall["drop"], "drop_low": overall["low"], "drop_high": overall["high"]}
-        cards.append(card | hit[of_hit].add_prefix("hit_").to_dict())
-    return pd.DataFrame(cards)
 
 
 def find_example(
@@ -336,7 +256,7 @@ def find_example(
 ) -> dict:
     """What a card's head looks at in a typical question, the one whose score is nearest its mean.
 
-    card: a row of `make_role_cards`; by_question: of `score_by_question`. Returns row (of encoded)
+    card: a row of `score_roles`; by_question: of `score_by_question`. Returns row (of encoded)
     and question; weights, from the role's queries (the first of them): over text tokens and, last,
     all patches, with their names in tokens; or, where the role is about patches, (rows, columns).
     """
@@ -344,7 +264,7 @@ def find_example(
     scores = by_question[role][:, layer, head]
     row = int(np.nanargmin(np.abs(scores - np.nanmean(scores))))
     maps = attention_maps(model, encoded.collate([encoded[row]]))[0]
-    queries = maps.groups[ROLES[role].queries[0]]
+    queries = maps.groups[ROLES[role][0][0]]
     weights = maps.attention[layer, head, queries].mean(0).float().cpu().numpy()
     example = {"row": row, "question": encoded.questions["question"].iloc[row]}
     patches = maps.groups["patches"]
@@ -362,18 +282,16 @@ def compare_roles(
 
     Columns: role, correlation, low, high (Spearman over heads, 95 % bootstrap over heads),
     passes_a, passes_b (heads that pass in each), agreement (share of heads with the same verdict),
-    phi (correlation of the verdicts, NaN where all are alike), n_heads.
+    n_heads.
     """
     both = first.merge(second, on=["role", "layer", "head"], suffixes=("_a", "_b"), sort=False)
     rows = []
     for role, heads in both.groupby("role", sort=False):
         rank = rank_correlation(heads["score_a"], heads["score_b"], n_resamples, seed)
-        a, b = heads["passes_a"].to_numpy(float), heads["passes_b"].to_numpy(float)
-        phi = float(divide_or_nan(np.mean((a - a.mean()) * (b - b.mean())), a.std() * b.std()))
-        counts = int(a.sum()), int(b.sum())
-        rows.append((role, *rank[:3], *counts, (a == b).mean(), phi, len(heads)))
+        a, b = heads["passes_a"], heads["passes_b"]
+        rows.append((role, *rank[:3], int(a.sum()), int(b.sum()), (a == b).mean(), len(heads)))
     columns = ["role", "correlation", "low", "high", "passes_a", "passes_b"]
-    return pd.DataFrame(rows, columns=[*columns, "agreement", "phi", "n_heads"])
+    return pd.DataFrame(rows, columns=[*columns, "agreement", "n_heads"])
 
 
 def habit_share(scores: pd.DataFrame) -> tuple[float, float, float]:

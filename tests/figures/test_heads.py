@@ -89,10 +89,10 @@ def test_role_map_names_the_roles_of_each_head(n_layers, n_heads):
 
 
 def test_each_head_is_a_point_before_and_after():
-    roles = ["sink"] * 2 + ["grounding"] * 2
-    table = {"role": roles, "first": [0, 0.5, -7, 0.1], "second": [0.1, 0.6, 0, 0.2]}
-    scores = pd.DataFrame({"role": ["sink", "grounding"], "null": [0.3, 0.4]})
-    figure = figures.plot_before_after(pd.DataFrame(table), scores)
+    before = {"sink": [[0, 0.5]], "text local": [[np.nan] * 2], "grounding": [[-7, 0.1]]}
+    after = {"sink": [[0.1, 0.6]], "text local": [[np.nan] * 2], "grounding": [[0, 0.2]]}
+    random = {"sink": np.array([0.3, 0.1]), "grounding": np.array([0.4])}
+    figure = figures.plot_before_after(before, after, random)
     render(figure)
     assert [set(axis.lines[1].get_ydata()) for axis in figure.axes[:2]] == [{0.3}, {0.4}]
     drawn = [axis.lines[2].get_xydata().tolist() for axis in figure.axes[:2]]
