@@ -117,6 +117,13 @@ def test_slides_and_sentences_name_claims_that_exist():
     assert numbers == set(pd.read_csv(CLAIMS, dtype=str)["notebook"])
 
 
+def test_every_figure_that_the_pages_want_is_shown_in_a_notebook_with_a_caption():
+    wanted = [sections.HERO[0], *(names[0] for _, *names in SLIDES)]
+    wanted += [section.figures[0] for section in sections.SECTIONS]
+    root = Study.load().root
+    assert [name for name in wanted if not sections.find_caption(root, name)] == []
+
+
 def test_other_runs_stand_beside_this_one(tmp_path):
     make_run(tmp_path, "other")
     report = read(write_pages(make_run(tmp_path), ["other", "run"])[0])
