@@ -41,9 +41,6 @@ NEEDS = {  # title: (unit, baseline, colour, measures with the name of each)
     "answer without the words": (
         "accuracy lost, points", 0, TEXT_COLOR, {"words removed": "all but the first word"},
     ),
-    "words' share of the summed sizes": (
-        "T-SHAP, %", 50, TEXT_COLOR, {"T-SHAP": "Shapley values"},
-    ),
 }  # fmt: skip
 RATE_LOOKS = {  # colour and marker of a kind of rate
     "single test": (GREEN, "o"), "after correction": (PINK, "s"), "interval": (ORANGE, "D"),

@@ -1,7 +1,7 @@
 """Statistics for questions that come in images, and for models: intervals and tests."""
 
 from helpers.stats import bootstrap, models
-from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_correlation
+from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean
 from helpers.stats.cluster_robust import (
     compare_groups,
     compare_within_strata,
@@ -12,7 +12,7 @@ from helpers.stats.cluster_robust import (
 from helpers.stats.models import mean_over_models
 
 __all__ = [
-    "bootstrap",  # means and ranks by resampling; rank_permutation_test
+    "bootstrap",  # means and ranks by resampling: rank_correlation, rank_permutation_test
     "bootstrap_by_group",  # mean and interval of each group of questions, as a table
     "bootstrap_mean",  # mean over questions, with an interval that resamples images
     "compare_groups",  # do groups of questions differ, and which pairs?
@@ -22,5 +22,4 @@ __all__ = [
     "mean_difference_test",  # is the mean of a paired difference 0?
     "mean_over_models",  # mean over models and questions, with an interval for both
     "models",  # differences, correlations and other statistics over models
-    "rank_correlation",  # Spearman's correlation of two scores of the same heads
 ]

@@ -23,7 +23,6 @@ from scipy import sparse, stats
 from statsmodels.stats.multitest import multipletests
 
 MIN_QUESTIONS, MIN_IMAGES = 10, 5
-MIN_GROUPS = 4  # fewer have too few orders to tell agreement in rank from chance
 CHUNK_VALUES = 4_000_000  # numbers held at once beside the result: 32 MB
 T_COLUMNS = ("se", "df", "low", "high", "p")
 

@@ -83,7 +83,8 @@ def mean_by_group(
             mean = mean_over_models(values[:, own], image_ids[own], limits)
             rows.append({"group": name, **mean._asdict()})
     columns = ["group", *ModelMean._fields[:-1]]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype(dict.fromkeys(columns[1:], float)) if table.empty else table
 
 
 def difference_over_models(

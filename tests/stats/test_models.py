@@ -118,4 +118,4 @@ def test_means_by_group_are_those_of_each_group_alone():
     assert table.loc["why", ["estimate", "n", "n_models"]].tolist() == [3, 1, 2]
     nothing = mean_by_group(np.full((2, 5), np.nan), groups, [0, 1, 2, 3, 4])
     assert nothing.empty
-    assert "group" in nothing
+    assert nothing["estimate"].dtype == float  # so that tables joined to it stay numbers
