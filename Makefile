@@ -35,7 +35,7 @@ GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 # in the order of a run: the appendix before the report
 NOTEBOOKS = $(wildcard notebooks/0[1-6]*_*.ipynb notebooks/appendix/a*.ipynb) notebooks/07_report.ipynb
 
-.PHONY: run sweep verify test test-quick test-plain test-sample lint render bench replicas clean
+.PHONY: run sweep verify test test-quick test-plain test-chain test-sample lint render bench replicas clean
 
 run: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
@@ -56,7 +56,11 @@ test-quick: $(VENV)/made
 test-plain: $(VENV)/made
 	$(PYTEST) $(SHARED) -m "not gpu and not notebooks"
 
-test: test-plain
+# The chain has one thread to gain from and the tests two processes: together they fill two cores.
+test: $(VENV)/made
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-plain test-chain
+
+test-chain: $(VENV)/made
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 $(NOTEBOOKS)
 	$(PYTEST) -m notebooks tests/tools/test_notebooks.py
 

@@ -66,8 +66,9 @@ def make_replica(number: int, scenes: int, steps: int, batch_size: int) -> str:
     if not (start / "README.md").is_file():
         pretrain(start, scenes, steps, batch_size, number)
     study = Study.load(
-        run_name=f"replica-{number}", seed=number, checkpoint=str(start.relative_to(DATA.parent))
-    )
+        run_name=f"replica-{number}", seed=number, checkpoint=str(start.relative_to(DATA.parent)),
+        watched_questions=100_000,  # all
+    )  # fmt: skip
     if not (folder / "README.md").is_file():
         prepare_dataset(study)
         made = finetune(study, load_dataset(study))
