@@ -12,10 +12,12 @@ and so are the notebooks before it. A failing notebook stops the others; what wa
 import argparse
 import base64
 import io
+import os
 import re
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
@@ -58,28 +60,81 @@ def run_notebooks(
     parameters: values for the notebooks' `parameters` cells. report: called with a line of progress
     for each notebook. NotebookError where one fails: it is kept as `<name>.failed.ipynb`.
     """
-    sources, folder, executed = list_notebooks(study.root), study.folder("notebooks"), []
+    sources, folder = list_notebooks(study.root), study.folder("notebooks")
     finished = read_finished(study)
     inputs = {"files": list_input_files(study), "code": digest_code(study.root)}
-    for number, source in enumerate(sources, start=1):
-        inputs[source.stem] = describe_notebook(study, source, parameters)
-        target, took = folder / source.relative_to(sources[0].parent), "up to date"
-        if not inputs.items() <= finished.items():
-            before = {name: inputs[name] for name in list(inputs)[:-1]}
-            cache.write_record(folder, before, files=hash_run(study), running=source.stem)
-            start = time.perf_counter()
-            execute(source, target, parameters)
-            finish(study, target)
-            seconds = time.perf_counter() - start
-            record_run(study, steps={source.stem: round(seconds, 1)})
-            finished, took = dict(inputs), f"{seconds:.1f} s"
-            cache.write_record(folder, finished, files=hash_run(study))
-        report(f"[{number}/{len(sources)}] {source.stem:<20} {took:>10}")
-        executed.append(target)
-    if fill_openings(study, executed):
-        cache.write_record(folder, finished, files=hash_run(study))
+    inputs |= {source.stem: describe_notebook(study, source, parameters) for source in sources}
+    targets = {source: folder / source.relative_to(sources[0].parent) for source in sources}
+
+    def say(source: Path, took: str) -> None:
+        report(f"[{sources.index(source) + 1}/{len(sources)}] {source.stem:<20} {took:>10}")
+
+    def run(source: Path) -> None:
+        start = time.perf_counter()
+        execute(source, targets[source], parameters)
+        finish(study, targets[source])
+        seconds = time.perf_counter() - start
+        record_run(study, steps={source.stem: round(seconds, 1)})
+        done[source.stem] = inputs[source.stem]
+        say(source, f"{seconds:.1f} s")
+
+    done = {name: inputs[name] for name in ("files", "code")}  # what is up to date by now
+    for stage in plan_stages(study, sources):
+        stood = done.items() <= finished.items()  # all stages before this one
+        late = [
+            source
+            for source in stage
+            if not (stood and finished.get(source.stem) == inputs[source.stem])
+        ]
+        for source in stage:
+            if source not in late:
+                done[source.stem] = inputs[source.stem]
+                say(source, "up to date")
+        if late:
+            cache.write_record(folder, done, files=hash_run(study), running=True)
+            try:
+                run_side_by_side(run, late)
+            finally:
+                cache.write_record(folder, done, files=hash_run(study))
+    if fill_openings(study, [*targets.values()]):
+        cache.write_record(folder, done, files=hash_run(study))
     write_datapackage(study)
-    return executed
+    return [*targets.values()]
+
+
+def plan_stages(study: Study, sources: list[Path]) -> list[list[Path]]:
+    """Notebooks that can run side by side, in stages: each needs only what stages before it made.
+
+    One after the other on a GPU. 03 waits for 02 unless other models are analysed than its own; 06
+    runs alone, as it measures times.
+    """
+    if study.device_name() != "cpu":
+        return [[source] for source in sources]
+    stage_of = {"01": 0, "02": 1, "03": 1 if study.models else 2, "06": 4, "07": 5}
+    stages: dict[int, list[Path]] = {}
+    for source in sources:
+        number = source.stem.split("_")[0]
+        stages.setdefault(stage_of.get(number, 3), []).append(source)
+    return [stages[key] for key in sorted(stages)]
+
+
+def run_side_by_side(run: Callable[[Path], None], sources: list[Path]) -> None:
+    """Run notebooks, as many at a time as there are cores, which share the threads.
+
+    The first error is raised once what is running has ended; nothing further is begun.
+    """
+    cores = os.cpu_count() or 1
+    workers = min(len(sources), cores)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(cores // workers)  # kernels inherit it
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for future in as_completed([pool.submit(run, source) for source in sources]):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def read_finished(study: Study) -> dict:

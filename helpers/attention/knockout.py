@@ -10,7 +10,7 @@ auto-regressive language models"; for vision-language models Zhang et al. 2025, 
 information flow in multimodal large language models").
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -55,25 +55,26 @@ def knockout(
     (query group, key group) of GROUPS. batch: as in `attention_split`. ValueError for an unknown
     group or layer, and where a query could attend to nothing.
     """
-    pairs, n_layers = number_edges(edges), model.config.num_hidden_layers
+    blocked, n_layers = number_edges(edges), model.config.num_hidden_layers
     chosen = [*layers]
     if outside := [layer for layer in chosen if not 0 <= layer < n_layers]:
         raise ValueError(f"layer {outside[0]} is not in this model: it has {n_layers} layers")
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     forward = PackedForward(model, inputs, groups)
-    forward.blocked = dict.fromkeys(chosen, pairs)
+    forward.blocked = dict.fromkeys(chosen, blocked.to(groups.device))
     return forward.run()
 
 
-def number_edges(edges: Edges) -> list[tuple[int, int]]:
-    """Edges between GROUPS as pairs of numbers in KEY_GROUPS; ValueError as in `knockout`."""
+def number_edges(edges: Edges) -> Tensor:
+    """Edges between GROUPS as bool (query, key) of KEY_GROUPS; ValueError as in `knockout`."""
     if unknown := {name for edge in edges for name in edge} - set(GROUPS):
         raise ValueError(f"unknown group {min(unknown)!r}: known are {', '.join(GROUPS)}")
-    pairs = [(q, k) for queries, keys in edges for q in GROUPS[queries] for k in GROUPS[keys]]
-    for query in {q for q, _ in pairs}:
-        if {k for q, k in pairs if q == query} == set(range(5)):
-            raise ValueError(f"edges {list(edges)} leave queries nothing to attend to")
-    return pairs
+    blocked = torch.zeros(5, 5, dtype=torch.bool)
+    for queries, keys in edges:
+        blocked[np.ix_(GROUPS[queries], GROUPS[keys])] = True
+    if blocked.all(1).any():
+        raise ValueError(f"edges {list(edges)} leave queries nothing to attend to")
+    return blocked
 
 
 def list_spans(n_layers: int) -> list[tuple[int, int]]:
@@ -110,14 +111,13 @@ def knockout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, T
         PackedForward(model, inputs, groups),
         list_spans(model.config.num_hidden_layers),
     )
-    edges, without = [number_edges(each) for each in DIRECTIONS.values()], {}
-    for index, layer in enumerate(forward):
-        for number, pairs in enumerate(edges):
-            for first, last in spans:
-                if first == index:
-                    forward.blocked = dict.fromkeys(range(first, last + 1), pairs)
-                    without[number, first, last] = forward.resume(index)
-        forward.blocked = {}
+    edges = [number_edges(each).to(groups.device) for each in DIRECTIONS.values()]
+    without = {}
+    for first, layer in enumerate(forward):
+        for number, blocked in enumerate(edges):
+            lasts = [last for start, last in spans if start == first]
+            for last, logits in zip(lasts, cut_onward(forward, first, lasts, blocked), strict=True):
+                without[number, first, last] = logits
         layer.run()
     answers = forward.logits.argmax(1, keepdim=True)
     ordered = [without[number, *span] for number in range(len(edges)) for span in spans]
@@ -129,6 +129,20 @@ def knockout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, T
         "cut_answer": logits.argmax(3),
         "cut_probability": chosen.sigmoid(),
     }
+
+
+def cut_onward(
+    forward: PackedForward, first: int, lasts: Sequence[int], blocked: Tensor
+) -> Iterator[Tensor]:
+    """Logits with edges cut from layer `first`, where the walk is, to each of lasts (ascending)."""
+    hidden = forward.hidden
+    for index in range(first, max(lasts) + 1):
+        forward.blocked = {index: blocked}
+        z = forward.enter(index, hidden).run()
+        forward.blocked = {}
+        hidden = forward.leave(index, z, hidden)
+        if index in lasts:
+            yield forward.resume(index + 1, hidden=hidden)
 
 
 def measure_knockout(
@@ -177,9 +191,9 @@ def edge_shares(flow: np.ndarray, questions: pd.DataFrame) -> np.ndarray:
     sizes = np.stack([one, n_words, one, one, n_patches])  # of KEY_GROUPS
     flow, shares = np.nan_to_num(flow), []
     for edges in DIRECTIONS.values():
-        pairs = number_edges(edges)
-        mass = sum(sizes[q][:, None] * flow[:, :, q, k] for q, k in pairs)
-        shares.append(mass / sum(sizes[q] for q in {q for q, _ in pairs})[:, None])
+        cut = number_edges(edges).numpy()
+        mass = np.einsum("qn,nlqk,qk->nl", sizes, flow, cut)
+        shares.append(mass / (cut.any(1) @ sizes)[:, None])
     return np.stack(shares, axis=1)
 
 

@@ -302,7 +302,7 @@ class PackedForward:
     Each layer must be run to its end, as its microbatches make the z that the next one reads.
     hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
     (question, answer): after the last layer; None for a model without a classifier. blocked: for a
-    layer the pairs (query group, key group), rows of `groups`, that attention cannot pass between.
+    layer, bool (5, 5), from which groups of queries to which groups of keys no attention can go.
     """
 
     def __init__(
@@ -337,14 +337,18 @@ class PackedForward:
             layer.run()
         return self.logits
 
-    def resume(self, index: int, z: Tensor | None = None) -> Tensor | None:
+    def resume(
+        self, index: int, z: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor | None:
         """The logits of a pass that goes on at layer `index` with the residual stream of now.
 
-        z: of that layer, where it has been computed. For variants that share what came before: edit
-        the rest by a `trace` around this. The walk itself stays where it is.
+        z: of that layer, where it has been computed. hidden: another stream, of `leave`. For
+        variants that share what came before: edit the rest by a `trace` around this. The walk
+        itself stays where it is.
         """
         n_layers = len(self.core.encoder.layer)
-        hidden = self.hidden if index < n_layers else self.hidden[self.cls_rows]
+        if hidden is None:
+            hidden = self.hidden if index < n_layers else self.hidden[self.cls_rows]
         for number in range(index, n_layers):
             z = self.enter(number, hidden).run() if z is None else z
             hidden, z = self.leave(number, z, hidden), None
@@ -352,7 +356,7 @@ class PackedForward:
 
     def enter(self, index: int, hidden: Tensor) -> "PackedLayer":
         """Layer `index` on a residual stream (valid tokens, hidden), to be run."""
-        module, blocked = self.core.encoder.layer[index], self.blocked.get(index, ())
+        module, blocked = self.core.encoder.layer[index], self.blocked.get(index)
         return PackedLayer(module, hidden, self.microbatches, blocked)
 
     def leave(self, index: int, z: Tensor, hidden: Tensor) -> Tensor:
@@ -390,7 +394,7 @@ class PackedLayer:
         module: nn.Module,
         hidden: Tensor,
         microbatches: list[Microbatch],
-        blocked: Iterable[tuple[int, int]] = (),
+        blocked: Tensor | None = None,
     ) -> None:
         attend, normed = module.attention.attention, module.layernorm_before(hidden)
         shape = (len(hidden), -1, attend.attention_head_size)
@@ -398,7 +402,7 @@ class PackedLayer:
             linear(normed).view(shape) for linear in (attend.query, attend.key, attend.value)
         )
         self.microbatches, self.projection = microbatches, module.attention.output.dense.weight
-        self.z, self.blocked = torch.empty_like(self.values), tuple(blocked)
+        self.z, self.blocked = torch.empty_like(self.values), blocked
 
     def __iter__(self) -> Iterator[tuple[Microbatch, Tensor]]:
         scale, packed = self.query.shape[-1] ** -0.5, (self.query, self.key, self.values)
@@ -408,9 +412,9 @@ class PackedLayer:
             scores = (query.float() * scale) @ key.float().mT
             if microbatch.valid is not None:
                 scores.masked_fill_(~microbatch.valid[:, None, None], float("-inf"))
-            for queries, keys in self.blocked:
-                of_queries, of_keys = microbatch.groups[:, queries], microbatch.groups[:, keys]
-                edges = of_queries[:, :, None] & of_keys[:, None]
+            if self.blocked is not None:
+                of = microbatch.groups.int().argmax(1)  # the group of each token
+                edges = self.blocked[of[:, :, None], of[:, None]]
                 scores.masked_fill_(edges[:, None], float("-inf"))
             attention = scores.softmax(-1)
             microbatch.scatter(self.z, attention.to(values.dtype) @ values)

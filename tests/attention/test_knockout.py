@@ -35,7 +35,7 @@ def cut_by_hand(model, batch, edges, layers):
     """Logits of the stock modules whose patterns lose these edges and are rescaled to sum to 1."""
     groups = prepare_batch(model, batch).groups
     kept = torch.ones(len(groups), groups.shape[2], groups.shape[2])
-    for queries, keys in number_edges(edges):
+    for queries, keys in number_edges(edges).nonzero().tolist():
         kept[groups[:, queries][:, :, None] & groups[:, keys][:, None]] = 0
 
     def rescale(layer, pattern):
@@ -177,7 +177,7 @@ def test_edge_shares_are_the_mean_mass_on_cut_edges(model, batch):
     shares = edge_shares(measures["flow"].numpy(), pd.DataFrame(counts))
     for direction, edges in enumerate(DIRECTIONS.values()):
         cut = torch.zeros(len(groups), groups.shape[2], groups.shape[2], dtype=torch.bool)
-        for queries, keys in number_edges(edges):
+        for queries, keys in number_edges(edges).nonzero().tolist():
             cut |= groups[:, queries][:, :, None] & groups[:, keys][:, None]
         asking = cut.any(2)
         for index, layer in enumerate(PackedForward(model, inputs, groups, len(groups))):

@@ -236,7 +236,7 @@ def test_a_terminal_shows_every_claim_with_its_verdict(world):
 def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     sources, study, run, lines = world
     write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
-    write_notebook(sources, "03_third", "print(3)")
+    write_notebook(sources, "06_third", "print(3)")
     message = r"02_second, cell \d+ .*RuntimeError: no such head"
     with pytest.raises(runner.NotebookError, match=message):
         run()
@@ -244,13 +244,43 @@ def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     assert (folder / "01_first.ipynb").is_file()
     assert not (folder / "02_second.ipynb").exists()
     assert (folder / "02_second.failed.ipynb").is_file()
-    assert not (folder / "03_third.ipynb").exists()
+    assert not (folder / "06_third.ipynb").exists()
     kept = (folder / "01_first.ipynb").stat().st_mtime_ns
     write_notebook(sources, "02_second", "x = 1")
     run()
     assert "up to date" in lines[0]
     assert (folder / "01_first.ipynb").stat().st_mtime_ns == kept
     assert not (folder / "02_second.failed.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_side_by_side_one_failure_does_not_undo_the_other(world):
+    sources, study, run, lines = world
+    write_notebook(sources, "04_fourth", "raise RuntimeError('no such head')")
+    write_notebook(sources, "05_fifth", "import os", "print(os.environ['OMP_NUM_THREADS'])")
+    with pytest.raises(runner.NotebookError, match="04_fourth"):
+        run()
+    kept = (study.folder("notebooks") / "05_fifth.ipynb").stat().st_mtime_ns
+    write_notebook(sources, "04_fourth", "x = 1")
+    done = run()
+    assert done[3].stat().st_mtime_ns == kept
+    assert sum("up to date" in line for line in lines) == 3
+
+
+def test_stages_keep_what_needs_another_apart(monkeypatch):
+    names = ["01_a", "02_b", "03_c", "03b_d", "04_e", "06_f", "07_g"]
+    sources = [runner.Path(f"{name}.ipynb") for name in names]
+
+    def stages(study):
+        return [[path.stem[:3] for path in stage] for stage in runner.plan_stages(study, sources)]
+
+    own = Study.load("colab", device="cpu")
+    assert stages(Study.load(device="cpu")) == [
+        ["01_"], ["02_", "03_"], ["03b", "04_"], ["06_"], ["07_"],
+    ]  # fmt: skip
+    assert stages(own) == [["01_"], ["02_"], ["03_"], ["03b", "04_"], ["06_"], ["07_"]]
+    monkeypatch.setattr(Study, "device_name", lambda study: "cuda")
+    assert [len(stage) for stage in stages(own)] == [1] * 7
 
 
 def test_a_notebook_is_not_up_to_date_once_what_it_had_made_is_gone(world):
