@@ -105,12 +105,11 @@ def run_notebooks(
 def plan_stages(study: Study, sources: list[Path]) -> list[list[Path]]:
     """Notebooks that can run side by side, in stages: each needs only what stages before it made.
 
-    One after the other on a GPU. 03 waits for 02 unless other models are analysed than its own; 06
-    runs alone, as it measures times.
+    One after the other on a GPU. 02 comes before 03 unless other models are analysed than its own.
     """
     if study.device_name() != "cpu":
         return [[source] for source in sources]
-    stage_of = {"01": 0, "02": 1, "03": 1 if study.models else 2, "06": 4, "07": 5}
+    stage_of = {"01": 0, "02": 3 if study.models else 1, "03": 2, "07": 4}
     stages: dict[int, list[Path]] = {}
     for source in sources:
         number = source.stem.split("_")[0]

@@ -236,7 +236,7 @@ def test_a_terminal_shows_every_claim_with_its_verdict(world):
 def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     sources, study, run, lines = world
     write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
-    write_notebook(sources, "06_third", "print(3)")
+    write_notebook(sources, "07_third", "print(3)")
     message = r"02_second, cell \d+ .*RuntimeError: no such head"
     with pytest.raises(runner.NotebookError, match=message):
         run()
@@ -244,7 +244,7 @@ def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     assert (folder / "01_first.ipynb").is_file()
     assert not (folder / "02_second.ipynb").exists()
     assert (folder / "02_second.failed.ipynb").is_file()
-    assert not (folder / "06_third.ipynb").exists()
+    assert not (folder / "07_third.ipynb").exists()
     kept = (folder / "01_first.ipynb").stat().st_mtime_ns
     write_notebook(sources, "02_second", "x = 1")
     run()
@@ -276,9 +276,9 @@ def test_stages_keep_what_needs_another_apart(monkeypatch):
 
     own = Study.load("colab", device="cpu")
     assert stages(Study.load(device="cpu")) == [
-        ["01_"], ["02_", "03_"], ["03b", "04_"], ["06_"], ["07_"],
+        ["01_"], ["03_"], ["02_", "03b", "04_", "06_"], ["07_"],
     ]  # fmt: skip
-    assert stages(own) == [["01_"], ["02_"], ["03_"], ["03b", "04_"], ["06_"], ["07_"]]
+    assert stages(own) == [["01_"], ["02_"], ["03_"], ["03b", "04_", "06_"], ["07_"]]
     monkeypatch.setattr(Study, "device_name", lambda study: "cuda")
     assert [len(stage) for stage in stages(own)] == [1] * 7
 
