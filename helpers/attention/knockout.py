@@ -186,15 +186,26 @@ def edge_shares(flow: np.ndarray, questions: pd.DataFrame) -> np.ndarray:
     The mean over all tokens that query in a direction of their mass on its keys. flow: of
     `attention_measures`, (question, layer, 5, 5); questions: with columns n_words, n_patches.
     """
-    n_words, n_patches = (questions[name].to_numpy(float) for name in ("n_words", "n_patches"))
-    one = np.ones(len(questions))
-    sizes = np.stack([one, n_words, one, one, n_patches])  # of KEY_GROUPS
-    flow, shares = np.nan_to_num(flow), []
+    sizes, flow, shares = count_tokens(questions), np.nan_to_num(flow), []
     for edges in DIRECTIONS.values():
         cut = number_edges(edges).numpy()
-        mass = np.einsum("qn,nlqk,qk->nl", sizes, flow, cut)
-        shares.append(mass / (cut.any(1) @ sizes)[:, None])
+        mass = np.einsum("nq,nlqk,qk->nl", sizes, flow, cut)
+        shares.append(mass / (sizes @ cut.any(1))[:, None])
     return np.stack(shares, axis=1)
+
+
+def uniform_shares(questions: pd.DataFrame) -> np.ndarray:
+    """`edge_shares` of queries that attend to all tokens alike: (question, direction)."""
+    sizes = count_tokens(questions)
+    even = sizes / sizes.sum(1, keepdims=True)
+    return edge_shares(np.tile(even[:, None, None], (1, 1, 5, 1)), questions)[..., 0]
+
+
+def count_tokens(questions: pd.DataFrame) -> np.ndarray:
+    """How many tokens each of KEY_GROUPS has: (question, 5)."""
+    n_words, n_patches = (questions[name].to_numpy(float) for name in ("n_words", "n_patches"))
+    one = np.ones(len(questions))
+    return np.stack([one, n_words, one, one, n_patches], axis=1)
 
 
 def tabulate_losses(

@@ -19,7 +19,7 @@ def plot_knockout(table: pd.DataFrame) -> Figure:
     """Grids of points of accuracy lost by direction and layer or type, and of attention shares.
 
     table: columns panel (of PANELS), direction, column (a layer such as "L2", or a question type),
-    estimate; rows in the order to draw them.
+    estimate, low, high; rows in the order to draw them. In brackets: the interval holds 0.
     """
     directions = list(table["direction"].unique())
     panels = [panel for panel in PANELS if (table["panel"] == panel).any()]
@@ -30,15 +30,22 @@ def plot_knockout(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     for axis, panel in zip(axes[0], panels, strict=True):
         rows = table[table["panel"] == panel]
-        grid = rows.pivot_table("estimate", "direction", "column", sort=False)
         columns = list(rows["column"].unique())
-        values = grid.reindex(index=directions, columns=columns).to_numpy(float)
+        rows = rows.assign(unsure=((rows["low"] <= 0) & (rows["high"] >= 0)).astype(float))
+        values, unsure = (
+            rows.pivot_table(name, "direction", "column", sort=False)
+            .reindex(index=directions, columns=columns)
+            .to_numpy(float)
+            for name in ("estimate", "unsure")
+        )
         limits, color = ((0, 100), "cividis") if panel == "share" else ((-100, 100), "RdBu_r")
         names = [name.replace(" ", "\n") for name in columns]
         look = {"cmap": color, "fontsize": 8}
         arrows = [name.replace("<-", "←") for name in directions]
-        plot_cells(axis, values, format_cells(values), arrows, names, limits, **look)
+        plot_cells(
+            axis, values, format_cells(values, unsure=unsure == 1), arrows, names, limits, **look
+        )
         axis.set_title(PANELS[panel], fontsize=9)
         if axis is not axes[0, 0]:
             axis.set_yticklabels([])
-    return set_title(figure, "Points of accuracy lost where queries cannot attend to keys")
+    return set_title(figure, "What an answer loses where attention is cut (query ← key), in points")

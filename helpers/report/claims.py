@@ -98,19 +98,21 @@ def show_claims(study: Study, *keys: str) -> Markdown:
     """What a run says of some claims (of all, if none is named), as a notebook shows it."""
     table = read_claims(study.run_dir)
     rows = table.set_index("key", drop=False).loc[list(keys)] if keys else table
-    return Markdown(format_claims(rows, threshold=say_threshold, questions=say_questions))
+    return Markdown(format_claims(rows, questions=say_questions))
 
 
 def format_claims(table: pd.DataFrame, **more: Callable[[pd.Series], str]) -> str:
-    """Rows of `read_claims` as a Markdown table: claim, verdict, estimate, models; "" without any.
+    """Rows of `read_claims` as a Markdown table, "" without any.
 
+    Columns: claim, verdict, estimate, asked (the threshold), models (in how many it holds).
     more: further columns, each a function of a row. Plain Markdown, so that GitHub, Colab and
     nbconvert each draw it in their own colours.
     """
-    names = ["claim", "verdict", "estimate", "models", *more]
+    names = ["claim", "verdict", "estimate", "asked", "models", *more]
     lines = [f"| {' | '.join(names)} |", "|:---" * len(names) + "|"]
     for _, row in table.iterrows():
-        cells = [row["claim"], f"**{row['verdict']}**", say_estimate(row), say_models(row)]
+        cells = [row["claim"], f"**{row['verdict']}**", say_estimate(row), say_threshold(row)]
+        cells.append(say_models(row))
         cells += [say(row) for say in more.values()]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) if len(table) else ""

@@ -20,6 +20,7 @@ from helpers.attention.knockout import (
     number_edges,
     probability_lost,
     tabulate_losses,
+    uniform_shares,
 )
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.forward import PackedForward, forward_raster, trace
@@ -186,6 +187,13 @@ def test_edge_shares_are_the_mean_mass_on_cut_edges(model, batch):
             expected = (mass * asking).sum(1) / asking.sum(1)
             some = asking.any(1)
             np.testing.assert_allclose(shares[some, direction, index], expected[some], atol=1e-5)
+
+
+def test_uniform_shares_by_hand():
+    counts = pd.DataFrame({"n_words": [3], "n_patches": [4]})  # of 10 tokens, with three special
+    shares = dict(zip(DIRECTIONS, uniform_shares(counts)[0], strict=True))
+    assert shares["text <- image"] == shares["[CLS] <- image"] == pytest.approx(5 / 10)
+    assert shares["patches <- words"] == pytest.approx(3 / 10)
 
 
 def test_table_of_losses_by_hand():
