@@ -87,7 +87,7 @@ def test_a_table_of_claims_is_markdown_with_a_line_a_claim(study):
     claims.record_untestable(study, "beats-words", "no | words")
     table = claims.format_claims(claims.read_claims(study.run_dir)).splitlines()
     cells = [line.strip("|").split("|") for line in table]
-    assert {len(row) for row in cells} == {4}
+    assert {len(row) for row in cells} == {5}
     shown = [[cell.strip() for cell in row] for row in cells[2:]]
     assert len(shown) == len(pd.read_csv(claims.CLAIMS))
     assert [row[1] for row in shown[:3]] == [
@@ -96,8 +96,8 @@ def test_a_table_of_claims_is_markdown_with_a_line_a_claim(study):
         "**not measured yet**",
     ]
     assert shown[0][2].startswith("26.7 [")
-    assert shown[0][3] == "2 of 3"
-    assert shown[2][2:] == ["", ""]
+    assert shown[0][3:] == ["> 20", "2 of 3"]
+    assert [shown[2][column] for column in (2, 4)] == ["", ""]
     assert claims.format_claims(claims.read_claims(study.run_dir).iloc[:0]) == ""
 
 
