@@ -36,12 +36,12 @@ SENTENCES = (
     "accuracy: {quarter-free}.",
 )
 VERDICTS = (
-    "**Supported**: the 95 % interval lies beyond what the claim asks. **Contradicted**: it lies "
-    "on the other side. **Undecided**: what it asks is in it. That was fixed before these models "
-    "were measured, as a number or as a rule (*more than random weights*: beyond the most extreme of "
-    "24 models with random weights). Intervals are for further images and, where several models are "
-    "analysed, further models; *models* says in how many the estimate alone is on the claimed "
-    "side. The intervals are not corrected for the number of claims."
+    "**Supported**: the 95 % interval lies beyond what the claim asks. **Contradicted**: it "
+    "lies on the other side. **Undecided**: what it asks is in it. That was fixed before these "
+    "models were measured, as a number or as a rule (*more than random weights*: beyond the "
+    "most extreme of 24 models with random weights). Intervals are for further images and, "
+    "where several models are analysed, further models; *models* says in how many the estimate "
+    "alone is on the claimed side. The intervals are not corrected for the number of claims."
 )
 DRAWINGS = (
     "The pictures of this run are drawings of a generated data set, and its models are small: "

@@ -113,7 +113,7 @@ class Study:
     withheld_questions: Count = 1000  # validation questions asked without image or words
     shapley_questions: Count = 50  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 4  # random orders of withholding, each also taken backwards
-    knockout_questions: Count = 200  # validation questions whose attention edges are cut
+    knockout_questions: Count = 300  # validation questions whose attention edges are cut
     ablation_questions: Count = 500  # validation questions that each ablated head is scored on
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well
