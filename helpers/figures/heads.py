@@ -52,7 +52,7 @@ def plot_role_scores(scores: pd.DataFrame) -> Figure:
     for number, role in enumerate(roles):
         axis, rows = axes.flat[number], scores[scores["role"] == role].reset_index(drop=True)
         _plot_role(axis, rows)
-        axis.set_title(f"{role} ({ROLE_LOOKS[role][0]})", fontsize=9.5)
+        axis.set_title(_name_role(role), fontsize=9.5)
         if number + 2 >= len(roles):  # the last panel of its column
             _name_heads(axis, rows)
     axes[0, 0].set_ylim(LEAST_SCORE - 0.08, 1.08)
@@ -116,16 +116,24 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     for layer, head in np.ndindex(n_layers, n_heads):
         look = {"fill": False, "edgecolor": "#444444", "linewidth": 0.8}
         axis.add_patch(Rectangle((head - 0.5, layer - 0.5), 1, 1, **look))
-    axis.set(xlim=(-0.5, n_heads - 0.5), ylim=(n_layers - 0.5, -0.5))
+    axis.set(xlim=(-0.52, n_heads - 0.48), ylim=(n_layers - 0.48, -0.52))  # borders whole
     axis.set_title("Roles of each head, the clearest on top")
     axis.set_xticks(range(n_heads), [f"H{head}" for head in range(n_heads)])
     axis.set_yticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
     axis.set(xlabel="head", ylabel="layer (L0 reads the embeddings)")
     axis.tick_params(length=0)
-    looks = {role: ROLE_LOOKS[role] for role in scores["role"].unique()}
-    handles = [Patch(facecolor=c, label=f"{short}: {role}") for role, (short, c) in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
+    axis.spines[:].set_visible(False)  # the heads have borders
+    shown = [role for role in ROLE_LOOKS if role in set(passed["role"])]
+    handles = [Patch(facecolor=ROLE_LOOKS[role][1], label=_name_role(role)) for role in shown]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5)
     return figure
+
+
+def _name_role(role: str, between: str = " ") -> str:
+    """A role with its short name in brackets, where that is another."""
+    short = ROLE_LOOKS[role][0]
+    return role if short == role else f"{role}{between}({short})"
 
 
 @style.styled
@@ -140,17 +148,17 @@ def plot_before_after(
     """
     roles = [role for role in before if not np.isnan(before[role]).all()]
     n_rows = -(-len(roles) // 5)
-    grid = {"figsize": (10, 2.1 * n_rows + 0.7), "sharex": True, "sharey": True, "squeeze": False}
+    grid = {"figsize": (10, 2.25 * n_rows + 0.7), "sharex": True, "sharey": True, "squeeze": False}
     figure, axes = plt.subplots(n_rows, 5, **grid)
     for axis in axes.flat[len(roles) :]:
         axis.axis("off")
     for axis, role in zip(axes.flat, roles, strict=False):
-        short, color = ROLE_LOOKS[role]
         axis.plot((LEAST_SCORE, 1), (LEAST_SCORE, 1), **style.BASELINE)
         axis.axhline(random[role].max(), color=GREY, linestyle=":")
         points = [np.ravel(state[role]).clip(min=LEAST_SCORE) for state in (before, after)]
-        axis.plot(*points, "o", color=color, markeredgecolor="#444444", markeredgewidth=0.6)
-        axis.set_title(f"{role} ({short})", fontsize=8.5)
+        look = {"color": ROLE_LOOKS[role][1], "markeredgecolor": "#444444"}
+        axis.plot(*points, "o", markeredgewidth=0.6, **look)
+        axis.set_title(_name_role(role, "\n"), fontsize=8.5)
         axis.set(xlim=(LEAST_SCORE - 0.1, 1.1), ylim=(LEAST_SCORE - 0.1, 1.1), aspect="equal")
     figure.supxlabel("score before fine-tuning", fontsize=10)
     figure.supylabel("score after fine-tuning", fontsize=10)
@@ -166,7 +174,9 @@ def plot_role_cards(cards: Sequence[dict]) -> Figure:
     (rows, columns) and boxes.
     """
     n_rows = -(-len(cards) // 2)
-    figure = plt.figure(figsize=(10.5, 2.5 * n_rows))
+    most = max((len(card.get("tokens", ())) for card in cards), default=0)
+    size = min(7, 100 / max(most, 1))  # of all tokens: a card's bars are about 125 points high
+    figure = plt.figure(figsize=(10.5, 2.9 * n_rows))
     subfigures = figure.subfigures(n_rows, 2, squeeze=False, wspace=0.02, hspace=0.02)
     for subfigure, card in zip(subfigures.flat, cards, strict=False):
         verdict = "" if card["passes"] else " (no role)"
@@ -178,7 +188,6 @@ def plot_role_cards(cards: Sequence[dict]) -> Figure:
         left, right = subfigure.subplots(1, 2, width_ratios=(1.25, 1))
         if "tokens" in card:
             tokens = [token.replace("$", r"\$") for token in card["tokens"]]
-            size = min(7, 75 / len(tokens))  # the card is about 100 points high
             _plot_bars(left, card["weights"], tokens, TEXT_COLOR, "share of attention", size)
         else:
             style.plot_map(left, card["picture"], card["weights"], boxes=card["boxes"])
@@ -208,7 +217,7 @@ def _plot_bars(
 
 @style.styled
 def plot_ablation(effects: pd.DataFrame) -> Figure:
-    """Accuracy lost without each head or layer: these downwards, families across, a panel a mode.
+    """Accuracy lost without each head or layer, families across, a panel a mode below the other.
 
     effects: columns mode (of MODES), name, family, drop, n, told (enough questions), significant;
     names in the order to be shown. Significant cells are framed and bold; families with too few
@@ -218,17 +227,20 @@ def plot_ablation(effects: pd.DataFrame) -> Figure:
     largest = drops.groupby(effects["name"], sort=False).max()
     names = list(largest.index[largest.index.isin(largest.nlargest(MOST_NAMES).index)])
     labels = style.count_under(effects, "family")
-    families, what = list(labels), "head" if "head" in effects else "layer"
-    width = effects["mode"].nunique() * (0.52 * len(families) + 0.5) + 1.6
-    size = (max(6.5, width), 0.27 * len(names) + 2.1)
-    figure, panels = style.make_panels(effects, "mode", size, sharey=True)
-    for axis, mode, rows in panels:
-        index = ("name", "family")
-        image = style.plot_drops(axis, rows, index, names, families, largest.max())
-        axis.set_xticks(range(len(families)), labels.values(), rotation=55, fontsize=8)
-        axis.set(title=MODES[mode], xlabel="question type")
-    figure.axes[0].set_ylabel(what)
-    figure.colorbar(image, ax=figure.axes, label="accuracy lost, points", pad=0.01)
+    labels = [label.replace(" ", "\n") for label in labels.values()], list(labels)
+    what, modes = "head" if "head" in effects else "layer", list(effects["mode"].unique())
+    size = (max(6.5, 0.75 * len(labels[1]) + 1.6), len(modes) * (0.26 * len(names) + 1.2) + 0.4)
+    figure, axes = plt.subplots(len(modes), 1, figsize=size, squeeze=False)
+    for axis, mode in zip(axes[:, 0], modes, strict=True):
+        cells = effects[effects["mode"] == mode], ("name", "family"), names, labels[1]
+        image = style.plot_drops(axis, *cells, largest.max(), fontsize=9)
+        axis.set_xticks(range(len(labels[1])), labels[0], fontsize=8.5)
+        axis.set(title=MODES[mode], ylabel=what)
+    axis.set_xlabel("question type")
+    bar = figure.colorbar(image, ax=figure.axes, label="accuracy lost, points", pad=0.01)
+    ends = effects["drop"].where(effects["told"]).agg(["min", "max"])
+    if ends["min"] < ends["max"]:
+        bar.ax.set_ylim(*ends)  # the colours that occur
     some = f"the {len(names)} of {len(largest)} {what}s that matter most"
     which = f"each {what}" if len(names) == len(largest) else some
     return style.set_title(figure, f"Accuracy lost without {which}")
@@ -239,21 +251,18 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     """What predicts importance? Accuracy lost without a head against cheap measures of it.
 
     table: a row a head with layer, name, drop, low, high and the columns of `measures`,
-    {column: axis label with its unit}. The five heads that matter most are labelled; colour and
-    marker of a point: its layer.
+    {column: axis label with its unit}. The five heads that matter most are named where
+    there is room; colour and marker of a point: its layer.
     """
-    colors = mpl.colormaps["cividis"](np.linspace(0, 0.95, int(table["layer"].max()) + 1))
+    colors = mpl.colormaps["cividis"](np.linspace(0, 0.75, int(table["layer"].max()) + 1))
     figure, axes = plt.subplots(1, len(measures), figsize=(10, 4), sharey=True, squeeze=False)
     for axis, (column, label) in zip(axes.flat, measures.items(), strict=True):
         axis.axhline(0, **style.BASELINE)
         axis.axvline(0, **style.BASELINE)
         for layer, rows in table.groupby("layer"):
             look = {"marker": "osD^"[layer % 4], "color": colors[layer], "label": f"L{layer}"}
-            look |= {"linewidth": 0.8, "capsize": 0}
+            look |= {"linewidth": 0.8, "capsize": 0, "markeredgecolor": "white", "markersize": 6.5}
             style.plot_intervals(axis, rows[column], rows, "drop", **look)
-        for number, row in enumerate(table.nlargest(5, "drop").to_dict("records")):
-            offset = {"xytext": (5, (3, -10)[number % 2]), "textcoords": "offset points"}
-            axis.annotate(row["name"], (row[column], row["drop"]), fontsize=8, **offset)
         axis.set_xlabel(label)
     axis = axes[0, 0]
     axis.set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
@@ -261,9 +270,38 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     axis.yaxis.set_major_locator(ticks)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
+    for axis, column in zip(axes.flat, measures, strict=True):
+        _name_points(axis, table.assign(x=table[column]), table.nlargest(5, "drop").index)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", title="layer")
     title = "What predicts the accuracy lost without a head? One point a head (95 % intervals)"
     return style.set_title(figure, title)
+
+
+def _name_points(axis: Axes, table: pd.DataFrame, named: Sequence[int]) -> None:
+    """Write the names of some points beside them, where no marker, bar or other name is.
+
+    table: a row a point, with name, x, drop, low, high; named: index of the rows to be named.
+    """
+    table = table.assign(**{y: table[y].fillna(table["drop"]) for y in ("low", "high")})
+    ends = (axis.transData.transform(table[["x", y]]) for y in ("low", "high"))
+    points = dict(zip(table.index, axis.transData.transform(table[["x", "drop"]]), strict=True))
+    unit, size = axis.figure.dpi / 72, 8  # pixels a point; of the letters
+    bars = zip(*ends, strict=True)
+    taken = [(x - 4, low - 4, x + 4, high + 4) for (x, low), (_, high) in bars]
+    for row in named:
+        (x, y), name = points[row], table.loc[row, "name"]
+        width, height = 0.7 * size * len(name) * unit, 1.2 * size * unit
+        for side, up in ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+            left = x + 5 * unit if side > 0 else x - 5 * unit - width
+            bottom = y - height / 2 + up * height
+            box = left, bottom, left + width, bottom + height
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3]
+                       for b in taken):  # fmt: skip
+                look = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": size}
+                at = {"xytext": (5 * side, up * 1.2 * size), "textcoords": "offset points"}
+                axis.annotate(name, (table.loc[row, "x"], table.loc[row, "drop"]), **at, **look)
+                taken.append(box)
+                break
 
 
 @style.styled

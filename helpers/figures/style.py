@@ -261,6 +261,7 @@ def plot_drops(
     rows: Sequence[str],
     columns: Sequence[str],
     largest: float,
+    fontsize: float = 7.5,
 ) -> AxesImage:
     """A grid of accuracy lost: cells framed where significant, empty where questions are too few.
 
@@ -270,7 +271,7 @@ def plot_drops(
     tables = [told.pivot_table(name, *index) for name in ("drop", "significant")]
     values, significant = (t.reindex(index=rows, columns=columns).to_numpy(float) for t in tables)
     limits = (-max(1.0, largest), max(1.0, largest))
-    look = {"framed": significant == 1, "fontsize": 7.5}
+    look = {"framed": significant == 1, "fontsize": fontsize}
     return plot_cells(axis, values, format_cells(values), rows, columns, limits, **look)
 
 

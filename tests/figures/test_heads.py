@@ -149,6 +149,15 @@ def test_importance_has_a_point_a_head(n_layers):
     assert read_texts(figure.axes[0]) == [f"L{i}H0" for i in range(min(5, n_layers))]
 
 
+def test_crowded_heads_are_not_named_over_each_other():
+    rows = [
+        {"layer": 0, "name": f"L0H{i}", "drop": 30, "low": 20, "high": 40, "share": i / 100}
+        for i in range(40)
+    ]
+    figure = figures.plot_importance(pd.DataFrame(rows), {"share": "image share"})
+    assert len(read_texts(figure.axes[0])) < 5
+
+
 def test_agreement_draws_each_predictor_against_each_outcome():
     rows = [
         {"over": over, "first": first, "second": second, "correlation": 0.1 * i + 0.3 * j,
