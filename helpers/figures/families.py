@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -38,8 +39,8 @@ NEEDS = {  # title: (unit, baseline, colour, measures with the name of each)
         "accuracy lost, points", 0, IMAGE_COLOR,
         {"image removed": "removed", "image exchanged": "exchanged"},
     ),
-    "answer without the words": (
-        "accuracy lost, points", 0, TEXT_COLOR, {"words removed": "all but the first word"},
+    "answer with the first word only": (
+        "accuracy lost, points", 0, TEXT_COLOR, {"words removed": "other words removed"},
     ),
 }  # fmt: skip
 RATE_LOOKS = {  # colour and marker of a kind of rate
@@ -128,12 +129,16 @@ def plot_forest(
         color, marker = (looks or {}).get(name, (IMAGE_COLOR, "o"))
         chance = np.ravel((random or {}).get(name, ()))
         look = {"marker": "|", "s": 45, "color": GREY, "linewidths": 1}
-        axis.scatter(chance, np.full(len(chance), row + 0.22), label="random weights", **look)
-        look = {"s": 14, "color": color, "alpha": 0.55, "linewidths": 0, "label": "each model"}
+        axis.scatter(chance, np.full(len(chance), row + 0.22), **look)
+        look = {"s": 14, "color": color, "alpha": 0.55, "linewidths": 0}
         axis.scatter(mean.by_model, np.full(len(mean.by_model), row - 0.22), **look)
         interval = pd.DataFrame([mean._asdict()]).drop(columns="by_model")
-        look = {"horizontal": True, "color": color, "marker": marker, "label": "mean, 95 %"}
+        look = {"horizontal": True, "color": color, "marker": marker}
         style.plot_intervals(axis, [row], interval, **look)
+    legend = {"mean, 95 %": "o-", "each model": "."}  # grey: each row has a colour of its own
+    legend |= {"random weights": "|"} if random else {}
+    for label, marks in legend.items():
+        axis.plot([], [], marks, color=GREY, label=label)
     style.name_rows(axis, [f"{name}\nn = {mean.n:,}" for name, mean in means.items()])
     axis.grid(axis="x")
 
@@ -151,13 +156,13 @@ def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, Arra
 
 
 @style.styled
-def plot_separation(told: np.ndarray, apart: ArrayLike, random: ArrayLike) -> Figure:
+def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) -> Figure:
     """In how many pairs of types a head tells the two apart, and the share of all, by model.
 
-    told: whether, in the first model: (pair, layer, head, query [CLS] or words), NaN where not
+    separated: whether, in the first model: (pair, layer, head, query [CLS] or words), NaN where not
     tested. apart, random: the share in per cent, of each trained and each random-weight model.
     """
-    n_pairs, grids = len(told), np.moveaxis(told.sum(axis=0), 2, 0)
+    n_pairs, grids = len(separated), np.moveaxis(separated.sum(axis=0), 2, 0)
     size = (10, max(3.0, 0.5 * grids.shape[1] + 1.5))
     figure, axes = plt.subplots(1, 3, figsize=size, width_ratios=(1, 1, 0.8))
     for axis, values, query in zip(axes, grids, ("[CLS]", "words"), strict=False):
@@ -171,8 +176,9 @@ def plot_separation(told: np.ndarray, apart: ArrayLike, random: ArrayLike) -> Fi
         axes[2].scatter(spread, shares, color=color, marker="os"[row], s=22, alpha=0.8)
     names = [f"trained\n({len(apart)})", f"random\nweights ({len(random)})"]
     axes[2].set_xticks([0, 1], names)
-    axes[2].set(xlim=(-0.5, 1.5), ylim=(0, None), ylabel="heads and pairs told apart, %")
-    axes[2].set_title("each model")
+    axes[2].set(xlim=(-0.5, 1.5), ylim=(0, None))
+    axes[2].set_title("of all heads and pairs, %")  # a label would touch the colour bar's
+    figure.get_layout_engine().set(wspace=0.06)
     axes[2].grid(axis="y")
     return style.set_title(figure, "Which heads tell types apart, in both halves of the wordings?")
 
@@ -182,17 +188,26 @@ def plot_example_maps(examples: Sequence[dict], query: str) -> Figure:
     """Questions side by side: the picture with the boxes asked about, and below it the attention.
 
     examples: dicts with picture, boxes, title, weights (rows, columns; shares in [0, 1]) and
-    caption. One colour scale for all, so that pictures can be compared.
+    caption. One colour scale for all, so that pictures can be compared; it starts clear, so that
+    the picture is seen.
     """
     largest = 100 * max(float(np.max(example["weights"])) for example in examples)
-    size = (max(5.5, 3.3 * len(examples)), 6.6)
+    ramp = LinearSegmentedColormap.from_list("clear", [(*to_rgb(IMAGE_COLOR), a) for a in (0, 0.9)])
+    heights = [np.shape(e["picture"])[0] / np.shape(e["picture"])[1] for e in examples]
+    size = (10, 0.8 + 2 * max(heights) * 8.6 / max(len(examples), 2))
     figure, axes = plt.subplots(2, len(examples), figsize=size, squeeze=False)
     for (above, below), example in zip(axes.T, examples, strict=True):
-        style.plot_picture(above, example["picture"], example["title"], example["boxes"])
+        picture, boxes = np.asarray(example["picture"]), example["boxes"]
+        style.plot_picture(above, picture, example["title"], boxes)
+        above.title.set_fontsize(10)
+        grey = picture.mean(-1) if picture.ndim == 3 else picture
+        style.plot_picture(below, grey, boxes=boxes)
+        height, width = picture.shape[:2]
+        look = {"vmin": 0, "vmax": largest or 1, "interpolation": "nearest"}
         weights = 100 * np.asarray(example["weights"])
-        image = style.plot_map(below, example["picture"], weights, "", example["boxes"], largest)
-        below.set_xlabel(example["caption"], fontsize=8.5)
-    figure.colorbar(image, ax=axes, label=f"{query} query's attention, % a patch", pad=0.01)
+        image = below.imshow(weights, extent=(0, width, height, 0), cmap=ramp, **look)
+        below.set_xlabel(example["caption"])
+    figure.colorbar(image, ax=axes, label=f"attention of {query}, % a patch", pad=0.01)
     return figure
 
 

@@ -17,8 +17,8 @@ class ModelMean(NamedTuple):
     estimate: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    n: int  # questions
-    n_images: int
+    n: int  # questions with a value
+    n_images: int  # images of these questions
     n_models: int
     by_model: np.ndarray  # (model, ...), each model's own mean
 
@@ -59,7 +59,8 @@ def mean_over_models(
     shape = averaged.shape[1:]
     low, high = np.clip([estimate - half, estimate + half], *limits)
     bounds = (field.reshape(shape)[()] for field in (estimate, low, high))
-    return ModelMean(*bounds, len(averaged), int(images.max()) + 1, n_models, by_model)
+    known = ~np.isnan(flat).all(axis=1)
+    return ModelMean(*bounds, known.sum(), len(set(images[known])), n_models, by_model)
 
 
 def mean_by_group(
@@ -93,16 +94,19 @@ def difference_over_models(
     """Mean over the questions of one group minus that of another, as by `mean_over_models`.
 
     values: (model, n, ...) without NaN; first, second: (n,) of bool, the groups (question types,
-    wordings). Each question enters with its influence on the difference of the two means (Deville
-    1999, Survey Methodology 25), so that questions on one image are taken together.
+    wordings); other questions do not enter. Each question enters with its influence on the
+    difference of the two means (Deville 1999, Survey Methodology 25), so that questions on one
+    image are taken together.
     """
-    values = np.asarray(values, dtype=float)
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    either = first | second
+    values = np.asarray(values, dtype=float)[:, either]
     contributions = 0
-    for sign, group in ((1, np.asarray(first, bool)), (-1, np.asarray(second, bool))):
+    for sign, group in ((1, first[either]), (-1, second[either])):
         mean = values[:, group].mean(axis=1, keepdims=True)
         share = np.expand_dims(group / group.mean(), tuple(range(1, values.ndim - 1)))
         contributions = contributions + sign * (mean + share * (values - mean))
-    return mean_over_models(contributions, image_ids)
+    return mean_over_models(contributions, np.asarray(image_ids)[either])
 
 
 def mean_of_models(
