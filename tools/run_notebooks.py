@@ -10,6 +10,7 @@ and so are the notebooks before it. A failing notebook stops the others; what wa
 """
 
 import argparse
+import asyncio
 import base64
 import io
 import os
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -122,13 +124,22 @@ def run_side_by_side(run: Callable[[Path], None], sources: list[Path]) -> None:
 
     The first error is raised once what is running has ended; nothing further is begun.
     """
+
+    def run_in_thread(source: Path) -> None:
+        try:
+            run(source)
+        finally:
+            with suppress(RuntimeError):  # without a loop there is nothing to close
+                asyncio.get_event_loop().close()  # nbclient has made it for this thread
+                asyncio.set_event_loop(None)
+
     cores = os.cpu_count() or 1
     workers = min(len(sources), cores)
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(cores // workers)  # kernels inherit it
     pool = ThreadPoolExecutor(workers)
     try:
-        for future in as_completed([pool.submit(run, source) for source in sources]):
+        for future in as_completed([pool.submit(run_in_thread, source) for source in sources]):
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)
