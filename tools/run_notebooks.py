@@ -234,7 +234,8 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     running, failed = (target.with_suffix(f".{end}.ipynb") for end in ("running", "failed"))
     chosen = choose_parameters(source, parameters)
-    options = {"kernel_name": "python3", "cwd": source.parent, "progress_bar": False}
+    folder = {"metadata": {"path": str(source.parent)}}  # papermill's cwd would be this process's
+    options = {"kernel_name": "python3", "resources": folder, "progress_bar": False}
     try:
         papermill.execute_notebook(source, running, chosen, **options)
     except PapermillExecutionError as error:

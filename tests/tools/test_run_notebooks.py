@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -257,9 +258,11 @@ def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
 def test_side_by_side_one_failure_does_not_undo_the_other(world):
     sources, study, run, lines = world
     write_notebook(sources, "04_fourth", "raise RuntimeError('no such head')")
-    write_notebook(sources, "05_fifth", "import os", "print(os.environ['OMP_NUM_THREADS'])")
+    write_notebook(sources, "05_fifth", f"import os; assert os.getcwd() == {str(sources)!r}")
+    here = Path.cwd()
     with pytest.raises(runner.NotebookError, match="04_fourth"):
         run()
+    assert Path.cwd() == here, "a notebook's folder has become this process's"
     kept = (study.folder("notebooks") / "05_fifth.ipynb").stat().st_mtime_ns
     write_notebook(sources, "04_fourth", "x = 1")
     done = run()
@@ -269,7 +272,7 @@ def test_side_by_side_one_failure_does_not_undo_the_other(world):
 
 def test_stages_keep_what_needs_another_apart(monkeypatch):
     names = ["01_a", "02_b", "03_c", "03b_d", "04_e", "06_f", "07_g"]
-    sources = [runner.Path(f"{name}.ipynb") for name in names]
+    sources = [Path(f"{name}.ipynb") for name in names]
 
     def stages(study):
         return [[path.stem[:3] for path in stage] for stage in runner.plan_stages(study, sources)]
