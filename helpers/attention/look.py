@@ -25,7 +25,13 @@ from helpers.attention.image_share import (
     prepare_batch,
     uniform_baseline,
 )
-from helpers.data.encode import encode_text, load_rgb, normalise_levels, resize_image
+from helpers.data.encode import (
+    encode_text,
+    load_rgb,
+    normalise_levels,
+    pad_pictures,
+    resize_image,
+)
 from helpers.figures.look import plot_look
 from helpers.model.forward import forward_raster
 
@@ -109,13 +115,6 @@ def open_upright(picture: Image.Image | np.ndarray | str | Path) -> Image.Image:
 def encode_one(processor: ViltProcessor, picture: Image.Image, question: str) -> dict[str, Tensor]:
     """A batch of one question, with the processor's own names and values."""
     ids = encode_text([question], processor.tokenizer)[0][0][None]
-    pixels = resize_image(picture, processor.image_processor).long()
-    levels = normalise_levels(processor.image_processor)
-    values = torch.stack([levels[channel][pixels[channel]] for channel in range(3)])[None]
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-        "pixel_values": values.float(),
-        "pixel_mask": torch.ones(1, *values.shape[2:], dtype=torch.bool),
-    }
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    pixels = resize_image(picture, processor.image_processor)
+    return text | pad_pictures([pixels], normalise_levels(processor.image_processor))

@@ -53,11 +53,6 @@ RATE_GOALS = (  # stated rate, what is good enough, axis, title: of tests, of in
 UNIFORM = "excess image share, points\n({} query, image key; share − uniform)"
 
 
-def style_family(name: str) -> tuple[str, str]:
-    """Colour and marker of a family; grey and a dot for one that has none of its own."""
-    return FAMILY_STYLE.get(name, (GREY, "."))
-
-
 def name_group(name: str, n: int, enough: bool) -> str:
     """A family or class with n under its name, and a mark where the questions are too few."""
     return f"{name}\nn = {n:,}" + ("" if enough else "\ntoo few")
