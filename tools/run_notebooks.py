@@ -347,7 +347,8 @@ def render(study: Study) -> None:
         target = folder / path.relative_to(study.folder("notebooks"))
         write_atomic(target, nbformat.writes(notebook) + "\n")
     readme = study.root / "README.md"
-    text, table = readme.read_text(encoding="utf-8"), format_claims(read_claims(study.run_dir))
+    text = readme.read_text(encoding="utf-8")
+    table = format_claims(read_claims(study.run_dir), ["verdict"])
     write_atomic(readme, CLAIMS.sub(lambda _: mark_claims(table), text))
     for name in sorted(set(re.findall(r"notebooks/images/(\w+\.png)", text))):
         write_atomic(folder / "images" / name, (study.run_dir / "figures" / name).read_bytes())

@@ -11,7 +11,7 @@ threshold. **contradicted**: it lies on the other side. **undecided**: the thres
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ CLAIMS = ROOT / "data" / "claims.csv"
 COLUMNS = ["key", "notebook", "claim", "verdict", "estimate", "low", "high", "unit", "threshold",
            "relation", "random", "n_questions", "n_images", "n_models", "k_models",
            "reason"]  # fmt: skip
+SHOWN = ("verdict", "estimate", "asked", "models")  # of SAYS, beside each claim
 
 
 def record_claim(
@@ -98,24 +99,25 @@ def show_claims(study: Study, *keys: str) -> Markdown:
     """What a run says of some claims (of all, if none is named), as a notebook shows it."""
     table = read_claims(study.run_dir)
     rows = table.set_index("key", drop=False).loc[list(keys)] if keys else table
-    return Markdown(format_claims(rows, questions=say_questions))
+    return Markdown(format_claims(rows, [*SHOWN, "questions"]))
 
 
-def format_claims(table: pd.DataFrame, **more: Callable[[pd.Series], str]) -> str:
-    """Rows of `read_claims` as a Markdown table, "" without any.
+def format_claims(table: pd.DataFrame, columns: Sequence[str] = SHOWN) -> str:
+    """Rows of `read_claims` as a Markdown table, "" without any: the claims, and some of SAYS.
 
-    Columns: claim, verdict, estimate, asked (the threshold), models (in how many it holds).
-    more: further columns, each a function of a row. Plain Markdown, so that GitHub, Colab and
-    nbconvert each draw it in their own colours.
+    Plain Markdown, so that GitHub, Colab and nbconvert each draw it in their own colours.
     """
-    names = ["claim", "verdict", "estimate", "asked", "models", *more]
+    names = ["claim", *columns]
     lines = [f"| {' | '.join(names)} |", "|:---" * len(names) + "|"]
     for _, row in table.iterrows():
-        cells = [row["claim"], f"**{row['verdict']}**", say_estimate(row), say_threshold(row)]
-        cells.append(say_models(row))
-        cells += [say(row) for say in more.values()]
+        cells = [row["claim"], *(SAYS[name](row) for name in columns)]
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) if len(table) else ""
+
+
+def say_verdict(row: pd.Series) -> str:
+    """A verdict in bold."""
+    return f"**{row['verdict']}**"
 
 
 def say_questions(row: pd.Series) -> str:
@@ -142,6 +144,15 @@ def say_estimate(row: pd.Series) -> str:
     form = ".1f" if row["unit"] in ("points", "%") else ".2f"
     low, high = (f"{row[bound]:{form}}" for bound in ("low", "high"))
     return f"{row['estimate']:{form}} [{low}, {high}] {row['unit']}"
+
+
+SAYS = {  # columns of a table of claims
+    "verdict": say_verdict,
+    "estimate": say_estimate,
+    "asked": say_threshold,  # of the estimate
+    "models": say_models,
+    "questions": say_questions,
+}
 
 
 def judge(low: float, high: float, relation: str, threshold: float) -> str:
