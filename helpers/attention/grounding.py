@@ -16,7 +16,7 @@ import pandas as pd
 from datasets import Dataset
 
 from helpers.stats.bootstrap import bootstrap_mean
-from helpers.stats.cluster_robust import divide_or_nan
+from helpers.stats.models import linearise_ratio
 
 
 def boxes_to_patch_mask(
@@ -107,14 +107,11 @@ def object_chance(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:
 def hits_over_chance(hits: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """Values (question, ...) whose mean is the mean of hits over that of chance; 1 is chance.
 
-    Their variance over images is that of the ratio (linearised, the delta method). hits: (question,
-    ...); chance: (question,); NaN where either is.
+    Their variance over images is that of the ratio (`linearise_ratio`). hits: (question, ...);
+    chance: (question,); NaN where either is.
     """
     chance = np.where(np.isnan(hits), np.nan, chance.reshape(-1, *[1] * (hits.ndim - 1)))
-    hits = np.where(np.isnan(chance), np.nan, hits)
-    level = np.nanmean(chance, axis=0)
-    ratio = divide_or_nan(np.nanmean(hits, axis=0), level)
-    return ratio + divide_or_nan(hits - ratio * chance, level)
+    return linearise_ratio(np.where(np.isnan(chance), np.nan, hits), chance)
 
 
 def hits_of_another_question(

@@ -26,7 +26,7 @@ from helpers.stats.cluster_robust import (
     has_enough_data,
     mean_difference_test,
 )
-from helpers.stats.models import ModelMean, mean_of_models
+from helpers.stats.models import ModelMean, linearise_ratio, mean_of_models
 
 
 def removal_effects(
@@ -200,17 +200,6 @@ def needed_heads(tables: Sequence[pd.DataFrame], least: float = 5) -> pd.DataFra
     table = counts["needed"].agg(heads="mean", fewest="min", most="max")
     table["undecided"], table["n"] = counts["near"].mean(), every.groupby("family")["n"].first()
     return table.sort_values("heads", ascending=False, kind="stable").reset_index()
-
-
-def linearise_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Values (n, ...) whose mean is sum(part) / sum(whole) and whose spread gives its interval.
-
-    r + (part - r whole) / mean(whole), r being the ratio (Cochran 1977, "Sampling Techniques",
-    section 6.4); NaN where the
-    whole sums to 0.
-    """
-    ratio = divide_or_nan(part.sum(0), whole.sum(0))
-    return ratio + divide_or_nan(len(whole) * (part - ratio * whole), whole.sum(0))
 
 
 def normalise_by_layer(importance: np.ndarray) -> np.ndarray:

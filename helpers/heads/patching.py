@@ -18,10 +18,10 @@ from transformers import ViltProcessor
 from helpers.attention.extract import AttentionTable, measure_once, sample_questions
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.effects import linearise_ratio
 from helpers.heads.removal import forward_with_interventions, pack_forward, read_z, replace_heads
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
+from helpers.stats.models import linearise_ratio
 
 Pair = tuple[int, int]  # rows of two questions: source, target
 

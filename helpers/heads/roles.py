@@ -36,7 +36,12 @@ from helpers.attention.word_classes import mark_classes
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import bootstrap_mean, rank_correlation, spearman_rows
+from helpers.stats.bootstrap import (
+    bootstrap_mean,
+    rank_correlation,
+    spearman_rows,
+    split_images,
+)
 from helpers.stats.cluster_robust import (
     correct_p,
     divide_or_nan,
@@ -344,12 +349,6 @@ def compare_image_halves(
         of_half = {role: values[rows] for role, values in by_question.items()}
         tables.append(score_roles(of_half, image_ids[rows], random, n_resamples, seed))
     return compare_roles(*tables, n_resamples, seed)
-
-
-def split_images(image_ids: ArrayLike, seed: int = 0) -> np.ndarray:
-    """Cut the images into two random halves: which questions (question,) are in the first."""
-    images = np.random.default_rng(seed).permutation(np.unique(image_ids))
-    return np.isin(image_ids, images[::2])
 
 
 def find_pretrained(study: Study, number: int = 0) -> str | None:

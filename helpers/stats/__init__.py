@@ -12,7 +12,7 @@ from helpers.stats.cluster_robust import (
 from helpers.stats.models import mean_over_models
 
 __all__ = [
-    "bootstrap",  # means and ranks by resampling: rank_correlation, rank_permutation_test
+    "bootstrap",  # split_images in halves; means and ranks by resampling
     "bootstrap_by_group",  # mean and interval of each group of questions, as a table
     "bootstrap_mean",  # mean over questions, with an interval that resamples images
     "compare_groups",  # do groups of questions differ, and which pairs?

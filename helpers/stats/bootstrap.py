@@ -40,6 +40,12 @@ class Interval(NamedTuple):
         return index.assign(**{name: np.ravel(field) for name, field in self._asdict().items()})
 
 
+def split_images(image_ids: ArrayLike, seed: int = 0) -> np.ndarray:
+    """Cut the images into two random halves: which questions (question,) are in the first."""
+    images = np.random.default_rng(seed).permutation(np.unique(image_ids))
+    return np.isin(image_ids, images[::2])
+
+
 def bootstrap_mean(
     values: ArrayLike,
     image_ids: ArrayLike,

@@ -8,7 +8,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from helpers.stats.cluster_robust import check_rows, code_groups, fit_means, sum_by_image
+from helpers.stats.cluster_robust import (
+    check_rows,
+    code_groups,
+    divide_or_nan,
+    fit_means,
+    sum_by_image,
+)
 
 
 class ModelMean(NamedTuple):
@@ -161,3 +167,15 @@ def jackknife_over_models(
     shift = whole.mean() - mean.estimate
     low, high = np.clip([mean.low + shift, mean.high + shift], *limits)
     return ModelMean(whole.mean(), low, high, len(images), n_images, n_models, whole)
+
+
+def linearise_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Values (n, ...) whose mean is sum(part) / sum(whole) and whose spread gives its interval.
+
+    r + (part - r whole) / mean(whole), r being the ratio (Cochran 1977, "Sampling Techniques",
+    section 6.4). Rows with NaN, which has to be in both, are left out; all NaN where the whole sums
+    to 0.
+    """
+    total, n = np.nansum(whole, axis=0), (~np.isnan(whole)).sum(axis=0)
+    ratio = divide_or_nan(np.nansum(part, axis=0), total)
+    return ratio + divide_or_nan(n * (part - ratio * whole), total)
