@@ -12,6 +12,7 @@ Weights are random ("fresh-b32"). Medians of the ratios within a round.
 import argparse
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_extract import make_batch
 
-from helpers.heads.removal import (
-    Intervention,
-    ablate_heads,
-    forward_with_interventions,
-    pack_forward,
-)
+from helpers.heads.removal import ablate_heads, pack_forward, replace_z, run_variants, zero_z
 from helpers.model.forward import forward_raster
 from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
@@ -40,17 +36,14 @@ def remove_stock(model, batch, heads) -> torch.Tensor:
     return torch.stack(logits)
 
 
-def list_interventions(model, heads) -> list[Intervention]:
-    """The interventions that put 0 in place of each head's z."""
-    nothing = torch.zeros(1, 1, model.vilt.encoder.layer[0].attention.attention.attention_head_size)
-    return [Intervention(layer, slice(head, head + 1), nothing) for layer, head in heads]
-
-
 def remove_from_prefix(model, batch, heads) -> torch.Tensor:
     """The same in one packed walk, each from its own layer on."""
-    found = dict(
-        forward_with_interventions(pack_forward(model, batch), list_interventions(model, heads))
-    )
+    nothing = zero_z(model)[:, :1]
+    variants = [
+        {layer: partial(replace_z, heads=slice(head, head + 1), new=nothing)}
+        for layer, head in heads
+    ]
+    found = dict(run_variants(pack_forward(model, batch), variants))
     return torch.stack([found[row] for row in range(len(heads))])
 
 

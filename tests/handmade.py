@@ -52,9 +52,6 @@ def write_attention(study: Study) -> None:
     layers.loc[layers["model"] == "untrained", "estimate"] = 0.9
     layers.loc[layers["query"] == "words", "estimate"] = 0.8
     save_table(study, "03_layers", layers)
-    omnibus = pd.DataFrame({"layer": [0, 0, 1, 1], "head": 0, "query": ["[CLS]", "words"] * 2,
-                            "p_corrected": [0.01, 0.2, 0.049, None], **SIZE})  # fmt: skip
-    save_table(study, "04_omnibus", omnibus)
     shares = pd.DataFrame({"question": range(10), "text_share": [0.5, 0.9] * 5})
     shares.to_parquet(study.folder("modality") / "shapley.parquet")
 

@@ -1,7 +1,7 @@
 """What heads and layers do: their roles, what happens without them, and which can go."""
 
 from helpers.attention.extract import name_heads
-from helpers.heads import compression, effects, patching, removal, roles
+from helpers.heads import compression, effects, removal, roles
 from helpers.heads.effects import normalise_by_layer, removal_effects
 from helpers.heads.removal import ablate_heads
 
@@ -11,8 +11,7 @@ __all__ = [
     "effects",  # what removals cost each family, how few heads carry it, what predicts it
     "name_heads",  # L3H7 for each row of a table
     "normalise_by_layer",  # importance over its layer's norm
-    "patching",  # which heads carry an answer from one image to another
-    "removal",  # answers without heads and layers, and the gradient's estimate
+    "removal",  # answers without heads and layers, or with another question's heads; the gradient
     "removal_effects",  # what removals cost, over all questions and by family, with intervals
     "roles",  # scores of heads on roles, against heads with random weights
 ]

@@ -1,20 +1,20 @@
-"""The answers without a head or a layer, and the gradient's estimate of what that costs.
+"""The answers without heads or layers, or with heads of another question; and the gradient.
 
-    with ablate_heads(model, [(3, 7), (5, 0)]):
-        forward_raster(model, batch)
+with ablate_heads(model, [(3, 7), (5, 0)]):
+    forward_raster(model, batch)
 
-    removals, gradients = measure_removals(study, model, processor, data)    # every one in turn
-    lost = score_removals(removals, "zero_head", answers, model.config.id2label)
-
-What comes before a head is computed once for all interventions on a batch.
+removals, gradients = measure_removals(study, model, processor, data)    # every one in turn
+lost = score_removals(removals, "zero_head", answers, model.config.id2label)
+pairs, change, total_change = measure_patching(study, model, processor, data, table)
+patching_effect(change, total_change)     # percent of the change that a head carries
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from itertools import chain
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from helpers.attention.extract import (
     Layout,
     extract_once,
     in_measuring_precision,
+    measure_once,
     sample_questions,
 )
 from helpers.attention.image_share import prepare_batch
@@ -38,6 +39,11 @@ from helpers.model.forward import PackedForward, forward_raster, trace
 from helpers.model.vilt import list_answers
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
+from helpers.stats.models import linearise_ratio
+
+# z is a head's output before the layer's projection: (valid token, head, d_head), all heads'
+Variant = Mapping[int, Callable[[Tensor], Tensor] | None]  # new z by layer; None: layer left out
+Pair = tuple[int, int]  # rows of two questions: source, target
 
 HEAD_AXES, LAYER_AXES = ("layer", "head"), ("layer",)
 ABLATION_MODES = {  # mode: its name in tables, and what is removed one at a time
@@ -62,36 +68,59 @@ LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32",
 IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
 
 
-class Intervention(NamedTuple):
-    """One variant of a forward pass: z in place of these heads' z in the layer.
-
-    z: (valid tokens, or 1 for all; heads; d_head), of the last layer (questions or 1; heads;
-    d_head). None: the layer is left out.
-    """
-
-    layer: int
-    heads: slice
-    z: Tensor | None
-
-    def edit(self, layer: int, z: Tensor) -> Tensor:
-        """The z of a layer with this intervention, for `trace`."""
-        z = z.clone()
-        z[..., self.heads, :] = self.z.to(z)
-        return z
+def replace_z(z: Tensor, heads: slice, new: Tensor) -> Tensor:
+    """A layer's z (token, head, d_head) with `new` (token or 1, head, d_head) for these heads."""
+    z = z.clone()
+    z[:, heads] = new.to(z)
+    return z
 
 
-def replace_heads(zs: Iterable[Tensor]) -> list[Intervention]:
-    """A variant for each head, layer by layer; zs: (tokens or 1, head, d_head) of each layer."""
+def replace_heads(zs: Iterable[Tensor]) -> list[Variant]:
+    """A variant for each head, layer by layer; zs: (token or 1, head, d_head) of each layer."""
     return [
-        Intervention(layer, slice(head, head + 1), z[:, head : head + 1])
+        {layer: partial(replace_z, heads=slice(head, head + 1), new=z[:, head : head + 1])}
         for layer, z in enumerate(zs)
         for head in range(z.shape[1])
     ]
 
 
-def replace_layers(zs: Iterable[Tensor | None]) -> list[Intervention]:
+def replace_layers(zs: Iterable[Tensor | None]) -> list[Variant]:
     """A variant for each layer, which replaces all its heads or, where z is None, leaves it out."""
-    return [Intervention(layer, slice(None), z) for layer, z in enumerate(zs)]
+    return [
+        {layer: None if z is None else partial(replace_z, heads=slice(None), new=z)}
+        for layer, z in enumerate(zs)
+    ]
+
+
+def run_variants(
+    forward: PackedForward, variants: Sequence[Variant]
+) -> Iterator[tuple[int, Tensor]]:
+    """Variants of a packed pass that has not begun: yields (row of variants, logits).
+
+    First come the logits of the pass itself, with row -1. Variants with the same edits up to some
+    layer share the computation up to there; so each costs only what sets it apart.
+    """
+    n_layers = len(forward.core.encoder.layer)
+
+    def walk(layer: int, hidden: Tensor, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
+        if layer == n_layers:
+            logits = forward.read_answer(hidden)
+            yield from ((row, logits) for row in rows)
+            return
+        z, alike = forward.enter(layer, hidden).run(), defaultdict(list)
+        for row in rows:
+            alike[variants[row].get(layer, keep) if row >= 0 else keep].append(row)
+        for edit, own in alike.items():
+            if edit is not None:
+                onward = forward.leave(layer, edit(z), hidden)
+            else:
+                onward = hidden if layer < n_layers - 1 else hidden[forward.cls_rows]
+            yield from walk(layer + 1, onward, own)
+
+    def keep(z: Tensor) -> Tensor:
+        return z
+
+    yield from walk(0, forward.hidden, [-1, *range(len(variants))])
 
 
 def ablate_heads(
@@ -117,6 +146,12 @@ def ablate_heads(
     return trace(model, edit={"z": silence}, layers=chosen)
 
 
+def zero_z(model: nn.Module) -> Tensor:
+    """0 for the z of each head of a layer: (1, head, d_head)."""
+    n_heads, hidden = model.config.num_attention_heads, model.config.hidden_size
+    return torch.zeros(1, n_heads, hidden // n_heads, device=model.device)
+
+
 @torch.no_grad()
 def mean_z(model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64) -> Tensor:
     """Each head's mean z over the tokens at which it is read: (layer, head, d_head), on the CPU.
@@ -126,7 +161,9 @@ def mean_z(model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64) ->
     """
     sums, n_tokens = 0, 0
     for _, batch in encoded.batches(batch_size):
-        zs = read_z(pack_forward(model, batch))
+        forward = pack_forward(model, batch)
+        zs = [layer.run() for layer in forward]
+        zs[-1] = zs[-1][forward.cls_rows]
         sums = sums + torch.stack([z.double().sum(0).cpu() for z in zs])
         n_tokens = n_tokens + torch.tensor([len(z) for z in zs])
     return (sums / n_tokens[:, None, None]).float()
@@ -136,34 +173,6 @@ def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
     """A packed forward pass over a batch."""
     inputs, groups, _ = prepare_batch(model, batch)
     return PackedForward(model, inputs, groups)
-
-
-def read_z(forward: PackedForward) -> list[Tensor]:
-    """Run a packed pass: each layer's z, (valid token, head, d_head), [CLS] alone in the last."""
-    with trace(forward.model, read=["z"]) as seen:
-        forward.run()
-    return seen["z"]
-
-
-def forward_with_interventions(
-    forward: PackedForward, interventions: Sequence[Intervention]
-) -> Iterator[tuple[int, Tensor]]:
-    """Run a packed pass once; yield (row of interventions, logits (question, answer)).
-
-    Yields layer by layer. Each variant costs only what comes after its intervention.
-    `forward.logits`, in the end, are those without any.
-    """
-    for index, layer in enumerate(forward):
-        z = layer.run()
-        for row, intervention in enumerate(interventions):
-            if intervention.layer != index:
-                continue
-            if intervention.z is None:
-                logits = forward.resume(index + 1)
-            else:
-                with trace(forward.model, edit={"z": intervention.edit}, layers=[index]):
-                    logits = forward.resume(index, z)
-            yield row, logits
 
 
 @torch.no_grad()
@@ -179,9 +188,7 @@ def removal_measures(
     answer. <name>_probability, and probability of the intact model: sigmoid of the logit of the
     intact model's answer, which moves before the answer does. logits: intact, (question, answer).
     """
-    config = model.config
-    n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
-    zero = torch.zeros(1, n_heads, config.hidden_size // n_heads, device=model.device)
+    n_layers, zero = model.config.num_hidden_layers, zero_z(model)
     make = {
         "zero_head": lambda: replace_heads([zero] * n_layers),
         "mean_head": lambda: replace_heads(means[:, None]),
@@ -189,24 +196,34 @@ def removal_measures(
         "skip_layer": lambda: replace_layers([None] * n_layers),
     }
     variants = {mode: make[mode]() for mode in modes}
-    mode_of = [mode for mode, interventions in variants.items() for _ in interventions]
-    forward = pack_forward(model, batch)
-    without = list(forward_with_interventions(forward, list(chain(*variants.values()))))
-    answers = forward.logits.argmax(1)
-
-    def answer_probability(logits: Tensor) -> Tensor:
-        return logits.float().gather(1, answers[:, None])[:, 0].sigmoid()
-
-    measures = {"logits": forward.logits, "probability": answer_probability(forward.logits)}
-    for mode in variants:
-        name, axes = ABLATION_MODES[mode]
-        shape = (n_layers, n_heads)[: len(axes)]
-        of_mode = [logits for row, logits in without if mode_of[row] == mode]
-        changed = torch.stack([logits.argmax(1) for logits in of_mode], 1)
-        probability = torch.stack([answer_probability(logits) for logits in of_mode], 1)
-        measures[f"{name}_answer"] = changed.unflatten(1, shape)
-        measures[f"{name}_probability"] = probability.unflatten(1, shape)
+    measures = answer_variants(pack_forward(model, batch), list(chain(*variants.values())))
+    counts = [len(of_mode) for of_mode in variants.values()]
+    for quantity in ("answer", "probability"):
+        parts = measures.pop(f"variant_{quantity}").split(counts, dim=1)
+        for mode, part in zip(variants, parts, strict=True):
+            name, axes = ABLATION_MODES[mode]
+            shape = (n_layers, zero.shape[1])[: len(axes)]
+            measures[f"{name}_{quantity}"] = part.unflatten(1, shape)
     return measures
+
+
+def answer_variants(forward: PackedForward, variants: Sequence[Variant]) -> dict[str, Tensor]:
+    """The answers of `run_variants`: variant_answer and variant_probability (question, variant).
+
+    And, of the pass itself, logits (question, answer) and probability (question,). A probability is
+    that of the pass's own answer, sigmoid of its logit.
+    """
+    runs = run_variants(forward, variants)
+    _, intact = next(runs)
+    answers = intact.argmax(1, keepdim=True)
+    changed = answers.repeat(1, len(variants))
+    probability = torch.zeros_like(changed, dtype=torch.float32)
+    for row, logits in runs:
+        changed[:, row] = logits.argmax(1)
+        probability[:, row] = logits.float().gather(1, answers)[:, 0].sigmoid()
+    own = intact.float().gather(1, answers)[:, 0].sigmoid()
+    of_variants = {"variant_answer": changed, "variant_probability": probability}
+    return {"logits": intact, "probability": own, **of_variants}
 
 
 @torch.no_grad()
@@ -217,22 +234,22 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     head_loss (question, layer, head), with 0 in place of the head's z; layer_loss (question,
     layer); logits, intact (question, answer).
     """
-    labels, config = batch["labels"].to(model.device), model.config
-    n_layers, n_heads = config.num_hidden_layers, config.num_attention_heads
-    zero = torch.zeros(1, n_heads, config.hidden_size // n_heads, device=model.device)
-    interventions = replace_heads([zero] * n_layers) + replace_layers([None] * n_layers)
-    losses = torch.zeros(len(labels), len(interventions), device=model.device)
-    forward = pack_forward(model, batch)
+    labels, zero = batch["labels"].to(model.device), zero_z(model)
+    n_layers, n_heads = model.config.num_hidden_layers, zero.shape[1]
+    variants = replace_heads([zero] * n_layers) + replace_layers([None] * n_layers)
+    losses = torch.zeros(len(labels), len(variants), device=model.device)
 
     def measure_loss(logits: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(logits.float(), labels, reduction="none").sum(1)
 
-    for row, logits in forward_with_interventions(forward, interventions):
+    runs = run_variants(pack_forward(model, batch), variants)
+    _, intact = next(runs)
+    for row, logits in runs:
         losses[:, row] = measure_loss(logits)
-    losses -= measure_loss(forward.logits)[:, None]
+    losses -= measure_loss(intact)[:, None]
     heads, layers = losses.tensor_split([n_layers * n_heads], dim=1)
     heads = heads.unflatten(1, (n_layers, n_heads))
-    return {"head_loss": heads, "layer_loss": layers, "logits": forward.logits}
+    return {"head_loss": heads, "layer_loss": layers, "logits": intact}
 
 
 def score_removals(
@@ -309,3 +326,99 @@ def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str,
         loss = binary_cross_entropy_with_logits(logits, batch["labels"].to(logits), reduction="sum")
         (slope,) = torch.autograd.grad(loss, gates)
     return {"importance": slope.abs().transpose(0, 1), "logits": logits.detach()}
+
+
+def find_pairs(
+    encoded: EncodedQuestions, predictions: Sequence[str], correct: Sequence[bool]
+) -> list[Pair]:
+    """Pairs of questions in the same words about different images, with different correct answers.
+
+    predictions: the model's answers. correct: whether each counts as correct. A pair's pictures
+    have one shape, so that tokens correspond one to one. Each image is in one pair at most, so that
+    pairs are independent. Returns rows (source, target), in the order of the data.
+    """
+    unpaired, pairs, used = defaultdict(list), [], set()
+    for row in np.flatnonzero(correct).tolist():
+        image = encoded.image_of[row]
+        if image in used:
+            continue
+        candidates = unpaired[tuple(encoded.input_ids[row].tolist()), encoded.sizes[image]]
+        for other in candidates:
+            unused = encoded.image_of[other] not in used and encoded.image_of[other] != image
+            if unused and predictions[other] != predictions[row]:
+                pairs.append((other, row))
+                used |= {image, encoded.image_of[other]}
+                break
+        else:
+            candidates.append(row)
+    return pairs
+
+
+@torch.no_grad()
+def patch_heads(
+    model: nn.Module, encoded: EncodedQuestions, pairs: Sequence[Pair], batch_size: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far does the answer move when one head's z comes from another question?
+
+    pairs: of `find_pairs`. The target's forward pass is run with one head's z taken from the
+    source's, at every token (Vig et al. 2020, "Causal mediation analysis for interpreting neural
+    NLP"; Wang et al. 2023, "Interpretability in the wild"). With D the logit of the source's answer
+    minus that of the target's answer, returns change (pair, layer, head): D patched - D target, and
+    total_change (pair,): D source - D target. Their ratio is 0 where a head carries nothing and 1
+    where it carries everything. Heads overlap and oppose each other: ratios need not sum to 1.
+    """
+    n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][0]))
+    change, total_change = np.zeros((len(pairs), n_layers * n_heads)), np.zeros(len(pairs))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        rows = zip(*(pairs[number] for number in numbers), strict=True)
+        batches = (encoded.collate([encoded[row] for row in side]) for side in rows)
+        source, target = (pack_forward(model, batch) for batch in batches)
+        runs = run_variants(target, replace_heads([layer.run() for layer in source]))
+        _, intact = next(runs)
+        answers = [logits.argmax(1) for logits in (source.logits, intact)]
+        base = logit_difference(intact, *answers)
+        total_change[numbers] = (logit_difference(source.logits, *answers) - base).cpu()
+        for row, logits in runs:
+            change[numbers, row] = (logit_difference(logits, *answers) - base).cpu()
+    return change.reshape(len(pairs), n_layers, n_heads), total_change
+
+
+def patching_effect(change: np.ndarray, total_change: np.ndarray) -> np.ndarray:
+    """Percent of the total change that each head carries: (pair, layer, head).
+
+    The mean over pairs is the ratio sum(change) / sum(total_change), about which each pair's value
+    is linearised (`linearise_ratio`): a pair's own would be extreme where total_change is small.
+    """
+    return 100 * linearise_ratio(change, total_change[:, None, None])
+
+
+def logit_difference(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Logit of the first answer minus logit of the second, question by question."""
+    return (logits.gather(1, first[:, None]) - logits.gather(1, second[:, None]))[:, 0].float()
+
+
+def measure_patching(
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, table: AttentionTable
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch each head between pairs of validation questions; once.
+
+    data: the validation questions. table: their attention, with the model's answers. Of the pairs
+    of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs
+    (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
+    """
+
+    def patch(folder: Path) -> None:
+        encoded, asked = encode(study, data, processor), table.questions
+        correct = (asked["accuracy"] >= 0.5).tolist()
+        pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
+        drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
+        pairs = [pairs[number] for number in drawn]
+        change, total_change = patch_heads(model, encoded, pairs, study.extract_batch_size)
+        pairs = np.array(pairs, int).reshape(-1, 2)
+        np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
+
+    inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
+    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as arrays:
+        return arrays["pairs"], arrays["moved"], arrays["whole"]

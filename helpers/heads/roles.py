@@ -26,27 +26,13 @@ from helpers.attention.extract import (
     name_heads,
 )
 from helpers.attention.grounding import find_hits, mask_boxes, object_chance, pointing_hits
-from helpers.attention.image_share import (
-    FUNCTION,
-    attention_maps,
-    image_share,
-    uniform_baseline,
-)
+from helpers.attention.image_share import FUNCTION, attention_maps, image_share, uniform_baseline
 from helpers.attention.word_classes import mark_classes
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import (
-    bootstrap_mean,
-    rank_correlation,
-    spearman_rows,
-    split_images,
-)
-from helpers.stats.cluster_robust import (
-    correct_p,
-    divide_or_nan,
-    has_enough_data,
-)
+from helpers.stats.bootstrap import bootstrap_mean, rank_correlation, spearman_rows, split_images
+from helpers.stats.cluster_robust import correct_p, divide_or_nan, has_enough_data
 
 Scores = dict[str, np.ndarray]  # role -> (question or model, layer, head)
 

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +19,6 @@ from helpers.stats.cluster_robust import (
 )
 
 CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB as counts, 32 MB as floats
-EXACT_N = 8  # pairs of which all permutations are tried: 40,320
 FEW_IMAGES = 5  # with fewer that differ from the rest, resampling says too little
 
 
@@ -139,9 +136,8 @@ def rank_permutation_test(
 
     x, y: (n,), pairs with a NaN are left out. strata: (n,), such as the heads' layers: then ranks
     count from their stratum's mean and are permuted within it, as heads of a layer are alike.
-    Without strata and with at most EXACT_N pairs all permutations are tried (exact: seven families
-    need |rho| of 0.79 for p < 0.05), else `n_resamples` random ones, of which the data is one more.
-    NaN below 3 pairs or where a score is constant.
+    The permutations are `n_resamples` random ones, of which the data is one more. NaN below 3 pairs
+    or where a score is constant.
     """
     x, y = np.ravel(x).astype(float), np.ravel(y).astype(float)
     strata = np.zeros(len(x)) if strata is None else np.ravel(strata)
@@ -154,22 +150,13 @@ def rank_permutation_test(
     size = np.sqrt((a**2).sum() * (b**2).sum())
     if size < 1e-9:
         return np.nan, np.nan
-    if n <= EXACT_N and not codes.any():
-        orders = _list_orders(n)
-    else:
-        drawn = np.random.default_rng(0).random((n_resamples, n)) + codes
-        within, places = np.argsort(drawn, axis=1), np.argsort(codes, kind="stable")
-        orders = np.empty_like(within)
-        orders[:, places] = within
-        orders = np.concatenate([np.arange(n)[None], orders])
+    drawn = np.random.default_rng(0).random((n_resamples, n)) + codes
+    within, places = np.argsort(drawn, axis=1), np.argsort(codes, kind="stable")
+    orders = np.empty_like(within)
+    orders[:, places] = within
+    orders = np.concatenate([np.arange(n)[None], orders])
     rho = a @ b / size
     return float(rho), float(np.mean(np.abs(b[orders] @ a / size) >= abs(rho) - 1e-9))
-
-
-@lru_cache(maxsize=2)
-def _list_orders(n: int) -> np.ndarray:
-    """All orders of n: (n!, n)."""
-    return np.array([*permutations(range(n))])
 
 
 def _resample_means(

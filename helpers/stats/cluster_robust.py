@@ -12,7 +12,7 @@ level reject 7.7 % on 8 images, and 17 % where one group is on 6 of 80 (these: 5
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import sparse, stats
-from statsmodels.stats.multitest import multipletests
 
 MIN_QUESTIONS, MIN_IMAGES = 10, 5
 CHUNK_VALUES = 4_000_000  # numbers held at once beside the result: 32 MB
@@ -35,13 +34,6 @@ class Fit(NamedTuple):
     bread: np.ndarray  # (p, p), the inverse of X'X
     products: np.ndarray  # (c, p, p), X'X within each image
     left_out: np.ndarray  # (c, p, p), the inverse of X'X without that image
-
-
-class Comparison(NamedTuple):
-    """Tables of `compare_groups`: `omnibus` has a row a column of values, `pairs` a row a pair."""
-
-    omnibus: pd.DataFrame
-    pairs: pd.DataFrame
 
 
 def has_enough_data(n: ArrayLike, n_images: ArrayLike) -> np.ndarray:
@@ -77,36 +69,24 @@ def mean_difference_test(
 
 
 def compare_groups(
-    values: ArrayLike,
-    groups: ArrayLike,
-    image_ids: ArrayLike,
-    method: str = "fdr_bh",
-    axes: Sequence[str] = (),
-) -> Comparison:
-    """Do groups of questions differ in mean, and which pairs? Errors are clustered by image.
+    values: ArrayLike, groups: ArrayLike, image_ids: ArrayLike, axes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Which pairs of groups of questions differ in mean? Errors are clustered by image.
 
     values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"): every column
-    is compared, and p is corrected over all of them. groups, image_ids: (n,).
+    is compared, and p is corrected over all of them. groups, image_ids: (n,). A row a column of
+    values and pair: the axes, group_a, group_b, difference (a - b), se, df, low, high (95 %, not
+    corrected), p, hedges_g, n_a, n_b, clusters_a, clusters_b (images), p_corrected
+    (Benjamini-Hochberg over every column and pair).
 
-    omnibus: the axes, F, df, df_denom, p, p_corrected, n, n_clusters (images), n_groups.
-    pairs: the axes, group_a, group_b, difference (a - b), se, df, low, high (95 %, not corrected),
-    p, p_corrected (over every column and pair), hedges_g, n_a, n_b, clusters_a, clusters_b.
-
-    The omnibus is the approximate Hotelling test of Pustejovsky and Tipton (2018). Degrees of
-    freedom follow from how the groups lie in the images: a group on few images counts as few. How
-    often these tests err was measured with `tools.calibrate`. Hedges g: the difference over the
-    pooled standard deviation of the groups, times 1 - 3 / (4 df - 1).
+    Degrees of freedom follow from how the groups lie in the images: a group on few images counts as
+    few. How often these tests err was measured with `tools.calibrate`. Hedges g: the difference
+    over the pooled standard deviation of the groups, times 1 - 3 / (4 df - 1).
 
     Groups without enough data are left out of the fit, and their pairs are NaN. Without variance a
     difference has no error and no p. ValueError where the numbers of rows differ.
     """
-
-    def compare(y: np.ndarray, used: np.ndarray) -> tuple[dict, dict]:
-        return _compare_columns(y, codes, images, none, used, pairs)
-
-    values, images, codes, names, pairs = _prepare_groups(values, groups, image_ids)
-    none = np.empty((len(values), 0))
-    return _compare_patterns(values, codes >= 0, names, compare, method, axes)
+    return _compare_pairs(values, groups, image_ids, axes, None)
 
 
 def compare_within_strata(
@@ -114,7 +94,6 @@ def compare_within_strata(
     groups: ArrayLike,
     strata: ArrayLike,
     image_ids: ArrayLike,
-    method: str = "fdr_bh",
     axes: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Which pairs of groups differ in mean at an equal stratum, such as an equal question length?
@@ -124,63 +103,60 @@ def compare_within_strata(
     the difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b):
     nothing is extrapolated, and it cannot be larger than two values differ by.
 
-    Otherwise, and the result, as `pairs` of `compare_groups`; n_a, n_b, clusters_a, clusters_b
-    count what the pair shares. A pair that shares too little is NaN.
+    Otherwise, and the result, as `compare_groups`; n_a, n_b, clusters_a, clusters_b count what the
+    pair shares. A pair that shares too little is NaN.
     """
-
-    def compare(y: np.ndarray, used: np.ndarray) -> tuple[dict, dict]:
-        parts = [] if pairs.size else [_compare_columns(y, codes, images, none, used, pairs)[1]]
-        for a, b in pairs.T:
-            own = used & np.isin(codes, (a, b))
-            shared = np.intersect1d(*(strata[own & (codes == code)] for code in (a, b)))
-            rows = own & np.isin(strata, shared)
-            dummies = np.eye(len(shared))[np.searchsorted(shared, strata[rows])][:, 1:]
-            part = (codes[rows] == b).astype(int), images[rows], dummies, np.ones(rows.sum(), bool)
-            parts.append(_compare_columns(y[rows], *part, np.array([[0], [1]]))[1])
-        return {}, {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
-
-    values, images, codes, names, pairs = _prepare_groups(values, groups, image_ids)
-    none = np.empty((len(values), 0))
     strata = pd.DataFrame(strata).groupby(list(pd.DataFrame(strata))).ngroup().to_numpy()
     if len(strata) != len(values):
         raise ValueError(f"{len(strata)} strata for {len(values)} questions")
-    return _compare_patterns(values, codes >= 0, names, compare, method, axes).pairs
+    return _compare_pairs(values, groups, image_ids, axes, strata)
 
 
-def _prepare_groups(values: ArrayLike, groups: ArrayLike, image_ids: ArrayLike) -> tuple:
-    """Checked values and image codes, group codes and names, and pairs of codes (2, pairs)."""
+def _compare_pairs(
+    values: ArrayLike,
+    groups: ArrayLike,
+    image_ids: ArrayLike,
+    axes: Sequence[str],
+    strata: np.ndarray | None,
+) -> pd.DataFrame:
+    """`compare_groups`, or with strata `compare_within_strata`."""
     values, images = check_rows(values, image_ids)
     codes, names = code_groups(groups, len(values))
     pairs = np.array([*combinations(range(len(names)), 2)], dtype=int).reshape(-1, 2).T
-    return values, images, codes, names, pairs
-
-
-def _compare_patterns(
-    values: np.ndarray,
-    usable: np.ndarray,
-    names: list,
-    compare: Callable[[np.ndarray, np.ndarray], tuple[dict, dict]],
-    method: str,
-    axes: Sequence[str],
-) -> Comparison:
-    """`compare` for the columns that miss the same questions, put together in two tables."""
     index = index_cells(values.shape[1:], axes)
-    flat = values.reshape(len(values), len(index))
-    labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
-    tables = {}, {}
+    flat, found = values.reshape(len(values), len(index)), {}
     for columns, valid in _split_by_missing(flat):
-        parts = compare(flat[:, columns], usable & valid)
-        for table, part, width in zip(tables, parts, ((), (len(labels),)), strict=True):
-            for name, array in part.items():
-                empty = np.empty((len(index), *width), np.asarray(array).dtype)
-                table.setdefault(name, empty)[columns] = array
-    cells = index, index.merge(labels, how="cross")
-    for cell, table in zip(cells, tables, strict=True):
-        for name, array in table.items():
-            cell[name] = array.ravel()
-            if name == "p":
-                cell["p_corrected"] = correct_p(cell["p"], method)
-    return Comparison(*cells)
+        used, y = valid & (codes >= 0), flat[:, columns]
+        if strata is None or not pairs.size:
+            tests = _compare_columns(y, codes, images, np.empty((len(y), 0)), used, pairs)
+        else:
+            parts = [_compare_at_strata(y, codes, images, strata, used, *pair) for pair in pairs.T]
+            tests = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
+        for name, array in tests.items():
+            empty = np.empty((len(index), pairs.shape[1]), array.dtype)
+            found.setdefault(name, empty)[columns] = array
+    labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
+    table = index.merge(labels, how="cross")
+    table = table.assign(**{name: array.ravel() for name, array in found.items()})
+    return table.assign(p_corrected=correct_p(table["p"]))
+
+
+def _compare_at_strata(
+    y: np.ndarray,
+    codes: np.ndarray,
+    images: np.ndarray,
+    strata: np.ndarray,
+    used: np.ndarray,
+    a: int,
+    b: int,
+) -> dict[str, np.ndarray]:
+    """`_compare_columns` of two groups on the strata that both are in, a mean for each stratum."""
+    own = used & np.isin(codes, (a, b))
+    shared = np.intersect1d(*(strata[own & (codes == code)] for code in (a, b)))
+    rows = own & np.isin(strata, shared)
+    dummies = np.eye(len(shared))[np.searchsorted(shared, strata[rows])][:, 1:]
+    part = (codes[rows] == b).astype(int), images[rows], dummies, np.ones(rows.sum(), bool)
+    return _compare_columns(y[rows], *part, np.array([[0], [1]]))
 
 
 def minimum_detectable_effect(
@@ -195,38 +171,28 @@ def minimum_detectable_effect(
     return (stats.t.isf(level / 2, df) + stats.t.ppf(power, df)) * np.asarray(se, dtype=float)
 
 
-def effective_alpha(p: ArrayLike, level: float = 0.05, method: str = "fdr_bh") -> float:
+def effective_alpha(p: ArrayLike, level: float = 0.05) -> float:
     """How small the next uncorrected p must be, for one more discovery among these tests.
 
-    p: uncorrected, any shape, NaN not tested; level, method: as for `correct_p`. With R of m tests
-    significant, Benjamini-Hochberg asks for (R + 1) level / m, Holm for level / (m - R). NaN where
-    nothing was tested.
+    p: uncorrected, any shape, NaN not tested. With R of m tests significant at the level,
+    Benjamini-Hochberg asks for (R + 1) level / m. NaN where nothing was tested.
     """
-    corrected = correct_p(p, method)
+    corrected = correct_p(p)
     n_tests = int((~np.isnan(corrected)).sum())
-    if not n_tests:
-        return np.nan
     # where all are significant, the last had to pass the whole level
     n_significant = min(int((corrected <= level).sum()), n_tests - 1)
-    is_holm = method == "holm"
-    return level / (n_tests - n_significant) if is_holm else level * (n_significant + 1) / n_tests
+    return level * (n_significant + 1) / n_tests if n_tests else np.nan
 
 
-def correct_p(p: ArrayLike, method: str = "fdr_bh") -> np.ndarray:
-    """Correct p over everything that was tested: "fdr_bh" (Benjamini-Hochberg) or "holm".
+def correct_p(p: ArrayLike) -> np.ndarray:
+    """Correct p over everything that was tested, after Benjamini and Hochberg.
 
     p: any shape; NaN (not tested) stays NaN and does not count as a test.
     """
-    if method not in ("fdr_bh", "holm"):
-        raise ValueError(f"correct_p: method {method!r} is not known: use 'fdr_bh' or 'holm'")
     corrected = np.array(p, dtype=float)
     tested = ~np.isnan(corrected)
-    if tested.any() and method == "holm":  # statsmodels' collects garbage each time: 0.1 s
-        order = corrected[tested].argsort()
-        ordered = corrected[tested][order] * np.arange(len(order), 0, -1)
-        corrected[tested] = np.maximum.accumulate(ordered).clip(max=1)[order.argsort()]
-    elif tested.any():
-        corrected[tested] = multipletests(corrected[tested], method=method)[1]
+    if tested.any():
+        corrected[tested] = stats.false_discovery_control(corrected[tested])
     return corrected
 
 
@@ -258,29 +224,21 @@ def fit_columns(values: np.ndarray, design: np.ndarray, images: np.ndarray) -> F
 
 
 def calibrate_contrast(fit: Fit, contrast: np.ndarray) -> tuple[float, float]:
-    """What the jackknife covariance of contrasts (q, p) is worth, from the design alone: scale, df.
+    """What the jackknife variance of a contrast (p,) is worth, from the design alone: scale, df.
 
-    scale: its expected value over the true one. df: the degrees of freedom of the Wishart with its
-    variance, Pustejovsky and Tipton (2018, Journal of Business and Economic Statistics 36), section
-    3.2; for one contrast this is Satterthwaite's, Bell and McCaffrey (2002).
-
-    Each entry of the covariance is a sum over images s of (g_si'e)(g_sj'e), so its moments need
-    only the inner products g_s'g_t: `within` where s = t, less Y_s'Y_t for all s and t.
+    scale: its expected value over the true one. df: Satterthwaite's degrees of freedom (Bell and
+    McCaffrey 2002). The variance is a sum over images s of (g_s'e)^2, so its moments need only the
+    inner products g_s'g_t: `within` where s = t, less y_s'y_t for all s and t.
     """
-    spread, axes = np.linalg.eigh(contrast @ fit.bread @ contrast.T)
-    white = (axes / np.sqrt(spread)).T @ contrast  # contrasts whose true covariance is the identity
-    q, c = len(contrast), len(fit.products)
-    pulled = fit.left_out @ white.T  # (c, p, q)
-    moved = fit.products @ pulled
-    within = (c - 1) / c * pulled.transpose(0, 2, 1) @ moved
-    y = np.sqrt((c - 1) / c) * np.linalg.cholesky(fit.bread).T @ moved
-    shared = y.transpose(0, 2, 1) @ y
-    scale = np.trace(within - shared, axis1=1, axis2=2).sum() / q
-    flat = y.reshape(c, -1)
-    cross = (flat.T @ flat).reshape(y.shape[1:] * 2)
-    squares = (cross**2).sum() + (cross * cross.transpose(0, 3, 2, 1)).sum()
-    squares += (_sum_squares(within - shared) - _sum_squares(shared)).sum()
-    return scale, q * (q + 1) * scale**2 / squares
+    share = (len(fit.products) - 1) / len(fit.products)
+    pulled = fit.left_out @ (contrast / np.sqrt(contrast @ fit.bread @ contrast))  # (c, p)
+    moved = (fit.products @ pulled[:, :, None])[..., 0]
+    within = share * (pulled * moved).sum(1)
+    y = np.sqrt(share) * moved @ np.linalg.cholesky(fit.bread)
+    shared = (y**2).sum(1)
+    scale = (within - shared).sum()
+    squares = ((y.T @ y) ** 2).sum() + ((within - shared) ** 2 - shared**2).sum()
+    return scale, scale**2 / squares
 
 
 def fit_means(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -369,12 +327,6 @@ def _member_matrix(images: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array((np.ones(n), (images, np.arange(n))), shape=shape)
 
 
-def _sum_squares(matrices: np.ndarray) -> np.ndarray:
-    """For each square matrix, the square of its trace plus the trace of its square."""
-    squares = (matrices * matrices.transpose(0, 2, 1)).sum((1, 2))
-    return np.trace(matrices, axis1=1, axis2=2) ** 2 + squares
-
-
 def _split_by_missing(flat: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Columns of (n, k) with the same questions missing: their numbers, valid (n,)."""
     valid = ~np.isnan(flat)
@@ -391,8 +343,8 @@ def _compare_columns(
     covariates: np.ndarray,
     used: np.ndarray,
     pairs: np.ndarray,
-) -> tuple[dict, dict]:
-    """Columns (n, k) with the same questions used: arrays (k,), and (k, n_pairs) for pairs."""
+) -> dict[str, np.ndarray]:
+    """Pairs of groups in columns (n, k) with the same questions used: arrays (k, n_pairs)."""
     first, second = pairs
     n_groups = max(codes.max(initial=-1), pairs.max(initial=-1)) + 1
     n = np.bincount(codes[used], minlength=n_groups)
@@ -401,8 +353,7 @@ def _compare_columns(
     told = np.flatnonzero(has_enough_data(n, n_images))
     used = used & np.isin(codes, told)
     y, codes, images = y[used].astype(float), np.searchsorted(told, codes[used]), images[used]
-    labels, images = np.unique(images, return_inverse=True)
-    omnibus = {name: np.full(y.shape[1], np.nan) for name in ("F", "df", "df_denom", "p")}
+    images = np.unique(images, return_inverse=True)[1]
     names = ("difference", *T_COLUMNS, "hedges_g")
     tests = {name: np.full((y.shape[1], len(first)), np.nan) for name in names}
     design = _make_design(codes, covariates[used]) if len(told) > 1 else None
@@ -410,7 +361,6 @@ def _compare_columns(
         largest = np.fmax.reduce(np.abs(y), axis=0, initial=0)
         floor = (1e-12 * largest) ** 2  # of variance: beyond rounding errors
         fit = fit_columns(y, design, images)
-        omnibus |= _test_omnibus(fit, len(told), floor)
         both_told = np.isin(first, told) & np.isin(second, told)
         for pair in np.flatnonzero(both_told):
             a, b = np.searchsorted(told, pairs[:, pair])
@@ -420,9 +370,9 @@ def _compare_columns(
         spread[:, told] = np.stack([y[codes == group].var(0) for group in range(len(told))], axis=1)
         difference = np.where(tests["se"] > 0, tests["difference"], np.nan)
         tests["hedges_g"] = _hedges_g(difference, spread, n, first, second)
-    omnibus |= {"n": used.sum(), "n_clusters": len(labels), "n_groups": len(told)}
-    tests |= {"n_a": n[first], "n_b": n[second]}
-    return omnibus, tests | {"clusters_a": n_images[first], "clusters_b": n_images[second]}
+    sizes = {"n_a": n[first], "n_b": n[second]}
+    sizes |= {"clusters_a": n_images[first], "clusters_b": n_images[second]}
+    return tests | {name: np.tile(size, (y.shape[1], 1)) for name, size in sizes.items()}
 
 
 def _make_design(codes: np.ndarray, covariates: np.ndarray) -> np.ndarray | None:
@@ -434,28 +384,11 @@ def _make_design(codes: np.ndarray, covariates: np.ndarray) -> np.ndarray | None
     return design if np.linalg.matrix_rank(design) == design.shape[1] else None
 
 
-def _test_omnibus(fit: Fit, n_groups: int, floor: np.ndarray) -> dict[str, np.ndarray]:
-    """Are all groups equal? (m - q + 1) / (m q) times Wald's W ~ F(q, m - q + 1): arrays (k,)."""
-    q, p = n_groups - 1, len(fit.coefficients)
-    contrast = np.hstack([-np.ones((q, 1)), np.eye(q), np.zeros((q, p - q - 1))])
-    scale, m = calibrate_contrast(fit, contrast)
-    differences = (contrast @ fit.coefficients).T
-    spread = contrast @ fit.covariance @ contrast.T / scale
-    size = np.trace(spread, axis1=1, axis2=2)
-    rank = np.linalg.matrix_rank(spread, tol=1e-12 * size, hermitian=True)
-    is_told = (size > floor) & (rank == q) & (m > q - 1)
-    inverse = np.linalg.inv(np.where(is_told[:, None, None], spread, np.eye(q)))
-    wald = np.einsum("ki,kij,kj->k", differences, inverse, differences)
-    test = {"F": wald * (m - q + 1) / (m * q), "df": q, "df_denom": m - q + 1}
-    test = {name: np.where(is_told, number, np.nan) for name, number in test.items()}
-    return test | {"p": stats.f.sf(*test.values())}
-
-
 def _test_pair(fit: Fit, a: int, b: int, floor: np.ndarray) -> dict[str, np.ndarray]:
     """Difference of two coefficients, of every column: arrays (k,)."""
     contrast = np.zeros(len(fit.coefficients))
     contrast[a], contrast[b] = 1, -1
-    scale, df = calibrate_contrast(fit, contrast[None])
+    scale, df = calibrate_contrast(fit, contrast)
     variance = contrast @ fit.covariance @ contrast / scale
     least = 1e-12 * (fit.covariance[:, a, a] + fit.covariance[:, b, b])
     difference = contrast @ fit.coefficients

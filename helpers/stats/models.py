@@ -30,9 +30,7 @@ class ModelMean(NamedTuple):
 
 
 def mean_over_models(
-    values: ArrayLike,
-    image_ids: ArrayLike,
-    limits: tuple[float, float] = (-np.inf, np.inf),
+    values: ArrayLike, image_ids: ArrayLike, limits: tuple[float, float] = (-np.inf, np.inf)
 ) -> ModelMean:
     """Mean over models and questions, with a 95 % interval for further models and images.
 

@@ -11,7 +11,7 @@ from small import encode_noise
 
 from helpers.attention.extract import measure_attention
 from helpers.data import prepare
-from helpers.heads import patching
+from helpers.heads import removal as patching
 from helpers.model.finetune import load_finetuned
 from helpers.model.forward import forward_raster
 

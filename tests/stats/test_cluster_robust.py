@@ -58,30 +58,18 @@ def test_degrees_of_freedom_of_one_contrast_from_the_whole_matrix(seed):
     moments = changes @ changes.T  # of the changes, with independent errors of variance 1
     true = contrast @ np.linalg.inv(design.T @ design) @ contrast
     fit = cluster_robust.fit_columns(np.zeros((len(design), 1)), design, images)
-    scale, df = cluster_robust.calibrate_contrast(fit, contrast[None])
+    scale, df = cluster_robust.calibrate_contrast(fit, contrast)
     assert scale == pytest.approx(np.trace(moments) / true)
     assert df == pytest.approx(np.trace(moments) ** 2 / (moments**2).sum())
     assert scale > 1
     assert df < 13
 
 
-def test_scale_and_degrees_of_freedom_of_two_contrasts_by_drawing_errors():
-    design, images = draw_design(4)
-    contrast = np.array([[-1.0, 1, 0, 0], [-1, 0, 1, 0]])
-    errors = np.random.default_rng(5).normal(size=(len(design), 20_000))
-    fit = cluster_robust.fit_columns(errors, design, images)
-    half = np.linalg.inv(np.linalg.cholesky(contrast @ fit.bread @ contrast.T)) @ contrast
-    drawn = half @ fit.covariance @ half.T
-    scale, df = cluster_robust.calibrate_contrast(fit, contrast)
-    assert scale == pytest.approx(np.trace(drawn.mean(0)) / 2, rel=0.01)
-    assert df == pytest.approx(6 * scale**2 / drawn.var(0).sum(), rel=0.03)
-
-
 def test_two_equal_groups_of_single_questions_are_the_ordinary_t_test():
     y = np.random.default_rng(6).normal(size=(24, 1))
     fit = cluster_robust.fit_columns(y, np.eye(2)[np.arange(24) % 2], np.arange(24))
     contrast = np.array([1.0, -1])
-    scale, df = cluster_robust.calibrate_contrast(fit, contrast[None])
+    scale, df = cluster_robust.calibrate_contrast(fit, contrast)
     t = contrast @ fit.coefficients / np.sqrt(contrast @ fit.covariance @ contrast / scale)
     theirs = scipy_stats.ttest_ind(y[::2], y[1::2])
     assert t == pytest.approx(theirs.statistic)
@@ -97,7 +85,7 @@ def test_a_mean_is_the_regression_on_a_constant_column_by_column():
         known = ~np.isnan(column)
         codes = np.unique(images[known], return_inverse=True)[1]
         one = cluster_robust.fit_columns(column[known, None], np.ones((known.sum(), 1)), codes)
-        scale, expected = cluster_robust.calibrate_contrast(one, np.ones((1, 1)))
+        scale, expected = cluster_robust.calibrate_contrast(one, np.ones(1))
         assert mean == pytest.approx(column[known].mean())
         assert variance == pytest.approx(one.covariance[0, 0, 0] / scale)
         assert df == pytest.approx(expected)
@@ -116,4 +104,4 @@ def test_a_coefficient_that_hangs_on_one_cluster_gets_no_error_message():
     values = np.random.default_rng(9).normal(size=(len(design), 2))
     fit = cluster_robust.fit_columns(values, design, images)
     assert np.isfinite(fit.covariance).all()
-    assert np.isfinite(cluster_robust.calibrate_contrast(fit, np.array([[1.0, -1, 0, 0]]))).all()
+    assert np.isfinite(cluster_robust.calibrate_contrast(fit, np.array([1.0, -1, 0, 0]))).all()

@@ -57,7 +57,7 @@ def test_a_difference_of_groups_is_that_of_their_means_with_the_errors_of_a_comp
     values = rng.normal(size=180) + rng.normal(size=60)[images] + group
     found = difference_over_models(values[None], group == 0, group == 1, images)
     assert found.estimate == pytest.approx(values[group == 0].mean() - values[group == 1].mean())
-    pairs = compare_groups(values, group.astype(str), images).pairs
+    pairs = compare_groups(values, group.astype(str), images)
     pair = pairs[pairs["group_a"].isin(["0", "1"]) & pairs["group_b"].isin(["0", "1"])].iloc[0]
     half = (pair["high"] - pair["low"]) / 2
     assert found.high - found.estimate == pytest.approx(half, rel=0.15)
