@@ -32,6 +32,7 @@ from helpers.attention.image_share import (
 from helpers.data.encode import EncodedQuestions
 from helpers.model.finetune import hash_model
 from helpers.model.forward import patch_grids
+from helpers.model.vilt import random_weight_model
 from helpers.run.cache import cached_step, read_record, require, source_digest
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval
@@ -71,29 +72,21 @@ def extract_attention(
     Columns: question_id, image_id, family, question_type, COUNTS, prediction, accuracy (NaN
     without answers), and the measures, flattened; rows in the data set's order. Whole shards are
     kept, so a killed run continues; memory holds one. Read them with `read_attention`. ValueError
-    where the folder holds other shards, and where the model's numbers are not finite.
+    where the folder holds shards of anything else, and where the model's numbers are not finite.
     """
-    n_questions, (rank, world_size) = len(encoded), process
-    if not n_questions:
-        raise ValueError("no questions to extract attention from: the data set is empty.")
-    if batch_size < 1 or shard_size < 1:
-        raise ValueError(f"batch_size={batch_size} and shard_size={shard_size} must be at least 1.")
-    folder = Path(folder)
+    folder, (rank, world_size) = Path(folder), process
     folder.mkdir(parents=True, exist_ok=True)
-    rows_of = {
-        folder / f"part-{number:05d}.parquet": range(start, min(start + shard_size, n_questions))
-        for number, start in enumerate(range(0, n_questions, shard_size))
-    }
+    source = describe_source(model, encoded, shard_size, layout)
     for path in sorted(folder.glob("part-*.parquet")):
-        if path not in rows_of:
-            raise ValueError(f"{path} is none of these {len(rows_of)} shards: empty the folder.")
-    source, own = describe_source(model, n_questions, layout), [*rows_of][rank::world_size]
-    total = sum(len(rows_of[path]) for path in own)
+        if (found := read_source(path)) != source:
+            raise ValueError(f"{path} is of {found}, not {source}: empty the folder.")
+    every, starts = range(len(encoded)), range(0, len(encoded), shard_size)
+    own = [*enumerate(every[start:][:shard_size] for start in starts)][rank::world_size]
+    total = sum(len(rows) for _, rows in own)
     with tqdm(total=total, desc="attention", unit="question") as progress:
-        for path in own:
-            rows = rows_of[path]
+        for number, rows in own:
+            path = folder / f"part-{number:05d}.parquet"
             if path.exists():
-                check_shard(path, source, encoded, rows)
                 progress.update(len(rows))
             else:
                 table = measure_rows(model, encoded, rows, batch_size, progress, source, measure)
@@ -104,17 +97,20 @@ def extract_attention(
     return folder
 
 
-def describe_source(model: nn.Module, n_questions: int, layout: Layout) -> dict:
-    """What all shards of a folder share: the model's shape and weights, the measures, the count."""
-    digest = hashlib.sha256()
+def describe_source(
+    model: nn.Module, encoded: EncodedQuestions, shard_size: int, layout: Layout
+) -> dict:
+    """What all shards of a folder share: the model, the questions, and the measures."""
+    digest = hashlib.sha256(encoded.questions["question_id"].to_numpy().tobytes())
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     return {
         "layers": model.config.num_hidden_layers,
         "heads": model.config.num_attention_heads,
-        "weights": digest.hexdigest()[:16],
+        "weights and questions": digest.hexdigest()[:16],
         "dtype": str(model.dtype),
-        "questions": n_questions,
+        "questions": len(encoded),
+        "shard_size": shard_size,
         "measures": {name: [kind, *axes] for name, (kind, axes) in layout.items()},
     }
 
@@ -126,16 +122,6 @@ def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
         name: (kind, tuple(sizes.get(axis, axis) for axis in axes))
         for name, (kind, *axes) in source["measures"].items()
     }
-
-
-def check_shard(path: Path, source: dict, encoded: EncodedQuestions, rows: range) -> None:
-    """ValueError unless a shard holds these rows, measured on this model."""
-    if (found := read_source(path)) != source:
-        what = f"{found}, not {source}"
-        raise ValueError(f"{path} is of another model or data set ({what}): empty the folder.")
-    held = pq.read_table(path, columns=["question_id"])["question_id"].to_pylist()
-    if held != encoded.questions["question_id"].iloc[rows].tolist():
-        raise ValueError(f"{path} holds other questions than rows {rows.start} to {rows.stop - 1}.")
 
 
 def measure_rows(
@@ -439,19 +425,3 @@ def name_heads(table: pd.DataFrame) -> pd.Series:
     """L3H7 for each row of a table with columns layer and head; L3 where it has no heads."""
     names = "L" + table["layer"].astype(str)
     return names + "H" + table["head"].astype(str) if "head" in table else names
-
-
-def random_weight_model(model: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with random weights from `seed`: a model that has learnt nothing.
-
-    Patch positions and CLS tokens too, which transformers starts at zero, where no trained ViLT has
-    them. The caller's random state is untouched.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well
-        random = type(model)(copy.deepcopy(model.config))
-        embeddings = random.vilt.embeddings
-        for parameter in (embeddings.cls_token, embeddings.position_embeddings):
-            nn.init.normal_(parameter, std=model.config.initializer_range)
-    random.tokenizer = model.tokenizer
-    return random.to(next(model.parameters()).device).eval()

@@ -19,11 +19,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.extract import measure_once, random_weight_model
+from helpers.attention.extract import measure_once
 from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
 from helpers.attention.relevance import explain, patch_maps
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
+from helpers.model.vilt import random_weight_model
 from helpers.run.settings import Study
 from helpers.stats.bootstrap import Interval
 from helpers.stats.models import mean_over_models

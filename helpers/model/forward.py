@@ -140,10 +140,6 @@ def _attend_fused(
     return (z.transpose(1, 2).flatten(2),)
 
 
-class StopForward(Exception):
-    """Ends a forward pass; raised and caught by `trace` alone."""
-
-
 @contextmanager
 def trace(
     model: nn.Module,
@@ -151,9 +147,8 @@ def trace(
     edit: Mapping[str, Callable[[int, Tensor], Tensor]] | None = None,
     layers: Iterable[int] | None = None,
     skip: Collection[int] = (),
-    stop_after: tuple[str, int] | None = None,
 ) -> Iterator[dict[str, list[Tensor | None]]]:
-    """Read, edit or stop the forward passes of a model while the block runs.
+    """Read or edit the forward passes of a model while the block runs.
 
     with trace(model, read=["pattern"]) as seen:
         forward_raster(model, batch)
@@ -168,7 +163,6 @@ def trace(
     read: sites to keep, after any edit: the block gets seen[site][layer], None where none passed.
     edit: for each site a function (layer, value) that returns the new value.
     layers: where to read and edit, by default everywhere. skip: layers that are left out.
-    stop_after: (site, layer) at which the pass, and with it the block, ends.
 
     A `PackedForward` is traced alike at "value" and "z", where it has (valid token, head, d_head),
     and of the last layer's z each question's [CLS] alone. Its patterns and residual stream are what
@@ -177,7 +171,7 @@ def trace(
     """
     edit, encoder = edit or {}, getattr(model, "vilt", model).encoder
     whole, seen = encoder.layer, {site: [None] * len(encoder.layer) for site in read}
-    sites = {*read, *edit, *([stop_after[0]] if stop_after else [])}
+    sites = {*read, *edit}
     check_trace(model, sites, skip)
 
     def visit(site: str, layer: int, value: Tensor) -> Tensor:
@@ -185,8 +179,6 @@ def trace(
             value = edit[site](layer, value)
         if site in read:
             seen[site][layer] = value
-        if (site, layer) == stop_after:
-            raise StopForward
         return value
 
     with ExitStack() as stack:
@@ -198,11 +190,7 @@ def trace(
             stack.callback(setattr, encoder, "layer", whole)
             rest = [layer for number, layer in enumerate(whole) if number not in skip]
             encoder.layer = nn.ModuleList(rest)
-        try:
-            yield seen
-        except StopForward:
-            if stop_after is None:
-                raise  # it is meant for a trace around this one
+        yield seen
 
 
 def add_hook(layer: nn.Module, site: str, visit: Callable[[Tensor], Tensor]) -> RemovableHandle:

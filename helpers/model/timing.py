@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,10 @@ def time_in_turns(
             inputs = {name: value.to(device) for name, value in batch.items()}
             for number in range(-WARM_UP, rounds):
                 order = generator.permutation(names).tolist()
-                seconds = {name: time_pass(models[name], inputs) for name in order}
+                runs = {name: partial(forward_raster, models[name], inputs) for name in order}
+                seconds = {name: time_run(run) for name, run in runs.items()}
                 rows += [(name, questions, number, seconds[name]) for name in names if number >= 0]
     return pd.DataFrame(rows, columns=["model", "questions", "round", "seconds"])
-
-
-def time_pass(model: nn.Module, batch: dict[str, Tensor]) -> float:
-    """Seconds of one forward pass."""
-    return time_run(lambda: forward_raster(model, batch))
 
 
 def compare_turns(turns: pd.DataFrame, reference: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Load a ViLT that answers questions, from a folder or the hub, and the processor that feeds it."""
 
+import copy
 import json
 import logging
 import re
@@ -65,8 +66,7 @@ def load_vilt(
     Raises OSError or ValueError, in one sentence, when something is missing.
     """
     head = {} if answers is None else name_answers(answers)
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well
+    with quiet_transformers(), draw_from(seed):
         if str(checkpoint) in FRESH:
             model, processor = build_fresh(str(checkpoint), head)
         else:
@@ -84,6 +84,14 @@ def load_vilt(
     longest = model.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return model.to(device).eval(), processor
+
+
+@contextmanager
+def draw_from(seed: int) -> Iterator[None]:
+    """Draw random numbers on the CPU from a seed; the caller's random state is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA as well
+        yield
 
 
 @contextmanager
@@ -110,10 +118,9 @@ def name_answers(answers: Sequence[str]) -> dict:
     labels = list(map(str, answers))
     if not labels:
         raise ValueError("answers is empty: a head needs at least one answer.")
-    label2id = {}
-    for number, label in enumerate(labels):
-        if label2id.setdefault(label, number) != number:
-            raise ValueError(f"answers names {label!r} more than once.")
+    label2id = {label: number for number, label in enumerate(labels)}
+    if twice := [label for number, label in enumerate(labels) if label2id[label] != number]:
+        raise ValueError(f"answers names {twice[0]!r} more than once.")
     return {"id2label": dict(enumerate(labels)), "label2id": label2id}
 
 
@@ -135,17 +142,34 @@ def reset_head(model: ViltForQuestionAnswering, seed: int) -> None:
 
 
 def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
-    """A ViLT with random weights from the global generator, patch positions included."""
+    """A ViLT with random weights from the global generator."""
     tokenizer = AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
     config = ViltConfig(**FRESH[name], **head)
     smallest = 0 if name == "fresh-small" else config.vocab_size
     config.vocab_size = max(smallest, len(tokenizer))
     config._attn_implementation = "eager"
-    model = ViltForQuestionAnswering(config)
-    embeddings = model.vilt.embeddings  # transformers leaves these two at zero
+    model = draw_weights(ViltForQuestionAnswering, config)
+    return model, ViltProcessor(build_image_processor(config), tokenizer)
+
+
+def draw_weights(kind: type[nn.Module], config: ViltConfig) -> nn.Module:
+    """A model of random weights, also of CLS tokens and patch positions, which trained ViLTs have.
+
+    transformers leaves these two at zero.
+    """
+    model = kind(config)
+    embeddings = model.vilt.embeddings
     for parameter in (embeddings.cls_token, embeddings.position_embeddings):
         nn.init.normal_(parameter, std=config.initializer_range)
-    return model, ViltProcessor(build_image_processor(config), tokenizer)
+    return model
+
+
+def random_weight_model(model: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with random weights from `seed`: a model that has learnt nothing."""
+    with draw_from(seed):
+        random = draw_weights(type(model), copy.deepcopy(model.config))
+    random.tokenizer = model.tokenizer
+    return random.to(model.device).eval()
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:

@@ -1,16 +1,14 @@
 """helpers/attention/extract.py: rows, shards, kills, and the tables of a study."""
 
 import copy
+import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small import encode_noise, stub_study
+from small import ANSWERS, encode_noise, stub_study
 
 from helpers.attention import extract
 from helpers.attention.extract import MEASURES, extract_attention, read_attention
@@ -20,7 +18,6 @@ from helpers.model.finetune import predict
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
 
-ROOT = Path(__file__).parents[2]
 LAYERS = HEADS = 4  # of fresh-small
 
 
@@ -98,12 +95,6 @@ class TestRows:
             excess = table.image_share[place] - baseline
             np.testing.assert_allclose(table.excess[place], excess, atol=1e-6)
 
-    def test_shard_and_batch_size_do_not_matter(self, vilt, encoded, table, tmp_path):
-        other = read_attention(extract_attention(vilt[0], encoded, tmp_path, 9, 100))
-        for name in MEASURES:
-            found = getattr(other, name)
-            np.testing.assert_allclose(found, getattr(table, name), rtol=1e-5, atol=1e-5)
-
     def test_measures_are_read_when_asked_for(self, table):
         assert not set(MEASURES) & set(vars(table))
         excess = table.excess
@@ -116,13 +107,6 @@ class TestRows:
         assert table.dtype == "torch.float32"
         with pytest.raises(AttributeError, match="no measure 'splits'; it holds split, entropy"):
             table.splits  # noqa: B018
-
-    def test_questions_without_answers_have_no_accuracy(self, vilt, tmp_path):
-        alone = encode_noise(vilt[1], [(64, 64)])
-        alone.questions = alone.questions.drop(columns=["answers", "family"])
-        questions = read_attention(extract_attention(vilt[0], alone, tmp_path, 4, 4)).questions
-        assert questions["accuracy"].isna().all()
-        assert "family" not in questions
 
 
 OWN_LAYOUT = {
@@ -146,11 +130,10 @@ def measure_own(model, batch):
 
 
 class TestLayouts:
-    def extract(self, model, encoded, folder, layout=OWN_LAYOUT):
-        return extract_attention(model, encoded, folder, 4, 5, measure=measure_own, layout=layout)
-
     def test_another_set_of_measures(self, vilt, encoded, tmp_path):
-        table = read_attention(self.extract(vilt[0], encoded, tmp_path))
+        table = read_attention(
+            extract_attention(vilt[0], encoded, tmp_path, 4, 5, (0, 1), measure_own, OWN_LAYOUT)
+        )
         words = np.array([len(ids) - 2 for ids in encoded.input_ids])
         assert table.alone.dtype == np.int16
         np.testing.assert_array_equal(table.alone, words)
@@ -162,56 +145,29 @@ class TestLayouts:
         assert table.questions["prediction"].tolist() == ["yes" if n >= 5 else "no" for n in words]
         assert not hasattr(table, "not kept")
 
-    def test_shards_of_another_layout_are_refused(self, vilt, encoded, folder, tmp_path):
-        last, other = tmp_path / "part-00002.parquet", OWN_LAYOUT | {"alone": ("float64", ())}
-        self.extract(vilt[0], encoded, tmp_path)
-        for layout in (MEASURES, other):
-            with pytest.raises(ValueError, match=r"part-00000.parquet is of another model or data"):
-                self.extract(vilt[0], encoded, tmp_path, layout)
-        last.write_bytes((folder / last.name).read_bytes())
-        with pytest.raises(ValueError, match=r"part-00002.parquet has .*'split'"):
-            read_attention(tmp_path)
 
+def extract_and_die(folder):
+    """In another process: killed where the third shard is written and does not have its name."""
+    model, processor = load_vilt("fresh-small", answers=ANSWERS, seed=3)
+    replace, ready = os.replace, []
 
-SCRIPT = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from small import ANSWERS, encode_noise
-from helpers.attention.extract import extract_attention
-from helpers.model.vilt import load_vilt
+    def die_at_the_third(*paths):
+        ready.append(paths)
+        if len(ready) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*paths)
 
-model, processor = load_vilt("fresh-small", answers=ANSWERS, seed=3)
-encoded, replace, ready = encode_noise(processor), os.replace, []
-
-def die_at_the_third(*paths):
-    ready.append(paths)
-    if len(ready) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*paths)
-
-os.replace = die_at_the_third
-extract_attention(model, encoded, {folder!r}, 4, 3)
-"""
+    os.replace = die_at_the_third
+    extract_attention(model, encode_noise(processor), folder, 4, 3)
 
 
 class TestResuming:
-    def test_whole_shards_are_kept_and_a_missing_one_is_made_equal(
-        self, vilt, encoded, folder, tmp_path
-    ):
-        copy_shards(folder, tmp_path)
-        (tmp_path / "part-00001.parquet").unlink()
-        kept = (tmp_path / "part-00002.parquet").stat().st_mtime_ns
-        extract_attention(vilt[0], encoded, tmp_path, 4, 5)
-        assert_same_measures(tmp_path, folder)
-        assert (tmp_path / "part-00002.parquet").stat().st_mtime_ns == kept
-
     @pytest.mark.slow
-    def test_killed_run_continues_to_the_same_files(self, vilt, encoded, tmp_path):
-        """Killed where a shard is written and does not have its name yet."""
+    def test_killed_run_continues_to_the_same_files(self, vilt, encoded, tmp_path, start_process):
         folder, whole = tmp_path / "killed", tmp_path / "whole"
-        places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder)}
-        killed = subprocess.run([sys.executable, "-c", SCRIPT.format(**places)], check=False)
-        assert killed.returncode == -signal.SIGKILL
+        killed = start_process(extract_and_die, folder)
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
         left = read_bytes(folder)
         assert list(left) == [".part-00002.parquet.tmp", *(f"part-0000{i}.parquet" for i in (0, 1))]
         stood = dict(list(left.items())[1:])
@@ -226,26 +182,18 @@ def write_source(shard, source):
 
 
 class TestErrors:
-    def test_empty_data_set(self, vilt, tmp_path):
-        with pytest.raises(ValueError, match="the data set is empty"):
-            extract_attention(vilt[0], [], tmp_path, 4, 5)
-
-    @pytest.mark.parametrize("sizes", [(0, 5), (4, 0)])
-    def test_sizes(self, vilt, encoded, tmp_path, sizes):
-        with pytest.raises(ValueError, match="must be at least 1"):
-            extract_attention(vilt[0], encoded, tmp_path, *sizes)
-
     def test_shards_of_another_run_are_refused(self, vilt, encoded, folder):
-        with pytest.raises(ValueError, match=r"part-00000.parquet holds other .* rows 0 to 3"):
-            extract_attention(vilt[0], encoded, folder, 4, 4)
-        with pytest.raises(ValueError, match=r"part-00001.parquet is none of these 1 shards"):
-            extract_attention(vilt[0], encoded, folder, 4, 20)
-        other = copy.deepcopy(vilt[0])
-        other.config.num_attention_heads = 2
-        with pytest.raises(ValueError, match=r"'heads': 4.*, not .*'heads': 2"):
-            extract_attention(other, encoded, folder, 4, 5)
-        with pytest.raises(ValueError, match="another model"):
-            extract_attention(load_vilt("fresh-small", seed=99)[0], encoded, folder, 4, 5)
+        other = load_vilt("fresh-small", answers=ANSWERS, seed=99)[0]
+        wider, double = MEASURES | {"rollout": ("float64", (5,))}, copy.deepcopy(vilt[0]).double()
+        for run in (
+            lambda: extract_attention(vilt[0], encoded, folder, 4, 4),
+            lambda: extract_attention(vilt[0], encoded.select(range(1, 12)), folder, 4, 5),
+            lambda: extract_attention(other, encoded, folder, 4, 5),
+            lambda: extract_attention(double, encoded, folder, 4, 5),
+            lambda: extract_attention(vilt[0], encoded, folder, 4, 5, layout=wider),
+        ):
+            with pytest.raises(ValueError, match=r"part-00000.parquet is of .* empty the folder"):
+                run()
 
     def test_numbers_that_overflow_are_named(self, vilt, encoded, tmp_path):
         broken = copy.deepcopy(vilt[0]).half()

@@ -135,12 +135,6 @@ class TestShares:
             uniform_baseline(np.array([0, 5]), np.array([1, 24])), [2 / 4, 25 / 32]
         )
 
-    @given(words=st.integers(0, 37), patches=st.integers(1, 240))
-    def test_uniform_attention_has_no_preference(self, words, patches):
-        split = np.array([1, words, 1, 1, patches]) / (words + 3 + patches)
-        baseline = uniform_baseline(words, patches)
-        assert image_share(split) == pytest.approx(baseline)
-
 
 def test_rollout_of_two_layers_by_hand():
     # means over heads [[.5, .5], [1, 0]] and [[0, 1], [0, 1]]
@@ -201,12 +195,6 @@ class TestAgainstStock:
         with torch.no_grad():
             torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=2e-6, atol=2e-6)
 
-    def test_maps(self, model, batch):
-        maps = attention_maps(model, batch)
-        assert len(maps) == 6
-        for place, full in enumerate(stock_attentions(model, batch)):
-            np.testing.assert_allclose(maps[place].attention, full, rtol=0, atol=5e-6)
-
     def test_bodies_of_other_classes(self, model, batch):
         torch.testing.assert_close(
             attention_split(model.vilt, batch), attention_split(model, batch)
@@ -231,16 +219,6 @@ class TestInvariance:
                     value, whole[name][list(part)], rtol=1e-5, atol=1e-5, msg=name
                 )
         assert torch.equal(state, torch.get_rng_state())
-
-    def test_embedded_pictures_give_the_same(self, model, batch):
-        inputs, _, grids = prepare_batch(model, batch)
-        torch.testing.assert_close(attention_split(model, inputs), attention_split(model, batch))
-        found = attention_measures(model, {**inputs, "patch_grids": grids})
-        torch.testing.assert_close(
-            found["patch_distance"], attention_measures(model, batch)["patch_distance"]
-        )
-        with pytest.raises(ValueError, match="needs patch_grids"):
-            attention_maps(model, inputs)
 
     @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.003), (torch.bfloat16, 0.03)])
     def test_half_precision_stays_close(self, model, batch, dtype, bound):
@@ -455,13 +433,6 @@ class TestRefusals:
         monkeypatch.setattr(modeling_vilt, "create_bidirectional_mask", lambda **_: None)
         with pytest.raises(RuntimeError, match="attention on padding is"):
             attention_maps(model, batch)
-
-    def test_measures_mask_padding_themselves(self, model, batch, monkeypatch):
-        expected = attention_measures(model, batch)
-        monkeypatch.setattr(modeling_vilt, "create_bidirectional_mask", lambda **_: None)
-        monkeypatch.setattr(model.config, "_attn_implementation_internal", "sdpa")
-        for name, value in attention_measures(model, batch).items():
-            assert torch.equal(value.nan_to_num(), expected[name].nan_to_num()), name
 
     @pytest.mark.parametrize("measure", [attention_split, attention_measures, attention_maps])
     def test_a_gap_among_the_patches_is_refused(self, model, batch, measure):

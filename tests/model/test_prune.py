@@ -1,11 +1,9 @@
 """Cutting heads and layers: against silencing, wrong choices, and saved and loaded again."""
 
-import numpy as np
 import pytest
 import torch
 from small import encode_noise
 
-from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.image_share import attention_split
 from helpers.heads.removal import ablate_heads, mean_z
 from helpers.model import prune
@@ -120,13 +118,6 @@ def test_attention_of_a_lighter_model_with_equal_layers(vilt, encoded):
     assert after.shape == (2, 4, 3, 3, 5)
     torch.testing.assert_close(after[:, 0], before[:, 0, [0, 2, 3]], **CLOSE)
     assert mean_z(lighter, encoded).shape == (4, 3, 16)
-
-
-def test_attention_tables_of_a_model_with_fewer_layers(vilt, encoded, tmp_path):
-    lighter = prune.prune_model(vilt[0], layers=[2, 3])
-    table = read_attention(extract_attention(lighter, encoded, tmp_path, 5, 7))
-    whole = attention_split(vilt[0], encoded.collate([encoded[4]]))[0]
-    np.testing.assert_allclose(table.split[4], whole[:2], atol=1e-5)
 
 
 def test_attention_of_unequal_layers_is_refused(vilt, encoded):

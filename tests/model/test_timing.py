@@ -39,58 +39,6 @@ def test_interval_of_the_median_by_order_statistics():
     assert (row["low"], row["high"]) == pytest.approx((1.2, 1.9))
 
 
-def test_few_rounds_have_no_interval():
-    turns = make_turns({"whole": [2.0] * 5, "light": [1.0] * 5})
-    row = timing.compare_turns(turns, "whole").iloc[1]
-    assert row["faster"] == 2
-    assert np.isnan([row["low"], row["high"]]).all()
-
-
-def test_batch_sizes_are_kept_apart():
-    one = make_turns({"whole": [4.0] * 6, "light": [2.0] * 6}, 1)
-    many = make_turns({"whole": [9.0] * 6, "light": [3.0] * 6}, 32)
-    turns = pd.concat([one, many])
-    table = timing.compare_turns(turns, "whole").set_index(["questions", "model"])
-    expected = {(1, "whole"): 1, (1, "light"): 2, (32, "whole"): 1, (32, "light"): 3}
-    assert table["faster"].to_dict() == expected
-
-
-def test_models_take_turns(vilt, encoded, monkeypatch):
-    """Each round times every model once; warm-up rounds are left out; threads come back."""
-    model = vilt[0]
-    models, seen = {"whole": model, "light": prune.prune_model(model, layers=[0])}, []
-    names = {id(each): name for name, each in models.items()}
-
-    def note(each, batch):
-        seen.append((names[id(each)], len(batch["input_ids"]), torch.get_num_threads()))
-        return float(len(seen))
-
-    monkeypatch.setattr(timing, "time_pass", note)
-    before = torch.get_num_threads()
-    batches = {size: encoded.collate([encoded[row] for row in range(size)]) for size in (1, 3)}
-    turns = timing.time_in_turns(models, batches, rounds=5, threads=1, seed=0)
-    assert torch.get_num_threads() == before
-    assert {threads for *_, threads in seen} == {1}
-    assert len(seen) == 2 * 2 * (5 + timing.WARM_UP)
-    for start in range(0, len(seen), 2):
-        assert {name for name, *_ in seen[start : start + 2]} == set(models)
-    orders = {tuple(seen[start : start + 2]) for start in range(0, len(seen) // 2, 2)}
-    assert len(orders) == 2
-    for _, timed in turns.groupby(["questions", "model"]):
-        assert timed["round"].tolist() == [*range(5)]
-    assert turns["seconds"].min() > 2 * timing.WARM_UP  # what the warm-up took is not among them
-    assert turns.groupby("questions")["seconds"].min().loc[3] > 2 * (5 + 2 * timing.WARM_UP)
-
-
-def test_real_passes_take_time_and_leave_the_model_alone(vilt, encoded):
-    model = vilt[0]
-    batch = encoded.collate([encoded[0]])
-    turns = timing.time_in_turns({"whole": model}, {1: batch}, rounds=2, threads=1)
-    assert (turns["seconds"] > 0).all()
-    # the fused attention has left
-    assert "forward" not in vars(model.vilt.encoder.layer[0].attention.attention)
-
-
 @torch.no_grad()
 def test_lower_precisions_answer_nearly_alike(vilt, encoded):
     model, batch = vilt[0], encoded.collate([encoded[row] for row in range(12)])
@@ -108,26 +56,12 @@ def test_lower_precisions_answer_nearly_alike(vilt, encoded):
         torch.testing.assert_close(weight, before[name])
 
 
-def test_int8_is_skipped_where_pytorch_has_none(vilt, monkeypatch):
-    monkeypatch.delattr(torch.ao.quantization, "quantize_dynamic", raising=False)
-    assert timing.quantize_int8(vilt[0]) is None
-    assert set(timing.lower_precisions(vilt[0])) == {"bf16"}
-
-
 def test_weights_by_hand():
     layer = torch.nn.Linear(10, 6)
     assert timing.measure_weights(layer) == 4 * 66
     assert timing.measure_weights(copy.deepcopy(layer).to(torch.bfloat16)) == 2 * 66
     tied = torch.nn.Sequential(layer, layer)
     assert timing.measure_weights(tied) == 4 * 66  # held once
-
-
-def test_int8_weights_are_counted(vilt):
-    quantized = timing.quantize_int8(torch.nn.Sequential(torch.nn.Linear(10, 6)))
-    if quantized is None:
-        pytest.skip("no int8 in this PyTorch")
-    # 60 bytes of weights; biases are packed with them
-    assert timing.measure_weights(quantized) >= 60
 
 
 def test_the_ledger_by_hand():
@@ -162,3 +96,29 @@ def test_a_lighter_model_takes_less(vilt, encoded):
     assert whole[0] > timing.measure_weights(model)
     again = [timing.measure_memory(model, batch) for batch in batches]
     assert whole == again  # counted, not sampled
+
+
+def test_models_take_turns(vilt, encoded, monkeypatch):
+    """Each round times every model once, warm-up rounds left out; threads come back."""
+    model, seen = vilt[0], []
+    models = {"whole": model, "light": prune.prune_model(model, layers=[0])}
+    names = {id(each): name for name, each in models.items()}
+
+    def note(run):
+        seen.append((names[id(run.args[0])], torch.get_num_threads()))
+        return float(len(seen))
+
+    monkeypatch.setattr(timing, "time_run", note)
+    before = torch.get_num_threads()
+    batches = {size: encoded.collate([encoded[row] for row in range(size)]) for size in (1, 3)}
+    turns = timing.time_in_turns(models, batches, rounds=5, threads=1, seed=0)
+    assert torch.get_num_threads() == before
+    assert {threads for _, threads in seen} == {1}
+    rounds = {tuple(name for name, _ in seen[start : start + 2]) for start in range(0, 32, 2)}
+    assert rounds == {("whole", "light"), ("light", "whole")}  # in a random order
+    assert len(seen) == 2 * 2 * (5 + timing.WARM_UP)
+    assert len(turns) == 2 * 2 * 5
+    assert turns["seconds"].min() > 2 * timing.WARM_UP  # what the warm-up took is not among them
+    table = timing.compare_turns(turns, "whole")  # five rounds cannot enclose a median
+    assert table["questions"].tolist() == [1, 1, 3, 3]
+    assert table[["low", "high"]].isna().all(axis=None)
