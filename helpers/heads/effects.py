@@ -73,10 +73,9 @@ def told_families(
     def is_told(rows: np.ndarray) -> bool:
         return bool(has_enough_data(rows.sum(), len(np.unique(image_ids[rows]))))
 
-    def has_both(family: str) -> bool:
-        return all(is_told((families == family) & half) for half in (chosen, ~chosen))
-
-    return [family for family in pd.unique(families) if has_both(family)]
+    halves = chosen, ~chosen
+    names = pd.unique(families)
+    return [name for name in names if all(is_told((families == name) & half) for half in halves)]
 
 
 def family_losses(lost: np.ndarray, families: np.ndarray, names: Sequence[str]) -> np.ndarray:

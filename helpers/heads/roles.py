@@ -231,15 +231,13 @@ def count_roles(scores: pd.DataFrame, min_score: float = 0.1) -> pd.DataFrame:
     of the score reaches both sides of min_score), highest (score), random (the highest random
     head's).
     """
-    rows = []
-    for role, heads in scores.groupby("role", sort=False):
-        near = (heads["low"] < min_score) & (heads["high"] >= min_score)
-        near &= heads["p_corrected"] < 0.05
-        counts = int(heads["passes"].sum()), int(near.sum())
-        highest, random = heads["score"].max(), heads["null"].max()
-        rows.append((role, ROLES[role][1], *counts, highest, random))
-    columns = ["role", "meaning", "heads", "undecided", "highest", "random"]
-    return pd.DataFrame(rows, columns=columns)
+    near = (scores["low"] < min_score) & (scores["high"] >= min_score)
+    near &= scores["p_corrected"] < 0.05
+    of_role = scores.assign(near=near).groupby("role", sort=False)
+    columns = {"heads": ("passes", "sum"), "undecided": ("near", "sum")}
+    table = of_role.agg(**columns, highest=("score", "max"), random=("null", "max")).reset_index()
+    table.insert(1, "meaning", [ROLES[role][1] for role in table["role"]])
+    return table
 
 
 def find_example(
@@ -264,25 +262,6 @@ def find_example(
     tokens = [*maps.tokens[: patches.start], "patches"]
     weights = np.append(weights[: patches.start], weights[patches].sum())
     return example | {"tokens": tokens, "weights": weights}
-
-
-def compare_roles(
-    first: pd.DataFrame, second: pd.DataFrame, n_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """Do two tables of `score_roles` agree about the same heads? A row a role.
-
-    Columns: role, correlation, low, high (Spearman over heads, 95 % bootstrap over heads),
-    passes_a, passes_b (heads that pass in each), agreement (share of heads with the same verdict),
-    n_heads.
-    """
-    both = first.merge(second, on=["role", "layer", "head"], suffixes=("_a", "_b"), sort=False)
-    rows = []
-    for role, heads in both.groupby("role", sort=False):
-        rank = rank_correlation(heads["score_a"], heads["score_b"], n_resamples, seed)
-        a, b = heads["passes_a"], heads["passes_b"]
-        rows.append((role, *rank[:3], int(a.sum()), int(b.sum()), (a == b).mean(), len(heads)))
-    columns = ["role", "correlation", "low", "high", "passes_a", "passes_b"]
-    return pd.DataFrame(rows, columns=[*columns, "agreement", "n_heads"])
 
 
 def habit_share(scores: pd.DataFrame) -> tuple[float, float, float]:
@@ -326,15 +305,24 @@ def compare_image_halves(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Would the roles be found on other images? `compare_roles` of two random halves of the images.
+    """Would the roles be found on other images? Two random halves of the images, a row a role.
 
-    by_question, image_ids, random: of `score_roles`.
+    by_question, image_ids, random: of `score_roles`. Columns: role, correlation, low, high
+    (Spearman over heads, 95 % bootstrap over heads), passes_a, passes_b (heads that pass in each
+    half), agreement (share of heads with the same verdict), n_heads.
     """
-    first, image_ids, tables = split_images(image_ids, seed), np.asarray(image_ids), []
-    for rows in (first, ~first):
+    half, image_ids, tables = split_images(image_ids, seed), np.asarray(image_ids), []
+    for rows in (half, ~half):
         of_half = {role: values[rows] for role, values in by_question.items()}
         tables.append(score_roles(of_half, image_ids[rows], random, n_resamples, seed))
-    return compare_roles(*tables, n_resamples, seed)
+    both = tables[0].merge(tables[1], on=["role", "layer", "head"], suffixes=("_a", "_b"))
+    rows = []
+    for role, heads in both.groupby("role", sort=False):
+        rank = rank_correlation(heads["score_a"], heads["score_b"], n_resamples, seed)
+        a, b = heads["passes_a"], heads["passes_b"]
+        rows.append((role, *rank[:3], int(a.sum()), int(b.sum()), (a == b).mean(), len(heads)))
+    columns = ["role", "correlation", "low", "high", "passes_a", "passes_b"]
+    return pd.DataFrame(rows, columns=[*columns, "agreement", "n_heads"])
 
 
 def find_pretrained(study: Study, number: int = 0) -> str | None:

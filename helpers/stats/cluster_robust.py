@@ -76,12 +76,11 @@ def compare_groups(
     values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"): every column
     is compared, and p is corrected over all of them. groups, image_ids: (n,). A row a column of
     values and pair: the axes, group_a, group_b, difference (a - b), se, df, low, high (95 %, not
-    corrected), p, hedges_g, n_a, n_b, clusters_a, clusters_b (images), p_corrected
+    corrected), p, n_a, n_b, clusters_a, clusters_b (images), p_corrected
     (Benjamini-Hochberg over every column and pair).
 
     Degrees of freedom follow from how the groups lie in the images: a group on few images counts as
-    few. How often these tests err was measured with `tools.calibrate`. Hedges g: the difference
-    over the pooled standard deviation of the groups, times 1 - 3 / (4 df - 1).
+    few. How often these tests err was measured with `tools.calibrate`.
 
     Groups without enough data are left out of the fit, and their pairs are NaN. Without variance a
     difference has no error and no p. ValueError where the numbers of rows differ.
@@ -340,11 +339,14 @@ def _compare_columns(
     y: np.ndarray,
     codes: np.ndarray,
     images: np.ndarray,
-    covariates: np.ndarray,
+    dummies: np.ndarray,
     used: np.ndarray,
     pairs: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Pairs of groups in columns (n, k) with the same questions used: arrays (k, n_pairs)."""
+    """Pairs of groups in columns (n, k) with the same questions used: arrays (k, n_pairs).
+
+    dummies: (n, d), ones in a stratum, for all strata but one.
+    """
     first, second = pairs
     n_groups = max(codes.max(initial=-1), pairs.max(initial=-1)) + 1
     n = np.bincount(codes[used], minlength=n_groups)
@@ -354,34 +356,20 @@ def _compare_columns(
     used = used & np.isin(codes, told)
     y, codes, images = y[used].astype(float), np.searchsorted(told, codes[used]), images[used]
     images = np.unique(images, return_inverse=True)[1]
-    names = ("difference", *T_COLUMNS, "hedges_g")
-    tests = {name: np.full((y.shape[1], len(first)), np.nan) for name in names}
-    design = _make_design(codes, covariates[used]) if len(told) > 1 else None
-    if design is not None:
+    shape = y.shape[1], len(first)
+    tests = {name: np.full(shape, np.nan) for name in ("difference", *T_COLUMNS)}
+    design = np.hstack([np.eye(len(told))[codes], dummies[used]])
+    if len(told) > 1 and np.linalg.matrix_rank(design) == design.shape[1]:
         largest = np.fmax.reduce(np.abs(y), axis=0, initial=0)
         floor = (1e-12 * largest) ** 2  # of variance: beyond rounding errors
         fit = fit_columns(y, design, images)
-        both_told = np.isin(first, told) & np.isin(second, told)
-        for pair in np.flatnonzero(both_told):
+        for pair in np.flatnonzero(np.isin(pairs, told).all(axis=0)):
             a, b = np.searchsorted(told, pairs[:, pair])
             for name, column in _test_pair(fit, a, b, floor).items():
                 tests[name][:, pair] = column
-        spread = np.full((y.shape[1], n_groups), np.nan)
-        spread[:, told] = np.stack([y[codes == group].var(0) for group in range(len(told))], axis=1)
-        difference = np.where(tests["se"] > 0, tests["difference"], np.nan)
-        tests["hedges_g"] = _hedges_g(difference, spread, n, first, second)
     sizes = {"n_a": n[first], "n_b": n[second]}
     sizes |= {"clusters_a": n_images[first], "clusters_b": n_images[second]}
-    return tests | {name: np.tile(size, (y.shape[1], 1)) for name, size in sizes.items()}
-
-
-def _make_design(codes: np.ndarray, covariates: np.ndarray) -> np.ndarray | None:
-    """Ones for each group, then centred covariates that vary; None if not of full rank."""
-    spread = covariates.std(0)
-    varies = spread > 1e-12 * np.abs(covariates).max(0)
-    scaled = (covariates - covariates.mean(0))[:, varies] / spread[varies]
-    design = np.hstack([np.eye(codes.max() + 1)[codes], scaled])
-    return design if np.linalg.matrix_rank(design) == design.shape[1] else None
+    return tests | {name: np.broadcast_to(size, shape) for name, size in sizes.items()}
 
 
 def _test_pair(fit: Fit, a: int, b: int, floor: np.ndarray) -> dict[str, np.ndarray]:
@@ -404,12 +392,3 @@ def _test_t(
     half = stats.t.isf(0.025, df) * se
     p = 2 * stats.t.sf(np.abs(divide_or_nan(estimate, se)), df)
     return dict(zip(T_COLUMNS, (se, df, estimate - half, estimate + half, p), strict=True))
-
-
-def _hedges_g(
-    difference: np.ndarray, spread: np.ndarray, n: np.ndarray, a: np.ndarray, b: np.ndarray
-) -> np.ndarray:
-    """Differences (k, pairs) over pooled standard deviations, from variances (k, groups)."""
-    df = n[a] + n[b] - 2
-    pooled = divide_or_nan(n[a] * spread[:, a] + n[b] * spread[:, b], df) ** 0.5
-    return divide_or_nan(difference, pooled) * (1 - divide_or_nan(3.0, 4 * df - 1.0))

@@ -11,7 +11,7 @@ from small import encode_noise
 
 from helpers.attention.extract import measure_attention
 from helpers.data import prepare
-from helpers.heads import removal as patching
+from helpers.heads import removal
 from helpers.model.finetune import load_finetuned
 from helpers.model.forward import forward_raster
 
@@ -34,7 +34,7 @@ def run_hooked(model, batch, layer, hook):
 
 def test_patching_equals_hooks(vilt, alike):
     model, pairs = vilt[0], [(0, 4), (5, 13), (7, 3)]
-    change, total_change = patching.patch_heads(model, alike, pairs, batch_size=2)
+    change, total_change = removal.patch_heads(model, alike, pairs, batch_size=2)
     assert change.shape == (3, 4, 4)
     for pair, layer in itertools.product(range(3), range(4)):
         source, target = (alike.collate([alike[index]]) for index in pairs[pair])
@@ -58,7 +58,7 @@ def test_patching_equals_hooks(vilt, alike):
 
 
 def test_a_question_patched_with_itself_does_not_move(vilt, alike):
-    change, total_change = patching.patch_heads(vilt[0], alike, [(0, 0), (9, 9)])
+    change, total_change = removal.patch_heads(vilt[0], alike, [(0, 0), (9, 9)])
     np.testing.assert_allclose(change, 0, atol=1e-5)
     np.testing.assert_allclose(total_change, 0, atol=1e-5)
 
@@ -74,21 +74,21 @@ def test_pairs_by_hand():
     correct = [True] * 7
     # 0 and 1 have one answer; 2 differs from 0; 3 asks something else; 4 has another shape; 5 shows
     # 0's image again; 6 pairs with what is left
-    assert patching.find_pairs(encoded, answers, correct) == [(0, 2), (1, 6)]
+    assert removal.find_pairs(encoded, answers, correct) == [(0, 2), (1, 6)]
     correct[0] = False
-    assert patching.find_pairs(encoded, answers, correct) == [(1, 2), (5, 6)]
-    assert patching.find_pairs(encoded, answers, [False] * 7) == []
+    assert removal.find_pairs(encoded, answers, correct) == [(1, 2), (5, 6)]
+    assert removal.find_pairs(encoded, answers, [False] * 7) == []
 
 
 def test_effects_are_ratios_of_sums():
     change, total_change = np.array([1.0, 3.0, 0.0])[:, None, None], np.array([2.0, 4.0, 10.0])
-    effect = patching.patching_effect(change, total_change)
+    effect = removal.patching_effect(change, total_change)
     assert effect.shape == (3, 1, 1)
     assert effect.mean() == pytest.approx(100 * 4 / 16)
     # delta method: a ratio r of means varies as (change - r total_change) / mean(total_change)
     residual = 100 * (change[:, 0, 0] - 0.25 * total_change) / (16 / 3)
     np.testing.assert_allclose(effect[:, 0, 0] - 25, residual)
-    assert patching.patching_effect(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)
+    assert removal.patching_effect(np.zeros((0, 1, 1)), np.zeros(0)).shape == (0, 1, 1)
 
 
 @pytest.mark.slow
@@ -97,12 +97,12 @@ def test_a_study_patches_pairs_once(study, finetuned):
     model, processor = load_finetuned(study)
     data = finetuned[2]["validation"]
     table = measure_attention(study, model, prepare.encode(study, data, processor))
-    pairs, change, total_change = patching.measure_patching(study, model, processor, data, table)
+    pairs, change, total_change = removal.measure_patching(study, model, processor, data, table)
     assert len(pairs) > 0
     assert change.shape == (len(pairs), 4, 4)
     assert (total_change > 0).all()  # each question's own answer is the best of the two
     questions, images = np.array(data["question"]), np.array(data["image_id"])
     assert (questions[pairs[:, 0]] == questions[pairs[:, 1]]).all()
     assert len(np.unique(images[pairs])) == 2 * len(pairs)
-    again = patching.measure_patching(study, None, processor, data, table)
+    again = removal.measure_patching(study, None, processor, data, table)
     np.testing.assert_array_equal(again[1], change)

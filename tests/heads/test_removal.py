@@ -84,12 +84,6 @@ def test_heads_that_do_not_exist_are_refused(vilt, heads, culprit):
         pass
 
 
-def test_train_mode_is_refused(vilt, encoded):
-    model = copy.deepcopy(vilt[0]).train()
-    with pytest.raises(ValueError, match=r"model\.eval"):
-        removal.removal_measures(model, encoded.collate([encoded[0]]), torch.zeros(4, 4, 16))
-
-
 @pytest.fixture(scope="module")
 def measured(vilt, encoded, tmp_path_factory):
     """A model with different answers, its mean z, its removals, and its logits."""
@@ -148,13 +142,6 @@ def test_one_mode_alone_measures_the_same(measured, encoded):
     assert set(found) == {*removal.list_measures(["zero_head"]), "logits"}
     np.testing.assert_array_equal(found["zero_answer"], table.zero_answer[[0, 4]])
     np.testing.assert_allclose(found["zero_probability"], table.zero_probability[[0, 4]], atol=1e-5)
-
-
-def test_the_intact_answers_are_kept(measured, encoded):
-    model, _, table, intact = measured
-    np.testing.assert_allclose(table.probability, intact.sigmoid().amax(1), atol=1e-5)
-    expected = [model.config.id2label[number] for number in intact.argmax(1).tolist()]
-    assert table.questions["prediction"].tolist() == expected
 
 
 def test_effects_by_hand():
@@ -276,13 +263,6 @@ def test_ranks_of_heads_are_a_mean_over_models():
     assert over.by_model.tolist() == pytest.approx([0.8, 0.8])
     flat = effects.rank_over_models([swapped, np.ones((2, 2))], [cost, cost], [5])
     assert np.isnan(flat.estimate)
-
-
-def test_a_ratio_has_the_interval_of_its_values():
-    part, whole = np.array([1.0, 2, 3]), np.array([2.0, 2, 6])
-    values = effects.linearise_ratio(part, whole)
-    np.testing.assert_allclose(values, 0.6 + (part - 0.6 * whole) / (10 / 3))
-    assert values.mean() == pytest.approx(6 / 10)
 
 
 @pytest.mark.slow

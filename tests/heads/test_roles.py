@@ -386,16 +386,6 @@ def test_halves_agree_on_planted_heads_and_not_on_noise():
     assert abs(shaky) < 0.7
 
 
-def test_agreement_by_hand():
-    index = {"role": "sink", "layer": 0, "head": range(4)}
-    first = pd.DataFrame({**index, "score": [1.0, 2, 3, 4], "passes": [True, True, False, False]})
-    second = pd.DataFrame({**index, "score": [1.0, 2, 4, 3], "passes": [True, False, False, False]})
-    row = roles.compare_roles(first, second, n_resamples=20).iloc[0]
-    # ranks differ by one swap: 1 - 6 * 2 / (4 * 15)
-    assert (row["correlation"], row["agreement"]) == (pytest.approx(0.8), 0.75)
-    assert (row["passes_a"], row["passes_b"]) == (2, 1)
-
-
 @pytest.mark.slow
 def test_the_checkpoint_answers_the_same_questions_with_other_weights(study, finetuned):
     model, processor, data = finetuned
