@@ -1,16 +1,6 @@
 """Attention measured: where it goes, maps over a picture, and whether they can be trusted."""
 
-from helpers.attention import (
-    extract,
-    faithfulness,
-    grounding,
-    image_share,
-    knockout,
-    modality,
-    relevance,
-    word_attention,
-    word_classes,
-)
+from helpers.attention import extract, faithfulness, grounding, knockout, modality, relevance
 from helpers.attention.image_share import attention_maps, attention_split
 from helpers.attention.look import look
 
@@ -20,11 +10,8 @@ __all__ = [
     "extract",  # measures of a whole data set: one table a run, made once
     "faithfulness",  # do the patches that a map calls important matter to the answer?
     "grounding",  # do heads and maps point at the boxes asked about?
-    "image_share",  # the share of attention on the image, its baseline, other measures of a batch
     "knockout",  # what answers lose where attention from one group to another is cut
     "look",  # answer, split and maps of one picture and one question
     "modality",  # what an answer owes to the words and to the image
     "relevance",  # maps that count what heads hand on, and what the answer owes to it
-    "word_attention",  # attention from and to nouns, colours, function words, ...
-    "word_classes",  # which word is a noun, a colour, a function word, ...
 ]

@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from helpers.attention.extract import measure_once
 from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
@@ -26,8 +25,6 @@ from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
 from helpers.model.vilt import random_weight_model
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import Interval
-from helpers.stats.models import mean_over_models
 
 FRACTIONS = (0, 1 / 3, 2 / 3, 1)  # few, so that many models can be asked
 KINDS = ("deletion", "insertion")
@@ -70,59 +67,44 @@ def perturbation_curves(
 ) -> Curves:
     """Remove the first patches of each order in steps (deletion), or keep only them (insertion).
 
-    indices: of the questions. orders: for each name an order of every question's patches; the first
-    round(f * P) count. Keeping the first k is removing the last P - k, so an insertion is the
-    deletion of the reversed order, read backwards. ValueError for a model in train mode, a
-    question given twice, and an order that does not hold each patch once.
+    indices: of the questions, each once. orders: for each name an order of every question's
+    patches; the first round(f * P) count. Keeping the first k is removing the last P - k, so an
+    insertion is the deletion of the reversed order, read backwards. ValueError for a model in train
+    mode, and for an order that does not hold each patch once.
     """
     check_eval_mode(model)
-    if np.diff(fractions).min(initial=1) <= 0 or not 0 <= fractions[0] <= fractions[-1] <= 1:
-        raise ValueError(f"fractions {tuple(fractions)} must rise within 0 and 1.")
     row_of = {index: row for row, index in enumerate(indices)}
-    if len(row_of) < len(indices):
-        raise ValueError("indices names a question more than once: give each question once.")
-    for name, ranked in orders.items():
-        if len(ranked) != len(indices):
-            asked = f"indices names {len(indices)}"
-            raise ValueError(f"order {name!r} is for {len(ranked)} questions, but {asked}.")
-    shape = (len(orders), len(KINDS), len(indices), len(fractions))
-    probability = np.zeros(shape)
+    probability = np.zeros((len(orders), len(KINDS), len(indices), len(fractions)))
     for part, batch in encoded.batches(batch_size, indices):
-        rows = [row_of[index] for index in part]
-        inputs = prepare_batch(model, batch).inputs
+        rows, inputs = [row_of[index] for index in part], prepare_batch(model, batch).inputs
         counts = inputs["pixel_mask"][:, 1:].sum(1).tolist()
         best = forward_raster(model, inputs).logits.argmax(1, keepdim=True)
-        ends = {0: None, sum(counts): None}  # every order begins and ends alike
-        for number, (name, all_ranked) in enumerate(orders.items()):
-            ranked = [all_ranked[row] for row in rows]
-            for each, count, index in zip(ranked, counts, part, strict=True):
-                check_order(each, count, name, index)
-            for step, fraction in enumerate(fractions):
-                removed = [count_patches(fraction, count) for count in counts]
-                # counted from the other end, so that a half is rounded alike in both
-                inserted = [count - count_patches(1 - fraction, count) for count in counts]
-                kept = (
-                    [each[n:] for each, n in zip(ranked, removed, strict=True)],
-                    [each[:n] for each, n in zip(ranked, inserted, strict=True)],
-                )
-                for kind, patches in enumerate(kept):
-                    logits = forward_kept(model, inputs, patches, ends)
-                    where = (number, kind, rows, step)
-                    probability[where] = logits.gather(1, best)[:, 0].sigmoid().cpu()
-    first = np.array([[ranked[0] for ranked in all_ranked] for all_ranked in orders.values()])
+        known = {}  # every order begins and ends alike: how many patches in all -> probability
+        for number, (name, of_all) in enumerate(orders.items()):
+            ranked = [of_all[row] for row in rows]
+            check_orders(ranked, counts, name, part)
+            for kind, step in np.ndindex(len(KINDS), len(fractions)):
+                patches = list_kept(ranked, counts, KINDS[kind], fractions[step])
+                n_kept = sum(map(len, patches))
+                if (found := known.get(n_kept)) is None:
+                    logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
+                    found = logits.gather(1, best)[:, 0].sigmoid().cpu()
+                if n_kept in (0, sum(counts)):
+                    known[n_kept] = found
+                probability[number, kind, rows, step] = found
+    first = np.array([[ranked[0] for ranked in of_all] for of_all in orders.values()])
     return Curves(list(orders), fractions, probability, first)
 
 
-def forward_kept(
-    model: nn.Module, inputs: dict[str, Tensor], patches: list[np.ndarray], known: dict
-) -> Tensor:
-    """Logits with only these patches; known: how many in all -> logits, None at first."""
-    n_kept = sum(map(len, patches))
-    if (logits := known.get(n_kept)) is None:
-        logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
-    if n_kept in known:
-        known[n_kept] = logits
-    return logits
+def list_kept(
+    ranked: Sequence[np.ndarray], counts: Sequence[int], kind: str, fraction: float
+) -> list[np.ndarray]:
+    """The patches that each question is left with; kind: one of KINDS."""
+    pairs = zip(ranked, counts, strict=True)
+    if kind == "deletion":
+        return [order[count_patches(fraction, n) :] for order, n in pairs]
+    # counted from the other end, so that a half is rounded alike in both
+    return [order[: n - count_patches(1 - fraction, n)] for order, n in pairs]
 
 
 def count_patches(fraction: float, count: int) -> int:
@@ -130,11 +112,14 @@ def count_patches(fraction: float, count: int) -> int:
     return round(round(fraction * count, 6))
 
 
-def check_order(order: np.ndarray, count: int, name: str, index: int) -> None:
-    """ValueError that names the question unless the order holds each of `count` patches once."""
-    if not np.array_equal(np.sort(order), np.arange(count)):
-        rule = f"must hold each of its {count} patches once"
-        raise ValueError(f"order {name!r} of question {index} {rule}.")
+def check_orders(
+    ranked: Sequence[np.ndarray], counts: Sequence[int], name: str, indices: Sequence[int]
+) -> None:
+    """ValueError that names the question unless its order holds each of its patches once."""
+    for order, count, index in zip(ranked, counts, indices, strict=True):
+        if not np.array_equal(np.sort(order), np.arange(count)):
+            rule = f"must hold each of its {count} patches once"
+            raise ValueError(f"order {name!r} of question {index} {rule}.")
 
 
 def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
@@ -225,32 +210,3 @@ def measure_random_gains(
 
     inputs = {**study.settings("seed"), "rows": rows, "map": name, "n_models": n_models}
     return np.load(measure_once(study, "faithfulness_random", measure, **inputs) / "gains.npy")
-
-
-def tabulate_curves(curves: Sequence[Curves], image_ids: np.ndarray) -> pd.DataFrame:
-    """Mean probability along the curves of several models, with a 95 % interval for both.
-
-    curves: one a model, of the same orders and questions. Columns: order, kind, fraction,
-    estimate, low, high (probabilities), n, n_clusters (images).
-    """
-    first = curves[0]
-    values = np.array([np.moveaxis(each.probability, 2, 0) for each in curves])
-    mean = mean_over_models(values, image_ids)
-    low, high = np.clip([mean.low, mean.high], 0, 1)
-    table = Interval(mean.estimate, low, high, mean.n, mean.n_images)
-    table = Interval(*np.broadcast_arrays(*table)).to_table(("order", "kind", "fraction"))
-    names = {"order": first.orders, "kind": KINDS, "fraction": first.fractions}
-    return table.assign(**{axis: np.array(names[axis])[table[axis]] for axis in names})
-
-
-def tabulate_maps(names: Sequence[str], values: np.ndarray, image_ids: np.ndarray) -> pd.DataFrame:
-    """Mean of a measure of each map over models and questions, with a 95 % interval for both.
-
-    values: (model, map, question). Columns: order, estimate, low, high, n, n_clusters (images).
-    """
-    rows = []
-    for name, of_map in zip(names, np.swapaxes(values, 0, 1), strict=True):
-        mean = mean_over_models(of_map, image_ids)
-        numbers = {"estimate": mean.estimate, "low": mean.low, "high": mean.high}
-        rows.append({"order": name, **numbers, "n": mean.n, "n_clusters": mean.n_images})
-    return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from helpers.stats.bootstrap import bootstrap_mean
+from helpers.stats.bootstrap import Interval, bootstrap_mean
 from helpers.stats.models import linearise_ratio
 
 
@@ -70,9 +70,6 @@ def pointing_hits(
     dataset: the same questions. Returns hits (question, ...), 0 or 1, and chance (question,), the
     share of patches in a box; NaN for a question without a box.
     """
-    if not len(top_patch) == len(questions) == len(dataset):
-        rows = f"{len(top_patch)}, {len(questions)} and {len(dataset)}"
-        raise ValueError(f"top_patch, questions and dataset have {rows} rows: one each a question")
     inside = mask_boxes(questions, dataset)
     n_patches = questions[["grid_rows", "grid_cols"]].prod(axis=1).to_numpy()
     chance = np.where(inside.any(1), inside.sum(1) / n_patches, np.nan)
@@ -159,9 +156,8 @@ def tabulate_hits(
     those of a 95 % interval over images (of the random models mean, lowest and highest), against,
     label.
     """
-    first, tables = next(iter(against.values())), []
-    heads, queries, _ = best_heads(first[chosen_on])
-    layers, scored = np.arange(len(heads)), ~chosen_on
+    heads, queries, _ = best_heads(next(iter(against.values()))[chosen_on])
+    layers, scored, tables = np.arange(len(heads)), ~chosen_on, []
     pairs = zip(layers, heads, np.array(["[CLS]", "words"])[queries], strict=True)
     label = [f"L{layer}H{head}, {query}" for layer, head, query in pairs]
     for name, hits in against.items():
@@ -172,10 +168,10 @@ def tabulate_hits(
     for hits in random_hits:
         cells = best_heads(hits[choose])[:2]
         lucky.append(np.nanmean(hits[~choose][:, layers, *cells], axis=0))
-    spread = {"estimate": np.mean(lucky, 0), "low": np.min(lucky, 0), "high": np.max(lucky, 0)}
     ids = image_ids[random_rows][~choose & ~np.isnan(random_hits[0][:, 0, 0, 0])]
-    spread |= {"n": len(ids), "n_clusters": len(np.unique(ids)), "layer": layers, "label": ""}
-    tables.append(pd.DataFrame(spread).assign(against="best heads, random weights"))
+    spread = (np.mean(lucky, 0), np.min(lucky, 0), np.max(lucky, 0), len(ids), len(np.unique(ids)))
+    table = Interval(*np.broadcast_arrays(*spread)).to_table(("layer",))
+    tables.append(table.assign(against="best heads, random weights", label=""))
     return pd.concat(tables, ignore_index=True)
 
 

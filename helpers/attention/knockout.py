@@ -223,11 +223,10 @@ def tabulate_losses(
     columns = [("one", f"L{layer}", (layer, layer), everyone) for layer in range(n_layers)]
     columns += [("onward", f"L{layer}", (layer, last), everyone) for layer in range(n_layers)]
     columns += [("type", name, (0, last), family == name) for name in types]
-    image_ids, rows = questions["image_id"].to_numpy(), []
+    image_ids, parts = questions["image_id"].to_numpy(), []
     for panel, column, span, asked in columns:
         mean = mean_over_models(lost[:, asked][..., spans.index(span)], image_ids[asked])
-        bounds = zip(DIRECTIONS, mean.estimate, mean.low, mean.high, strict=True)
-        counts = (mean.n, mean.n_images, mean.n_models)
-        rows += [(panel, name, column, *three, *counts) for name, *three in bounds]
+        table = mean.to_table({"direction": list(DIRECTIONS)})
+        parts.append(table.assign(panel=panel, column=column, n_models=mean.n_models))
     names = ["panel", "direction", "column", "estimate", "low", "high", "n", "n_clusters"]
-    return pd.DataFrame(rows, columns=[*names, "n_models"])
+    return pd.concat(parts, ignore_index=True)[[*names, "n_models"]]

@@ -29,6 +29,8 @@ from helpers.stats.bootstrap import spearman_rows
 from helpers.stats.cluster_robust import divide_or_nan
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
+SHAPLEY_COLUMNS = ["question", "text_share", "phi_text", "phi_image", "signed_text", "signed_image",
+                   "n_words", "n_blocks"]  # fmt: skip
 
 
 def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -59,39 +61,35 @@ def withheld_accuracy(
 
     CONDITIONS: "intact"; "image removed" (no patches); "image exchanged" (`shuffle_images(seed)`;
     NaN where there is a single picture); "words removed" (all but the first: what, where, is).
-    Columns: question (row), condition, accuracy (VQA accuracy, NaN without answers), probability
+    Columns: condition, question (row), accuracy (VQA accuracy, NaN without answers), probability
     (of the intact model's answer, the sigmoid of its logit). ValueError in train mode.
     """
     check_eval_mode(model)
-    indices = [int(index) for index in indices]
-    row_of = {index: row for row, index in enumerate(indices)}
-    labels = np.full((len(CONDITIONS), len(row_of)), -1)
-    probability, best = np.full(labels.shape, np.nan), torch.zeros(len(row_of), dtype=torch.long)
+    indices, n = [int(index) for index in indices], len(encoded)
+    labels, probability = np.full((len(CONDITIONS), n), -1), np.full((len(CONDITIONS), n), np.nan)
+    best = torch.zeros(n, dtype=torch.long)
 
     def answer(condition: str, rows: list[int], inputs: dict[str, Tensor]) -> None:
+        number = CONDITIONS.index(condition)
         logits = forward_raster(model, inputs).logits.float().cpu()
+        labels[number, rows] = logits.argmax(1)
         if condition == "intact":
             best[rows] = logits.argmax(1)
-        number = CONDITIONS.index(condition)
-        labels[number, rows] = logits.argmax(1)
         probability[number, rows] = logits.gather(1, best[rows][:, None])[:, 0].sigmoid()
 
-    for part, batch in encoded.batches(batch_size, indices):
-        rows, inputs = [row_of[index] for index in part], prepare_batch(model, batch).inputs
+    for rows, batch in encoded.batches(batch_size, indices):
+        inputs = prepare_batch(model, batch).inputs
         answer("intact", rows, inputs)
         answer("image removed", rows, keep_patches(inputs, [np.arange(0)] * len(rows)))
         first = find_first_words(batch["input_ids"], encoded.processor.tokenizer)
         answer("words removed", rows, keep_words(inputs, first))
     if len(encoded.sizes) > 1:
-        for part, batch in encoded.shuffle_images(seed).batches(batch_size, indices):
-            inputs = prepare_batch(model, batch).inputs
-            answer("image exchanged", [row_of[index] for index in part], inputs)
-    accuracy = encoded.score(labels.T, indices, model.config.id2label).T
-    tables = [
-        pd.DataFrame({"question": list(row_of), "condition": condition, "accuracy": scores})
-        for condition, scores in zip(CONDITIONS, accuracy, strict=True)
-    ]
-    return pd.concat(tables, ignore_index=True).assign(probability=probability.ravel())
+        for rows, batch in encoded.shuffle_images(seed).batches(batch_size, indices):
+            answer("image exchanged", rows, prepare_batch(model, batch).inputs)
+    accuracy = encoded.score(labels[:, indices].T, indices, model.config.id2label).T
+    asked = pd.MultiIndex.from_product([CONDITIONS, indices], names=["condition", "question"])
+    values = {"accuracy": accuracy.ravel(), "probability": probability[:, indices].ravel()}
+    return pd.DataFrame(values, asked).reset_index()
 
 
 def lose_points(withheld: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
@@ -172,14 +170,11 @@ def mm_shap(
         game = partial(play_coalitions, model, prepared.inputs, blocks, batch_size)
         seeds = [seed, int(encoded.questions["question_id"].iloc[index])]
         phi = shapley_values(game, draw_orders(n_words + n_blocks, permutations, seeds))
-        text, image = np.abs(phi[:n_words]).sum(), np.abs(phi[n_words:]).sum()
-        rows.append({
-            "question": int(index), "text_share": float(divide_or_nan(text, text + image)),
-            "phi_text": text, "phi_image": image,
-            "signed_text": phi[:n_words].sum(), "signed_image": phi[n_words:].sum(),
-            "n_words": n_words, "n_blocks": n_blocks,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+        text, image = phi[:n_words], phi[n_words:]
+        sums = [np.abs(text).sum(), np.abs(image).sum(), text.sum(), image.sum()]
+        share = float(divide_or_nan(sums[0], sums[0] + sums[1]))
+        rows.append([int(index), share, *sums, n_words, n_blocks])
+    return pd.DataFrame(rows, columns=SHAPLEY_COLUMNS)
 
 
 @torch.no_grad()
@@ -214,9 +209,8 @@ def stratified_auc(values: np.ndarray, positive: np.ndarray, groups: Sequence[st
     counting half: Mann-Whitney U / (n1 n2), averaged over the groups with both kinds by number of
     questions. values (NaN left out), positive (bool), groups: (question,). NaN without such groups.
     """
-    values, positive = np.asarray(values, dtype=float), np.asarray(positive, dtype=bool)
     scores, sizes = [], []
-    for rows in _split_groups(groups, ~np.isnan(values)):
+    for rows in split_groups(groups, values):
         kinds, n = positive[rows], len(rows)
         if 0 < kinds.sum() < n:
             u = rankdata(values[rows])[kinds].sum() - kinds.sum() * (kinds.sum() + 1) / 2
@@ -231,16 +225,15 @@ def stratified_rank(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> floa
     x, y (NaN left out), groups: (question,). A group without a correlation (fewer than three
     questions, or a constant) is left out; NaN where all are.
     """
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    parts = [rows for rows in _split_groups(groups, ~np.isnan(x + y)) if len(rows) > 2]
-    found = [spearman_rows(x[None, rows], y[None, rows])[0] for rows in parts]
-    return float(np.nanmean(found)) if np.isfinite(found).any() else np.nan
+    parts = [rows for rows in split_groups(groups, x + y) if len(rows) > 2]
+    found = pd.Series([spearman_rows(x[None, rows], y[None, rows])[0] for rows in parts])
+    return float(found.mean())
 
 
-def _split_groups(groups: Sequence[str], known: np.ndarray) -> list[np.ndarray]:
-    """The rows of each group that are known."""
-    codes = np.where(known, pd.factorize(np.asarray(groups))[0], -1)
-    return [np.flatnonzero(codes == code) for code in range(codes.max(initial=-1) + 1)]
+def split_groups(groups: Sequence[str], values: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group whose value is known."""
+    known = pd.Series(range(len(values)))[~np.isnan(values)]
+    return [rows.to_numpy() for _, rows in known.groupby(np.asarray(groups)[known], sort=False)]
 
 
 def measure_modality(
@@ -253,18 +246,17 @@ def measure_modality(
     model's own precision, as differences of probabilities are small. number: which of the study's
     models it is; all are asked the same questions. The folder of the second is modality_1.
     """
-    size = study.extract_batch_size
+    size, seed = study.extract_batch_size, study.seed
 
     def measure(folder: Path) -> None:
-        rows = sample_questions(len(encoded), study.withheld_questions, study.seed)
-        withheld = withheld_accuracy(model, encoded, rows, study.seed, size)
+        rows = sample_questions(len(encoded), study.withheld_questions, seed)
+        withheld = withheld_accuracy(model, encoded, rows, seed, size)
         withheld.to_parquet(folder / "withheld.parquet", index=False)
-        chosen = sample_questions(len(encoded), study.shapley_questions, study.seed)
-        shares = mm_shap(model, encoded, chosen, study.shapley_permutations, study.seed, size)
+        rows = sample_questions(len(encoded), study.shapley_questions, seed)
+        shares = mm_shap(model, encoded, rows, study.shapley_permutations, seed, size)
         shares.to_parquet(folder / "shapley.parquet", index=False)
 
     names = "seed", "withheld_questions", "shapley_questions", "shapley_permutations"
-    inputs = study.settings(*names)
     name = f"modality_{number}" if number else "modality"
-    folder = measure_once(study, name, measure, number=number, **inputs)
+    folder = measure_once(study, name, measure, number=number, **study.settings(*names))
     return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")

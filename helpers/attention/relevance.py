@@ -20,17 +20,13 @@ from helpers.attention.image_share import (
     PreparedBatch,
     QuestionMaps,
     attention_maps,
-    average_queries,
     prepare_batch,
     rollout,
     value_norms,
 )
 from helpers.model.forward import forward_raster, trace
 
-RELEVANCE = {  # of `relevance_measures`; name: type, axes after the question
-    "relevance": ("float32", (5,)),
-    "gradient_split": ("float32", ("layer", "head", 3, 5)),
-}
+RELEVANCE = {"relevance": ("float32", (5,))}  # of `relevance_measures`: type, axes
 
 
 def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
@@ -78,23 +74,22 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[str | int] | None = None
+    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[int] | None = None
 ) -> list[Explanation]:
     """Explain the answers to a few questions: twice layers * heads * tokens^2 floats each.
 
-    batch: as for `attention_maps`. answers: a label or its index for each question, by default
-    what the model answers; ValueError for an unknown one. Parameters get no gradient.
+    batch: as for `attention_maps`. answers: the index of each question's answer, by default what
+    the model answers. Parameters get no gradient.
     """
     prepared = prepare_batch(model, batch)
     with trace(model, read=["value"]) as seen:
-        _, gradients, logits = differentiate(model, prepared, answers)
+        _, gradients, logits, chosen = differentiate(model, prepared, answers)
     layers = zip(seen["value"], model.vilt.encoder.layer, strict=True)
     norms = [
         value_norms(values.detach().transpose(1, 2), layer.attention.output.dense.weight.detach())
         for values, layer in layers
     ]
     maps = attention_maps(model, {**prepared.inputs, "patch_grids": prepared.grids})
-    chosen = choose_answers(model, logits, answers)
     explanations = []
     for row, question in enumerate(maps):
         valid = prepared.groups[row].any(0).nonzero()[:, 0]
@@ -105,43 +100,30 @@ def explain(
     return explanations
 
 
-def choose_answers(model: nn.Module, logits: Tensor, answers: Sequence[str | int] | None) -> Tensor:
-    """Index of each question's answer, given by label or index, or by default the model's best."""
-    if answers is None:
-        return logits.argmax(1)
-    labels = model.config.id2label
-    index = {label: number for number, label in labels.items()}
-    numbers = [index.get(answer, answer) for answer in answers]
-    wrong = [f"{each!r} is none of the model's answers" for each in numbers if each not in labels]
-    if wrong or len(answers) != len(logits):
-        what = [*wrong, f"{len(answers)} answers given"][0]
-        known = f"one of its {len(index)} labels, or an index from 0 to {len(index) - 1}"
-        raise ValueError(f"{what}: give {known}, for each of {len(logits)} questions.")
-    return torch.tensor(numbers, device=logits.device)
-
-
 def differentiate(
-    model: nn.Module, prepared: PreparedBatch, answers: Sequence[str | int] | None
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    model: nn.Module, prepared: PreparedBatch, answers: Sequence[int] | None = None
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     """Each layer's attention (batch, head, query, key), the answer's gradient by it, the logits.
 
-    One backward pass of the sum of logits: questions do not meet, so each gets its own gradient.
+    And the answers' indices (batch,). One backward pass of the sum of logits: questions do not
+    meet, so each gets its own gradient.
     """
     embeds = prepared.inputs["image_embeds"].detach().requires_grad_()
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learnt:  # or autograd would keep what only their own gradients need
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
-            with trace(model, read=["pattern"]) as seen:
-                logits = forward_raster(model, {**prepared.inputs, "image_embeds": embeds}).logits
-            chosen = choose_answers(model, logits, answers)
+        with torch.enable_grad(), trace(model, read=["pattern"]) as seen:
+            logits = forward_raster(model, {**prepared.inputs, "image_embeds": embeds}).logits
+            best = logits.argmax(1)
+            chosen = best if answers is None else torch.as_tensor(answers, device=best.device)
             explained = logits.gather(1, chosen[:, None]).sum()
             gradients = torch.autograd.grad(explained, seen["pattern"])
     finally:
         for parameter in learnt:
             parameter.requires_grad_()
-    return [layer.detach() for layer in seen["pattern"]], list(gradients), logits.detach()
+    attentions = [layer.detach() for layer in seen["pattern"]]
+    return attentions, list(gradients), logits.detach(), chosen
 
 
 def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,24 +131,18 @@ def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
 
     relevance (question, 5): the [CLS] row of `propagate_relevance`, less the identity, as shares of
     KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried, from the last
-    layer down: e (I + A'_L) ... (I + A'_1). gradient_split (question, layer, head, 3, 5): as
-    `attention_split`, of "gradient-weighted" weights. logits (question, answer).
+    layer down: e (I + A'_L) ... (I + A'_1). logits (question, answer).
     """
     prepared = prepare_batch(model, batch)
-    attentions, gradients, logits = differentiate(model, prepared, None)
+    attentions, gradients, logits, _ = differentiate(model, prepared)
     keys = prepared.groups.float().mT  # (question, token, 5)
-    row = torch.zeros_like(keys[:, :, 0])
-    row[:, 0] = 1
-    splits = []
+    row = torch.zeros_like(keys[:, None, :, 0])  # (question, 1, token)
+    row[:, :, 0] = 1
     for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
-        weights = (gradient * attention).float().clamp_min_(0)
-        splits.append(average_queries(weights, prepared.groups) @ keys[:, None])
-        row = row + (row[:, None] @ weights.mean(1))[:, 0]
-    row[:, 0] -= 1
-    owed = (row[:, None] @ keys)[:, 0]
-    shares = owed / owed.sum(1, keepdim=True)  # 0 / 0 is NaN
-    split = torch.stack(splits[::-1], dim=1)
-    return {"relevance": shares, "gradient_split": split, "logits": logits}
+        row = row + row @ (gradient * attention).float().clamp_min_(0).mean(1)
+    row[:, :, 0] -= 1
+    owed = (row @ keys)[:, 0]
+    return {"relevance": owed / owed.sum(1, keepdim=True), "logits": logits}  # 0 / 0 is NaN
 
 
 def patch_maps(explanation: Explanation) -> dict[str, np.ndarray]:

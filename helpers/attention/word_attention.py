@@ -67,16 +67,12 @@ def read_classes(
 
 
 def measure_words(
-    study: Study,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    name: str = "words",
-    **inputs: object,
+    study: Study, model: nn.Module, encoded: EncodedQuestions, name: str = "words", **inputs: object
 ) -> AttentionTable:
     """`word_measures` of every question, in the model's own precision; once, in run_dir/<name>.
 
     inputs: what else tells this model and these questions from the study's own, such as the seed of
     random weights.
     """
-    inputs = {"lexicon": hash_file(LEXICON), **inputs}
-    return extract_once(study, name, model, encoded, word_measures, WORD_MEASURES, **inputs)
+    known = {"lexicon": hash_file(LEXICON), **inputs}
+    return extract_once(study, name, model, encoded, word_measures, WORD_MEASURES, **known)

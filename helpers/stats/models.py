@@ -1,6 +1,6 @@
 """Means over questions and over models: the models are a sample as well."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from helpers.stats.bootstrap import Interval
 from helpers.stats.cluster_robust import (
     check_rows,
     code_groups,
@@ -27,6 +28,14 @@ class ModelMean(NamedTuple):
     n_images: int  # images of these questions
     n_models: int
     by_model: np.ndarray  # (model, ...), each model's own mean
+
+    def to_table(self, axes: Mapping[str, Sequence]) -> pd.DataFrame:
+        """As a tidy table, a row a cell. axes: the labels along each axis of a question's values.
+
+        Columns: the axes, estimate, low, high, n, n_clusters (images).
+        """
+        table = Interval(*np.broadcast_arrays(*self[:5])).to_table(tuple(axes))
+        return table.assign(**{name: np.array(ticks)[table[name]] for name, ticks in axes.items()})
 
 
 def mean_over_models(

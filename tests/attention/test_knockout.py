@@ -104,7 +104,8 @@ def test_measures_agree_with_single_knockouts(model, batch):
     torch.testing.assert_close(found["logits"], stock, atol=1e-5, rtol=1e-4)
     best = stock.argmax(1)
     for direction, edges in enumerate(DIRECTIONS.values()):
-        for span, (first, last) in enumerate(spans):
+        for first, last in ((0, 0), (1, 3), (0, 2), (3, 3)):
+            span = spans.index((first, last))
             cut = knockout(model, batch, edges, range(first, last + 1))
             sure = cut.gather(1, best[:, None])[:, 0].sigmoid()
             own = found["cut_probability"][:, direction, span]
