@@ -1,7 +1,6 @@
 """A web server on the loopback, whose misbehaviour is scripted for each path."""
 
 import functools
-import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,16 +15,12 @@ class Loopback:
     file is served as a good server does. `seen` lists the requests: (name, headers).
     """
 
-    def __init__(self, files: dict[str, bytes], certificate=None):
+    def __init__(self, files: dict[str, bytes]):
         self.files, self.scripts, self.seen = dict(files), {}, []
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.active = self.most_active = 0
         self.httpd = Server(("127.0.0.1", 0), functools.partial(Handler, self))
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            self.httpd.socket = context.wrap_socket(self.httpd.socket, server_side=True)
-        self.url = f"http{'s' * bool(certificate)}://127.0.0.1:{self.httpd.server_port}/"
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}/"
 
     def __enter__(self):
         threading.Thread(target=self.httpd.serve_forever, args=(0.01,), daemon=True).start()
@@ -63,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self):
         try:
             super().handle()
-        except (ConnectionError, ssl.SSLError):
+        except ConnectionError:
             self.close_connection = True
 
     def do_GET(self):

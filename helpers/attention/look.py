@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from transformers import ViltProcessor
 
@@ -109,12 +109,12 @@ def open_upright(picture: Image.Image | np.ndarray | str | Path) -> Image.Image:
         picture = Image.fromarray(picture)
     elif not isinstance(picture, Image.Image):
         picture = Image.open(picture)
-    return load_rgb(ImageOps.exif_transpose(picture))
+    return load_rgb(picture)
 
 
 def encode_one(processor: ViltProcessor, picture: Image.Image, question: str) -> dict[str, Tensor]:
     """A batch of one question, with the processor's own names and values."""
-    ids = encode_text([question], processor.tokenizer)[0][0][None]
+    ids = encode_text([question], processor.tokenizer)[0][None]
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     pixels = resize_image(picture, processor.image_processor)
     return text | pad_pictures([pixels], normalise_levels(processor.image_processor))

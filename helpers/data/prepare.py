@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -15,7 +14,7 @@ from PIL import Image
 from transformers import ViltProcessor
 
 from helpers.data import download, vqa
-from helpers.data.encode import EncodedQuestions, Pictures, load_rgb, write_pictures
+from helpers.data.encode import EncodedQuestions, Pictures, read_picture, write_pictures
 from helpers.run import cache
 from helpers.run.settings import Study
 from phantom.scenes import read_truth, write_phantom
@@ -23,6 +22,7 @@ from phantom.scenes import read_truth, write_phantom
 logger = logging.getLogger(__name__)
 
 POOLED_SHARE = 0.4  # of the images held out where a sample's own validation file is too small
+MAX_ASPECT = 19  # longer side over shorter: of anything thinner ViLT-B/32 keeps no patch
 
 
 def find_data(study: Study) -> Path:
@@ -68,6 +68,8 @@ def prepare_dataset(study: Study) -> Path:
         files += zips or sorted(root.glob("*.zip"))
     pictures = () if study.download else sorted(root.glob("*2014/*"))
     sizes = [[path.name, path.stat().st_size] for path in pictures]
+    if study.data_root is not None:  # a picture may be replaced by one of the same size
+        sizes += [path.stat().st_mtime_ns for path in pictures]
     inputs = {
         **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
         "files": {path.name: cache.hash_file(path) for path in files},
@@ -83,8 +85,8 @@ def prepare_dataset(study: Study) -> Path:
             parts = sample_subset(study, root)
             files = {name for part in parts.values() for name in part["picture"][:]}
             _fetch_images(study, sorted(files), root)
-            checked = {name: _measure_images(part) for name, part in parts.items()}
-            DatasetDict(checked).save_to_disk(folder)
+            checked = {name: check_images(part) for name, part in parts.items()}
+            DatasetDict(checked).remove_columns("image").save_to_disk(folder)
         notes = [str(warning.message).replace(str(root), root.name) for warning in caught]
         cache.write_atomic(folder / "notes.json", json.dumps(notes, indent=1))
 
@@ -94,14 +96,16 @@ def prepare_dataset(study: Study) -> Path:
 def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
     """`train` and `validation` as drawn from the official files, before any image is touched."""
     train, validation = (_read_split(root, split) for split in ("train", "val"))
+    for name in ("image_id", "question_id"):  # pictures and answers are kept by these
+        if both := set(train[name][:]) & set(validation[name][:]):
+            remedy = "number them apart, as VQAv2 does"
+            raise ValueError(f"{len(both)} {name} are in both files, like {min(both)}: {remedy}")
     if (n := len(validation)) < study.min_validation:
         logger.info("%d validation questions: pooling both files, holding out images", n)
         pooled = concatenate_datasets([train, validation])
         train, validation = vqa.split_by_image(pooled, POOLED_SHARE, study.seed).values()
     train = vqa.stratified_subset(train, study.train_per_family, study.seed)
     validation = vqa.stratified_subset(validation, study.validation_per_family, study.seed)
-    if both := set(train["image_id"][:]) & set(validation["image_id"][:]):
-        raise ValueError(f"{len(both)} images are in training and in validation, like {min(both)}")
     return {"train": train, "validation": validation}
 
 
@@ -129,9 +133,7 @@ def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
     inputs = {  # nothing of the questions: studies that ask about the same images share them
         "names": cache.fingerprint(sorted(files.values())),
         "source": {name: source[name] for name in ("files", "pictures")},
-        "size": image_processor.size["shortest_edge"],
-        "divisor": image_processor.size_divisor,
-        "resample": int(image_processor.resample),
+        "processor": image_processor.to_dict(),
         "code": cache.source_digest("helpers/data"),
     }
 
@@ -139,9 +141,7 @@ def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
         root = find_data(study)
         if gone := _fetch_images(study, sorted(files.values()), root):
             problem = f"{len(gone)} of the study's images are no longer served, like {gone[0]}"
-            remedy = (
-                f"run this again later, or delete {study.run_name}/dataset to draw without them"
-            )
+            remedy = f"try later, or delete {study.run_name}/dataset to draw without them"
             raise FileNotFoundError(f"{problem}: {remedy}")
         write_pictures({key: root / name for key, name in files.items()}, image_processor, folder)
 
@@ -185,54 +185,42 @@ def _read_split(root: Path, split: str) -> Dataset:
     return dataset
 
 
-def _measure_images(dataset: Dataset) -> Dataset:
-    """Leave out questions whose image cannot be read; note the others' sizes, drop the paths."""
-    dataset = check_images(dataset)
-    stored = dataset.cast_column("image", datasets.Image(decode=False))["image"][:]
-    image_ids = dataset["image_id"][:]
-    paths = {key: image["path"] for key, image in zip(image_ids, stored, strict=True)}
-    sizes = {key: Image.open(path).size for key, path in paths.items()}
-    for axis, name in enumerate(("width", "height")):
-        dataset = dataset.add_column(name, [sizes[key][axis] for key in image_ids])
-    return dataset.remove_columns("image")
-
-
 def check_images(dataset: Dataset) -> Dataset:
-    """Decode each distinct image once, and leave out the questions about broken or missing ones.
+    """Decode each image once: add `width` and `height`, leave out questions about no sound picture.
 
-    One counted warning for missing files and one for unreadable ones; ValueError if nothing is
-    left. Takes about 5 ms an image and core, so draw the subset first.
+    One counted warning for missing files, unreadable ones, and such as are longer than MAX_ASPECT
+    times their width; ValueError if nothing is left. Takes about 5 ms an image and core.
     """
-    stored = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    image_ids, question_ids = (np.array(dataset[name][:]) for name in ("image_id", "question_id"))
-    _, rows, image_of = np.unique(image_ids, return_index=True, return_inverse=True)
+    frame = dataset.select_columns(["question_id"]).to_pandas()
+    stored = dataset.cast_column("image", datasets.Image(decode=False))["image"][:]
+    frame["path"] = [image["path"] for image in stored]
+    paths = frame["path"].unique()
     with ThreadPoolExecutor() as pool:
-        problems = np.array([*pool.map(lambda row: _find_problem(stored[int(row)]["image"]), rows)])
-    good = np.flatnonzero(problems[image_of] == "")
-    if not len(good):
+        found = dict(zip(paths, pool.map(_measure, paths), strict=True))
+    frame[["width", "height", "problem"]] = [found[path] for path in frame["path"]]
+    sound = frame["problem"] == ""
+    if not sound.any():
         problem = "neither this nor any other image can be read; download or unzip them"
-        raise ValueError(f"{stored[0]['image']['path']}: {problem}")
-    for problem in ("a missing", "an unreadable"):
-        left_out = np.flatnonzero(problems[image_of] == problem)
-        if len(left_out):
-            n_more = (problems == problem).sum() - 1
-            place = stored[int(left_out[0])]["image"]["path"]
-            place += f" and {n_more} more" if n_more else ""
-            vqa.warn_left_out(place, f"questions about {problem} image", question_ids[left_out])
-    return dataset if len(good) == len(dataset) else dataset.select(good)
+        raise ValueError(f"{paths[0]}: {problem}")
+    for problem, rows in frame[~sound].groupby("problem"):
+        n_more = rows["path"].nunique() - 1
+        place = rows["path"].iloc[0] + (f" and {n_more} more" if n_more else "")
+        what = f"questions about {problem} image"
+        vqa.warn_left_out(place, what, rows["question_id"].tolist())
+    dataset = dataset.select(np.flatnonzero(sound))
+    for name in ("width", "height"):
+        dataset = dataset.add_column(name, frame.loc[sound, name].tolist())
+    return dataset
 
 
-def _find_problem(stored: dict) -> str:
-    """What is wrong with an image as datasets stores it (path, or bytes); "" if nothing."""
-    if stored["bytes"] is None and not Path(stored["path"]).is_file():
-        return "a missing"
+def _measure(path: str) -> tuple[int, int, str]:
+    """Width and height in pixels of an upright picture, and what is wrong with it ("": nothing)."""
     try:
-        source = stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])
-        with Image.open(source) as image:
-            load_rgb(image)
-    except Exception:  # Pillow raises a dozen types for broken files
-        return "an unreadable"
-    return ""
+        width, height = read_picture(path).size
+    except (OSError, ValueError) as error:
+        return 0, 0, "a missing" if isinstance(error, OSError) else "an unreadable"
+    thin = max(width, height) > MAX_ASPECT * min(width, height)
+    return width, height, "a too long and thin" * thin
 
 
 def show_image(study: Study, row: dict) -> Image.Image:
@@ -241,6 +229,5 @@ def show_image(study: Study, row: dict) -> Image.Image:
     Photographs have licences of their own: they are shown only with `study.show_photographs`.
     """
     if study.data_root is None or study.show_photographs:
-        with Image.open(find_data(study) / row["picture"]) as picture:
-            return load_rgb(picture)
+        return read_picture(find_data(study) / row["picture"])
     return Image.new("RGB", (row["width"], row["height"]), (200, 200, 200))

@@ -212,40 +212,47 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
     root: folder that holds them. split: "train" or "val". Columns: see COLUMNS; `image` is a path
     under root that is opened when read (`prepare.check_images` says whether it can be).
     A broken file raises one ValueError that names file, place and remedy; questions without
-    annotation or ten answers are left out, with one counted warning a kind.
+    annotation, ten answers or words are left out, with one counted warning a kind.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     root = Path(root)
     questions_file, questions = _read_records(root, split, "questions")
     file, annotations = _read_records(root, split, "annotations")
-    alone = [key for key in questions if key not in annotations]
-    if len(alone) == len(questions):
+    both = [key for key in questions if key in annotations]
+    if not both:
         problem = "share no question: are they of the same split?"
         raise ValueError(f"{questions_file} and {file} {problem}")
-    warn_left_out(questions_file, "questions without annotation", alone)
-    alone = [key for key in annotations if key not in questions]
-    warn_left_out(file, "annotations without question", alone)
-    both = [key for key in questions if key in annotations]
-    answers = {key: _read_answers(file, annotations[key]) for key in both}
-    ids = [key for key in both if len(answers[key]) == N_ANSWERS]
-    if not ids:
-        raise ValueError(f"{file}: no question has exactly {N_ANSWERS} answers; {OFFICIAL}")
-    odd = [key for key in both if len(answers[key]) != N_ANSWERS]
-    warn_left_out(file, f"questions without exactly {N_ANSWERS} answers", odd)
-    for key in ids:
+    for key in both:
         if questions[key]["image_id"] != annotations[key]["image_id"]:
             problem = f"is about another image than in {questions_file.name}"
             raise ValueError(f"{file}: question_id {key} {problem}")
+    wordless = [key for key in both if not has_words(questions[key]["question"])]
+    odd = [key for key in both if len(annotations[key]["answers"]) != N_ANSWERS]
+    for place, what, left_out in (
+        (questions_file, "questions without annotation", questions.keys() - annotations),
+        (file, "annotations without question", annotations.keys() - questions),
+        (questions_file, "questions without words", wordless),
+        (file, f"questions without exactly {N_ANSWERS} answers", odd),
+    ):
+        warn_left_out(place, what, sorted(left_out))
+    ids = [key for key in both if key not in {*wordless, *odd}]
+    if not ids:
+        raise ValueError(f"{file}: no question has exactly {N_ANSWERS} answers; {OFFICIAL}")
     columns = {name: [questions[key][name] for key in ids] for name in FIELDS["questions"]}
     for name in ("question_type", "answer_type", "multiple_choice_answer"):
         columns[name] = [annotations[key][name] for key in ids]
     columns["family"] = [QUESTION_TYPES[name] for name in columns["question_type"]]
-    columns["answers"] = [answers[key] for key in ids]
+    columns["answers"] = [[item["answer"] for item in annotations[key]["answers"]] for key in ids]
     folder = f"{root.absolute()}/"  # joined as text: pathlib takes nine times as long
     paths = (folder + name_image(split, image) for image in columns["image_id"])
     columns["image"] = [{"bytes": None, "path": path} for path in paths]
     return Dataset(pa.table({name: columns[name] for name in COLUMNS}, schema=COLUMNS.arrow_schema))
+
+
+def has_words(question: str) -> bool:
+    """Whether a tokenizer finds anything in a question: a character that can be seen."""
+    return any(mark.isprintable() and not mark.isspace() for mark in question)
 
 
 def name_image(split: str, image_id: int) -> str:
@@ -298,19 +305,20 @@ def _check_record(place: str, record: object, fields: dict[str, type]) -> None:
     record = record if type(record) is dict else {}
     place += f" (question_id {record.get('question_id')})"
     for name, kind in fields.items():
-        if type(record.get(name)) is not kind:
+        if not _is_usable(record.get(name), kind):
             raise ValueError(f"{place}: no usable '{name}'; {OFFICIAL}")
     if "question_type" in fields and (kind := record["question_type"]) not in QUESTION_TYPES:
         raise ValueError(f"{place}: question_type {kind!r} is none of VQAv2's 65; {OFFICIAL}")
+    for item in record.get("answers", []) if "answers" in fields else []:
+        if not (type(item) is dict and _is_usable(item.get("answer"), str)):
+            raise ValueError(f"{place}: an answer without text; {OFFICIAL}")
 
 
-def _read_answers(file: Path, annotation: dict) -> list[str]:
-    given = annotation["answers"]
-    answers = [item.get("answer") if type(item) is dict else None for item in given]
-    if not all(type(answer) is str for answer in answers):
-        problem = f"question_id {annotation['question_id']} has an answer without text"
-        raise ValueError(f"{file}: {problem}; {OFFICIAL}")
-    return answers
+def _is_usable(value: object, kind: type) -> bool:
+    """Of this type; a number of at most 18 digits; a text without half characters."""
+    if type(value) is not kind or (kind is int and not 0 <= value < 10**18):
+        return False
+    return kind is not str or value.isascii() or not re.search(r"[\ud800-\udfff]", value)
 
 
 def warn_left_out(place: str | Path, what: str, ids: Sequence[int]) -> None:

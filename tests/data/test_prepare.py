@@ -197,7 +197,7 @@ def test_after_a_disconnect_pictures_come_back(far_study, served, tmp_path, monk
     processor = load_vilt("fresh-small")[1]
     prepare.prepare_dataset(study)
     first = prepare.load_pictures(study, processor)
-    before = {key: first[key] for key in first}
+    before = {key: first[key] for key in first.sizes}
     shutil.rmtree(tmp_path / "machine")
     shutil.rmtree(tmp_path / "far")
     n_asked = len(served.seen)
@@ -230,12 +230,6 @@ def test_the_zips_may_go_once_they_are_unpacked(far_study, tmp_path):
         zipped.unlink()
     prepare.prepare_dataset(far_study())
     assert (folder / "made.json").read_text() == before
-
-
-def test_a_folder_of_ones_own_is_not_downloaded_into():
-    assert Study.load("colab").download
-    assert not Study.load("colab", data_root="somewhere").download
-    assert Study.load("colab", data_root="somewhere", download=True).download
 
 
 def test_studies_of_the_same_images_share_their_pictures(far_study, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import warnings
 import zipfile
 from collections import Counter
@@ -211,21 +212,6 @@ def test_scores_of_answers_by_hand():
         score_answers(["red"], answers)
 
 
-@given(st.data())
-def test_scores_of_answers_equal_those_one_by_one(data):
-    shape = data.draw(st.sampled_from([(3,), (3, 2), (3, 2, 4)]))
-    answers = data.draw(st.lists(st.lists(WORDS, min_size=10, max_size=10), min_size=3, max_size=3))
-    flat = data.draw(st.lists(WORDS, min_size=24, max_size=24))
-    predictions = np.array(flat, dtype=object)[: np.prod(shape)].reshape(shape)
-    expected = [
-        [vqa_accuracy(prediction, answers[row]) for prediction in predictions[row : row + 1].flat]
-        for row in range(3)
-    ]
-    scores = score_answers(predictions, answers)
-    np.testing.assert_array_equal(scores, np.reshape(expected, shape))
-    np.testing.assert_array_equal(score_answers(predictions.T.copy().T, answers), scores)
-
-
 # Targets and vocabulary
 
 
@@ -284,13 +270,6 @@ def test_read_vqa(tmp_path, records):
     assert sorted(root.rglob("*")) == before
 
 
-def test_rows_follow_the_questions_whatever_the_order_of_annotations(tmp_path, records):
-    questions, annotations = records
-    roots = (write_files(tmp_path / str(step), questions, annotations[::step]) for step in (1, -1))
-    expected, got = (read_vqa(root, "train").remove_columns("image") for root in roots)
-    assert got.to_list() == expected.to_list()
-
-
 @pytest.mark.parametrize("inner", ["", "folder/"])
 def test_read_vqa_from_the_official_zips(tmp_path, records, inner):
     plain, zipped = write_files(tmp_path / "plain", *records), tmp_path / "zipped"
@@ -299,6 +278,7 @@ def test_read_vqa_from_the_official_zips(tmp_path, records, inner):
         path = zipped / f"v2_{kind}_Train_mscoco.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.write(plain / name, inner + name)
+    write_files(plain, records[0], records[1][::-1])  # in whatever order
     expected, got = (read_vqa(root, "train").remove_columns("image") for root in (plain, zipped))
     assert got.to_list() == expected.to_list()
     whole = (zipped / "v2_Questions_Train_mscoco.zip").read_bytes()
@@ -334,23 +314,19 @@ def test_missing_files_and_splits(tmp_path, records):
 
 @pytest.mark.parametrize("name", [QUESTIONS, ANNOTATIONS])
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (None, "truncated or not JSON"),  # half of the file
-        (b"", "truncated or not JSON"),
-        (b"\xff\xfe\x00garbage", "truncated or not JSON"),
-        (b"[]", "not a VQAv2 file"),
-        (b'{"images": []}', "not a VQAv2 file"),
-        (b'{"questions": 3, "annotations": null}', "not a VQAv2 file"),
-        (b'{"data_subtype": "val2014", "questions": [], "annotations": []}', "holds the val split"),
-        (b'{"questions": [3], "annotations": ["x"]}', r"\[0\] \(question_id None\): no usable"),
+        None,  # half of the file
+        b"", b"\xff\xfe\x00garbage", b"[]", b'{"images": []}',
+        b'{"questions": 3, "annotations": null}', b'{"questions": [3], "annotations": ["x"]}',
+        b'{"data_subtype": "val2014", "questions": [], "annotations": []}',
     ],
-)
-def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, message):
+)  # fmt: skip
+def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content):
     file = write_files(tmp_path, *records) / name
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ValueError, match=f"{name}: .*{message}|{name}: {message}"):
+    with pytest.raises(ValueError, match=f"{name}: "):
         read_vqa(tmp_path, "train")
 
 
@@ -358,11 +334,14 @@ def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content, mess
     ("kind", "field", "value"),
     [
         ("questions", "question_id", None), ("questions", "image_id", "7"),
-        ("questions", "question", 3),
+        ("questions", "question_id", 10**19), ("questions", "image_id", -1),
+        ("questions", "question", 3), ("questions", "question", "half an emoji: \ud83d"),
         ("annotations", "question_id", True), ("annotations", "question_type", None),
         ("annotations", "question_type", "what colour"), ("annotations", "image_id", None),
         ("annotations", "answers", "yes"), ("annotations", "answer_type", None),
         ("annotations", "multiple_choice_answer", None),
+        *(("annotations", "answers", [answer]) for answer in (None, {}, {"answer": None}, "yes")),
+        ("annotations", "answers", [{"answer": "\ude00"}]),
     ],
 )  # fmt: skip
 def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, value):
@@ -370,26 +349,15 @@ def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, 
     record.pop(field) if value is None else record.update({field: value})
     key = value if field == "question_id" else 7001
     name = QUESTIONS if kind == "questions" else ANNOTATIONS
-    with pytest.raises(ValueError, match=rf"{name}: {kind}\[1\] \(question_id {key}\): .*{field}"):
-        read_vqa(write_files(tmp_path, *records), "train")
-
-
-@pytest.mark.parametrize("answer", [None, {}, {"answer": None}, "yes", 3])
-def test_an_answer_without_text_is_an_error(tmp_path, records, answer):
-    records[1][2]["answers"][4] = answer
-    problem = f"{ANNOTATIONS}: question_id 8000 has an answer without text"
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises(ValueError, match=rf"{name}: {kind}\[1\] \(question_id {key}\): .*"):
         read_vqa(write_files(tmp_path, *records), "train")
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_duplicate_ids(tmp_path, records, side):
     records[side].append(copy.deepcopy(records[side][1]))
-    with pytest.warns(UserWarning, match="left out") as caught:
+    with pytest.warns(UserWarning, match=r": 1 exact copies .*left out \(question_id 7001\)$"):
         dataset = read_vqa(write_files(tmp_path, *records), "train")
-    what = ("questions", "annotations")[side]
-    (warning,) = caught
-    assert f"1 exact copies of other {what}, left out (question_id 7001)" in str(warning.message)
     assert dataset["question_id"][:] == [7000, 7001, 8000]
     records[side][-1]["image_id"] = 8
     with pytest.raises(ValueError, match=r"question_id 7001 occurs twice and differs"):
@@ -416,6 +384,7 @@ def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
     ids = [{"question_id": key, "image_id": key} for key in range(1, 31)]
     types = {"question_type": "is it", "answer_type": "yes/no", "multiple_choice_answer": "yes"}
     questions = [{**own, "question": "Is it?"} for own in ids]
+    questions[14]["question"], questions[15]["question"] = " \n", "\u200b"  # 15 and 16
     annotations = [{**own, **types, "answers": [{"answer": "yes"}] * 10} for own in ids]
     for annotation in annotations[:7]:  # questions 1-7
         annotation["answers"].pop()
@@ -423,100 +392,68 @@ def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
     root = write_files(tmp_path, questions[:-2], annotations[:10] + annotations[13:])
     with pytest.warns(UserWarning, match="left out") as caught:
         dataset = read_vqa(root, "train")
-    texts = [str(warning.message) for warning in caught]
-    assert texts == [
-        f"{root / QUESTIONS}: 3 questions without annotation, left out (question_id 11, 12, 13)",
-        f"{root / ANNOTATIONS}: 2 annotations without question, left out (question_id 29, 30)",
-        f"{root / ANNOTATIONS}: 8 questions without exactly 10 answers, left out "
-        "(question_id 1, 2, 3, 4, 5, ...)",
+    found = [str(warning.message).removeprefix(f"{root}/").split(" ", 1) for warning in caught]
+    assert [(name, re.findall(r"\d+|\.\.\.", text)) for name, text in found] == [
+        (f"{QUESTIONS}:", ["3", "11", "12", "13"]),  # without annotation
+        (f"{ANNOTATIONS}:", ["2", "29", "30"]),  # without question
+        (f"{QUESTIONS}:", ["2", "15", "16"]),  # without words
+        (f"{ANNOTATIONS}:", ["8", "10", "1", "2", "3", "4", "5", "..."]),  # without ten answers
     ]
-    assert dataset["question_id"][:] == [9, 10, *range(14, 29)]
+    assert dataset["question_id"][:] == [9, 10, 14, *range(17, 29)]
 
 
 # Images
 
 
-def test_check_images_keeps_a_sound_dataset(tmp_path, records):
+def test_check_images_measures_sound_ones(tmp_path, records):
     root = write_files(tmp_path, *records)
     write_image(root, 7), write_image(root, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = check_images(read_vqa(root, "train"))
-        assert len(dataset) == 3
-        dataset.save_to_disk(tmp_path / "saved")  # holds the bytes, not the paths
-        for path in (root / "train2014").iterdir():
-            path.unlink()
-        assert len(check_images(Dataset.load_from_disk(tmp_path / "saved"))) == 3
+    assert (dataset["width"][:], dataset["height"][:]) == ([50] * 3, [40] * 3)
 
 
-@pytest.mark.parametrize("damage", ["missing", "folder", "truncated", "empty", "text"])
+@pytest.mark.parametrize("damage", ["missing", "folder", "cut", "zeros", "empty", "text", "thin"])
 def test_check_images_leaves_out_broken_ones(tmp_path, records, damage):
     root = write_files(tmp_path, *records)
     broken, whole = write_image(root, 7), write_image(root, 8).read_bytes()
-    contents = {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html>404</html>"}
-    content = contents.get(damage)
+    half = len(whole) // 2
     broken.unlink()
-    if content is not None:
-        broken.write_bytes(content)
-    elif damage == "folder":
+    if damage == "folder":
         broken.mkdir()
-    dataset = read_vqa(root, "train")
+    elif damage == "thin":
+        Image.new("RGB", (640, 30)).save(broken)
+    elif damage != "missing":
+        zeros = whole[:half] + bytes(len(whole) - half)  # Pillow alone takes it for whole
+        contents = {"cut": whole[:half], "zeros": zeros, "empty": b"", "text": b"<html>404</html>"}
+        broken.write_bytes(contents[damage])
     with pytest.warns(UserWarning, match="left out") as caught:
-        checked = check_images(dataset)
+        checked = check_images(read_vqa(root, "train"))
     (warning,) = caught
-    problem = "a missing" if content is None else "an unreadable"
-    expected = f"{broken}: 2 questions about {problem} image, left out (question_id 7000, 7001)"
-    assert str(warning.message) == expected
+    problem = {"missing": "missing", "folder": "missing", "thin": "thin"}.get(damage, "unreadable")
+    assert re.match(rf"{broken}: 2 .*{problem} .*7000, 7001\)", str(warning.message))
     assert checked["question_id"][:] == [8000]
 
 
-def test_check_images_without_any_image(tmp_path, records):
-    dataset = read_vqa(write_files(tmp_path, *records), "train")
-    with pytest.raises(ValueError, match=r"000000000007\.jpg: neither this nor any other"):
-        check_images(dataset)
-
-
-def test_check_images_warns_once_a_kind(tmp_path, records):
+def test_check_images_warns_once_a_kind_and_fails_without_any(tmp_path, records):
     for side in records:
         first = [{**record, "image_id": 10 + i} for i, record in enumerate(side)]
         second = [{**r, "question_id": i, "image_id": 20 + i} for i, r in enumerate(side)]
         side[:] = first + second
     root = write_files(tmp_path, *records)
+    with pytest.raises(ValueError, match=r"000000000010\.jpg: neither this nor any other"):
+        check_images(read_vqa(root, "train"))
     write_image(root, 10)
     for image in (11, 20):
         write_image(root, image).write_bytes(b"no picture")
     with pytest.warns(UserWarning, match="left out") as caught:
         checked = check_images(read_vqa(root, "train"))
-    start = f"{root}/train2014/COCO_train2014_0000000000"
-    assert [str(warning.message) for warning in caught] == [
-        f"{start}12.jpg and 2 more: 3 questions about a missing image, left out "
-        "(question_id 8000, 1, 2)",
-        f"{start}11.jpg and 1 more: 2 questions about an unreadable image, left out "
-        "(question_id 7001, 0)",
-    ]
+    texts = [str(warning.message) for warning in caught]
+    assert "12.jpg and 2 more: 3 questions" in texts[0]
+    assert "11.jpg and 1 more: 2 questions" in texts[1]
+    assert len(texts) == 2
     assert checked["question_id"][:] == [7000]
-
-
-@pytest.mark.parametrize(
-    ("mode", "value", "expected"),
-    [
-        ("RGB", (1, 2, 3), (1, 2, 3)), ("L", 77, (77, 77, 77)), ("1", 1, (255, 255, 255)),
-        ("CMYK", (0, 0, 0, 0), (255, 255, 255)), ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("RGBA", (10, 20, 30, 0), (255, 255, 255)), ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
-        ("RGBA", (0, 0, 0, 127), (128, 128, 128)), ("LA", (9, 0), (255, 255, 255)),
-    ],
-)  # fmt: skip
-def test_load_rgb(mode, value, expected):
-    rgb = load_rgb(Image.new(mode, (2, 2), value))
-    assert (rgb.mode, rgb.size, rgb.getpixel((1, 1))) == ("RGB", (2, 2), expected)
-
-
-def test_load_rgb_of_a_palette():
-    palette = Image.new("P", (2, 2), 1)
-    palette.putpalette([0, 0, 0, 9, 8, 7])
-    assert load_rgb(palette).getpixel((0, 0)) == (9, 8, 7)
-    palette.info["transparency"] = 1
-    assert load_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
 
 
 # Subsets
