@@ -32,8 +32,10 @@ export OMP_WAIT_POLICY := PASSIVE
 GIVEN = --profile "$(PROFILE)" --seed "$(SEED)" --run-name "$(RUN_NAME)" \
 	--data-root "$(DATA_ROOT)" --checkpoint "$(CHECKPOINT)" --set $(SET) $(if $(MODELS),models=$(MODELS))
 
-# in the order of a run: the appendix before the report
-NOTEBOOKS = $(wildcard notebooks/0[1-6]*_*.ipynb notebooks/appendix/a*.ipynb) notebooks/07_report.ipynb
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb notebooks/appendix/*.ipynb))
+# What the others need, in this order, and what needs them all; the others run side by side.
+FIRST = notebooks/01_setup.ipynb notebooks/03_layer_attention.ipynb
+LAST = notebooks/07_report.ipynb
 
 .PHONY: run sweep verify test test-quick test-plain test-chain test-sample lint render bench replicas clean
 
@@ -48,6 +50,7 @@ verify: $(VENV)/made
 
 # One thread a process: the models are small, and two threads take twice as long as one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+CHAIN := $(PYTEST) --nbval-lax --nbval-cell-timeout=900
 SHARED := -n 2 --dist loadfile --no-loadscope-reorder  # long files come first: tests/conftest.py
 
 test-quick: $(VENV)/made
@@ -56,13 +59,14 @@ test-quick: $(VENV)/made
 test-plain: $(VENV)/made
 	$(PYTEST) $(SHARED) -m "not gpu and not notebooks"
 
-# The chain has one thread to gain from and the tests two processes: together they fill two cores.
+# The chain begins and ends with a single process: the tests beside it keep the second core busy.
 test: $(VENV)/made
 	$(MAKE) --no-print-directory -j2 --output-sync=target test-plain test-chain
 
 test-chain: $(VENV)/made
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 $(NOTEBOOKS)
-	$(PYTEST) -m notebooks tests/tools/test_notebooks.py
+	$(CHAIN) $(FIRST)
+	$(CHAIN) $(SHARED) $(filter-out $(FIRST) $(LAST),$(NOTEBOOKS))
+	$(CHAIN) $(LAST) tests/tools/test_notebooks.py
 
 test-sample: $(VENV)/made
 	TEST_SAMPLE=1 $(BIN)/python -m pytest -m notebooks -k real_questions tests/tools

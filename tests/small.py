@@ -69,7 +69,7 @@ def encode_noise(processor, sizes=SIZES, answers=None) -> EncodedQuestions:
 def stub_study(runs, **settings) -> Study:
     """A study on the CPU whose data set and model count as made, though they are empty."""
     own = {"runs_root": str(runs), "device": "cpu", "shard_size": 5, "extract_batch_size": 4,
-           "models": ()}  # fmt: skip
+           "models": (), "random_models": 2}  # fmt: skip
     study = Study.load("phantom", **own | settings)
     for name in ("model", "dataset"):
         cached_step(study.folder() / name, lambda folder: None, {})

@@ -48,6 +48,7 @@ GEOMETRY = {
 STAGES = ((1, 0.10, 0.125), (3, 0.33, 0.25), (4, 1.0, 0.625))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DATA = Path(__file__).resolve().parents[1] / "data"
+HELD_OUT = 400  # scenes that the accuracy of a pre-training is measured on
 SAVE_EVERY = 500  # steps between the states that a killed pre-training continues from
 
 
@@ -113,7 +114,7 @@ def pretrain(folder: Path, scenes: int, steps: int, batch_size: int, seed: int) 
         make_examples(range(first, last), groups, seed)
         for (groups, *_), first, last in zip(STAGES, bounds, bounds[1:], strict=False)
     ]
-    held_out = make_examples(range(scenes, scenes + 400), STAGES[-1][0], seed)
+    held_out = make_examples(range(scenes, scenes + HELD_OUT), STAGES[-1][0], seed)
     tokenizer = build_tokenizer([asked.question for stage in stages for _, asked in stage])
     answers = sorted({asked.answer for _, asked in stages[-1]})
     model = build_model(len(tokenizer), answers)
@@ -360,7 +361,7 @@ one.
   {recipe["seed"]}.
 - Training: {recipe["steps"]:,} steps of {recipe["batch_size"]} questions, which took
   {facts["minutes"]:.1f} minutes.
-- Accuracy on 400 further scenes, with the head of its pre-training:
+- Accuracy on {HELD_OUT} further scenes, with the head of its pre-training:
   {100 * facts["accuracy"]:.1f} %.
 - Reproduce: `make replicas`.
 - Limits: it knows the words of the phantom only, and no photographs. Use it for this study only.

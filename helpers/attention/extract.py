@@ -326,20 +326,19 @@ def measure_random_models(
     study: Study,
     model: nn.Module,
     encoded: EncodedQuestions,
-    n_models: int = 24,
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
 ) -> tuple[np.ndarray, list[AttentionTable]]:
     """What models that have learnt nothing attend to: the rows drawn, and a table for each model.
 
-    `n_models` random-weight models of the architecture of `model`, from seeds study.seed,
+    study.random_models random-weight models of the architecture of `model`, from seeds study.seed,
     study.seed + 1, ..., on the same RANDOM_QUESTIONS of the encoded questions, drawn from the
     study's seed. Kept in run_dir/attention_random. once, process: see `extract_once`.
     """
     rows = sample_questions(len(encoded), RANDOM_QUESTIONS, study.seed)
     some = encoded.select(rows)
     tables = []
-    for number in range(n_models):
+    for number in range(study.random_models):
         random = in_measuring_precision(random_weight_model(model, study.seed + number), study)
         name, seed = f"attention_random/{number:02d}", study.seed + number
         inputs = {"rows": len(rows), "random_seed": seed, "once": once, "process": process}

@@ -108,6 +108,7 @@ class Study:
     learning_rate: Amount = 1e-3  # peak, of the transformer
     head_learning_rate: Amount = 3e-3  # peak, of the answer head
     extract_batch_size: Count = 128  # questions a forward pass when attention is measured
+    random_models: Count = 24  # models with random weights that heads are compared with
     shard_size: Count = 512  # questions a file of attention; what a kill can cost
     faithfulness_questions: Count = 100  # validation questions whose patches are deleted by map
     withheld_questions: Count = 1000  # validation questions asked without image or words

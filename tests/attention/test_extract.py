@@ -281,7 +281,7 @@ class TestStudy:
 def test_random_models_are_measured_on_the_same_sample(tmp_path, vilt, encoded, monkeypatch):
     study, model = stub_study(tmp_path), vilt[0]
     monkeypatch.setattr(extract, "RANDOM_QUESTIONS", 7)
-    rows, tables = extract.measure_random_models(study, model, encoded, n_models=2)
+    rows, tables = extract.measure_random_models(study, model, encoded)
     assert len(rows) == 7
     ids = encoded.questions["question_id"].iloc[rows].tolist()
     assert all(table.questions["question_id"].tolist() == ids for table in tables)
@@ -299,7 +299,7 @@ def test_the_layers_table_holds_means_over_models_and_the_spread_of_random_ones(
     study, model = stub_study(tmp_path), vilt[0]
     monkeypatch.setattr(extract, "RANDOM_QUESTIONS", 7)
     whole = extract.extract_once(study, "attention", model, encoded)
-    _, random = extract.measure_random_models(study, model, encoded, n_models=2)
+    _, random = extract.measure_random_models(study, model, encoded)
     table = extract.tabulate_layers([whole, whole], random)
     cells = table.set_index(["model", "measure", "layer", "query"]).sort_index()
     own = cells.loc[("trained", "excess", 1, "words")]
