@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import pip
 import pytest
 
 from helpers.run import colab
@@ -111,7 +111,7 @@ def test_the_colab_of_june_2026_gets_papermill_alone(tmp_path, fake_colab):
     """pip resolves for real, in an empty environment beside stand-ins, but does not install."""
     venv.create(tmp_path / "empty", with_pip=False)
     site, report = write_standins(tmp_path / "site", COLAB_HAS), tmp_path / "report.json"
-    for part in Path(pip.__file__).parents[1].glob("pip*"):
+    for part in Path(find_spec("pip").origin).parents[1].glob("pip*"):
         (site / part.name).symlink_to(part)
     options = {"PIP_DRY_RUN": "1", "PIP_REPORT": str(report)}
     python = tmp_path / "empty" / "bin" / "python"
