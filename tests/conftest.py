@@ -5,12 +5,15 @@ import os
 import warnings
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # the models here are small: more threads wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("shared machine", deadline=None, max_examples=40)
+settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(items):
@@ -29,6 +32,21 @@ def start_process():
 
     def start(function, *args):
         started.append(context.Process(target=function, args=args))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def fork():
+    """`fork(function, *args)`: in a process forked from this one, for what trains nothing."""
+    started = []
+
+    def start(function, *args):
+        started.append(multiprocessing.get_context("fork").Process(target=function, args=args))
         started[-1].start()
         return started[-1]
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 
-from helpers.run.settings import Study, save_table
+from helpers.run.record import save_table
+from helpers.run.settings import Study
 
 SIZE = {"n": 40, "n_clusters": 20}
 

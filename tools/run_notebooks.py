@@ -35,8 +35,8 @@ from helpers.report.compare import find_runs
 from helpers.report.sections import CAPTION
 from helpers.run import cache
 from helpers.run.cache import fingerprint, hash_file, write_atomic
-from helpers.run.schema import write_datapackage
-from helpers.run.settings import Study, record_run
+from helpers.run.record import record_run, write_datapackage
+from helpers.run.settings import Study
 from tools.command import NAMED, add_settings, read_settings
 
 # what notebooks are made with

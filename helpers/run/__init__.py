@@ -4,10 +4,10 @@ from importlib import import_module
 
 MODULES = {
     "Study": "settings",  # every setting of a run, its folders and its device
-    "describe": "settings",  # one line about a run: seed, versions, device
-    "show": "settings",  # save a figure or a table in the run's folder and display it
-    "save_figure": "settings",  # a figure into the run's figures/
-    "save_table": "settings",  # a table into the run's tables/
+    "describe": "record",  # one line about a run: seed, versions, device
+    "show": "record",  # save a figure or a table in the run's folder and display it
+    "save_figure": "record",  # a figure into the run's figures/
+    "save_table": "record",  # a table into the run's tables/
     "mount_drive": "colab",  # a folder on Google Drive for runs
     "install_missing": "colab",  # what the notebooks need and Colab lacks
 }

@@ -1,28 +1,18 @@
-"""Settings of a run, its folder, and what is recorded there about it."""
+"""Settings of a run, its folder and its device."""
 
 from __future__ import annotations
 
 import difflib
-import io
-import json
-import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, fields
-from importlib import metadata
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from helpers.run.cache import ROOT, lock_path, read_json, write_atomic
-
-if TYPE_CHECKING:  # slow to import
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
+from helpers.run.cache import ROOT
 
 # The hub's main branch holds pickled weights only; this pull request holds them as safetensors.
 VILT = "dandelin/vilt-b32-mlm@refs/pr/4"
@@ -201,70 +191,3 @@ def _say_first(error: ValidationError) -> str:
     reason = re.sub(r"^Value error, |^Input should be |^\w+ should ", "", first["msg"])
     hint = "; CUDA_VISIBLE_DEVICES chooses among GPUs" if name == "device" else ""
     return f"setting {name}={value!r}: expected {reason}{hint}"
-
-
-def save_table(study: Study, name: str, frame: DataFrame) -> Path:
-    """Write a data frame (its columns, not its index) to tables/<name>.csv of the run."""
-    text = frame.to_csv(index=False, lineterminator="\n")
-    return write_atomic(study.folder("tables") / f"{check_plain_name(name)}.csv", text)
-
-
-def save_figure(study: Study, name: str, fig: Figure) -> Path:
-    """Write a matplotlib figure to figures/<name>.png of the run, at 110 dots an inch."""
-    png = io.BytesIO()
-    fig.savefig(png, format="png", dpi=110, bbox_inches="tight")
-    return write_atomic(study.folder("figures") / f"{check_plain_name(name)}.png", png.getvalue())
-
-
-def show(study: Study, name: str, thing: Figure | DataFrame, rows: int = 12) -> None:
-    """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
-
-    Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places.
-    """
-    from IPython.display import display
-
-    if hasattr(thing, "savefig"):
-        save_figure(study, name, thing)
-        display(thing)
-    else:
-        save_table(study, name, thing)
-        display(thing.head(rows).round(2).set_index(thing.columns[0]))
-
-
-def record_run(study: Study, steps: dict[str, float]) -> Path:
-    """Write run.json of a run: settings, versions, device, and seconds a step, added to the old.
-
-    A run.json that cannot be read is begun anew.
-    """
-    path = study.folder() / "run.json"
-    with lock_path(path):
-        steps = (read_json(path) or {}).get("steps", {}) | steps
-        versions = _read_versions() | {"commit": _read_commit()}
-        facts = {"settings": asdict(study), "versions": versions, "device": study.device_name()}
-        return write_atomic(path, json.dumps({"steps": steps, **facts}, indent=1) + "\n")
-
-
-def _read_versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "datasets", "numpy")
-    installed = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **installed}
-
-
-def _read_commit() -> str:
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return commit or "unknown"
-
-
-def describe(study: Study) -> str:
-    """One line for a notebook's head: profile, seed, versions, device."""
-    device = study.device_name()
-    if device == "cuda":
-        import torch
-
-        device = torch.cuda.get_device_name(device)
-    stated = [f"{name} {version}" for name, version in _read_versions().items()]
-    about = [study.profile, f"run {study.run_name}", f"seed {study.seed}", *stated, device]
-    return " · ".join(about)

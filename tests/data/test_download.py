@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -374,21 +373,6 @@ def test_odd_names_are_asked_for_as_they_are(gallery, tmp_path):
 # Kills
 
 
-@pytest.fixture
-def start_process():
-    """`start_process(function, *args)`, forked from here: what downloads trains nothing."""
-    started = []
-
-    def start(function, *args):
-        started.append(multiprocessing.get_context("fork").Process(target=function, args=args))
-        started[-1].start()
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-
-
 def fetch_all(folder: Path, url: str, files) -> None:
     """In another process: fetch zips (a dict) or images (a list); exits with 3 on SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -412,12 +396,12 @@ def kill(process) -> None:
     process.join()
 
 
-def test_killed_questions_end_with_identical_files(start_process, tmp_path):
+def test_killed_questions_end_with_identical_files(fork, tmp_path):
     zips = {QUESTIONS_ZIP: zip_files({QUESTIONS: json.dumps({"questions": [DATA.hex()]})})}
     part = tmp_path / f".{QUESTIONS_ZIP}.part"
     with Loopback(zips) as server:
         server.script(QUESTIONS_ZIP, trickle(5000, 0.02))
-        killed = start_process(fetch_all, tmp_path, server.url, state_files(zips))
+        killed = fork(fetch_all, tmp_path, server.url, state_files(zips))
         wait_until(lambda: part.exists() and part.stat().st_size > 60_000, killed)
         kill(killed)
         assert list_files(tmp_path) == [part.name]
@@ -426,11 +410,11 @@ def test_killed_questions_end_with_identical_files(start_process, tmp_path):
     assert (tmp_path / QUESTIONS_ZIP).read_bytes() == zips[QUESTIONS_ZIP]
 
 
-def test_killed_images_end_with_identical_files(start_process, gallery, tmp_path):
+def test_killed_images_end_with_identical_files(fork, gallery, tmp_path):
     names = list(gallery.files)
     for name in names:
         gallery.script(name, trickle(1000, 0.02))
-    killed = start_process(fetch_all, tmp_path, gallery.url, names)
+    killed = fork(fetch_all, tmp_path, gallery.url, names)
     wait_until(lambda: len(list(tmp_path.glob("val2014/COCO*"))) >= 8, killed)
     kill(killed)
     whole = [name for name in names if (tmp_path / name).exists()]
@@ -442,22 +426,22 @@ def test_killed_images_end_with_identical_files(start_process, gallery, tmp_path
     assert all(len(gallery.asked(name)) == 1 for name in whole)
 
 
-def test_two_processes_share_the_work(start_process, tmp_path, gallery):
+def test_two_processes_share_the_work(fork, tmp_path, gallery):
     files = list(gallery.files)
     for name in files:
         gallery.script(name, always=trickle(1000, 0.01))
-    for process in [start_process(fetch_all, tmp_path, gallery.url, files) for _ in range(2)]:
+    for process in [fork(fetch_all, tmp_path, gallery.url, files) for _ in range(2)]:
         process.join()
         assert process.exitcode == 0
     assert sorted(name for name, _ in gallery.seen) == sorted(files)
 
 
-def test_an_interrupt_ends_what_runs_and_what_waits(start_process, tmp_path):
+def test_an_interrupt_ends_what_runs_and_what_waits(fork, tmp_path):
     images = {name_image("val", i): make_image(i, (600, 400)) for i in range(40)}
     with Loopback(images) as server:
         for name in images:
             server.script(name, always=trickle(2000, 0.2))  # more than 20 s an image
-        running = start_process(fetch_all, tmp_path, server.url, list(images))
+        running = fork(fetch_all, tmp_path, server.url, list(images))
         wait_until(lambda: len(server.seen) >= 4, running)
         os.kill(running.pid, signal.SIGINT)
         running.join()

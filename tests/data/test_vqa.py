@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -35,9 +35,6 @@ from helpers.data.vqa import (
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 OFFICIAL, SAMPLE = SHARED / "official", SHARED / "vqav2_sample"
-# other work on the machine is no failure
-settings.register_profile("busy", deadline=None, max_examples=40)
-settings.load_profile("busy")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the official samples are not here")
 
 QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"

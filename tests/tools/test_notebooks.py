@@ -10,7 +10,7 @@ import pytest
 from datapackage import check_package
 
 from helpers.report.claims import CLAIMS, read_claims
-from helpers.run.schema import write_datapackage
+from helpers.run.record import write_datapackage
 from helpers.run.settings import Study
 from tools.run_notebooks import (
     CODE,

@@ -1,5 +1,6 @@
-"""The data package of a run: what it says, what its check finds, and the committed entries."""
+"""What a run records: tables, figures, run.json, and the data package with its entries."""
 
+import dataclasses
 import json
 import re
 from fnmatch import fnmatchcase
@@ -14,11 +15,55 @@ import pytest
 from datapackage import check_package, find_outside
 
 from helpers.heads.roles import ROLES
-from helpers.run import schema
-from helpers.run.settings import Study, save_table
+from helpers.run import record
+from helpers.run.record import describe, record_run, save_figure, save_table
+from helpers.run.settings import Study
 from tools.run_notebooks import list_notebooks
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_tables_and_figures_land_in_the_run(tmp_path):
+    from matplotlib.figure import Figure
+
+    study = Study.load(runs_root=tmp_path)
+    table = save_table(study, "shares", pd.DataFrame({"layer": [0, 1], "share": [0.5, 0.25]}))
+    assert table == study.run_dir / "tables" / "shares.csv"
+    assert table.read_text() == "layer,share\n0,0.5\n1,0.25\n"
+    figure = save_figure(study, "shares", Figure())
+    assert figure == study.run_dir / "figures" / "shares.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"plain name .*'../x'"):
+        save_table(study, "../x", pd.DataFrame())
+
+
+def test_record_run_adds_steps(tmp_path):
+    study = Study.load(runs_root=tmp_path, device="cpu")
+    record_run(study, steps={"01_setup": 1.5})
+    path = record_run(study, steps={"02_finetune": 20})
+    written = json.loads(path.read_text())
+    assert path == study.run_dir / "run.json"
+    assert written["steps"] == {"01_setup": 1.5, "02_finetune": 20}
+    assert written["settings"] == json.loads(json.dumps(dataclasses.asdict(study)))
+    assert written["device"] == "cpu"
+    assert written["versions"]["numpy"] == np.__version__
+    assert {"python", "torch", "transformers", "datasets", "commit"} < set(written["versions"])
+
+
+@pytest.mark.parametrize("left", ["", '{"steps": {"01_se', "[]"])
+def test_a_cut_record_of_the_run_is_begun_anew(tmp_path, left):
+    study = Study.load(runs_root=tmp_path, device="cpu")
+    (study.folder() / "run.json").write_text(left)
+    written = json.loads(record_run(study, steps={"01_setup": 1.5}).read_text())
+    assert written["steps"] == {"01_setup": 1.5}
+
+
+def test_describe_is_one_line_without_paths(tmp_path):
+    line = describe(Study.load(runs_root=tmp_path, device="cpu", run_name="r"))
+    assert "\n" not in line
+    assert "/" not in line
+    assert line.startswith("phantom · run r · seed 0 · python 3.")
+    assert line.endswith(f"numpy {np.__version__} · cpu")
 
 
 def write_shard(folder, number, rows):
@@ -43,12 +88,12 @@ def study(tmp_path):
 
 
 def check(study):
-    schema.write_datapackage(study)
+    record.write_datapackage(study)
     return [p for p in check_package(study.run_dir) if "no column" not in p]
 
 
 def test_the_package_describes_every_column_by_the_standard(study):
-    path = schema.write_datapackage(study)
+    path = record.write_datapackage(study)
     package = json.loads(path.read_text())
     assert path == study.run_dir / "datapackage.json"
     assert package["name"] == "hand"
@@ -64,20 +109,7 @@ def test_the_package_describes_every_column_by_the_standard(study):
     assert prediction["type"] == "string"
     split = measure["schema"]["fields"][1]
     assert (split["type"], split["arrayItem"]["type"]) == ("array", "number")
-    assert (
-        schema.write_datapackage(study).read_text()
-        == json.dumps(package, indent=1, ensure_ascii=False) + "\n"
-    )
-
-
-def test_a_run_that_agrees_has_no_problems(study):
     assert check(study) == []
-
-
-def test_a_run_without_tables_has_an_empty_package(tmp_path):
-    study = Study.load(run_name="none", runs_root=tmp_path)
-    study.folder()
-    assert json.loads(schema.write_datapackage(study).read_text())["resources"] == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +129,7 @@ def test_what_disagrees_is_named(study, columns, named):
 
 def test_a_described_column_may_lack_only_where_the_entry_says_so(study):
     save_table(study, "01_families", pd.DataFrame({"family": ["what"], "part": ["train"]}))
-    schema.write_datapackage(study)
+    record.write_datapackage(study)
     assert "01_families: no column 'questions'" in check_package(study.run_dir)
 
 
@@ -128,8 +160,8 @@ def test_constraints_hold_what_they_say(kind, constraints, inside, outside):
 def test_the_closest_entry_counts(table, meaning):
     kinds = {"*": "anywhere", "see*": "short", "seen*": "long", "seen": "exact"}
     entries = [{"table": k, "column": "split", "meaning": text} for k, text in kinds.items()]
-    assert schema.find_entry(table, "split", entries)["meaning"] == meaning
-    assert schema.find_entry(table, "mass", entries) is None
+    assert record.find_entry(table, "split", entries)["meaning"] == meaning
+    assert record.find_entry(table, "mass", entries) is None
 
 
 # The committed entries
@@ -137,7 +169,7 @@ def test_the_closest_entry_counts(table, meaning):
 
 @pytest.fixture(scope="module")
 def committed():
-    return schema.read_entries(ROOT / schema.COLUMNS)
+    return record.read_entries(ROOT / record.COLUMNS)
 
 
 def test_committed_entries_are_one_tidy_line_each(committed):
@@ -152,8 +184,8 @@ def test_committed_entries_are_one_tidy_line_each(committed):
         assert not entry["meaning"].endswith("."), place
         assert entry["unit"], place
         assert entry["type"] in ("string", "integer", "number", "boolean"), place
-        for name, limit in schema.describe_field(entry)["constraints"].items():
-            assert name not in schema.BOUNDS or isinstance(limit, int | float), place
+        for name, limit in record.describe_field(entry)["constraints"].items():
+            assert name not in record.BOUNDS or isinstance(limit, int | float), place
         re.compile(entry["pattern"])
 
 
@@ -166,24 +198,17 @@ def test_every_table_that_a_notebook_saves_is_described_and_no_other(committed):
     described = {each["table"] for each in committed if re.match(r"(\d\d|a\d)_", each["table"])}
     assert len(saved | shown) >= 10
     missing = [name for name in saved if not any(fnmatchcase(name, known) for known in described)]
-    assert missing == [], f"add entries to {schema.COLUMNS}"
+    assert missing == [], f"add entries to {record.COLUMNS}"
     used = saved | shown
     unused = [known for known in described if not any(fnmatchcase(name, known) for name in used)]
-    assert unused == [], f"no notebook saves these: remove them from {schema.COLUMNS}"
+    assert unused == [], f"no notebook saves these: remove them from {record.COLUMNS}"
 
 
 def test_words_of_the_code_are_the_words_of_the_entries(committed):
     def find_enum(table, column):
-        return set(schema.find_entry(table, column, committed)["enum"].split("|"))
+        return set(record.find_entry(table, column, committed)["enum"].split("|"))
 
     families = set(pd.read_csv(ROOT / "data" / "question_types.csv")["family"])
     assert find_enum("04_layers", "family") == families | {"all"}
     assert find_enum("04_pairs", "group_a") == find_enum("04_pairs", "group_b") == families
     assert find_enum("05_role_scores", "role") == find_enum("05_stability", "role") == set(ROLES)
-
-
-def test_patterns_reach_the_measures_of_other_models(committed):
-    for table in ("attention", "attention_1", "attention_before"):
-        entry = schema.find_entry(table, "split", committed)
-        assert (entry["type"], entry["minimum"], entry["maximum"]) == ("number", "0", "1")
-    assert schema.find_entry("relevance", "split", committed) is None

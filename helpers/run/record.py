@@ -1,4 +1,4 @@
-"""What each column of a run's tables means, so that the run folder can be read without the code.
+"""What a run records: tables and what their columns mean, figures, run.json.
 
 The meanings are in data/columns.csv, a row each: table (a name, a pattern such as `attention*`, or
 `*` for what means the same everywhere), column, meaning, unit, type and constraints as in the
@@ -6,20 +6,99 @@ standard Table Schema (specs.frictionlessdata.io), empty (what an empty cell mea
 is none), absent (when a table lacks the column; nothing: never).
 """
 
-import csv
-import json
-from collections import defaultdict
-from fnmatch import fnmatchcase
-from pathlib import Path
+from __future__ import annotations
 
+import io
+import json
+import platform
+import shutil
+import subprocess
+from collections import defaultdict
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
 import pyarrow.parquet as pq
 
-from helpers.run.cache import write_atomic
-from helpers.run.settings import Study
+from helpers.run.cache import ROOT, lock_path, read_json, write_atomic
+from helpers.run.settings import Study, check_plain_name
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.figure import Figure
 
 COLUMNS = "data/columns.csv"
 PROFILE = "https://datapackage.org/profiles/2.0/datapackage.json"
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum")
+
+
+def save_table(study: Study, name: str, frame: pd.DataFrame) -> Path:
+    """Write a data frame (its columns, not its index) to tables/<name>.csv of the run."""
+    text = frame.to_csv(index=False, lineterminator="\n")
+    return write_atomic(study.folder("tables") / f"{check_plain_name(name)}.csv", text)
+
+
+def save_figure(study: Study, name: str, fig: Figure) -> Path:
+    """Write a matplotlib figure to figures/<name>.png of the run, at 110 dots an inch."""
+    png = io.BytesIO()
+    fig.savefig(png, format="png", dpi=110, bbox_inches="tight")
+    return write_atomic(study.folder("figures") / f"{check_plain_name(name)}.png", png.getvalue())
+
+
+def show(study: Study, name: str, thing: Figure | pd.DataFrame, rows: int = 12) -> None:
+    """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
+
+    Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places.
+    """
+    from IPython.display import display
+
+    if hasattr(thing, "savefig"):
+        save_figure(study, name, thing)
+        display(thing)
+    else:
+        save_table(study, name, thing)
+        display(thing.head(rows).round(2).set_index(thing.columns[0]))
+
+
+def record_run(study: Study, steps: dict[str, float]) -> Path:
+    """Write run.json of a run: settings, versions, device, and seconds a step, added to the old.
+
+    A run.json that cannot be read is begun anew.
+    """
+    path = study.folder() / "run.json"
+    with lock_path(path):
+        steps = (read_json(path) or {}).get("steps", {}) | steps
+        versions = _read_versions() | {"commit": _read_commit()}
+        facts = {"settings": asdict(study), "versions": versions, "device": study.device_name()}
+        return write_atomic(path, json.dumps({"steps": steps, **facts}, indent=1) + "\n")
+
+
+def _read_versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "datasets", "numpy")
+    installed = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **installed}
+
+
+def _read_commit() -> str:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return commit or "unknown"
+
+
+def describe(study: Study) -> str:
+    """One line for a notebook's head: profile, seed, versions, device."""
+    device = study.device_name()
+    if device == "cuda":
+        import torch
+
+        device = torch.cuda.get_device_name(device)
+    stated = [f"{name} {version}" for name, version in _read_versions().items()]
+    about = [study.profile, f"run {study.run_name}", f"seed {study.seed}", *stated, device]
+    return " · ".join(about)
 
 
 def write_datapackage(study: Study) -> Path:
@@ -45,8 +124,7 @@ def write_datapackage(study: Study) -> Path:
 
 def read_entries(path: Path) -> list[dict[str, str]]:
     """The rows of data/columns.csv."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
 
 
 def find_entry(table: str, column: str, entries: list[dict]) -> dict | None:
@@ -90,6 +168,5 @@ def list_tables(study: Study) -> dict[str, list[Path]]:
 def list_columns(path: Path) -> dict[str, bool]:
     """The columns of a file, and whether each cell of them holds a list."""
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            return dict.fromkeys(next(csv.reader(file), []), False)
+        return dict.fromkeys(pd.read_csv(path, nrows=0), False)
     return {field.name: "list" in str(field.type) for field in pq.read_schema(path)}
