@@ -10,6 +10,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from helpers.attention.word_classes import CLASSES, mark_classes
 from helpers.model.forward import (
     Microbatch,
     PackedForward,
+    PackedLayer,
     embed_batch,
     forward_raster,
     patch_grids,
@@ -33,6 +35,9 @@ IMAGE = slice(3, 5)  # among KEY_GROUPS
 SPECIAL = [0, 2, 3]  # cls, sep, img_cls as keys
 FUNCTION = [CLASSES.index("function word"), CLASSES.index("punctuation")]
 QUERY_INDEX = [0, 1, 4]  # QUERY_GROUPS among KEY_GROUPS
+# what `LayerMeasures.list_columns` lets keys carry, for the sums that `attend` gives of it
+COLUMNS = {"split": slice(0, 5), "value_norm": slice(5, 10), "sink": slice(10, 12)}
+CARRIED = slice(12, 17)
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
@@ -98,9 +103,14 @@ def sink_mass(attention: Tensor, norms: Tensor, sinks: Tensor, others: Tensor) -
     value of the others, max(0, 1 - norm / mean). The second is 1 where all attention rests on sinks
     whose values are 0, and 0 where their values are as large as the others'.
     """
+    return attention @ sink_columns(norms, sinks, others)
+
+
+def sink_columns(norms: Tensor, sinks: Tensor, others: Tensor) -> Tensor:
+    """What each key counts in the two numbers of `sink_mass`: (..., key, 2)."""
     mean = (norms * others).sum(-1, keepdim=True) / others.sum(-1, keepdim=True)
     smaller = (1 - norms / mean.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
-    return torch.stack([(attention * sinks).sum(-1), (attention * (sinks * smaller)).sum(-1)], -1)
+    return torch.cat([sinks.expand_as(norms), sinks * smaller], dim=-2).mT
 
 
 def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
@@ -132,9 +142,16 @@ def query_weights(groups: Tensor) -> Tensor:
     return members / members.sum(2, keepdim=True)
 
 
+@cache
+def query_index(device: torch.device) -> Tensor:
+    """Places of QUERY_GROUPS among KEY_GROUPS; kept on the device, where a list would be copied."""
+    return torch.tensor(QUERY_INDEX, device=device)
+
+
 def average_queries(attention: Tensor, groups: Tensor) -> Tensor:
     """Mean row of each of QUERY_GROUPS: (batch, head, query, key) -> (batch, head, 3, key)."""
-    return query_weights(groups)[:, None, QUERY_INDEX] @ attention
+    some = groups.index_select(1, query_index(groups.device))
+    return query_weights(some)[:, None] @ attention
 
 
 def mean_distance(attention: Tensor, distance: Tensor, members: Tensor) -> Tensor:
@@ -218,27 +235,37 @@ def check_heads(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def attention_split(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def attention_split(
+    model: nn.Module, batch: dict[str, Tensor], fused: bool | None = None
+) -> Tensor:
     """Split every head's attention: float32 (question, layer, head, QUERY_GROUPS, KEY_GROUPS).
 
     The mean over a group's queries of the mass on a group's keys; sums to 1 over keys, NaN for
     queries of a group without tokens. batch: what the processor or `EncodedQuestions.collate`
-    returns, or `image_embeds` with `pixel_mask` (batch, 1 + P).
+    returns, or `image_embeds` with `pixel_mask` (batch, 1 + P). fused: by `PackedLayer.attend`,
+    which is what None means on a GPU. On a CPU patterns of a few questions, which fit its cache,
+    are faster.
     """
     check_heads(model)
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    layers = []
-    for layer in PackedForward(model, inputs, groups):
-        splits = [
-            average_queries(attention, part.groups) @ part.groups.float().mT[:, None]
-            for part, attention in layer
-        ]
+    forward, layers = PackedForward(model, inputs, groups), []
+    fused = groups.device.type != "cpu" if fused is None else fused
+    marks = forward.pack(groups.mT)[:, None]  # (valid token, 1, 5)
+    for layer in forward:
+        if fused:
+            sums, _ = layer.attend(marks.expand(-1, layer.values.shape[1], -1))
+            parts = [(part, part.gather(sums)) for part in forward.microbatches]
+        else:
+            parts = ((part, pattern @ part.groups.float().mT[:, None]) for part, pattern in layer)
+        splits = [average_queries(masses, part.groups) for part, masses in parts]
         layers.append(torch.cat(splits))
     return torch.stack(layers, dim=1)
 
 
 @torch.no_grad()
-def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def attention_measures(
+    model: nn.Module, batch: dict[str, Tensor], matrix: bool = True
+) -> dict[str, Tensor]:
     """All measures in one pass; batch as in `attention_split`, axes (question, layer, head, ...).
 
     split (..., 3, 5).
@@ -253,34 +280,58 @@ def attention_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, 
     flow (question, layer, 5, 5): mean over heads of the split, with all KEY_GROUPS as queries.
     rollout (question, 5): what the `rollout` of all layers gives [CLS] from each group.
     logits (question, answer), where the model has them.
+    matrix=False leaves out patch_distance and top_patch, which need whole patterns; the rest then
+    comes from `PackedLayer.attend`, which holds none.
     """
     check_heads(model)
-    inputs, groups, grids = prepare_batch(model, batch)
+    inputs, groups, grids = prepare_batch(model, batch, with_grids=matrix)
     forward, layers = PackedForward(model, inputs, groups), []
     function = mark_function_words(model, inputs)
     parts = [
-        LayerMeasures(part, grids[part.questions], function[part.questions])
+        LayerMeasures(
+            part, function[part.questions], grids if grids is None else grids[part.questions]
+        )
         for part in forward.microbatches
     ]
     for layer in forward:
         norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[0]
-        found = [part.update(*seen, norms) for part, seen in zip(parts, layer, strict=True)]
+        if matrix:
+            found = [part.update(seen, norms) for part, (_, seen) in zip(parts, layer, strict=True)]
+        else:
+            found = measure_fused(layer, parts, norms)
         layers.append({name: torch.cat([part[name] for part in found]) for name in found[0]})
     measures = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
     measures["rollout"] = torch.cat([part.cls_rollout() for part in parts])
     return measures if forward.logits is None else {**measures, "logits": forward.logits}
 
 
+def measure_fused(
+    layer: PackedLayer, parts: "list[LayerMeasures]", norms: Tensor
+) -> list[dict[str, Tensor]]:
+    """A layer's measures of each microbatch, of a layer that has not been run and then has."""
+    columns = norms.new_empty(*layer.key.shape[:2], CARRIED.stop)
+    for part in parts:
+        part.microbatch.scatter(columns, part.list_columns(norms))
+    sums, lse = layer.attend(torch.cat([columns, layer.key.float()], dim=-1))
+    # sum p log p = sum p (score - lse) = q . sum p k / sqrt(d) - lse
+    scores = torch.linalg.vecdot(layer.query.float(), sums[..., CARRIED.stop :])
+    surprise = lse[..., 0] - scores * layer.query.shape[-1] ** -0.5
+    return [part.read_sums(layer, sums, lse, surprise[..., None]) for part in parts]
+
+
 class LayerMeasures:
     """Measures of a microbatch, layer after layer; what all layers share is computed once."""
 
-    def __init__(self, microbatch: Microbatch, grids: Tensor, function: Tensor) -> None:
+    def __init__(self, microbatch: Microbatch, function: Tensor, grids: Tensor | None) -> None:
         n_text, n_tokens = microbatch.n_text, microbatch.groups.shape[2]
+        self.microbatch = microbatch
         self.text, self.image = slice(0, n_text), slice(n_text + 1, n_tokens)
         self.words = microbatch.groups[:, 1, self.text]
         self.patches = microbatch.groups[:, 4, self.image]
-        self.word_steps = grid_distance(grids.new_tensor([[1, n_text]]), n_text)  # one row of words
-        self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
+        row = torch.tensor([[1, n_text]], device=function.device)  # words stand in one
+        self.word_steps = grid_distance(row, n_text)
+        if grids is not None:
+            self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
         valid, sinks = microbatch.groups.any(1), microbatch.groups[:, SPECIAL].any(1)
         sinks[:, self.text] |= function[:, self.text]
         self.sinks, self.others = sinks[:, None, None], (valid & ~sinks)[:, None, None]
@@ -288,22 +339,22 @@ class LayerMeasures:
         self.weights = query_weights(microbatch.groups)
         self.entropy_scale = 1 / valid.sum(1).log()[:, None, None]
         self.means = []  # over heads, a layer each: (question, query, key)
+        self.carried = self.keys  # of each group, in each token: (question, token, 5)
 
-    def update(self, microbatch: Microbatch, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
+    def update(self, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
         """One layer: attention (question, head, query, key); norms (head, valid token)."""
         self.means.append(attention.mean(1))
         rows = self.weights[:, None] @ attention  # (question, head, 5, key)
-        mass, queries = rows @ self.keys[:, None], rows[:, :, QUERY_INDEX]
+        mass, queries = rows @ self.keys[:, None], self.pick(rows)
         among_words = attention[..., self.text, self.text]
         among_patches = attention[..., self.image, self.image]
         tiny = torch.finfo(attention.dtype).tiny  # 0 log 0 counts 0
         surprise = -attention.clamp_min(tiny).log_().mul_(attention).sum(-1, keepdim=True)
-        entropy = (self.weights[:, None, QUERY_INDEX] @ surprise)[..., 0]
         top_patch = queries[..., self.image].argmax(-1)
-        token_norms = microbatch.gather(norms.T[..., None]).mT
+        token_norms = self.gather_norms(norms)
         return {
-            "split": mass[:, :, QUERY_INDEX],
-            "entropy": entropy * self.entropy_scale,
+            "split": self.pick(mass),
+            "entropy": self.average_surprise(surprise),
             "text_distance": mean_distance(among_words, self.word_steps, self.words),
             "patch_distance": mean_distance(among_patches, self.patch_steps, self.patches),
             "top_patch": top_patch.masked_fill(queries[..., 0].isnan(), -1),
@@ -312,8 +363,48 @@ class LayerMeasures:
             "flow": mass.mean(1),
         }
 
+    def list_columns(self, norms: Tensor) -> Tensor:
+        """What keys carry through a fused kernel: (question, head, token, COLUMNS and CARRIED)."""
+        norms = self.gather_norms(norms)
+        shape = (-1, norms.shape[1], -1, -1)
+        keys, carried = self.keys[:, None].expand(shape), self.carried[:, None].expand(shape)
+        sinks = sink_columns(norms, self.sinks, self.others)
+        return torch.cat([keys, keys * norms.mT, sinks, carried], dim=-1)
+
+    def read_sums(
+        self, layer: PackedLayer, sums: Tensor, lse: Tensor, surprise: Tensor
+    ) -> dict[str, Tensor]:
+        """One layer from what a fused kernel summed of these columns: see `measure_fused`."""
+        packed = (sums, lse, surprise, layer.query, layer.key)
+        sums, lse, surprise, query, key = map(self.microbatch.gather, packed)
+        self.carried = 0.5 * (sums[..., CARRIED].mean(1) + self.carried)
+        rows = self.weights[:, None] @ sums  # (question, head, 5, column)
+        query, key, lse = (each[:, :, self.text].float() for each in (query, key, lse))
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        scores.masked_fill_(~self.words[:, None, None], float("-inf"))
+        measures = {name: self.pick(rows[..., part]) for name, part in COLUMNS.items()}
+        return measures | {
+            "entropy": self.average_surprise(surprise),
+            "text_distance": mean_distance((scores - lse).exp(), self.word_steps, self.words),
+            "flow": rows[..., COLUMNS["split"]].mean(1),
+        }
+
+    def pick(self, groups: Tensor) -> Tensor:
+        """QUERY_GROUPS of all groups: (question, head, 5, ...) -> (question, head, 3, ...)."""
+        return groups.index_select(2, query_index(groups.device))
+
+    def gather_norms(self, norms: Tensor) -> Tensor:
+        """Norms of the values (head, valid token) -> (question, head, 1, key)."""
+        return self.microbatch.gather(norms.T[..., None]).mT
+
+    def average_surprise(self, surprise: Tensor) -> Tensor:
+        """Entropy (question, head, 3), from -sum p log p a query (question, head, query, 1)."""
+        return self.pick(self.weights[:, None] @ surprise)[..., 0] * self.entropy_scale
+
     def cls_rollout(self) -> Tensor:
         """What [CLS] gets from each group by `rollout`: (question, 5). Only its row is carried."""
+        if not self.means:
+            return self.carried[:, 0]
         row = torch.zeros_like(self.means[0][:, :1])
         row[..., 0] = 1
         for attention in reversed(self.means):

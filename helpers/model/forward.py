@@ -1,16 +1,20 @@
 """ViLT's forward pass: in raster order, fused, traced, and packed."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 from transformers.utils import ModelOutput
+
+logger = logging.getLogger(__name__)
 
 SITES = {  # the module of a layer that hands the value on; z is what its module receives
     "value": "attention.attention.value",
@@ -20,7 +24,10 @@ SITES = {  # the module of a layer that hands the value on; z is what its module
 }
 CACHE = 4_000_000  # bytes of attention held at once on a CPU: what its cache takes
 GPU_SHARE = 1_000_000_000  # and on a GPU
-ROWS = 1024  # tokens a call of a feed-forward layer: keeps its activations at about 12 MB
+ROWS = 1024  # tokens a call of a feed-forward layer on a CPU: its activations take about 12 MB
+WIDEST = 128  # value columns a kernel keeps in registers
+# cuDNN's, first on an H100, would build a plan for every new length: half a second each
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 TRAINING = "in train mode attention is seen after dropout: call model.eval() first."
 FUSED = "fused attention holds no pattern: leave fused_attention to look at one."
 
@@ -52,7 +59,8 @@ def embed_images(
     config = modules.config
     if pixel_mask is None:
         pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
-    patches = modules.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is not TF32
+        patches = modules.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
     grids = patch_grids(pixel_mask, config.patch_size)
     counts = grids.prod(1)
     if 0 <= config.max_image_length < counts.max():
@@ -119,7 +127,8 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
     for module in modules:
         module.forward = partial(_attend_fused, module)
     try:
-        yield
+        with sdpa_kernel(KERNELS):
+            yield
     finally:
         for module in modules:
             del module.forward
@@ -240,7 +249,7 @@ class Microbatch:
     questions: their places in the batch (q,). n_text: text tokens, after which the image's own CLS
     stands. groups: bool (q, 5, tokens), as `image_share.token_groups`, cut to the longest text and
     image here. rows: (q, tokens), each token's row among the packed ones, 0 at padding. valid: bool
-    (q, tokens), or None without padding.
+    (q, tokens), or None without padding. inside: where valid is True, counted through it.
     """
 
     questions: Tensor
@@ -248,6 +257,7 @@ class Microbatch:
     groups: Tensor
     rows: Tensor
     valid: Tensor | None
+    inside: Tensor | None
 
     def gather(self, packed: Tensor) -> Tensor:
         """These questions' tokens: (valid tokens, head, d) -> (question, head, token, d)."""
@@ -257,8 +267,8 @@ class Microbatch:
     def scatter(self, packed: Tensor, values: Tensor) -> None:
         """Write (question, head, token, d) to these tokens' rows of (valid tokens, head, d)."""
         rows, values = self.rows.flatten(), values.transpose(1, 2).flatten(0, 1)
-        if self.valid is not None:
-            rows, values = rows[self.valid.flatten()], values[self.valid.flatten()]
+        if self.inside is not None:
+            rows, values = (each.index_select(0, self.inside) for each in (rows, values))
         packed.index_copy_(0, rows, values)
 
 
@@ -276,8 +286,8 @@ def split_microbatches(groups: Tensor, n_text: int, size: int) -> list[Microbatc
         inside = valid[part][:, columns]
         padded = min(text) < max(text) or min(image) < max(image)
         own_groups, own_rows = groups[part][:, :, columns], rows[part][:, columns] * inside
-        own_valid = inside if padded else None
-        microbatches.append(Microbatch(questions[part], max(text), own_groups, own_rows, own_valid))
+        padding = (inside, inside.flatten().nonzero()[:, 0]) if padded else (None, None)
+        microbatches.append(Microbatch(questions[part], max(text), own_groups, own_rows, *padding))
     return microbatches
 
 
@@ -304,13 +314,19 @@ class PackedForward:
         given = {name: inputs.get(name) for name in (*names, "image_embeds", "pixel_mask")}
         unused = {"pixel_values": None, "inputs_embeds": None}
         hidden, _ = self.core.embeddings(**given, **unused, image_token_type_idx=1)
-        self.hidden = hidden[groups.any(1)]
+        self.valid = groups.any(1)
+        self.hidden = self.pack(hidden)
         one = 4 * self.core.config.num_attention_heads * hidden.shape[1] ** 2
         held = CACHE if hidden.device.type == "cpu" else GPU_SHARE
         size = microbatch_size or max(1, held // one)
         self.microbatches = split_microbatches(groups, inputs["input_ids"].shape[1], size)
-        self.cls_rows = torch.cat([part.rows[:, 0] for part in self.microbatches])  # each [CLS]
+        self.starts = nn.functional.pad(self.valid.sum(1).cumsum(0), (1, 0)).int()
+        self.cls_rows = self.starts[:-1]  # each [CLS]
         self.logits, self.blocked = None, {}
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """The valid tokens of (batch, token, ...), one after the other: (valid tokens, ...)."""
+        return padded[self.valid]
 
     def __iter__(self) -> Iterator["PackedLayer"]:
         for index in range(len(self.core.encoder.layer)):
@@ -345,7 +361,7 @@ class PackedForward:
     def enter(self, index: int, hidden: Tensor) -> "PackedLayer":
         """Layer `index` on a residual stream (valid tokens, hidden), to be run."""
         module, blocked = self.core.encoder.layer[index], self.blocked.get(index)
-        return PackedLayer(module, hidden, self.microbatches, blocked)
+        return PackedLayer(module, hidden, self.microbatches, self.starts, blocked)
 
     def leave(self, index: int, z: Tensor, hidden: Tensor) -> Tensor:
         """The residual stream after layer `index`, from its z and the stream before it.
@@ -356,8 +372,8 @@ class PackedForward:
         if index == len(self.core.encoder.layer) - 1:
             z, hidden = z[self.cls_rows], hidden[self.cls_rows]
         attended = module.attention.output(z, hidden) + hidden
-        parts = []
-        for part in attended.split(ROWS):
+        parts, rows = [], ROWS if attended.device.type == "cpu" else len(attended)
+        for part in attended.split(rows):
             inner = module.intermediate(module.layernorm_after(part))
             parts.append(module.output(inner, part))
         return torch.cat(parts)
@@ -370,11 +386,11 @@ class PackedForward:
 
 
 class PackedLayer:
-    """One layer of a PackedForward: walk it for (microbatch, attention), or `run` it for z.
+    """One layer of a PackedForward: walk it for (microbatch, attention), or run it for z alone.
 
     attention: (question, head, query, key) in float32. values: (valid tokens, head, d_head), as
     attention weighs them. z: the same shape, each head's output before the layer's output
-    projection, whose weight (hidden, head * d_head) is `projection`.
+    projection, whose weight (hidden, head * d_head) is `projection`. starts: see `attend_packed`.
     """
 
     def __init__(
@@ -382,6 +398,7 @@ class PackedLayer:
         module: nn.Module,
         hidden: Tensor,
         microbatches: list[Microbatch],
+        starts: Tensor,
         blocked: Tensor | None = None,
     ) -> None:
         attend, normed = module.attention.attention, module.layernorm_before(hidden)
@@ -390,7 +407,7 @@ class PackedLayer:
             linear(normed).view(shape) for linear in (attend.query, attend.key, attend.value)
         )
         self.microbatches, self.projection = microbatches, module.attention.output.dense.weight
-        self.z, self.blocked = torch.empty_like(self.values), blocked
+        self.z, self.starts, self.blocked = torch.empty_like(self.values), starts, blocked
 
     def __iter__(self) -> Iterator[tuple[Microbatch, Tensor]]:
         scale, packed = self.query.shape[-1] ** -0.5, (self.query, self.key, self.values)
@@ -408,8 +425,93 @@ class PackedLayer:
             microbatch.scatter(self.z, attention.to(values.dtype) @ values)
             yield microbatch, attention
 
+    def attend(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend by one fused kernel, which holds no pattern, and sum more than values; sets z.
+
+        columns: (valid tokens, head, c), what else each key carries. Returns what each query's
+        attention sums of it, and the log-sum-exp of the query's scores: float32 (valid tokens,
+        head, c) and (valid tokens, head, 1). Not for layers that are `blocked`.
+        """
+        width, spare = self.values.shape[-1], -columns.shape[-1] % 8  # kernels want multiples of 8
+        columns = nn.functional.pad(columns.to(self.values.dtype), (0, spare))
+        packed = self.query, self.key, torch.cat([self.values, columns], dim=-1)
+        if has_packed_kernel(self.values.device, self.values.dtype):
+            longest = max(part.rows.shape[1] for part in self.microbatches)
+            sums, lse = attend_packed(*packed, self.starts, longest)
+        else:
+            sums = torch.empty_like(packed[2])
+            lse = sums.new_empty(*sums.shape[:2], 1, dtype=torch.float32)
+            for part in self.microbatches:
+                padded = attend_padded(*map(part.gather, packed), part.valid)
+                part.scatter(sums, padded[0])
+                part.scatter(lse, padded[1])
+        self.z = sums[..., :width]
+        return sums[..., width : sums.shape[-1] - spare].float(), lse
+
     def run(self) -> Tensor:
         """Attend in all microbatches without a look: z."""
         for _ in self:
             pass
         return self.z
+
+
+def attend_padded(
+    query: Tensor, key: Tensor, values: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """scaled_dot_product_attention, and the log-sum-exp of the scores, which takes another pass.
+
+    query, key, values: (question, head, token, d or more); valid: bool (question, key), or None for
+    all. Returns the sums, as wide as the values, and float32 (question, head, query, 1).
+    """
+    mask = None if valid is None else valid[:, None, None]
+    with sdpa_kernel(KERNELS):
+        sums = nn.functional.scaled_dot_product_attention(query, key, values, mask)
+    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().mT
+    if valid is not None:
+        scores.masked_fill_(~mask, float("-inf"))
+    return sums, scores.logsumexp(-1, keepdim=True)
+
+
+def attend_packed(
+    query: Tensor, key: Tensor, values: Tensor, starts: Tensor, longest: int
+) -> tuple[Tensor, Tensor]:
+    """`attend_padded` of questions end to end, (token, head, d): nothing padded, one pass.
+
+    starts: int32 (question + 1), where each begins and the last ends. longest: tokens of a question
+    at most. By the memory-efficient kernel's private form, the one that takes lengths, values wider
+    than queries and float32, from a T4 on, and returns the log-sum-exp (question, head, position).
+    """
+    run = torch.ops.aten._efficient_attention_forward
+    given = (None, starts, starts, longest, longest, 0.0, 0, True)  # no bias, dropout or mask
+    parts = [run(query[None], key[None], part[None], *given) for part in values.split(WIDEST, -1)]
+    tokens = torch.arange(len(query), device=query.device)
+    owner = torch.bucketize(tokens, starts[1:], right=True)
+    lse = parts[0][1].mT[owner, tokens - starts[owner]]
+    return torch.cat([part[0][0] for part in parts], dim=-1), lse[..., None]
+
+
+@cache
+def has_packed_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `attend_packed` runs here and is right: tried once, against `attend_padded`.
+
+    Without it attention is padded, which a warning says.
+    """
+    if device.type == "cpu":
+        return False
+    tokens = torch.linspace(-20, 20, 7 * 2 * 56, device=device).sin().view(7, 2, 56)
+    packed = tokens.to(dtype).split((16, 16, 24), dim=-1)
+    starts, bound = (
+        torch.tensor([0, 3, 7], device=device).int(),
+        max(1e-4, 4 * torch.finfo(dtype).eps),
+    )
+    try:
+        found = torch.cat(attend_packed(*packed, starts, 7), dim=-1).float()
+        for part in (slice(0, 3), slice(3, 7)):
+            own = [each[part].transpose(0, 1)[None].float() for each in packed]
+            right = torch.cat(attend_padded(*own, None), dim=-1)[0].transpose(0, 1)
+            torch.testing.assert_close(found[part], right, rtol=0, atol=bound)
+    except (AttributeError, TypeError, RuntimeError, AssertionError) as error:
+        problem = str(error).split("\n")[0]
+        logger.warning("fused attention on %s pads its questions: %s", device, problem)
+        return False
+    return True

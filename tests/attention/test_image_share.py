@@ -17,6 +17,7 @@ from helpers.attention.image_share import (
     attention_maps,
     attention_measures,
     attention_split,
+    average_queries,
     image_share,
     mean_distance,
     prepare_batch,
@@ -27,7 +28,8 @@ from helpers.attention.image_share import (
     uniform_baseline,
     value_norms,
 )
-from helpers.model.forward import forward_raster
+from helpers.model import forward
+from helpers.model.forward import attend_padded, forward_raster
 from helpers.model.vilt import load_vilt
 
 
@@ -246,6 +248,79 @@ class TestInvariance:
             torch.testing.assert_close(
                 forward_raster(model, shared).logits, forward_raster(model, alone).logits
             )
+
+
+GRID_CASES = st.lists(st.tuples(st.sampled_from(GRIDS), st.integers(2, 12)), min_size=1, max_size=5)
+
+
+def run_packed(query, key, value, bias, starts, _, longest, *rest):
+    """By hand, what PyTorch's private kernel for packed questions does (only on a GPU)."""
+    sums = torch.full((*query.shape[:-1], value.shape[-1]), torch.nan, dtype=query.dtype)
+    lse = torch.full((len(starts) - 1, query.shape[2], -(-longest // 32) * 32), torch.inf)
+    for question, (start, end) in enumerate(pairwise(starts.tolist())):
+        own = (each[:, start:end].transpose(1, 2) for each in (query, key, value))
+        found, scores = attend_padded(*own, None)
+        sums[:, start:end] = found.transpose(1, 2)
+        lse[question, :, : end - start] = scores[0, ..., 0]
+    return sums, lse, None, None, longest, longest
+
+
+class TestFused:
+    """One kernel whose values carry more columns, against patterns in microbatches."""
+
+    @settings(max_examples=8, deadline=None)
+    @given(cases=GRID_CASES, packed=st.booleans(), microbatch=st.sampled_from([10**4, 10**9]))
+    def test_equals_the_patterns_at_every_composition(self, model, cases, packed, microbatch):
+        batch = make_batch(*map(list, zip(*cases, strict=True)))
+        expected = attention_measures(model, batch)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(forward, "CACHE", microbatch)
+            if packed:
+                patch.setattr(forward, "has_packed_kernel", lambda *_: True)
+                patch.setattr(torch.ops.aten, "_efficient_attention_forward", run_packed)
+            split = attention_split(model, batch, fused=True)
+            found = attention_measures(model, batch, matrix=False)
+        assert set(expected) - set(found) == {"patch_distance", "top_patch"}
+        for name, value in found.items():
+            torch.testing.assert_close(
+                value, expected[name], rtol=1e-5, atol=1e-5, equal_nan=True, msg=name
+            )
+        torch.testing.assert_close(split, found["split"], rtol=0, atol=1e-6, equal_nan=True)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_loses_no_mass(self, model, batch, dtype):
+        """Of a layer's statistics: those of the same scores in float32, to 2e-3."""
+        half = copy.deepcopy(model).to(dtype)
+        inputs, groups, _ = prepare_batch(half, batch)
+        walk = forward.PackedForward(half, inputs, groups)
+        for layer in walk:
+            marks = walk.pack(groups.mT)[:, None].expand(-1, 4, -1)
+            sums, lse = layer.attend(torch.cat([marks, layer.key], dim=-1))
+            mass, keys = sums[..., :5], sums[..., 5:]
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(mass.sum(-1), torch.ones(mass.shape[:2]), rtol=0, atol=eps)
+            surprise = lse[..., 0] - (layer.query.float() * keys).sum(-1) / 4
+            for part, pattern in layer:
+                exact = pattern @ part.groups.float().mT[:, None]
+                found = average_queries(part.gather(mass), part.groups)
+                expected = average_queries(exact, part.groups)
+                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+                entropy = torch.special.entr(pattern).sum(-1, keepdim=True)
+                scale = part.groups.any(1).sum(1).log()[:, None, None, None]
+                found, expected = (
+                    average_queries(each, part.groups) / scale
+                    for each in (part.gather(surprise[..., None]), entropy)
+                )
+                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+
+    def test_a_kernel_that_is_not_there_is_said_once(self, monkeypatch, caplog):
+        def refuse(*_):
+            raise NotImplementedError("no such kernel")
+
+        monkeypatch.setattr(forward, "attend_packed", refuse)
+        probe = forward.has_packed_kernel.__wrapped__
+        assert not probe(torch.device("meta"), torch.float32)
+        assert "no such kernel" in caplog.text
 
 
 class TestValueNorms:
