@@ -24,14 +24,14 @@ PROFILES = {
         validation_per_family=500, epochs=4, batch_size=64, learning_rate=5e-5,
         head_learning_rate=5e-4, extract_batch_size=32, ablation_questions=500,
         faithfulness_questions=300, withheld_questions=4500, shapley_questions=300,
-        shapley_permutations=6,
+        shapley_permutations=6, joint_sets=2000,
     ),
     "full": dict(  # the recipe of ViLT's authors (Kim et al. 2021, appendix): batch, rates, epochs
         checkpoint=VILT, data_root="data/downloads/vqav2", download=True, epochs=10, batch_size=256,
         learning_rate=1e-4, head_learning_rate=1e-3, extract_batch_size=64, shard_size=4096,
         watched_questions=None,
         ablation_questions=1000, withheld_questions=20000, shapley_questions=1000,
-        shapley_permutations=8,
+        shapley_permutations=8, joint_sets=2000,
     ),
 }  # fmt: skip
 
@@ -105,6 +105,9 @@ class Study:
     shapley_questions: Count = 50  # validation questions whose tokens are withheld one by one
     shapley_permutations: Count = 4  # random orders of withholding, each also taken backwards
     knockout_questions: Count = 300  # validation questions whose attention edges are cut
+    joint_sets: Count = 240  # random sets of heads removed together; at most as many pairs of heads
+    joint_questions: Count = 100  # validation questions that are asked without each set
+    pair_questions: Count = 300  # validation questions asked without each pair of heads
     ablation_questions: Count = 500  # validation questions that each ablated head is scored on
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well

@@ -1,0 +1,233 @@
+"""Heads removed or emphasised together: what each contributes, and which stand in for each other.
+
+    pairs = measure_pairs(study, model, encoded, number)  # singles, pairs, and heads emphasised
+    sets = measure_sets(study, model, encoded, number)    # random sets of heads removed
+    contribution, r2 = fit_contributions(sets.removed, answer_logits(sets.table).mean(0))
+
+Removed one at a time, two heads that can each do the other's work both look idle. Random sets of
+heads show them, as in the datamodels of Ilyas et al. (2022, "Predicting predictions from training
+data"); heads scaled up as in CogVision (2025).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from scipy.special import logit
+from torch import Tensor, nn
+
+from helpers.attention.extract import (
+    AttentionTable,
+    extract_once,
+    in_measuring_precision,
+    sample_questions,
+)
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import score_answers
+from helpers.heads.removal import Variant, answer_variants, pack_forward
+from helpers.run.cache import source_digest
+from helpers.run.settings import Study
+from helpers.stats.models import ModelMean, jackknife_over_models
+
+FACTORS = (1.5, 2.0, 3.0)  # that the output of an emphasised head is multiplied by
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the ridge regression, of which one is selected
+
+
+class Variants(NamedTuple):
+    """Answers of a model whose heads are scaled: a row of `gains` a variant of the table."""
+
+    table: AttentionTable  # variant_answer, variant_probability: (question, variant)
+    gains: np.ndarray  # (variant, layer, head), that a head's z is multiplied by
+
+    def lost(self, answers: Sequence[Sequence[str]], labels: Mapping[int, str]) -> np.ndarray:
+        """Points of VQA accuracy that each question loses by each variant: (question, variant).
+
+        answers: each question's ten; labels: the answer of each number.
+        """
+        scores = score_answers(self.table.variant_answer, answers, labels)
+        return 100 * (self.table.questions["accuracy"].to_numpy()[:, None] - scores)
+
+
+def scale_heads(gains: np.ndarray) -> list[Variant]:
+    """Variants of a pass from gains (variant, layer, head): 0 removes a head, 1 keeps it."""
+
+    @cache  # layers scaled alike share an edit, and variants with it what comes before
+    def scale(of_layer: tuple[float, ...]) -> partial:
+        return partial(scale_z, gains=torch.tensor(of_layer))
+
+    return [
+        {layer: scale(tuple(row)) for layer, row in enumerate(rows) if set(row) != {1.0}}
+        for rows in np.asarray(gains, dtype=float).tolist()
+    ]
+
+
+def scale_z(z: Tensor, gains: Tensor) -> Tensor:
+    """A layer's z (token, head, d_head), each head times its gain (head,)."""
+    return z * gains[:, None].to(z)
+
+
+def list_pairs(n_heads: int, n_pairs: int, seed: int = 0) -> np.ndarray:
+    """Pairs of heads (pair, 2), counted over all layers: all, or n_pairs drawn at random."""
+    pairs = np.array([*combinations(range(n_heads), 2)])
+    return pairs[sample_questions(len(pairs), n_pairs, seed)]
+
+
+def pair_gains(shape: tuple[int, int], pairs: np.ndarray) -> np.ndarray:
+    """Gains (variant, layer, head): each head removed, each at all FACTORS, then each pair removed.
+
+    shape: layers and heads a layer.
+    """
+    n_heads = shape[0] * shape[1]
+    factors = np.repeat([0.0, *FACTORS], n_heads)
+    gains = np.ones((len(factors) + len(pairs), n_heads))
+    gains[np.arange(len(factors)), np.tile(np.arange(n_heads), len(FACTORS) + 1)] = factors
+    gains[len(factors) + np.arange(len(pairs))[:, None], pairs] = 0
+    return gains.reshape(-1, *shape)
+
+
+def sample_sets(shape: tuple[int, int], n_sets: int, seed: int = 0) -> np.ndarray:
+    """Gains (set, layer, head) of random sets of heads removed, of one up to half of the heads."""
+    generator, n_heads = np.random.default_rng(seed), shape[0] * shape[1]
+    gains = np.ones((n_sets, n_heads))
+    for row in gains:
+        size = generator.integers(1, n_heads // 2 + 1)
+        row[generator.choice(n_heads, size, replace=False)] = 0
+    return gains.reshape(-1, *shape)
+
+
+def measure_pairs(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0
+) -> Variants:
+    """The answers to `pair_questions` with heads scaled as `pair_gains` says; once.
+
+    All pairs of heads, or at most `joint_sets`. number: which of the study's models it is. Kept in
+    run_dir/pairs_<number>.
+    """
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    gains = pair_gains(shape, list_pairs(shape[0] * shape[1], study.joint_sets, study.seed))
+    return _measure(study, f"pairs_{number}", model, encoded, gains, "pair_questions", number)
+
+
+def measure_sets(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0, name: str = "sets"
+) -> Variants:
+    """The answers to `joint_questions` without `joint_sets` random sets of heads; once.
+
+    number: which of the study's models it is. Kept in run_dir/<name>_<number>.
+    """
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    gains = sample_sets(shape, study.joint_sets, study.seed)
+    return _measure(study, f"{name}_{number}", model, encoded, gains, "joint_questions", number)
+
+
+def _measure(
+    study: Study,
+    name: str,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    gains: np.ndarray,
+    setting: str,
+    number: int,
+) -> Variants:
+    """Scale heads by gains on as many questions as the setting says; in shards, once."""
+
+    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return answer_variants(pack_forward(model, batch), variants)
+
+    variants, axes = scale_heads(gains), (len(gains),)
+    some = encoded.select(sample_questions(len(encoded), getattr(study, setting), study.seed))
+    of_variants = {"variant_answer": ("int32", axes), "variant_probability": ("float32", axes)}
+    layout = {"probability": ("float32", ()), **of_variants}
+    inputs = study.settings("seed", "joint_sets", setting) | {"number": number}
+    inputs["used"] = source_digest("helpers/heads")
+    lower = in_measuring_precision(model, study)
+    return Variants(extract_once(study, name, lower, some, measure, layout, **inputs), gains)
+
+
+def logits_lost(table: AttentionTable) -> np.ndarray:
+    """How far each variant lowers the logit of the model's answer: (question, variant)."""
+    whole, changed = (
+        logit(np.clip(values.astype(float), 1e-7, 1 - 1e-7))
+        for values in (table.probability, table.variant_probability)
+    )
+    return whole[:, None] - changed
+
+
+def fit_contributions(gains: np.ndarray, lost: ArrayLike) -> tuple[np.ndarray, float]:
+    """What each head contributes, from sets of heads removed: contributions (layer, head), R^2.
+
+    gains: of `sample_sets`; lost: (set,), such as the mean of `logits_lost`. Ridge regression of
+    what a set costs on the heads in it; the penalty is the one of PENALTIES that predicts best.
+    R^2: of each set predicted from the others (leave-one-out, in closed form from the leverages).
+    """
+    removed, lost = 1 - gains.reshape(len(gains), -1), np.asarray(lost, dtype=float)
+    x, y, n = removed - removed.mean(0), lost - lost.mean(), len(lost)
+    fits = []
+    for penalty in PENALTIES:
+        solve = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T)
+        leverage = (x * solve.T).sum(1) + 1 / n
+        left_out = (y - x @ (solve @ y)) / (1 - leverage)
+        total = (y**2).sum() * (n / (n - 1)) ** 2
+        fits.append((1 - (left_out**2).sum() / total, solve @ y))
+    r2, contributions = max(fits, key=lambda fit: fit[0])
+    return contributions.reshape(gains.shape[1:]), float(r2)
+
+
+def split_variants(values: np.ndarray, n_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values (question, variant) of `pair_gains` apart.
+
+    n_heads: over all layers. Returns those of heads removed (question, head), of heads emphasised
+    (question, factor, head) and of pairs removed (question, pair).
+    """
+    ends = n_heads, n_heads * (len(FACTORS) + 1)
+    single, emphasised, pairs = np.split(values, ends, axis=1)
+    return single, emphasised.reshape(len(values), len(FACTORS), n_heads), pairs
+
+
+def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray:
+    """What a pair costs beyond the sum of what its two heads cost alone: (question, pair).
+
+    lost: (question, variant) of `pair_gains`. Above 0 where two heads stand in for each other.
+    """
+    single, _, together = split_variants(lost, n_heads)
+    return together - single[:, pairs].sum(2)
+
+
+def share_of_backups(
+    excess: Sequence[np.ndarray], image_ids: ArrayLike, least: float = 2
+) -> ModelMean:
+    """Percent of the pairs that cost more than `least` points beyond the sum, mean over models.
+
+    excess: (question, pair) of each model, of `pair_excess`, on the same questions.
+    """
+
+    def share(model: int, rows: np.ndarray) -> float:
+        return 100 * np.mean(excess[model][rows].mean(0) > least)
+
+    return jackknife_over_models(share, len(excess), image_ids, limits=(0, 100))
+
+
+def tabulate_pairs(
+    excess: Sequence[np.ndarray], pairs: np.ndarray, n_heads_a_layer: int, half: np.ndarray
+) -> pd.DataFrame:
+    """Every pair of heads of every model: a row each.
+
+    half: (question,), half of the images. Columns: model, first, second (heads as L3H7), excess
+    (points, `pair_excess`), excess_a, excess_b (on each half of the images).
+    """
+    names = [[f"L{head // n_heads_a_layer}H{head % n_heads_a_layer}" for head in pair]
+             for pair in pairs.tolist()]  # fmt: skip
+    tables = []
+    for model, of_model in enumerate(excess):
+        table = pd.DataFrame(names, columns=["first", "second"])
+        means = of_model.mean(0), of_model[half].mean(0), of_model[~half].mean(0)
+        table["excess"], table["excess_a"], table["excess_b"] = means
+        tables.append(table.assign(model=model))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["model", "first", "second", "excess", "excess_a", "excess_b"]]

@@ -1,0 +1,198 @@
+"""Heads together: against models edited by hand, planted parts, and two heads that stand in."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logit
+
+from helpers.data import prepare
+from helpers.heads import joint, removal
+from helpers.model.forward import forward_raster
+
+
+def scale_copy(model, gains):
+    """A copy in which each head's columns of the output projection are scaled: (layer, head)."""
+    edited = copy.deepcopy(model)
+    for layer, of_layer in zip(edited.vilt.encoder.layer, gains, strict=True):
+        weight = layer.attention.output.dense.weight
+        weight.data *= torch.tensor(np.repeat(of_layer, 16), dtype=weight.dtype)
+    return edited
+
+
+def test_scaled_heads_equal_an_edited_model_and_shared_layers_change_nothing(vilt, encoded):
+    model, batch = vilt[0], encoded.collate([encoded[row] for row in (0, 5, 9)])
+    gains = np.concatenate(
+        [joint.sample_sets((4, 4), 5), joint.pair_gains((4, 4), np.array([[1, 7]]))]
+    )
+    gains = np.concatenate([gains, np.ones((1, 4, 4))])
+    with torch.no_grad():
+        found = removal.answer_variants(
+            removal.pack_forward(model, batch), joint.scale_heads(gains)
+        )
+        intact = forward_raster(model, batch).logits
+        answers = intact.argmax(1, keepdim=True)
+        for number, of_variant in enumerate(gains):
+            if number % 7 in (0, 3) or number >= len(gains) - 2:
+                logits = forward_raster(scale_copy(model, of_variant), batch).logits
+                expected = logits.gather(1, answers)[:, 0].sigmoid()
+                torch.testing.assert_close(found["variant_probability"][:, number], expected)
+                assert found["variant_answer"][:, number].equal(logits.argmax(1))
+    assert found["variant_probability"][:, -1].equal(found["probability"])  # all gains are 1
+    changed = (found["variant_probability"] - found["probability"][:, None]).abs().amax(0)
+    assert (changed[:-1] > 0).all()
+
+
+def test_factor_1_is_the_plain_model_and_0_is_zero_removal(vilt, encoded):
+    model, batch = vilt[0], encoded.collate([encoded[row] for row in (1, 6)])
+    gains = joint.pair_gains((4, 4), np.empty((0, 2), int))
+    assert gains.shape == (16 * (1 + len(joint.FACTORS)), 4, 4)
+    with torch.no_grad():
+        found = removal.answer_variants(
+            removal.pack_forward(model, batch), joint.scale_heads(gains)
+        )
+    removed = removal.removal_measures(model, batch, modes=["zero_head"])
+    single = joint.split_variants(found["variant_probability"].numpy(), 16)[0]
+    np.testing.assert_array_equal(single, removed["zero_probability"].flatten(1))
+    assert joint.scale_heads(np.ones((1, 4, 4))) == [{}]
+
+
+def test_the_parts_of_variants_are_where_they_belong():
+    pairs = joint.list_pairs(4, 99)
+    assert pairs.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    flat = joint.pair_gains((2, 2), pairs).reshape(-1, 4)
+    single, emphasised, together = joint.split_variants(flat.T, 4)
+    np.testing.assert_array_equal(single, 1 - np.eye(4))
+    for number, factor in enumerate(joint.FACTORS):
+        np.testing.assert_array_equal(emphasised[:, number], 1 + (factor - 1) * np.eye(4))
+    for column, pair in zip(together.T, pairs, strict=True):
+        assert np.flatnonzero(column == 0).tolist() == pair.tolist()
+    some = joint.list_pairs(144, 50, seed=1)
+    assert len(np.unique(some, axis=0)) == 50
+    assert (some[:, 0] < some[:, 1]).all()
+
+
+def test_sets_are_of_one_to_half_of_the_heads():
+    gains = joint.sample_sets((3, 4), 200, seed=2)
+    sizes = (gains == 0).sum((1, 2))
+    assert (sizes.min(), sizes.max()) == (1, 6)
+    assert set(np.unique(gains)) == {0, 1}
+    np.testing.assert_array_equal(gains, joint.sample_sets((3, 4), 200, seed=2))
+
+
+def test_planted_contributions_are_recovered():
+    rng = np.random.default_rng(0)
+    planted, gains = rng.normal(size=(4, 4)), joint.sample_sets((4, 4), 300)
+    additive = ((1 - gains) * planted).sum((1, 2)) + 5
+    found, r2 = joint.fit_contributions(gains, additive)
+    np.testing.assert_allclose(found, planted, atol=1e-3)
+    assert r2 > 0.999
+    noise = rng.normal(size=300)
+    assert joint.fit_contributions(gains, noise)[1] < 0.05  # held out: noise is not predicted
+    _, part = joint.fit_contributions(gains, additive + additive.std() * noise)
+    assert 0.35 < part < 0.6
+
+
+def test_r2_is_that_of_fits_without_each_set(monkeypatch):
+    monkeypatch.setattr(joint, "PENALTIES", (2.0,))
+    rng, gains = np.random.default_rng(1), joint.sample_sets((2, 4), 30)
+    lost = rng.normal(size=30) + (1 - gains)[:, 0].sum(1)
+    removed, errors, spread = 1 - gains.reshape(30, 8), [], []
+    for row in range(30):
+        rest = np.arange(30) != row
+        x, y = removed[rest] - removed.mean(0), lost[rest]
+        design = np.hstack([np.ones((29, 1)), x])
+        penalty = np.diag([0.0] + [2.0] * 8)  # the mean is not shrunk
+        weights = np.linalg.solve(design.T @ design + penalty, design.T @ y)
+        errors.append(lost[row] - weights @ np.r_[1, removed[row] - removed.mean(0)])
+        spread.append(lost[row] - y.mean())
+    expected = 1 - np.square(errors).sum() / np.square(spread).sum()
+    assert joint.fit_contributions(gains, lost)[1] == pytest.approx(expected)
+
+
+def stand_in(single=0.0, together=60.0, questions=60):
+    """Points lost (question, variant) where heads 0 and 2 of four stand in for each other."""
+    pairs = joint.list_pairs(4, 6)
+    lost = np.zeros((questions, 16 + len(pairs)))
+    lost[:, 3] = single  # head 3 alone
+    lost[:, 16:] = single * (pairs == 3).any(1)
+    lost[:, 16 + 1] = together  # 0 and 2
+    return lost, pairs
+
+
+def test_heads_that_stand_in_for_each_other_are_found_by_pairs_alone():
+    lost, pairs = stand_in(single=30)
+    excess = joint.pair_excess(lost, pairs, 4)
+    assert excess.mean(0).tolist() == [0, 60, 0, 0, 0, 0]
+    mean = joint.share_of_backups([excess, 0 * excess], np.arange(60) // 2)
+    assert mean.by_model.tolist() == pytest.approx([100 / 6, 0])
+    assert (mean.n, mean.n_images, mean.n_models) == (60, 30, 2)
+    half = np.arange(60) % 2 == 0
+    table = joint.tabulate_pairs([excess], pairs, 2, half)
+    assert table.loc[1, ["first", "second", "excess", "excess_a"]].tolist() == [
+        "L0H0",
+        "L1H0",
+        60,
+        60,
+    ]
+    assert joint.share_of_backups([excess], np.arange(60), least=70).estimate == 0
+
+
+@torch.no_grad()
+def test_a_split_head_costs_nothing_alone_and_all_in_a_pair(vilt, encoded):
+    """A planted pair: L1H0 and L1H1 read alike, and a saturated unit needs either of them.
+
+    Their outputs are made equal, so the residual stream gets the same from one with gain 2 as from
+    both: emphasis makes up for removal, and the pair costs what no single head does.
+    """
+    model, batch = copy.deepcopy(vilt[0]), encoded.collate([encoded[row] for row in range(6)])
+    attend = model.vilt.encoder.layer[1].attention
+    for part in (attend.attention.query, attend.attention.key, attend.attention.value):
+        part.weight[16:32], part.bias[16:32] = part.weight[:16], part.bias[:16]
+    attend.output.dense.weight[:, 16:32] = attend.output.dense.weight[:, :16]
+    gains = np.ones((4, 4, 4))
+    gains[0, 1, :2] = 2, 0
+    gains[1, 1, :2] = 0, 2
+    gains[2, 1, :2] = 0
+    gains[3, 1, 0] = 0
+    forward = removal.pack_forward(model, batch)
+    logits = dict(removal.run_variants(forward, joint.scale_heads(gains)))
+    for row in (0, 1):
+        torch.testing.assert_close(logits[row], logits[-1], atol=1e-5, rtol=1e-4)
+    of_pair, of_one = ((logits[row] - logits[-1]).abs().max() for row in (2, 3))
+    assert of_pair > of_one > 1e-4
+
+
+def test_logits_lost_by_hand(encoded):
+    class Table:
+        probability = np.array([0.5, 0.9], np.float32)
+        variant_probability = np.array([[0.5, 0.25], [0.9, 1.0]], np.float32)
+
+    lost = joint.logits_lost(Table)
+    assert lost[0].tolist() == pytest.approx([0, np.log(3)])
+    assert lost[1, 0] == 0
+    assert lost[1, 1] == pytest.approx(logit(0.9) - logit(1 - 1e-7), rel=1e-5)  # bounded
+
+
+@pytest.mark.slow
+def test_a_study_measures_sets_and_pairs_once(study, finetuned):
+    study = replace(study, joint_sets=5, joint_questions=9, pair_questions=7)
+    (model, processor, data) = finetuned
+    encoded = prepare.encode(study, data["validation"], processor)
+    sets, pairs = (run(study, model, encoded) for run in (joint.measure_sets, joint.measure_pairs))
+    assert sets.table.variant_answer.shape == (9, 5)
+    assert pairs.table.variant_answer.shape == (7, 16 * (1 + len(joint.FACTORS)) + 5)
+    assert pairs.gains.shape == (pairs.table.variant_answer.shape[1], 4, 4)
+    stamp = (study.run_dir / "sets_0/made.json").stat().st_mtime_ns
+    again = joint.measure_sets(study, model, encoded)
+    np.testing.assert_array_equal(again.table.variant_answer, sets.table.variant_answer)
+    assert (study.run_dir / "sets_0/made.json").stat().st_mtime_ns == stamp
+    answers = [list(ten) for ten in encoded.questions["answers"]]
+    own = encoded.questions["question_id"].isin(pairs.table.questions["question_id"])
+    lost = pairs.lost(
+        [ten for ten, used in zip(answers, own, strict=True) if used], model.config.id2label
+    )
+    assert lost.shape == pairs.table.variant_answer.shape
+    assert np.abs(lost).max() <= 100
