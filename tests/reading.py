@@ -31,3 +31,8 @@ def read_bars(container, axis: int = 1) -> np.ndarray:
 def is_hollow(line) -> bool:
     """Is a marker white inside?"""
     return line.get_markerfacecolor() == "white"
+
+
+def read_grid(axis) -> np.ndarray:
+    """The numbers of a heatmap, NaN for its empty cells."""
+    return axis.collections[0].get_array().astype(float).filled(np.nan)

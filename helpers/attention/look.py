@@ -32,7 +32,7 @@ from helpers.data.encode import (
     pad_pictures,
     resize_image,
 )
-from helpers.figures.look import plot_look
+from helpers.figures.attention import plot_look
 from helpers.model.forward import forward_raster
 
 

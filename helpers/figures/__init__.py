@@ -1,12 +1,10 @@
 """What notebooks draw. Functions take tables or arrays, return the figure, and never call show."""
 
-from helpers.figures import attention, families, heads, knockout, models, style
+from helpers.figures import attention, heads, models, style
 
 __all__ = [
-    "attention",  # 03: layers, heads, maps, flow, pointing, faithfulness of maps
-    "families",  # 04: question families, word classes, what answers need, calibration
-    "heads",  # 05: roles, removal of heads, what predicts its effect
-    "knockout",  # 03b: what answers lose where attention is cut
-    "models",  # 01, 02, 06, 07: study, data, training, accuracy, smaller models, runs
-    "style",  # colours, settings, and what is drawn in many figures
+    "attention",  # 03, 03b, 04, a1, a2: layers, heads, maps, flow, knockout, question types, words
+    "heads",  # 05, 06, a4: roles, removal of heads, what predicts its effect, lighter models
+    "models",  # 01, 02, 07, a3: study, data, training, accuracy, runs, calibration
+    "style",  # colours, settings, and the four primitives
 ]

@@ -1,44 +1,66 @@
-"""Figures of notebook 03: attention by layer and head, over pictures, as a flow; faithful maps.
+"""Figures of notebooks 03, 03b and 04: attention by layer and head, over pictures, as a flow.
 
 Attention comes as shares in [0, 1] and is drawn in per cent; layers run downwards, heads across.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
+from numpy.typing import ArrayLike
 
 from helpers.figures import style
 from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
+from helpers.stats.models import ModelMean
 
-QUERY_STYLE = {  # name, direction of the mass on the image, colour, marker, line: two cues for each
-    "cls": ("[CLS] query", "text query → image key", "#000000", "o", "-"),
-    "words": ("words as queries", "text query → image key", TEXT_COLOR, "^", "-."),
-    "patches": ("patches as queries", "image query → image key", IMAGE_COLOR, "s", "--"),
+QUERIES = {  # title, label of the mass on the image, colour
+    "cls": ("[CLS] as query", "text query → image key", TEXT_COLOR),
+    "words": ("words as queries", "text query → image key", TEXT_COLOR),
+    "patches": ("patches as queries", "image query → image key", IMAGE_COLOR),
 }
 MEASURES = {  # of `plot_layer_measures`: unit
     "image share": "attention on the image, %",
     "special": "attention on [CLS], [SEP]\nand image CLS, %",
     "entropy": "entropy, % of its maximum\n(100: all keys alike)",
 }
-MAP_STYLE = {  # colour and marker of each map; controls are grey and differ by their lines
+MAP_LOOKS = {  # of each map; controls are grey
     "raw, last layer": (SKY, "s"), "raw, all layers": (TEXT_COLOR, "o"),
     "value-weighted": (GREEN, "^"), "rollout": (ORANGE, "v"), "relevance": (IMAGE_COLOR, "D"),
+    "random": (GREY, "x", "--"),
 }  # fmt: skip
-HIT_STYLE = {  # of `plot_hits`, by what stands against the head
-    "the head": (TEXT_COLOR, "o", "-"), "same head, another question": (PINK, "v", "-."),
+HIT_LOOKS = {  # of `plot_hits`, by what stands against the head
+    "the head": (TEXT_COLOR, "o"), "same head, another question": (PINK, "v", "-."),
     "best heads, random weights": (GREY, "D", ":"),
 }  # fmt: skip
 SCORES = {  # of `plot_scoreboard`: title, unit
     "deletion_gain": ("deletion: lost sooner", "points over random order"),
     "insertion_gain": ("insertion: won sooner", "points over random order"),
     "pointing": ("pointing game", "largest weight in the box, %"),
+}
+KNOCKOUTS = {  # column `panel` of the table: what its columns are
+    "one": "cut in this layer alone", "onward": "cut from this layer on",
+    "type": "cut in all layers, by question type", "share": "their attention, %",
+}  # fmt: skip
+GROUP_LOOKS = {  # a colour and a marker, the same in every figure, of question types ...
+    "what": (TEXT_COLOR, "o"), "what color": (IMAGE_COLOR, "s"), "where": (GREEN, "^"),
+    "why": (PINK, "v"), "how many": (ORANGE, "D"), "how": ("#882255", "P"), "who": ("#333333", "X"),
+    "which": ("#A6A000", "<"), "is/are": (SKY, ">"), "other": (GREY, "*"),
+    # ... and of classes of words; blue for text and vermilion for image are taken
+    "question word": ("#882255", "v"), "colour word": (ORANGE, "D"), "noun": (GREEN, "o"),
+    "other content": (SKY, "s"), "function word": ("#333333", "X"), "punctuation": (GREY, "P"),
+}  # fmt: skip
+NEEDS = {  # of `plot_needs`: title, unit
+    "image share, last layer": ("[CLS] looks\nat the image", "excess image share, points"),
+    "image removed": ("answer without\nthe image", "accuracy lost, points"),
+    "image exchanged": ("answer with\nanother image", "accuracy lost, points"),
+    "words removed": ("answer with the\nfirst word only", "accuracy lost, points"),
 }
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
@@ -50,62 +72,51 @@ FLOW_LOOKS = {
 }
 
 
-@style.styled
+@style.styled("Where attention goes and how spread it is, layer by layer (mean over heads)")
 def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Figure:
     """Image share, special tokens and entropy (downwards) by layer, for each query group (across).
 
     layers: rows with measure (of MEASURES), model ("trained"; "untrained": the mean, lowest and
     highest of models with random weights), query, layer, estimate, low, high, reaches_answer (else
-    the marker is hollow). baselines: measure -> its value for
-    uniform attention.
+    the marker is hollow). baselines: measure -> its value for uniform attention.
     """
-    n_layers = layers["layer"].max() + 1
+    random = "random weights (lowest to highest model)"
+    layers = layers.assign(hollow=~layers["reaches_answer"].astype(bool))
+    layers = layers.replace({"model": {"untrained": random}})
     figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
     for (row, column), axis in np.ndenumerate(axes):
-        measure, query = list(MEASURES)[row], list(QUERY_STYLE)[column]
-        name, direction, *look = QUERY_STYLE[query]
-        panel = layers[(layers["measure"] == measure) & (layers["query"] == query)]
+        measure, query = list(MEASURES)[row], list(QUERIES)[column]
+        name, direction, color = QUERIES[query]
+        rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
+        looks = {random: (GREY, "D", ":"), "trained": (color, "o")}
         axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
-        random = ("untrained", [GREY, "D", ":"], "random weights (lowest to highest model)", 0.05)
-        for model, looks, label, shift in (random, ("trained", look, f"trained, {name}", -0.05)):
-            rows = panel[panel["model"] == model]
-            style.plot_layers(axis, rows, *looks, label, shift, hollow=~rows["reaches_answer"])
-        style.name_layers(axis, n_layers)
-        axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7)
+        style.plot_layers(axis, rows, "model", looks, hollow="hollow", spread=0.1)
         axis.set_xlabel("layer" if row == 2 else "")
         unit = f"{MEASURES[measure]}\n({direction})" if row == 0 else MEASURES[measure]
         axis.set_ylabel(unit, fontsize=9)
-        axis.set_title(name if row == 0 else "")
-    for measure, axis in zip(MEASURES, axes[:, 0], strict=True):  # once a row has all its points
-        axis.set_ylim(0, 105 if measure == "entropy" else None)
-    look = {"linestyle": "", "marker": "o", "color": "black", "markerfacecolor": "white"}
-    axes[0, 2].plot([], [], label="hollow: cannot reach the answer", **look)
-    style.place_legend(figure, axes[0], ncols=3)
-    title = "Where attention goes and how spread it is, layer by layer (mean over heads)"
-    return style.set_title(figure, title)
+        if row == 0:
+            axis.set_title(name, color=color)
+    for axis in axes[:, 0]:  # once a row has all its points
+        axis.set_ylim(bottom=0)
+    style.place_legend(figure, axes[0])
+    return figure
 
 
-@style.styled
-def plot_heads(grids: dict[str, np.ndarray], undecided: dict[str, np.ndarray]) -> Figure:
+@style.styled("Each head's image share for the [CLS] query, against uniform attention")
+def plot_heads(heads: pd.DataFrame) -> Figure:
     """Excess image share of every head for the [CLS] query, a panel a model.
 
-    grids: title -> (layer, head) shares above uniform, in [-1, 1]; undecided: title -> bool (layer,
-    head), the heads whose interval holds 0 (their number is bracketed).
+    heads: model, layer, head, estimate, low, high (shares above uniform, in [-1, 1]). In brackets:
+    the interval holds 0.
     """
-    widest = 100 * max((float(np.nanmax(np.abs(grid))) for grid in grids.values()), default=0) or 1
-    size = style.size_heads_grid(*next(iter(grids.values())).shape)
-    figure, axes = plt.subplots(1, len(grids), figsize=size, squeeze=False)
-    for axis, (name, grid) in zip(axes[0], grids.items(), strict=True):
-        texts = style.format_cells(100 * grid, "+", unsure=undecided[name])
-        image = style.plot_heads_grid(axis, 100 * grid, texts, (-widest, widest))
-        axis.set_title(name)
-    label = "image share above uniform, points\n([CLS] query; text query → image key)"
-    figure.colorbar(image, ax=axes, label=label)
-    title = "Each head's image share for the [CLS] query, against uniform attention"
-    return style.set_title(figure, title)
+    unsure = (heads["low"] <= 0) & (heads["high"] >= 0)
+    texts = style.format_cells(100 * heads["estimate"], "+", unsure=unsure)
+    table = heads.assign(points=100 * heads["estimate"], text=texts)
+    label = "points above uniform\n(text query → image key)"
+    return style.draw_grids(table, "points", panel="model", label=label, row_height=0.5)
 
 
-@style.styled
+@style.styled()
 def plot_maps(
     picture: style.Picture,
     weights: np.ndarray,
@@ -121,25 +132,55 @@ def plot_maps(
     weights: (row, column, patch rows, patch columns), shares. shared: one colour scale for all
     panels, else one for each column of panels. label: what the colours say.
     """
-    weights, shape = 100 * np.asarray(weights, dtype=float), np.asarray(picture).shape
+    weights, picture = 100 * np.asarray(weights, dtype=float), np.asarray(picture)
     n_rows, n_columns = weights.shape[:2]
     width = min(9.0 / n_columns, 1.55 if n_rows > 1 else 2.8)
-    height = min(width * shape[0] / shape[1], 11.0 / n_rows)
+    height = min(width * picture.shape[0] / picture.shape[1], 11.0 / n_rows)
     size = (width * n_columns + 1, height * n_rows + (0.7 if shared else 1.4))
     largest = np.full(n_columns, weights.max()) if shared else weights.max(axis=(0, 2, 3))
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for (row, column), axis in np.ndenumerate(axes):
         name = columns[column] if row == 0 else ""
-        image = style.plot_map(axis, picture, weights[row, column], name, boxes, largest[column])
-        if column == 0:
-            axis.set_ylabel(rows[row], rotation=0, ha="right", va="center")
+        drawn = style.plot_map(axis, picture, weights[row, column], name, boxes, largest[column])
         if not shared and row == n_rows - 1:
-            look = {"location": "bottom", "aspect": 12, "shrink": 0.9, "ticks": plt.MaxNLocator(3)}
-            figure.colorbar(image, ax=axes[:, column], **look).ax.tick_params(labelsize=8)
+            look = {"location": "bottom", "aspect": 12, "ticks": plt.MaxNLocator(3)}
+            figure.colorbar(drawn, ax=axes[:, column], **look)
+    for axis, name in zip(axes[:, 0], rows, strict=True):
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
     if shared:
-        figure.colorbar(image, ax=axes, label=fill(label, 28), shrink=0.8, aspect=30)
+        figure.colorbar(drawn, ax=axes, label=fill(label, 28), shrink=0.8, aspect=30)
     else:
         figure.supxlabel(label, fontsize=10)
+    return style.set_title(figure, title)
+
+
+@style.styled()
+def plot_look(
+    picture: style.Picture, title: str, shares: np.ndarray, baseline: float, maps: np.ndarray
+) -> Figure:
+    """One picture and one question at a glance: every head's image share, a map for each layer.
+
+    shares: (layer, head) of [CLS]'s attention that goes to the image, in [0, 1]; baseline: that of
+    uniform attention. maps: (layer, patch row, patch column), [CLS]'s attention, mean over heads.
+    """
+    n_rows, across = -(-len(maps) // 6), min(len(maps), 6)
+    figure = plt.figure(figsize=(10, 4.2 + 1.9 * n_rows))
+    above, below = figure.subfigures(2, 1, height_ratios=[3.6, 1.9 * n_rows + 0.4])
+    left, right = above.subplots(1, 2, width_ratios=[1, 1.5])
+    style.plot_picture(left, picture)
+    layers, heads = (pd.RangeIndex(n) for n in shares.shape)
+    excess = pd.DataFrame(
+        100 * (shares - baseline), "L" + layers.astype(str), "H" + heads.astype(str)
+    )
+    drawn = style.plot_grid(right, excess, (-100, 100), style.format_cells(100 * shares))
+    right.set_title(f"[CLS] → image, % (uniform attention: {100 * baseline:.0f} %)")
+    above.colorbar(drawn, ax=right, label="points above uniform")
+    axes, largest = below.subplots(n_rows, across, squeeze=False), 100 * float(maps.max())
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for layer, (axis, weights) in enumerate(zip(axes.flat, 100 * maps, strict=False)):
+        drawn = style.plot_map(axis, picture, weights, f"L{layer}", largest=largest)
+    below.colorbar(drawn, ax=axes, label="attention on a patch, %")
     return style.set_title(figure, title)
 
 
@@ -171,7 +212,7 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return masses, bands
 
 
-@style.styled
+@style.styled()
 def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
     """Where the answer's [CLS] draws from, a panel a case, as bands through the layers.
 
@@ -240,83 +281,221 @@ def _plot_band(
     axis.add_patch(PathPatch(Path([*above, *below, above[0]], codes), **look))
 
 
-@style.styled
+@style.styled("The best head of each layer, chosen on one half of the images, scored on the other")
 def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
     """How often the favoured patch lies in the box asked about: each layer's best head.
 
-    table: rows with layer, against (of HIT_STYLE), estimate, low, high, and label (the head).
+    table: rows with layer, against (of HIT_LOOKS), estimate, low, high.
     chance: share of patches in the box; by_object: of a random object of the picture, or NaN.
     """
-    figure, axis = plt.subplots(figsize=(10, 3.9))
+    figure, axis = plt.subplots(figsize=(10, 4.2))
     axis.axhline(100 * chance, label="chance: share of patches in the box", **style.BASELINE)
     look = style.BASELINE | {"linestyle": ":"}
     axis.axhline(100 * by_object, label="chance: a random object of the picture", **look)
-    for number, (against, looks) in enumerate(HIT_STYLE.items()):
-        rows = table[table["against"] == against]
-        style.plot_layers(axis, rows, *looks, against, 0.05 * (number - 1))
-    for row in table[table["against"] == "the head"].itertuples():
-        top = (row.layer, 100 * np.fmax(row.estimate, row.high))
-        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0, "alpha": 0.8}
-        look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": box}
-        axis.annotate(row.label.replace(", ", "\n"), top, (0, 5), **look)
-    style.name_layers(axis, table["layer"].max() + 1)
-    axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 110))
-    style.place_legend(figure, [axis], fontsize=9)
-    title = "The best head of each layer, chosen on one half of the images, scored on the other"
-    return style.set_title(figure, title)
+    rows = table[table["against"].isin(HIT_LOOKS)]
+    style.plot_layers(axis, rows, "against", HIT_LOOKS, spread=0.1)
+    axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 103))
+    style.place_legend(figure, [axis], ncols=3)
+    return figure
 
 
-def style_map(order: str) -> dict:
-    """Colour, marker and line of a map, or of a control."""
-    if order in MAP_STYLE:
-        color, marker = MAP_STYLE[order]
-        return {"color": color, "marker": marker, "linestyle": "-"}
-    return {"color": GREY, "marker": "x", "linestyle": "--"}
-
-
-@style.styled
+@style.styled("Does the answer need the patches that a map calls important?")
 def plot_curves(table: pd.DataFrame) -> Figure:
     """How the answer fares while patches go (left) or come (right), the most important first.
 
     table: order (the map, a line each), kind ("deletion", "insertion"), fraction in [0, 1],
     estimate, low, high (probabilities).
     """
-    orders = list(table["order"].unique())
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True)
-    for axis, kind, verb in zip(axes, ("deletion", "insertion"), ("removed", "kept"), strict=True):
-        for number, order in enumerate(orders):
-            rows = table[(table["order"] == order) & (table["kind"] == kind)]
-            share = 100 * rows["fraction"] + 0.6 * (number - len(orders) / 2)  # bars side by side
-            look = {"label": order, "elinewidth": 0.9, "capsize": 0} | style_map(order)
-            style.plot_intervals(axis, share, rows, scale=100, **look)
-        axis.set(xlabel=f"patches {verb}, % (the most important first)", title=kind, xlim=(-3, 103))
+    table = table.assign(share=100 * table["fraction"])
+    figure, panels = style.make_panels(table, "kind", 3.7, sharey=True)
+    for axis, kind, rows in panels:
+        options = {"scale": 100, "spread": 4, "elinewidth": 0.9, "linestyle": "-"}
+        style.plot_intervals(axis, rows, "share", "order", MAP_LOOKS, **options)
+        verb = {"deletion": "removed", "insertion": "kept"}[kind]
+        axis.set(xlabel=f"patches {verb}, % (the most important first)", title=kind)
         axis.grid(axis="y")
-    axes[0].set(ylabel="probability of the\nintact model's answer, %", ylim=(0, 103))
-    style.place_legend(figure, axes, ncols=4, fontsize=9)
-    return style.set_title(figure, "Does the answer need the patches that a map calls important?")
+    figure.axes[0].set(ylabel="probability of the\nintact model's answer, %", ylim=(0, 103))
+    style.place_legend(figure, figure.axes, ncols=6)
+    return figure
 
 
-@style.styled
+@style.styled("Which map finds the patches that the answer needs?")
 def plot_scoreboard(table: pd.DataFrame) -> Figure:
-    """Maps downwards, a panel for each measure of SCORES: points with intervals, chance dashed.
+    """Maps downwards, a panel for each measure of SCORES: points with intervals, and chance.
 
     table: order (the map), measure, estimate, low, high (shares in [0, 1]), and chance.
     """
     table = table[table["measure"].isin(SCORES)].dropna(subset=["estimate"])
-    best_first = table[table["measure"] == "deletion_gain"].sort_values("estimate", ascending=False)
-    orders, measures = list(best_first["order"]), [m for m in SCORES if m in set(table["measure"])]
-    size = (10, 1.5 + 0.36 * len(orders))
-    figure, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
-    for axis, measure in zip(axes[0], measures, strict=True):
-        title, unit = SCORES[measure]
-        rows = table[table["measure"] == measure]
-        for order, row in rows.groupby("order"):
-            color, marker, _ = style_map(order).values()
-            look = {"horizontal": True, "color": color, "marker": marker}
-            style.plot_intervals(axis, [orders.index(order)], row, scale=100, **look)
-        axis.axvline(100 * rows["chance"].mean(), **style.BASELINE)
-        axis.set(title=title, xlabel=unit)
-        axis.grid(axis="x")
-    style.name_rows(axes[0, 0], orders)
-    title = "Which map finds the patches that the answer needs? (dashed: chance)"
-    return style.set_title(figure, title)
+    place = table["measure"].map(list(SCORES).index)
+    table = table.assign(place=place, chance=100 * table["chance"])
+    table = table.sort_values(["place", "estimate"], ascending=[True, False])
+    look = {"baselines": {"chance": "chance"}, "scale": 100}
+    return style.draw_forest(table, "order", "", "measure", SCORES, **look)
+
+
+@style.styled("Points lost where attention is cut (query ← key)")
+def plot_knockout(table: pd.DataFrame) -> Figure:
+    """Grids of points of accuracy lost by direction and layer or type, and of attention shares.
+
+    table: columns panel (of KNOCKOUTS), direction, column (a layer such as "L2", or a question
+    type), estimate, low, high; rows in the order to draw them. In brackets: the interval holds 0.
+    """
+    unsure = (table["low"] <= 0) & (table["high"] >= 0)
+    table = table.assign(text=style.format_cells(table["estimate"], unsure=unsure))
+    table["direction"] = table["direction"].str.replace("<-", "←")
+    table["column"] = table["column"].str.replace(" ", "\n")
+    table["panel"] = table["panel"].map(KNOCKOUTS)
+    look = {"panel": "panel", "limits": (-100, 100), "row_height": 0.36}
+    figure = style.draw_grids(table, "estimate", "direction", "column", **look)
+    if KNOCKOUTS["share"] in set(table["panel"]):  # the last: no loss, so another colour
+        figure.axes[-1].collections[0].set(cmap="Greys", clim=(0, 100))
+    return figure
+
+
+@style.styled("Attention on the image, above or below uniform attention")
+def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) -> Figure:
+    """Excess image share by layer, with intervals: a line a question type or class of words.
+
+    table: the names in `column`, query ("[CLS]", "words": a panel each), layer, estimate, low,
+    high, n, enough (else hollow). random: of random-weight models (model, group, layer, query),
+    drawn as a band that holds all. Where words are queries, no answer reads the last layer.
+    """
+    table = table.assign(label=style.name_with_n(table, column), few=~table["enough"].astype(bool))
+    figure, panels = style.make_panels(table, "query", 4.1, sharey=True)
+    last = table["layer"].max()
+    for number, (axis, query, rows) in enumerate(panels):
+        if np.size(random):
+            shares = 100 * np.asarray(random)[..., number]
+            bounds = np.nanmin(shares, axis=(0, 1)), np.nanmax(shares, axis=(0, 1))
+            look = {"color": GREY, "alpha": 0.35, "linewidth": 0, "label": "random weights"}
+            axis.fill_between(range(last + 1), *bounds, **look)
+        axis.axhline(0, label="uniform attention", **style.BASELINE)
+        style.plot_layers(axis, rows, "label", GROUP_LOOKS, hollow="few", spread=0.4)
+        if query != "[CLS]":
+            look = {"color": style.PALE, "zorder": -1, "label": "no answer reads this"}
+            axis.axvspan(last - 0.5, last + 0.5, **look)
+        axis.set_title(f"{query} as query")
+    figure.axes[0].set_ylabel("image share above uniform, points\n(text query → image key)")
+    style.place_legend(figure, figure.axes, ncols=6)
+    return figure
+
+
+def tabulate_means(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> pd.DataFrame:
+    """Means over models as rows for `style.draw_forest`: label, estimate, low, high, and dots.
+
+    random: the same number of each random-weight model, where known.
+    """
+    rows = [mean._asdict() | {"name": name, "random": np.ravel(random.get(name, ()))}
+            for name, mean in means.items()]  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table.assign(label=style.name_with_n(table, "name")) if rows else table
+
+
+@style.styled("How much does [CLS] look at the image in the last layer? All models")
+def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> Figure:
+    """Excess image share of [CLS] in the last layer by family, over models, in points."""
+    unit = "image share above uniform, points ([CLS] query → image key)"
+    look = {"baselines": {"uniform attention": 0}, "dots": True}
+    look |= {"color": IMAGE_COLOR, "label": "mean, 95 %"}
+    return style.draw_forest(tabulate_means(means, random), "label", unit, **look)
+
+
+@style.styled("Does the share of attention on the image go with the need for it?")
+def plot_scores(
+    within: Mapping[str, ModelMean],
+    telling: Mapping[str, ModelMean],
+    random_within: Mapping[str, ArrayLike],
+    random_telling: Mapping[str, ArrayLike],
+) -> Figure:
+    """Left: rank correlation of share and loss by family; right: AUC of measures for controls.
+
+    random_within, random_telling: the same numbers of the random-weight models. A score without
+    numbers has no panel.
+    """
+    labels = {
+        "within": ("share and loss, within a type", "Spearman's rank correlation"),
+        "telling": ("needs the image, or a control?", "AUC, at equal type"),
+    }
+    left, right = tabulate_means(within, random_within), tabulate_means(telling, random_telling)
+    parts = left.assign(panel="within", nothing=0), right.assign(panel="telling", nothing=0.5)
+    table = pd.concat([part for part in parts if len(part)])
+    look = {"baselines": {"nothing": "nothing"}, "dots": True, "label": "mean, 95 %"}
+    return style.draw_forest(
+        table, "label", "", "panel", labels, sharey=False, color=IMAGE_COLOR, **look
+    )
+
+
+@style.styled("In how many pairs of question types does a head tell the two apart?")
+def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) -> Figure:
+    """In how many pairs of types a head tells the two apart, and the share of all, by model.
+
+    separated: whether, in the first model: (pair, layer, head, query [CLS] or words), NaN where not
+    tested. apart, random: the share in per cent, of each trained and each random-weight model.
+    """
+    counts = np.sum(separated, axis=0)  # (layer, head, query)
+    n_layers, n_heads, _ = counts.shape
+    names = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
+    size = (10, max(3.2, 0.5 * n_layers + 1.5))
+    figure, (*grids, right) = plt.subplots(1, 3, figsize=size, width_ratios=(1, 1, 0.8))
+    for number, (axis, query) in enumerate(zip(grids, ("[CLS]", "words"), strict=True)):
+        table = pd.DataFrame(counts[..., number], *names)
+        style.plot_grid(axis, table, (0, len(separated)), cmap="cividis")
+        axis.set_title(f"{query} query: pairs, of {len(separated)}")
+    models = {f"trained\n({len(apart)})": apart, f"random\nweights ({len(random)})": random}
+    sns.stripplot(models, palette=[IMAGE_COLOR, GREY], alpha=0.8, ax=right)
+    right.set(ylim=(0, None), title="of all heads and pairs, %")
+    right.grid(axis="y")
+    return figure
+
+
+@style.styled("Image share of the words of each family, above uniform (word query → image key)")
+def plot_class_families(table: pd.DataFrame) -> Figure:
+    """Excess image share by question family (down) and class of words (across) in one layer.
+
+    table: family, word_class, estimate, n, enough; families and classes in order. A class that a
+    family's questions have not is hatched; with too few questions the number stands in brackets.
+    """
+    table = table.assign(points=100 * table["estimate"])
+    numbers = style.format_cells(table["points"], "+", unsure=~table["enough"].astype(bool))
+    table["text"] = [f"{x}   n = {n:,}" for x, n in zip(numbers, table["n"], strict=True)]
+    look = {"label": "points above uniform", "row_height": 0.42}
+    return style.draw_grids(table, "points", "family", "word_class", **look)
+
+
+@style.styled()
+def plot_strips(examples: Sequence[dict]) -> Figure:
+    """Questions word by word: tokens across, layers down, a token's attention on the image.
+
+    examples: dicts with title, words (word pieces), classes and share (layer, word) in [0, 1], the
+    mean over heads. The widths of the panels follow the number of words; one colour scale for all.
+    The last layer is hatched: no answer reads its words.
+    """
+    n_layers, lengths = len(examples[0]["share"]), [len(example["words"]) for example in examples]
+    layers = [f"L{layer}" for layer in range(n_layers)]
+    size = (10, 0.26 * n_layers + 2.6)
+    figure, axes = plt.subplots(1, len(examples), figsize=size, width_ratios=lengths, squeeze=False)
+    for axis, example in zip(axes[0], examples, strict=True):
+        words = [f"{word} ({name})" for word, name in
+                 zip(example["words"], example["classes"], strict=True)]  # fmt: skip
+        share = pd.DataFrame(100 * np.asarray(example["share"]), layers, words)
+        drawn = style.plot_grid(axis, share, (0, 100), np.full(share.shape, ""), cmap="cividis")
+        look = {"facecolor": (1, 1, 1, 0.75), "edgecolor": GREY, "hatch": "//", "linewidth": 0}
+        axis.add_patch(Rectangle((0, n_layers - 1), len(words), 1, **look))
+        axis.tick_params(axis="x", labelrotation=90)
+        axis.set_title(example["title"], fontsize=9)
+    figure.colorbar(drawn, ax=axes, label="attention on\nthe image, %", pad=0.01)
+    return figure
+
+
+@style.styled("What do the answers of each question type need?")
+def plot_needs(table: pd.DataFrame) -> Figure:
+    """The measures of what answers need: a family a row, a panel each of NEEDS.
+
+    table: family, kind (the first in colour; a second, controls, grey), measure (of NEEDS),
+    estimate, low, high (points), n, enough (else hollow). Measures without numbers get no panel.
+    """
+    table = table.dropna(subset=["estimate"])
+    table = table.assign(few=~table["enough"].astype(bool))
+    kinds = dict(zip(table["kind"].unique(), ((IMAGE_COLOR, "o"), (GREY, "s")), strict=False))
+    look = {"hue": "kind", "looks": kinds, "hollow": "few"}
+    return style.draw_forest(table, "family", "", "measure", NEEDS, {"no effect": 0}, **look)

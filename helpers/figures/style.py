@@ -1,9 +1,13 @@
-"""Where a figure's look is set: colours, matplotlib's settings, and what is drawn in many figures.
+"""Where a figure's look is set: colours, matplotlib's settings, and four primitives.
 
-A plotting function takes arrays or tables, returns the matplotlib figure, and never calls show.
+`plot_grid`: coloured cells, such as layers downwards and heads across. `plot_forest`: names
+downwards, intervals across. `plot_layers`: lines over layers. `plot_map`: a map over a picture.
+
+Intervals come computed from room stats and are drawn by matplotlib: seaborn's functions compute
+their own, and seaborn.objects (0.13.2) calls pandas in a way that pandas 4 will refuse.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from textwrap import fill
 
@@ -11,16 +15,18 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from PIL.Image import Image
 
 Picture = Image | np.ndarray
 Boxes = Sequence[Sequence[float]]  # [x, y, width, height] each, in pixels
+Looks = Mapping[str, tuple]  # of a group: colour, marker, and a line's style where it has one
 
 # Okabe-Ito; grey for baselines
 TEXT_COLOR, IMAGE_COLOR, GREY = "#0072B2", "#D55E00", "#8C8C8C"
@@ -34,30 +40,37 @@ GROUP_NAMES = {
     "cls": "[CLS]", "words": "words", "sep": "[SEP]", "img_cls": "image CLS", "patches": "patches",
 }  # fmt: skip
 BASELINE = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 0}
-TOO_FEW = "not enough questions to tell"
+CLEAR = LinearSegmentedColormap.from_list(  # of a map: nothing hides nothing of the picture
+    "clear", [(*to_rgb(IMAGE_COLOR), opacity) for opacity in (0, 0.9)]
+)
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10.5,
     "axes.titlelocation": "left", "grid.alpha": 0.25, "legend.frameon": False,
-    "image.cmap": "cividis", "errorbar.capsize": 2.5, "lines.markersize": 5,
+    "legend.fontsize": 9, "image.cmap": "cividis", "errorbar.capsize": 2, "lines.markersize": 5,
     "text.parse_math": False,  # a question may hold two dollar signs
 }  # fmt: skip
 
 
-def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorate a plotting function: the project's look inside, and pyplot lets go of the figure.
+def styled(title: str = "") -> Callable:
+    """Decorate a plotting function: the project's look, a title over all panels if there is one.
 
-    So a notebook shows a figure once, and memory stays flat.
+    pyplot lets go of the figure, so that a notebook shows it once and memory stays flat.
     """
 
-    @wraps(plot)
-    def plot_with_style(*args: object, **kwargs: object) -> Figure:
-        with mpl.rc_context(STYLE):
-            figure = plot(*args, **kwargs)
-        plt.close(figure)
-        return figure
+    def decorate(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+        @wraps(plot)
+        def plot_with_style(*args: object, **kwargs: object) -> Figure:
+            with mpl.rc_context(STYLE):
+                figure = plot(*args, **kwargs)
+                if title:
+                    set_title(figure, title)
+            plt.close(figure)
+            return figure
 
-    return plot_with_style
+        return plot_with_style
+
+    return decorate
 
 
 def set_title(figure: Figure, title: str) -> Figure:
@@ -67,12 +80,20 @@ def set_title(figure: Figure, title: str) -> Figure:
 
 
 def make_panels(
-    table: pd.DataFrame, column: str, size: tuple[float, float], **grid: object
+    table: pd.DataFrame, column: str, height: float, across: int | None = None, **grid: object
 ) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
-    """A figure with a panel for each value of a column, side by side: axis, value and its rows."""
+    """A figure with a panel for each value of a column: axis, value and its rows.
+
+    height: of a row of panels, in inches; across: panels in a row (default: all).
+    """
     names = list(table[column].unique())
-    figure, axes = plt.subplots(1, max(1, len(names)), figsize=size, squeeze=False, **grid)
-    panels = zip(axes[0], names, strict=False)
+    across = max(1, min(across or len(names), len(names)))
+    n_rows = max(1, -(-len(names) // across))
+    size = (10, height * n_rows + 0.7)
+    figure, axes = plt.subplots(n_rows, across, figsize=size, squeeze=False, **grid)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    panels = zip(axes.flat, names, strict=False)
     return figure, [(axis, name, table[table[column] == name]) for axis, name in panels]
 
 
@@ -81,219 +102,224 @@ def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5, **look: o
     entries = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
+        entries = dict(zip(labels, handles, strict=True)) | entries
     if entries:
         look |= {"loc": "outside lower center", "ncols": min(len(entries), ncols)}
         figure.legend(entries.values(), entries, **look)
 
 
-def format_points(value: float, sign: str = "", digits: int = 0) -> str:
-    """A number for a cell: a true minus sign, no -0. sign: "+" writes it for positive numbers."""
-    text = f"{value:{sign}.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
-
-
 def format_cells(
     values: ArrayLike, sign: str = "", digits: int = 0, unsure: ArrayLike = False
 ) -> np.ndarray:
-    """Numbers as texts for cells, "" for NaN; in brackets where the bool of `unsure` says so."""
-    write = np.vectorize(lambda value: format_points(value, sign, digits), otypes=[object])
-    texts = write(values)
-    texts = np.where(unsure, "(" + texts + ")", texts)
-    return np.where(np.isnan(np.asarray(values, dtype=float)), "", texts)
+    """Numbers as texts: a true minus sign, no -0, "" for NaN.
 
-
-def measure_bars(estimate: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """Lengths (2, n) of error bars below and above; 0 where there is no interval.
-
-    Also 0 on a side where the interval leaves the estimate out.
+    sign: "+" writes it for positive numbers. unsure: bools, these stand in brackets.
     """
-    lengths = [np.subtract(estimate, low, dtype=float), np.subtract(high, estimate, dtype=float)]
-    return np.nan_to_num(lengths).clip(min=0)
+
+    def say(value: float, is_unsure: bool) -> str:
+        text = f"{value:{sign}.{digits}f}"
+        text = text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+        return "" if np.isnan(value) else f"({text})" if is_unsure else text
+
+    return np.vectorize(say, otypes=[object])(np.asarray(values, dtype=float), unsure)
+
+
+def name_with_n(table: pd.DataFrame, column: str) -> pd.Series:
+    """The names in a column with the most questions behind a number: "what", "n = 350" below."""
+    most = table.groupby(column, observed=True)["n"].max()
+    names = {name: f"{name}\nn = {n:,.0f}" for name, n in most.items()}
+    return table[column].astype(object).map(names)
 
 
 def plot_intervals(
     axis: Axes,
-    position: ArrayLike,
     rows: pd.DataFrame,
+    along: str,
+    hue: str | None = None,
+    looks: Looks | None = None,
     value: str = "estimate",
     scale: float = 1,
     horizontal: bool = False,
-    hollow: bool = False,
+    spread: float = 0,
+    hollow: str | None = None,
     **look: object,
-) -> ErrorbarContainer:
-    """Points with their 95 % intervals: the columns `value`, low, high of a table times `scale`.
+) -> None:
+    """Points with their 95 % intervals, a colour and a marker for each value of `hue`.
 
-    position: one for each row, along the other axis; horizontal: the values run along x. An absent
-    interval draws no bar. hollow: markers are white inside. look: of matplotlib's errorbar.
+    rows: columns `along` (the position), `value`, low, high (these three times `scale`). No bar
+    where the interval is NaN. looks: of each value of hue (of the first line of its name).
+    horizontal: the values run along x. spread: from the first group's points to the last's, which
+    else hide each other. hollow: a column of bools; those markers are white inside.
     """
-    estimate, low, high = (scale * rows[name].to_numpy(float) for name in (value, "low", "high"))
-    bars, position = measure_bars(estimate, low, high), np.asarray(position, dtype=float)
-    look = {"marker": "o", "linestyle": "", "linewidth": 1.2} | look
-    look |= {"markerfacecolor": "white"} if hollow else {}
-    if horizontal:
-        return axis.errorbar(estimate, position, xerr=bars, **look)
-    return axis.errorbar(position, estimate, yerr=bars, **look)
+    groups = list(rows[hue].unique()) if hue else [None]
+    for number, group in enumerate(groups):
+        own = rows[rows[hue] == group] if hue else rows
+        shift = spread * (number / (len(groups) - 1) - 0.5) if len(groups) > 1 else 0
+        at = own[along].to_numpy(float) + shift
+        estimate, low, high = (scale * own[name].to_numpy(float) for name in (value, "low", "high"))
+        bars = np.nan_to_num([estimate - low, high - estimate]).clip(min=0)
+        name = str(group).partition("\n")[0]
+        names = zip(("color", "marker", "linestyle"), (looks or {}).get(name, ()), strict=False)
+        drawn = {"marker": "o", "linestyle": "", "linewidth": 1.2, "color": TEXT_COLOR}
+        drawn |= dict(names) | look | ({"label": group} if hue else {})
+        is_open = own[hollow].to_numpy(bool) if hollow else np.zeros(len(own), dtype=bool)
+        drawn |= {"markerfacecolor": "white"} if len(own) and is_open.all() else {}
+        places = (estimate, at) if horizontal else (at, estimate)
+        line = axis.errorbar(*places, **{"xerr" if horizontal else "yerr": bars}, **drawn)[0]
+        white = {"marker": drawn["marker"], "color": drawn["color"], "linestyle": ""}
+        white |= {"markerfacecolor": "white", "zorder": line.get_zorder() + 1}
+        axis.plot(places[0][is_open], places[1][is_open], **white)
 
 
-def dodge(rows: Sequence, number: int, names: Sequence, step: float) -> np.ndarray:
-    """Positions 0, 1, ... of rows, moved so that the points of all `names` stand side by side."""
-    return np.arange(len(rows)) + step * (number - (len(names) - 1) / 2)
-
-
-def count_under(table: pd.DataFrame, column: str, form: str = "{0}\nn={1}") -> dict[str, str]:
-    """Labels of a column's values, in order of appearance, with n beside the name."""
-    counts = table.groupby(column, sort=False, observed=True)["n"].first()
-    return {name: form.format(name, n) for name, n in counts.items()}
-
-
-def plot_layers(
+def plot_forest(
     axis: Axes,
     rows: pd.DataFrame,
-    color: str,
-    marker: str,
-    line: str = "-",
-    label: str = "",
-    shift: float = 0,
-    hollow: ArrayLike = False,
-) -> ErrorbarContainer:
-    """A line over layers in per cent, with intervals.
+    column: str,
+    names: Sequence[str] | None = None,
+    dots: bool = False,
+    spread: float = 0.4,
+    **look: object,
+) -> None:
+    """Names downwards, in their order, with points and intervals across: see `plot_intervals`.
 
-    rows: a row a layer, with layer, estimate, low, high (shares in [0, 1]). shift: to the right, in
-    layers, so that neighbouring bars do not hide each other. hollow: bool, or one for each row;
-    those markers are white inside (too few questions, or a layer that cannot reach the answer).
+    rows: the names in `column`, estimate, low, high. names: those of all rows, where other panels
+    have others. dots: rows also hold by_model and random, the numbers of single models.
     """
-    rows = rows.assign(hollow=hollow).sort_values("layer")
-    positions, is_open = rows["layer"].to_numpy() + shift, rows["hollow"].to_numpy(bool)
-    look = {"color": color, "marker": marker, "markersize": 5.5}
-    line_look = look | {"linestyle": line, "label": label}
-    container = plot_intervals(axis, positions, rows, scale=100, hollow=is_open.all(), **line_look)
-    estimate = 100 * rows["estimate"].to_numpy(float)
-    look |= {"linestyle": "", "markerfacecolor": "white", "markeredgewidth": 1.5, "zorder": 3}
-    axis.plot(positions[is_open], estimate[is_open], **look)
-    return container
+    names = list(rows[column].unique() if names is None else names)
+    rows = rows.assign(row=[names.index(name) for name in rows[column]])
+    for label, models, shift, dot in (
+        ("each model", "by_model", -0.22, {"color": IMAGE_COLOR, "alpha": 0.55, "s": 18}),
+        ("random weights", "random", 0.22, {"color": GREY, "marker": "|", "s": 45}),
+    ):
+        points = rows.explode(models).dropna(subset=[models]) if dots else ()
+        if len(points):
+            axis.scatter(points[models], points["row"] + shift, label=label, linewidths=1, **dot)
+    plot_intervals(axis, rows, "row", horizontal=True, spread=spread, **look)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.45, -0.55)
+    axis.grid(axis="x")
 
 
-def name_layers(axis: Axes, n_layers: int) -> None:
-    """Give an axis one tick a layer, L0 at the left, and light lines to read values by."""
+def draw_forest(
+    table: pd.DataFrame,
+    column: str,
+    xlabel: str = "",
+    panel: str | None = None,
+    labels: Mapping[str, tuple[str, str]] | None = None,
+    baselines: Mapping[str, float | str] | None = None,
+    across: int | None = None,
+    sharey: bool = True,
+    **look: object,
+) -> Figure:
+    """A figure of forests side by side, one for each value of the column `panel`: `plot_forest`.
+
+    labels: title and unit of each panel, else its value and `xlabel`. baselines: grey lines by
+    their name in the legend: where they stand, or the column that says so. across: panels in a
+    row. sharey: all panels have the same names.
+    """
+    table = table.assign(one="") if panel is None else table
+    names, rows_each = list(table[column].unique()), table.groupby(panel or "one")[column].nunique()
+    height = 0.9 + 0.42 * (len(names) if sharey else rows_each.max())
+    figure, panels = make_panels(table, panel or "one", height, across, sharey=sharey)
+    for axis, name, rows in panels:
+        for (label, at), line in zip((baselines or {}).items(), ("--", ":"), strict=False):
+            at = rows[at].mean() if isinstance(at, str) else at
+            axis.axvline(at, label=label, **BASELINE | {"linestyle": line})
+        plot_forest(axis, rows, column, names if sharey else None, **look)
+        title, unit = (labels or {}).get(name, (name, xlabel))
+        axis.set(title=title, xlabel=unit)
+    place_legend(figure, figure.axes)
+    return figure
+
+
+def plot_layers(axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, **options: object) -> None:
+    """A line over layers in per cent for each value of `hue`, with intervals; L0 at the left.
+
+    rows: a row a layer, with layer, estimate, low, high (shares in [0, 1]).
+    """
+    n_layers = int(rows["layer"].max()) + 1
+    rows = rows.sort_values("layer", kind="stable")
+    order = {name: (*look, "-")[:3] for name, look in looks.items()}
+    plot_intervals(axis, rows, "layer", hue, order, scale=100, **options)
     axis.set_xticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
     axis.set(xlabel="layer (L0 reads the embeddings)", xlim=(-0.5, n_layers - 0.5))
+    axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7.5)
     axis.grid(axis="y")
 
 
-def name_rows(axis: Axes, names: Sequence[str], **look: object) -> None:
-    """Name the rows of a plot of horizontal intervals or bars, the first at the top."""
-    axis.set_yticks(range(len(names)), names, **look)
-    axis.set_ylim(len(names) - 0.45, -0.55)
-
-
-def shade_unread_layer(axis: Axes, n_layers: int) -> None:
-    """Shade the last layer, where only the [CLS] query reaches the answer."""
-    axis.axvspan(n_layers - 1.5, n_layers - 0.5, color=PALE, zorder=-1)
-    axis.text(
-        n_layers - 0.53, 0.02, "no answer reads this", ha="right", va="bottom", fontsize=7.5,
-        color=DARK_GREY, rotation=90, transform=axis.get_xaxis_transform(),
-    )  # fmt: skip
-
-
-def plot_cells(
+def plot_grid(
     axis: Axes,
-    values: ArrayLike,
-    texts: ArrayLike,
-    rows: Sequence[str],
-    columns: Sequence[str],
+    table: pd.DataFrame,
     limits: tuple[float, float],
+    texts: ArrayLike | None = None,
+    framed: ArrayLike = False,
     cmap: str = "RdBu_r",
-    fontsize: float = 8,
-    framed: np.ndarray | None = None,
-    hatched: np.ndarray | None = None,
-) -> AxesImage:
-    """A grid of coloured cells with a text in each, such as layers downwards and heads across.
+) -> ScalarMappable:
+    """A grid of coloured cells with a text in each: seaborn's heatmap with this project's marks.
 
-    values: (row, column), NaN for an empty cell; texts: the same shape, "" for none. limits: values
-    of the first and the last colour. framed: bool (row, column), bold in a frame (significant);
-    hatched: bool (row, column), not tested. Returns the image, for a colour bar.
+    table: numbers, its index names the rows and its columns the columns; NaN cells (not tested, or
+    too few questions) are hatched. limits: values of the first and the last colour. texts: (row,
+    column), else the numbers; framed: bools of that shape (significant). Returns what a colour bar
+    needs.
     """
-    values, texts = np.asarray(values, dtype=float), np.asarray(texts, dtype=object)
-    colors = mpl.colormaps[cmap].with_extremes(bad=PALE)
-    image = axis.imshow(values, cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto")
-    framed = np.zeros(values.shape, bool) if framed is None else framed
-    hatched = np.zeros(values.shape, bool) if hatched is None else hatched
-    for (row, column), text in np.ndenumerate(texts):
-        corner, is_framed = (column - 0.5, row - 0.5), framed[row, column]
-        if hatched[row, column]:
-            look = {"facecolor": PALE, "edgecolor": "#BDBDBD", "hatch": "//", "linewidth": 0}
-            axis.add_patch(Rectangle(corner, 1, 1, **look))
-        elif text:
-            color = pick_ink(image.to_rgba(values[row, column]))
-            weight = "bold" if is_framed else "normal"
-            look = {"ha": "center", "va": "center", "fontsize": fontsize, "fontweight": weight}
-            axis.text(column, row, text, color=color, **look)
-        if is_framed:
-            corner = (column - 0.46, row - 0.46)
-            axis.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="black"))
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    axis.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.2, alpha=1)
-    axis.tick_params(which="both", length=0, labelsize=8.5 if len(columns) <= 8 else 7.5)
-    axis.spines[:].set_visible(False)
-    return image
+    texts = format_cells(table) if texts is None else texts
+    n_columns = table.shape[1]
+    look = {"annot_kws": {"fontsize": 9 if n_columns <= 8 else 7.5}, "linewidths": 1.2}
+    look |= {"xticklabels": True, "yticklabels": True, "cbar": False, "fmt": "", "cmap": cmap}
+    sns.heatmap(table, vmin=limits[0], vmax=limits[1], annot=texts, ax=axis, **look)
+    axis.patch.set(facecolor=PALE, hatch="//", edgecolor="#BDBDBD")
+    for row, column in np.argwhere(np.broadcast_to(framed, table.shape)):
+        frame = {"fill": False, "edgecolor": "black", "linewidth": 1.1}
+        axis.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, **frame))
+    axis.tick_params(length=0, labelsize=9 if n_columns <= 8 else 7.5)
+    axis.tick_params(labelrotation=0)
+    axis.set(xlabel="", ylabel="")
+    return axis.collections[0]
 
 
-def plot_heads_grid(
-    axis: Axes, values: np.ndarray, texts: ArrayLike, limits: tuple[float, float], **look: object
-) -> AxesImage:
-    """`plot_cells` of (layer, head): layers downwards, heads across."""
-    n_layers, n_heads = np.shape(values)
-    layers, heads = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
-    look = {"fontsize": 9 if n_heads <= 8 else 6} | look
-    image = plot_cells(axis, values, texts, layers, heads, limits, **look)
-    axis.set(xlabel="head", ylabel="layer")
-    return image
+def arrange(rows: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFrame:
+    """One column of a table as a grid; names in order of appearance, NaN where there is no row."""
+    cells = rows.set_index([rows[down].astype(object), rows[across].astype(object)])[value]
+    downwards, sideways = rows[down].unique(), rows[across].unique()
+    cells = cells.reindex(pd.MultiIndex.from_product([downwards, sideways])).to_numpy()
+    return pd.DataFrame(cells.reshape(len(downwards), -1), downwards, sideways)
 
 
-def plot_drops(
-    axis: Axes,
-    effects: pd.DataFrame,
-    index: tuple[str, str],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    largest: float,
-    fontsize: float = 7.5,
-) -> AxesImage:
-    """A grid of accuracy lost: cells framed where significant, empty where questions are too few.
+def draw_grids(
+    table: pd.DataFrame,
+    value: str,
+    down: str = "layer",
+    across: str = "head",
+    panel: str | None = None,
+    label: str = "",
+    limits: tuple[float, float] | None = None,
+    n_across: int | None = None,
+    row_height: float = 0.3,
+) -> Figure:
+    """A figure of grids side by side, one for each value of the column `panel`: `plot_grid`.
 
-    effects: the two columns of `index` (down, across), drop, told, significant.
+    table: numbers in the column `value`, their names in `down` and `across`, layers and heads by
+    their number. Optional columns: text (in the cells, else the numbers) and framed (bools). label:
+    of the colours, which go from blue over white at 0 to red. n_across: grids in a row.
     """
-    told = effects[effects["told"]].astype({"drop": float, "significant": float})
-    tables = [told.pivot_table(name, *index) for name in ("drop", "significant")]
-    values, significant = (t.reindex(index=rows, columns=columns).to_numpy(float) for t in tables)
-    limits = (-max(1.0, largest), max(1.0, largest))
-    look = {"framed": significant == 1, "fontsize": fontsize}
-    return plot_cells(axis, values, format_cells(values), rows, columns, limits, **look)
-
-
-def size_heads_grid(n_layers: int, n_heads: int) -> tuple[float, float]:
-    """Inches of a figure with two such grids side by side."""
-    return 10, max(2.4, 1.1 + 4.3 * n_layers / n_heads * (0.8 if n_heads <= 6 else 1))
-
-
-def fill_grid(rows: pd.DataFrame, column: str, shape: tuple[int, int]) -> np.ndarray:
-    """One column of a table with layer and head as an array (layer, head).
-
-    Cells without a row are NaN, or "" in a column of texts.
-    """
-    is_number = pd.api.types.is_numeric_dtype(rows[column])
-    grid = np.full(shape, np.nan) if is_number else np.full(shape, "", dtype=object)
-    grid[rows["layer"], rows["head"]] = rows[column]
-    return grid
-
-
-def pick_ink(color: Sequence[float]) -> str:
-    """Black or white, whichever is read better on a colour (RGB or RGBA in [0, 1])."""
-    return "white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.45 else "black"
+    table = table.assign(one="") if panel is None else table
+    if (down, across) == ("layer", "head"):
+        names = {"layer": "L" + table["layer"].astype(str), "head": "H" + table["head"].astype(str)}
+        table = table.assign(**names)
+    largest = np.nanmax([*table[value].abs(), 1e-12])
+    height = 0.8 + row_height * table[down].nunique()
+    widths = 1.2 + table.groupby(panel or "one", sort=False)[across].nunique()
+    grid = {"width_ratios": widths[:n_across], "sharey": True}
+    figure, panels = make_panels(table, panel or "one", height, n_across, **grid)
+    for axis, name, rows in panels:
+        values = arrange(rows, down, across, value)
+        texts = arrange(rows, down, across, "text") if "text" in rows else None
+        framed = arrange(rows, down, across, "framed").eq(True) if "framed" in rows else False
+        drawn = plot_grid(axis, values, limits or (-largest, largest), texts, framed)
+        axis.set_title(name)
+    if label:
+        figure.colorbar(drawn, ax=figure.axes, label=label, pad=0.01)
+    return figure
 
 
 def plot_picture(axis: Axes, picture: Picture, title: str = "", boxes: Boxes = ()) -> None:
@@ -302,7 +328,10 @@ def plot_picture(axis: Axes, picture: Picture, title: str = "", boxes: Boxes = (
     height, width = picture.shape[:2]
     look = {"cmap": "gray", "clim": (0, 255)}  # counts for a grey picture only
     axis.imshow(picture, extent=(0, width, height, 0), **look)
-    _outline(axis, boxes, white=3.2, black=1.4)
+    for x, y, wide, high in boxes:
+        for color, line in (("white", 3.2), ("black", 1.4)):
+            frame = {"fill": False, "edgecolor": color, "linewidth": line}
+            axis.add_patch(Rectangle((x, y), wide, high, **frame))
     if title:  # wrapping takes what lies between two dollar signs as mathematics, unless escaped
         axis.set_title(title.replace("$", r"\$"), fontsize=9, wrap=True, parse_math=True)
     axis.set(xticks=[], yticks=[])
@@ -316,25 +345,15 @@ def plot_map(
     title: str = "",
     boxes: Boxes = (),
     largest: float | None = None,
-) -> AxesImage:
-    """Lay attention over a picture: weights (rows, columns), the patch grid over all of it.
+) -> ScalarMappable:
+    """Lay attention over a picture, which is grey: weights (rows, columns), the patch grid.
 
-    largest: the weight that gets the full colour; None: the largest here. Returns the image, for a
-    colour bar.
+    largest: the weight that gets the full colour; None: the largest here. Returns what a colour bar
+    needs.
     """
     picture = np.asarray(picture)
     height, width = picture.shape[:2]
-    plot_picture(axis, picture.mean(-1) if picture.ndim == 3 else picture, title)
-    largest = largest or max(float(np.max(weights)), 1e-12)
-    look = {"alpha": 0.72, "vmin": 0, "vmax": largest, "interpolation": "nearest"}
-    image = axis.imshow(weights, extent=(0, width, height, 0), cmap="cividis", **look)
-    _outline(axis, boxes, white=2)
-    return image
-
-
-def _outline(axis: Axes, boxes: Boxes, **lines: float) -> None:
-    """Boxes as outlines: a line of the given width for each named colour, one upon the other."""
-    for x, y, width, height in boxes:
-        for color, line in lines.items():
-            look = {"fill": False, "edgecolor": color, "linewidth": line}
-            axis.add_patch(Rectangle((x, y), width, height, **look))
+    plot_picture(axis, picture.mean(-1) if picture.ndim == 3 else picture, title, boxes)
+    look = {"vmin": 0, "vmax": largest or max(float(np.max(weights)), 1e-12)}
+    look |= {"cmap": CLEAR, "interpolation": "nearest"}
+    return axis.imshow(weights, extent=(0, width, height, 0), **look)

@@ -1,4 +1,4 @@
-"""Figures of notebooks 01, 02 and 06: the numbers drawn are the table's."""
+"""Figures of notebooks 01, 02, 07 and a3: the numbers drawn are the table's."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ PICTURE = Image.new("RGB", (64, 48), (10, 20, 30))
 def test_the_study_has_a_box_for_every_token():
     figure = figures.plot_study(["[CLS]", "what", "$", "[SEP]"], (2, 3))
     render(figure)
-    assert len(figure.axes[1].patches) == 4 + 1 + 6  # tokens, the image's CLS, patches
+    assert len(figure.axes[0].patches) == 4 + 1 + 6  # tokens, the image's CLS, patches
 
 
 @pytest.mark.parametrize("n", [1, 40])
@@ -59,6 +59,17 @@ def test_training_draws_loss_and_accuracy():
     assert set(accuracy.lines[1].get_ydata()) == {25}
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_examples_with_maps_share_one_scale(n):
+    weights = [np.full((2, 3), 0.1 * (i + 1)) for i in range(n)]
+    card = {"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "caption": "no"}
+    figure = figures.plot_examples([card | {"weights": weight} for weight in weights], "%")
+    render(figure)
+    for axis, expected in zip(figure.axes[n : 2 * n], weights, strict=True):
+        np.testing.assert_allclose(axis.images[1].get_array(), 100 * expected)
+        assert axis.images[1].get_clim() == pytest.approx((0, 10 * n))
+
+
 def test_accuracy_of_each_answerer_stands_in_its_family():
     rows = [
         {"family": family, "answerer": answerer, "estimate": 0.1 * f + 0.2 * a, "low": 0.0,
@@ -68,9 +79,9 @@ def test_accuracy_of_each_answerer_stands_in_its_family():
     axis = figures.plot_accuracy(pd.DataFrame(rows[:-1])).axes[0]  # one of them was not asked
     render(axis.figure)
     vilt, prior = axis.containers
-    np.testing.assert_allclose(vilt.lines[0].get_ydata(), [0, 10])
-    np.testing.assert_allclose(prior.lines[0].get_ydata(), [20, np.nan])
-    np.testing.assert_allclose(read_bars(vilt), [[0, 90], [0, 90]])
+    np.testing.assert_allclose(vilt.lines[0].get_xdata(), [0, 10])
+    np.testing.assert_allclose(prior.lines[0].get_xdata(), [20])
+    np.testing.assert_allclose(read_bars(vilt, 0), [[0, 90], [0, 90]])
 
 
 def test_each_model_stands_with_its_own_and_another_image():
@@ -90,88 +101,37 @@ def test_each_model_stands_with_its_own_and_another_image():
     assert read_ticks(axis, "y") == ["here", "0"]
 
 
-def make_curves(steps=(1, 2, 4)) -> pd.DataFrame:
-    orders = [*figures.ORDER_LOOKS, "random 1", "random 2"]
+def test_runs_are_points_beside_the_threshold():
     rows = [
-        {"order": order, "removed": step, "share": step / 8, "estimate": 90 - 10 * o - step, "n": 9}
-        for o, order in enumerate(orders) for step in steps
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    return table.assign(low=table["estimate"] - 2, high=table["estimate"] + 1)
-
-
-@pytest.mark.parametrize("steps", [(1,), (1, 2, 4)])
-def test_removal_curves_draw_every_order(steps):
-    axis = figures.plot_removal_curves(make_curves(steps), 90, 1).axes[0]
-    render(axis.figure)
-    assert len(axis.containers) == len(figures.ORDER_LOOKS)
-    for o, container in enumerate(axis.containers):
-        expected = 90 - 10 * o - np.array(steps)
-        np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
-        bounds = np.stack([expected - 2, expected + 1], axis=1)
-        np.testing.assert_allclose(read_bars(container), bounds)
-
-
-def test_family_costs_draw_heads_and_layers():
-    rows = [
-        {"what": what, "removed": removed, "family": family, "drop": r + 10 * f, "n": 40,
-         "told": family != "why", "significant": r > 0}
-        for what, steps in (("heads removed", (1, 2)), ("layers removed", ("+L1",)))
-        for r, removed in enumerate(steps) for f, family in enumerate(("all", "why"))
-    ]  # fmt: skip
-    costs = pd.DataFrame(rows)
-    figure = figures.plot_family_costs(costs)
-    render(figure)
-    heads, layers = (axis.images[0].get_array().filled(np.nan) for axis in figure.axes[:2])
-    np.testing.assert_allclose(heads, [[0, 1], [np.nan, np.nan]])
-    np.testing.assert_allclose(layers, [[0], [np.nan]])
-    render(figures.plot_family_costs(costs.assign(told=False)))
-
-
-def test_recovery_draws_before_and_after():
-    columns = {"model": ["a", "b", "a, trained", "b, trained"], "judged": [-5.0, 0, -1, np.nan]}
-    table = pd.DataFrame(columns).assign(low=[-7, -7, -2, -2], high=[1, 1, 3, 3])
-    axis = figures.plot_recovery(table, 1).axes[0]
-    render(axis.figure)
-    before, after = axis.containers
-    np.testing.assert_allclose(before.lines[0].get_xdata(), [-5, 0])
-    np.testing.assert_allclose(after.lines[0].get_xdata(), [-1, np.nan])
-    np.testing.assert_allclose(read_bars(before, 0), [[-7, 1], [-7, 1]])
-    assert (is_hollow(before.lines[0]), is_hollow(after.lines[0])) == (True, False)
-    assert read_ticks(axis, "y") == ["a", "b"]
-
-
-@pytest.mark.parametrize("n_models", [1, 5])
-def test_pareto_names_every_model_at_each_size(n_models):
-    rows = [
-        {"model": f"m{i}", "precision": ("fp32", "int8")[i % 2], "questions": size,
-         "seconds": 0.001 * (i + 1) * size, "accuracy": 90 - i, "low": 80,
-         "high": 95, "chosen": i == 0}
-        for size in (1, 8) for i in range(n_models)
-    ]  # fmt: skip
-    figure = figures.plot_pareto(pd.DataFrame(rows))
-    render(figure)
-    for size, axis in zip((1, 8), figure.axes, strict=True):
-        points = {tuple(p) for c in axis.containers for p in np.round(c.lines[0].get_xydata(), 9)}
-        assert points == {((i + 1) * size, 90 - i) for i in range(n_models)}
-        assert [note.xy[1] for note in axis.texts] == [90 - i for i in range(n_models)]
-
-
-def test_runs_are_points_and_a_run_without_a_number_shows_its_verdict():
-    rows = [
-        ("a", "needs-image", "supported", 50.0, 40.0, 60.0),
-        ("b", "needs-image", "undecided", 60.0, 5.0, 65.0),
-        ("a", "habits", "supported", 3, 2, 4),
-        ("b", "habits", "not testable", np.nan, np.nan, np.nan),
-        ("a", "backup", "not testable", np.nan, np.nan, np.nan),
-        ("b", "backup", "not testable", np.nan, np.nan, np.nan),
+        ("a", "needs-image", 50.0, 40.0, 60.0),
+        ("b", "needs-image", 60.0, 5.0, 65.0),
+        ("a", "habits", 3, 2, 4),
+        ("b", "habits", np.nan, np.nan, np.nan),
+        ("a", "backup", np.nan, np.nan, np.nan),
     ]
-    table = pd.DataFrame(rows, columns=["run", "key", "verdict", "estimate", "low", "high"])
+    table = pd.DataFrame(rows, columns=["run", "key", "estimate", "low", "high"])
     figure = figures.plot_runs(table.assign(claim="A claim.", unit="points", threshold=20.0))
     render(figure)
-    image, habits = figure.axes
+    image, habits = figure.axes  # what no run could measure has no panel
     np.testing.assert_allclose(image.containers[0].lines[0].get_xydata(), [[50, 0], [60, 1]])
     np.testing.assert_allclose(read_bars(image.containers[0], 0), [[40, 60], [5, 65]])
     assert read_ticks(image, "y") == ["a", "b"]
-    np.testing.assert_allclose(habits.containers[0].lines[0].get_xydata(), [[3, 0]])
-    assert [text.get_text() for text in habits.texts] == ["supported", "not testable"]
+    np.testing.assert_allclose(habits.containers[0].lines[0].get_xdata(), [3, np.nan])
+    assert habits.lines[0].get_xdata()[0] == 20
+
+
+@pytest.mark.parametrize("rates", [(0.05, 0.03, 0.04, 0.94), (np.nan, 0.4, np.nan, np.nan)])
+def test_calibration_draws_rates_beside_the_stated_ones(rates):
+    kinds = ["after correction", "single test", "single test", "interval"]
+    table = pd.DataFrame({"procedure": list("abcd"), "kind": kinds, "rate": rates})
+    table = table.assign(low=table["rate"] - 0.01, high=table["rate"] + 0.02)
+    figure = figures.plot_calibration(table)
+    render(figure)
+    points = [
+        tuple(np.round(point, 9)) for axis in figure.axes for c in axis.containers
+        for point in c.lines[0].get_xydata() if not np.isnan(point[0])
+    ]  # fmt: skip
+    rows = [2, 0, 1, 0]  # single tests first
+    expected = {(100 * rate, row) for rate, row in zip(rates, rows, strict=True) if rate == rate}
+    assert set(points) == expected
+    assert {axis.lines[0].get_xdata()[0] for axis in figure.axes} == {5, 95}

@@ -1,4 +1,4 @@
-"""What many figures share: intervals, lines over layers, grids of cells, maps over a picture."""
+"""What many figures share: intervals, forests, lines over layers, grids, maps over a picture."""
 
 import warnings
 
@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.patches import Rectangle
 from PIL import Image
-from reading import is_hollow, read_bars, read_texts, render
+from reading import is_hollow, read_bars, read_grid, read_texts, read_ticks, render
 
 from helpers.figures import style
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
+draw_forest, draw_grids = (style.styled()(draw) for draw in (style.draw_forest, style.draw_grids))
 
 
 @pytest.fixture
@@ -25,86 +25,120 @@ def axis():
 def test_a_styled_function_gives_its_look_back_and_lets_go_of_the_figure():
     before = plt.rcParams["savefig.dpi"]
 
-    @style.styled
+    @style.styled("a title")
     def plot() -> plt.Figure:
         assert plt.rcParams["savefig.dpi"] == 110
         return plt.figure()
 
-    render(plot())
+    figure = plot()
+    render(figure)
+    assert figure.get_suptitle() == "a title"
     assert plt.get_fignums() == []
     assert plt.rcParams["savefig.dpi"] == before
 
 
-def test_bars_are_as_long_as_the_bounds_are_away():
-    bars = style.measure_bars([5, 5, 5], [4, np.nan, 6], [7, np.nan, 8])
-    # no interval: no bar; an interval beside its estimate: none on the side that it leaves out
-    np.testing.assert_array_equal(bars, [[1, 0, 0], [2, 0, 3]])
-
-
 @pytest.mark.parametrize("horizontal", [False, True])
 def test_intervals_stand_at_their_estimates_and_end_at_their_bounds(axis, horizontal):
-    rows = pd.DataFrame({"drop": [0.1, 0.5], "low": [0.0, np.nan], "high": [0.3, np.nan]})
-    options = {"scale": 100, "horizontal": horizontal, "hollow": True}
-    drawn = style.plot_intervals(axis, [2, 3], rows, "drop", **options)
+    rows = pd.DataFrame({"at": [2, 3, 4], "drop": [0.1, 0.5, 0.2], "few": [False, True, False]})
+    rows = rows.assign(low=[0.0, np.nan, 0.25], high=[0.3, np.nan, 0.4])
+    options = {"value": "drop", "scale": 100, "horizontal": horizontal, "hollow": "few"}
+    style.plot_intervals(axis, rows, "at", **options)
+    drawn = axis.containers[0]
     points = drawn.lines[0].get_xydata()
-    np.testing.assert_allclose(points[:, 1 - horizontal], [10, 50])
-    np.testing.assert_allclose(points[:, int(horizontal)], [2, 3])
-    np.testing.assert_allclose(read_bars(drawn, 1 - horizontal), [[0, 30], [50, 50]])
-    assert is_hollow(drawn.lines[0])
+    np.testing.assert_allclose(points[:, 1 - horizontal], [10, 50, 20])
+    np.testing.assert_allclose(points[:, int(horizontal)], [2, 3, 4])
+    # no interval: no bar; an interval beside its estimate: none on the side that it leaves out
+    bars = [[0, 30], [50, 50], [20, 40]]
+    np.testing.assert_allclose(read_bars(drawn, 1 - horizontal), bars)
+    hollow = next(line for line in axis.lines if is_hollow(line))
+    assert hollow.get_xydata()[0, 1 - horizontal] == 50
 
 
-@pytest.mark.parametrize("hollow", [False, True, [False, False, True]])
-def test_layers_are_drawn_in_their_order_whatever_that_of_the_table(axis, hollow):
-    rows = pd.DataFrame({"layer": [0, 1, 2], "estimate": [0.1, 0.2, 0.4], "reached": [0, 1, 2]})
-    rows = rows.assign(low=rows["estimate"] - 0.05, high=rows["estimate"] + 0.1, hollow=hollow)
-    rows = rows.sample(frac=1, random_state=1)
-    drawn = style.plot_layers(axis, rows, "black", "o", shift=0.1, hollow=rows["hollow"])
-    np.testing.assert_allclose(drawn.lines[0].get_xydata(), [[0.1, 10], [1.1, 20], [2.1, 40]])
+def test_groups_stand_side_by_side_each_with_its_look(axis):
+    rows = [("a\nn = 9", 0, 1.0), ("b", 0, 1.0), ("a\nn = 9", 1, 2.0), ("b", 1, 3.0)]
+    rows = pd.DataFrame(rows, columns=["name", "at", "estimate"]).assign(low=np.nan, high=np.nan)
+    looks = {"a": ("red", "s"), "b": ("blue", "o", "--")}
+    style.plot_intervals(axis, rows, "at", "name", looks, spread=0.4)
+    first, second = (container.lines[0] for container in axis.containers)
+    np.testing.assert_allclose(first.get_xydata(), [[-0.2, 1], [0.8, 2]])
+    np.testing.assert_allclose(second.get_xydata(), [[0.2, 1], [1.2, 3]])
+    assert (first.get_color(), first.get_marker(), second.get_color()) == ("red", "s", "blue")
+
+
+def test_layers_are_drawn_in_their_order_whatever_that_of_the_table(axis):
+    rows = pd.DataFrame({"layer": [0, 1, 2], "estimate": [0.1, 0.2, 0.4], "model": "a"})
+    rows = rows.assign(low=rows["estimate"] - 0.05, high=rows["estimate"] + 0.1)
+    style.plot_layers(axis, rows.iloc[[2, 0, 1]], "model", {"a": ("black", "o")})
+    drawn = axis.containers[0]
+    np.testing.assert_allclose(drawn.lines[0].get_xydata(), [[0, 10], [1, 20], [2, 40]])
     np.testing.assert_allclose(read_bars(drawn), [[5, 20], [15, 30], [35, 50]])
-    over = axis.lines[-1]  # hollow markers lie over the others
-    expected = [0.1, 1.1, 2.1] if hollow is True else [2.1] if hollow else []
-    np.testing.assert_allclose(over.get_xdata(), expected)
-    assert is_hollow(over)
+
+
+def make_forest() -> pd.DataFrame:
+    rows = [("x", "b", 1.0, 5), ("x", "a", 2.0, 5), ("y", "a", 3.0, 7)]
+    table = pd.DataFrame(rows, columns=["panel", "name", "estimate", "chance"])
+    return table.assign(low=table["estimate"] - 1, high=table["estimate"] + 1)
+
+
+def test_a_forest_has_the_same_rows_in_every_panel():
+    labels = {"x": ("first", "points")}
+    figure = draw_forest(make_forest(), "name", "%", "panel", labels, {"chance": "chance"})
+    render(figure)
+    left, right = figure.axes
+    assert read_ticks(left, "y") == ["b", "a"]
+    np.testing.assert_allclose(left.containers[0].lines[0].get_xydata(), [[1, 0], [2, 1]])
+    np.testing.assert_allclose(right.containers[0].lines[0].get_xydata(), [[3, 1]])
+    assert [axis.lines[0].get_xdata()[0] for axis in figure.axes] == [5, 7]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["points", "%"]
+
+
+def test_panels_may_have_rows_of_their_own():
+    figure = draw_forest(make_forest(), "name", panel="panel", across=1, sharey=False)
+    render(figure)
+    assert [read_ticks(axis, "y") for axis in figure.axes] == [["b", "a"], ["a"]]
 
 
 def test_cells_hold_their_numbers_and_texts(axis):
-    values, texts = [[-50, 0, np.nan], [50, 10, 20]], [["−50", "0", ""], ["50", "", "20"]]
-    framed, hatched = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
-    framed[1, 0] = hatched[0, 2] = True
-    marks = {"framed": framed, "hatched": hatched}
-    image = style.plot_cells(axis, values, texts, ["a", "b"], ["x", "y", "z"], (-50, 50), **marks)
-    np.testing.assert_allclose(image.get_array().filled(np.nan), values)
-    written = {t.get_position(): t for t in axis.texts}  # (column, row)
-    assert {at: t.get_text() for at, t in written.items()} == {
-        (0, 0): "−50", (1, 0): "0", (0, 1): "50", (2, 1): "20",
-    }  # fmt: skip
-    assert [at for at, t in written.items() if t.get_fontweight() == "bold"] == [(0, 1)]
-    assert written[0, 0].get_color() == "white"  # on dark blue
-    assert written[1, 0].get_color() == "black"  # on white
-    hatches = [patch for patch in axis.patches if patch.get_hatch()]
-    assert [patch.get_xy() for patch in hatches] == [(1.5, -0.5)]
-
-
-def test_a_grid_of_heads_has_layers_downwards_and_heads_across(axis):
-    rows = pd.DataFrame({"layer": [1, 0], "head": [2, 0], "value": [5.0, 3.0], "text": ["5", "3"]})
-    values, texts = (style.fill_grid(rows, column, (2, 3)) for column in ("value", "text"))
-    np.testing.assert_array_equal(values, [[3, np.nan, np.nan], [np.nan, np.nan, 5]])
-    assert texts.tolist() == [["3", "", ""], ["", "", "5"]]
-    style.plot_heads_grid(axis, values, texts, (0, 5))
-    assert {t.get_position(): t.get_text() for t in axis.texts} == {(0, 0): "3", (2, 1): "5"}
+    table = pd.DataFrame([[-50, 0, np.nan], [50, 10, 20]], ["a", "b"], ["x", "y", "z"])
+    framed = np.array([[False, False, False], [True, False, False]])
+    style.plot_grid(axis, table, (-50, 50), framed=framed)
+    np.testing.assert_allclose(read_grid(axis), table)
+    written = {text.get_position(): text.get_text() for text in axis.texts}
+    assert written == {(0.5, 0.5): "−50", (1.5, 0.5): "0", (0.5, 1.5): "50", (1.5, 1.5): "10",
+                       (2.5, 1.5): "20"}  # fmt: skip
+    frames = [tuple(np.floor(patch.get_xy())) for patch in axis.patches]
+    assert frames == [(0, 1)]
+    assert (read_ticks(axis, "x"), read_ticks(axis, "y")) == (["x", "y", "z"], ["a", "b"])
     assert axis.yaxis_inverted()
 
 
-def test_accuracy_lost_is_blank_where_questions_are_too_few(axis):
-    rows = [("L0", "what", 5.4, True, True), ("L0", "why", -0.2, True, False)]
-    rows.append(("L1", "why", 9, False, True))
-    effects = pd.DataFrame(rows, columns=["name", "family", "drop", "told", "significant"])
-    image = style.plot_drops(axis, effects, ("name", "family"), ["L0", "L1"], ["why", "what"], 5.4)
-    drawn = image.get_array().filled(np.nan)
-    np.testing.assert_allclose(drawn, [[-0.2, 5.4], [np.nan, np.nan]])
-    assert {t.get_position(): t.get_text() for t in axis.texts} == {(0, 0): "0", (1, 0): "5"}
-    frames = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
-    assert [tuple(np.round(patch.get_xy())) for patch in frames] == [(1, 0)]
+@pytest.mark.parametrize("shape", [(1, 1), (12, 12)])
+def test_a_grid_of_heads_has_layers_downwards_and_heads_across(shape):
+    layers, heads = (index.ravel() for index in np.indices(shape))
+    table = pd.DataFrame({"layer": layers, "head": heads, "share": -99.0 + heads})
+    table = pd.concat([table.assign(model=name) for name in ("trained", "random")])
+    figure = draw_grids(table, "share", panel="model", label="points")
+    render(figure)
+    left, right, _ = figure.axes
+    for axis in (left, right):
+        np.testing.assert_allclose(
+            read_grid(axis), np.tile(np.arange(shape[1]) - 99, (shape[0], 1))
+        )
+    assert read_ticks(left, "y") == [f"L{layer}" for layer in range(shape[0])]
+    cell = left.get_window_extent().width / shape[1]
+    assert max(text.get_window_extent().width for text in left.texts) <= cell
+    assert min(text.get_fontsize() for text in left.texts) >= 7.5
+
+
+def test_a_grid_has_a_gap_where_the_table_has_no_row():
+    rows = [("L0", "what", 5.4, True), ("L0", "why", -0.2, False), ("L1", "why", np.nan, False)]
+    table = pd.DataFrame(rows, columns=["name", "family", "drop", "framed"])
+    figure = draw_grids(table, "drop", "name", "family")
+    render(figure)
+    axis = figure.axes[0]
+    np.testing.assert_allclose(read_grid(axis), [[5.4, -0.2], [np.nan, np.nan]])
+    assert read_texts(axis) == ["5", "0"]
+    assert len(axis.patches) == 1
 
 
 @pytest.mark.parametrize(
@@ -118,23 +152,18 @@ def test_numbers_have_a_true_minus_and_no_minus_zero(value, sign, digits, text):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_picture_keeps_its_pixels_and_its_boxes(axis, mode):
-    picture = Image.new(mode, (60, 40), 200 if mode == "L" else (9, 90, 200))
-    style.plot_picture(axis, picture, "costs $5 or $6?", [[5, 10, 20, 15]])
-    np.testing.assert_array_equal(axis.images[0].get_array(), np.asarray(picture))
-    assert axis.images[0].get_extent() == [0, 60, 40, 0]
-    assert {patch.get_bbox().bounds for patch in axis.patches} == {(5, 10, 20, 15)}
-    render(axis.figure)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_map_is_stretched_over_the_whole_picture(axis, mode):
+def test_a_map_is_stretched_over_the_whole_picture_with_its_boxes(axis, mode):
     weights = np.array([[0.0, 0.2], [0.1, 0.05], [0.0, 0.3]])
-    image = style.plot_map(axis, Image.new(mode, (60, 40)), weights, largest=0.5)
+    picture, boxes = (
+        Image.new(mode, (60, 40), 9 if mode == "L" else (9, 90, 200)),
+        [[5, 10, 20, 15]],
+    )
+    image = style.plot_map(axis, picture, weights, "costs $5 or $6?", boxes, largest=0.5)
     np.testing.assert_array_equal(image.get_array(), weights)
     assert image.get_extent() == axis.images[0].get_extent() == [0, 60, 40, 0]
     assert image.get_clim() == (0, 0.5)
-    style.plot_map(axis, Image.new(mode, (60, 40)), 0 * weights)  # nothing anywhere
+    assert {patch.get_bbox().bounds for patch in axis.patches} == {(5, 10, 20, 15)}
+    style.plot_map(axis, picture, 0 * weights)  # nothing anywhere
     render(axis.figure)
 
 
@@ -155,4 +184,3 @@ def test_titles_with_dollar_signs_are_not_mathematics(axis):
         warnings.simplefilter("error")
         style.plot_picture(axis, np.zeros((4, 4, 3), np.uint8), r"$\frac{1 and $")
         render(axis.figure)
-    assert read_texts(axis) == []
