@@ -275,3 +275,14 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     times["panel"] = "ms a pass, questions: " + times["questions"].astype(str)
     rows = pd.concat([right, times.sort_values("questions", kind="stable")])
     return style.draw_forest(rows, "name", panel="panel", color="black")
+
+
+@style.styled("Methods against planted truths (blue: passes; red, framed: fails)")
+def plot_truths(table: pd.DataFrame) -> Figure:
+    """Which methods pass which planted truth? A cell a verdict, with the number behind it.
+
+    table: columns method, truth, passed, value, in the order to be drawn.
+    """
+    text = [f"{round(value, 1) + 0:g}" for value in table["value"]]
+    cells = table.assign(text=text, framed=~table["passed"], fails=2 * ~table["passed"] - 1)
+    return style.draw_grids(cells, "fails", "method", "truth", limits=(-1.8, 1.8))
