@@ -195,7 +195,7 @@ class TestAgainstStock:
                     found[name][place], expected, rtol=1e-5, atol=5e-6, err_msg=name
                 )
         with torch.no_grad():
-            torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=2e-6, atol=2e-6)
+            torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=1e-5, atol=1e-5)
 
     def test_bodies_of_other_classes(self, model, batch):
         torch.testing.assert_close(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
 
@@ -294,17 +295,21 @@ class TestEmbedImages:
         assert torch.equal(state, torch.get_rng_state())
         assert torch.equal(mask, expected_mask)
         assert mask.dtype == torch.long
-        torch.testing.assert_close(embeds[mask == 1], expected[mask == 1], rtol=0, atol=2e-6)
+        torch.testing.assert_close(embeds[mask == 1], expected[mask == 1], rtol=0, atol=1e-5)
         assert not embeds[mask == 0].any()
 
     @settings(max_examples=15, deadline=None)
     @given(chosen=st.lists(st.integers(0, 17), min_size=1, max_size=7))
     def test_logits_and_loss_equal_stock(self, loaded, encoded, chosen):
-        batch = encoded.collate([encoded[i] for i in chosen])
+        """In float64: in float32 the stock model's random order alone moves a logit by 2e-6."""
+        model, batch = deepcopy(loaded[0]).double(), encoded.collate([encoded[i] for i in chosen])
+        batch["pixel_values"], batch["labels"] = (
+            batch[name].double() for name in ("pixel_values", "labels")
+        )
         with torch.no_grad():
-            ours, stock = forward_raster(loaded[0], batch), loaded[0](**batch)
-        torch.testing.assert_close(ours.logits, stock.logits, rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(ours.loss, stock.loss, rtol=2e-6, atol=2e-6)
+            ours, stock = forward_raster(model, batch), model(**batch)
+        torch.testing.assert_close(ours.logits, stock.logits, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ours.loss, stock.loss, rtol=1e-12, atol=1e-12)
 
     def test_gradients_equal_stock(self, loaded, encoded):
         batch = encoded.collate([encoded[i] for i in range(6)])
