@@ -33,7 +33,7 @@ MODES = {  # what stands in for what is taken away
 ORDER_LOOKS = {  # of removal
     "by ablation": ("#000000", "o", "-"), "by gradient": (GREEN, "s", "-"),
     "by normalised gradient": (SKY, "v", ":"), "by attention": (PINK, "^", "-"),
-    "random, their mean": (GREY, "D", "--"),
+    "by joint removal": (TEXT_COLOR, "X", "-"), "random, their mean": (GREY, "D", "--"),
 }  # fmt: skip
 
 
@@ -286,3 +286,22 @@ def plot_truths(table: pd.DataFrame) -> Figure:
     text = [f"{round(value, 1) + 0:g}" for value in table["value"]]
     cells = table.assign(text=text, framed=~table["passed"], fails=2 * ~table["passed"] - 1)
     return style.draw_grids(cells, "fails", "method", "truth", limits=(-1.8, 1.8))
+
+
+@style.styled("Heads removed in pairs, and heads removed or emphasised")
+def plot_heads_together(pairs: pd.DataFrame, emphasis: pd.DataFrame) -> Figure:
+    """What pairs of heads cost beyond the sum of their heads; and one head scaled, by family.
+
+    pairs: columns first, second, excess (points), of one model. emphasis: of
+    `joint.tabulate_emphasis`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=(1.5, 1))
+    grid = pairs.pivot_table("excess", "second", "first", sort=False)
+    by_factor = emphasis.pivot_table("estimate", "family", "factor", sort=False)
+    colors = {"cmap": "RdBu_r", "center": 0, "cbar_kws": {"label": "points of accuracy"}}
+    sns.heatmap(grid, ax=left, square=True, **colors)
+    left.set(title="pair removed: loss beyond the sum of both", xlabel="", ylabel="")
+    sns.heatmap(by_factor, ax=right, annot=True, fmt=".1f", **colors | {"cmap": "RdBu"})
+    right.set(title="one head scaled: accuracy gained", ylabel="")
+    right.set_xlabel("factor of the head's output (0: removed)")
+    return figure

@@ -1,6 +1,6 @@
 """Which heads and layers can go: ranked on training questions, judged on validation questions.
 
-    losses, gradients, attention = measure_importance_on_train(study, model, processor, train)
+    losses, *others = measure_importance_on_train(study, model, processor, train)
     order = order_heads(losses.head_loss.mean(0))                  # the least important head first
     answers = predict_without(model, encoded, [(order[:k], []) for k in counts], 64)
     folder = prune_and_finetune(study, "heads", (order[:8], []), data, selection_rows)
@@ -34,6 +34,7 @@ from helpers.attention.extract import (
 from helpers.attention.image_share import attention_measures, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
+from helpers.heads.joint import fit_contributions, logits_lost, measure_sets
 from helpers.heads.removal import (
     IMPORTANCE,
     LOSS_INCREASES,
@@ -58,13 +59,14 @@ Removal = tuple[Sequence[Head], Sequence[int]]  # heads, and whole layers
 
 def measure_importance_on_train(
     study: Study, model: nn.Module, processor: ViltProcessor, train: Dataset
-) -> tuple[AttentionTable, AttentionTable, AttentionTable]:
-    """Measure the importance of each head and layer in three ways on training questions; once.
+) -> tuple[AttentionTable, AttentionTable, AttentionTable, np.ndarray]:
+    """Measure the importance of each head and layer in four ways on training questions; once.
 
     On `sample_for_removal` of the training questions, so that no validation question decides what
     is removed. Returns the increase of the loss without each (LOSS_INCREASES), the gradient
-    (IMPORTANCE) and the attention split, kept in shards in run_dir/spare_losses, spare_gradients
-    and spare_attention; a killed run continues.
+    (IMPORTANCE), the attention split, and what each head contributes to random sets of heads
+    (`joint.fit_contributions`); kept in shards in run_dir/spare_losses, spare_gradients,
+    spare_attention and spare_sets_0; a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, train)
     lower, split = in_measuring_precision(model, study), {"split": MEASURES["split"]}
@@ -73,7 +75,9 @@ def measure_importance_on_train(
         ("spare_gradients", model, encoded, importance_measures, IMPORTANCE),
         ("spare_attention", lower, encoded, attention_measures, split),
     )
-    return tuple(extract_once(study, *step, **inputs) for step in steps)
+    tables = (extract_once(study, *step, **inputs) for step in steps)
+    sets = measure_sets(study, model, encoded, name="spare_sets")
+    return *tables, fit_contributions(sets.gains, logits_lost(sets.table).mean(0))[0]
 
 
 def order_heads(importance: np.ndarray) -> list[Head]:

@@ -29,10 +29,11 @@ from helpers.attention.extract import (
 )
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
+from helpers.heads.effects import rank_over_models
 from helpers.heads.removal import Variant, answer_variants, pack_forward
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
-from helpers.stats.models import ModelMean, jackknife_over_models
+from helpers.stats.models import ModelMean, jackknife_over_models, mean_over_models
 
 FACTORS = (1.5, 2.0, 3.0)  # that the output of an emphasised head is multiplied by
 PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the ridge regression, of which one is selected
@@ -231,3 +232,44 @@ def tabulate_pairs(
         tables.append(table.assign(model=model))
     table = pd.concat(tables, ignore_index=True)
     return table[["model", "first", "second", "excess", "excess_a", "excess_b"]]
+
+
+def tabulate_emphasis(
+    lost: Sequence[np.ndarray], families: ArrayLike, image_ids: ArrayLike, n_heads: int
+) -> pd.DataFrame:
+    """What rises and what falls when one head says more, or nothing: a row a family and factor.
+
+    lost: (question, variant) of `pair_gains`, a model each. Columns: family ("all" first), factor
+    (0: removed), estimate, low, high (points of accuracy gained, mean over heads and models), risen
+    and fallen (heads a model that gain or lose more than 2 points), n, n_models.
+    """
+    parts = [split_variants(-of_model, n_heads)[:2] for of_model in lost]
+    gained = np.stack([np.concatenate([one[:, None], more], axis=1) for one, more in parts])
+    families, image_ids, rows = np.asarray(families), np.asarray(image_ids), []
+    for family in ("all", *pd.unique(families)):
+        own = (families == family) | (family == "all")
+        means = gained[:, own].mean(1)  # (model, factor, head)
+        counts = [(sign * means > 2).sum(2).mean(0) for sign in (1, -1)]
+        over = mean_over_models(gained[:, own].mean(3), image_ids[own])
+        columns = (0.0, *FACTORS), over.estimate, over.low, over.high, *counts
+        rows += [(family, *row, over.n, over.n_models) for row in zip(*columns, strict=True)]
+    names = ["family", "factor", "estimate", "low", "high", "risen", "fallen", "n", "n_models"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def compare_contributions(
+    measures: Mapping[str, Sequence[np.ndarray]], sets: Sequence[Variants]
+) -> pd.DataFrame:
+    """Do measures rank heads as their contributions to sets do? A row a measure.
+
+    measures: name -> (layer, head) of each model; sets: of `measure_sets`, of each model. Columns:
+    measure, correlation, low, high (Spearman over heads, mean over models), r2 (of the linear model
+    of sets, of sets that it has not seen, mean over models), n_models.
+    """
+    fits = [fit_contributions(each.gains, logits_lost(each.table).mean(0)) for each in sets]
+    contributions, r2 = [of_heads[None] for of_heads, _ in fits], np.mean([r2 for _, r2 in fits])
+    rows = []
+    for name, values in measures.items():
+        over = rank_over_models(values, contributions, [])
+        rows.append((name, over.estimate, over.low, over.high, r2, over.n_models))
+    return pd.DataFrame(rows, columns=["measure", "correlation", "low", "high", "r2", "n_models"])

@@ -2,11 +2,12 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from helpers.data import prepare
 from helpers.heads import joint, removal
@@ -140,6 +141,32 @@ def test_heads_that_stand_in_for_each_other_are_found_by_pairs_alone():
     assert joint.share_of_backups([excess], np.arange(60), least=70).estimate == 0
 
 
+def test_what_rises_and_falls_by_hand():
+    """Two models of two heads; in `why`, emphasis of head 1 gains 10 points in the first model."""
+    lost = np.zeros((2, 40, 8))
+    families = np.repeat(["what", "why"], 20)
+    lost[0, 20:, 3] = -10  # head 1 times the first factor
+    lost[:, :, 0] = 6  # head 0 removed
+    table = joint.tabulate_emphasis(lost, families, np.arange(40), 2).set_index(
+        ["family", "factor"]
+    )
+    assert len(table) == 3 * 4
+    assert table.loc[("why", 1.5), ["estimate", "risen", "fallen"]].tolist() == [2.5, 0.5, 0]
+    assert table.loc[("all", 1.5), ["estimate", "risen", "n"]].tolist() == [1.25, 0.5, 40]
+    assert table.loc[("what", 0.0), ["estimate", "risen", "fallen"]].tolist() == [-3, 0, 1]
+
+
+def test_measures_are_compared_with_contributions_over_models():
+    planted, gains = np.array([[4.0, 3], [2, 1]]), joint.sample_sets((2, 2), 40)
+    lost = ((1 - gains) * planted).sum((1, 2))
+    table = SimpleNamespace(probability=np.full(1, 0.5), variant_probability=expit(-lost)[None])
+    sets = [joint.Variants(table, gains)] * 2
+    given = {"order": [planted, planted], "reverse": [-planted, planted]}
+    found = joint.compare_contributions(given, sets).set_index("measure")
+    assert found["correlation"].tolist() == pytest.approx([1, 0])
+    assert found["r2"].min() > 0.99
+
+
 @torch.no_grad()
 def test_a_split_head_costs_nothing_alone_and_all_in_a_pair(vilt, encoded):
     """A planted pair: L1H0 and L1H1 read alike, and a saturated unit needs either of them.
@@ -165,12 +192,11 @@ def test_a_split_head_costs_nothing_alone_and_all_in_a_pair(vilt, encoded):
     assert of_pair > of_one > 1e-4
 
 
-def test_logits_lost_by_hand(encoded):
-    class Table:
-        probability = np.array([0.5, 0.9], np.float32)
-        variant_probability = np.array([[0.5, 0.25], [0.9, 1.0]], np.float32)
-
-    lost = joint.logits_lost(Table)
+def test_logits_lost_by_hand():
+    variants = np.array([[0.5, 0.25], [0.9, 1.0]], np.float32)
+    probability = np.array([0.5, 0.9], np.float32)
+    table = SimpleNamespace(probability=probability, variant_probability=variants)
+    lost = joint.logits_lost(table)
     assert lost[0].tolist() == pytest.approx([0, np.log(3)])
     assert lost[1, 0] == 0
     assert lost[1, 1] == pytest.approx(logit(0.9) - logit(1 - 1e-7), rel=1e-5)  # bounded
