@@ -49,7 +49,7 @@ def list_recorded():
     """The keys of the claims that some notebook records."""
     notebooks = [nbformat.read(path, as_version=4) for path in COMMITTED]
     named = set().union(*(find_keys(notebook) for notebook in notebooks))
-    return named & set(pd.read_csv(CLAIMS)["key"]) - {"backup"}  # 05 shows that it is not measured
+    return named & set(pd.read_csv(CLAIMS)["key"])
 
 
 @pytest.fixture(scope="module")
