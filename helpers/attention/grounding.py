@@ -9,12 +9,17 @@ stretched. A patch is in a box if its centre is inside or on the edge; of a box 
 centre, the patch at the box's own centre is.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from datasets import Dataset
+from torch import Tensor
 
+from helpers.data.encode import EncodedQuestions
+from helpers.model.forward import patch_grids
 from helpers.stats.bootstrap import Interval, bootstrap_mean
 from helpers.stats.models import linearise_ratio
 
@@ -49,6 +54,44 @@ def mask_boxes(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:
         if boxes:
             inside[row, : grids[row].prod()] = boxes_to_patch_mask(boxes, grids[row], size).ravel()
     return inside
+
+
+class MarkedQuestions(EncodedQuestions):
+    """Encoded questions whose batches say which patches the known objects cover.
+
+    marked = MarkedQuestions(encoded, model.config.patch_size)
+
+    A batch then holds objects (batch, 2, patch), bool: the patches in a box asked about, and those
+    of the picture's other known objects, the boxes of all other questions about it. Both are empty
+    where boxes are not known.
+    """
+
+    def __init__(self, encoded: EncodedQuestions, patch_size: int) -> None:
+        self.__dict__ |= vars(encoded) | {"patch_size": patch_size}
+        if "boxes" in self.questions:
+            by_picture = self.questions.explode("boxes").dropna(subset="boxes")
+            known = by_picture.groupby("image_id")["boxes"].agg(list)
+            self.questions = self.questions.join(known.rename("known"), on="image_id")
+
+    def batches(
+        self, batch_size: int, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """As of `EncodedQuestions.batches`, with `objects`."""
+        for rows, batch in super().batches(batch_size, indices):
+            grids = patch_grids(batch["pixel_mask"], self.patch_size)[batch["picture_of"]].tolist()
+            objects = torch.zeros(len(rows), 2, max(map(math.prod, grids)), dtype=torch.bool)
+            if "boxes" in self.questions:
+                for mark, row, grid in zip(objects, rows, grids, strict=True):
+                    self.mark_objects(mark[:, : math.prod(grid)], row, grid)
+            yield rows, {**batch, "objects": objects}
+
+    def mark_objects(self, mark: Tensor, row: int, grid: tuple[int, int]) -> None:
+        """Fill in one question's marks (2, patch)."""
+        names = ("boxes", "known", "width", "height")
+        asked, known, *size = (self.questions[name].iloc[row] for name in names)
+        if len(asked):
+            own, every = (boxes_to_patch_mask(boxes, grid, size) for boxes in (asked, known))
+            mark[:] = torch.from_numpy(np.stack([own, every & ~own])).flatten(1)
 
 
 def find_hits(top_patch: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ information flow in multimodal large language models").
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,12 +27,14 @@ from helpers.attention.extract import (
 )
 from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import score_answers
 from helpers.model.forward import PackedForward
 from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
-GROUPS = {"cls": (0,), "words": (1,), "patches": (4,), "text": (0, 1, 2), "image": (3, 4)}
+GROUPS = {  # among KEY_GROUPS; the patches of the object asked about come last, where known
+    "cls": (0,), "words": (1,), "patches": (4, 5), "text": (0, 1, 2), "image": (3, 4, 5),
+    "object": (5,), "other patches": (4,),
+}  # fmt: skip
 DIRECTIONS = {  # query groups that cannot attend to key groups
     "text <- image": [("text", "image")],
     "image <- text": [("image", "text")],
@@ -40,6 +43,10 @@ DIRECTIONS = {  # query groups that cannot attend to key groups
     "[CLS] <- words": [("cls", "words")],
     "patches <- words": [("patches", "words")],
     "[CLS], patches <- words": [("cls", "words"), ("patches", "words")],
+}
+OBJECT_DIRECTIONS = {  # for `grounding.MarkedQuestions`
+    "[CLS] <- object": [("cls", "object")],
+    "[CLS] <- other patches": [("cls", "other patches")],
 }
 Edges = Sequence[tuple[str, str]]
 Labels = Mapping[int, str] | Sequence[str]
@@ -52,24 +59,35 @@ def knockout(
     """Logits (question, answer) of a forward pass in which some attention edges are cut.
 
     In each of `layers` queries of one group cannot attend to keys of another: edges are pairs
-    (query group, key group) of GROUPS. batch: as in `attention_split`. ValueError for an unknown
-    group or layer, and where a query could attend to nothing.
+    (query group, key group) of GROUPS. batch: as in `attention_split`; with `objects` (see
+    `grounding.MarkedQuestions`) the patches of the object asked about are a group of their own.
+    ValueError for an unknown group or layer, and where a query could attend to nothing.
     """
     blocked, n_layers = number_edges(edges), model.config.num_hidden_layers
     chosen = [*layers]
     if outside := [layer for layer in chosen if not 0 <= layer < n_layers]:
         raise ValueError(f"layer {outside[0]} is not in this model: it has {n_layers} layers")
-    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    forward = PackedForward(model, inputs, groups)
-    forward.blocked = dict.fromkeys(chosen, blocked.to(groups.device))
+    forward = start_forward(model, batch)
+    forward.blocked = dict.fromkeys(chosen, blocked.to(forward.hidden.device))
     return forward.run()
 
 
+def start_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
+    """A packed pass whose tokens are in six groups: KEY_GROUPS, and the object asked about."""
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
+    asked = torch.zeros_like(groups[:, :1])
+    if "objects" in batch:
+        asked[:, 0, -batch["objects"].shape[2] :] = batch["objects"][:, 0]
+    groups = torch.cat([groups, asked], dim=1)
+    groups[:, 4] &= ~groups[:, 5]
+    return PackedForward(model, inputs, groups)
+
+
 def number_edges(edges: Edges) -> Tensor:
-    """Edges between GROUPS as bool (query, key) of KEY_GROUPS; ValueError as in `knockout`."""
+    """Edges between GROUPS as bool (query, key), 6 x 6; ValueError as in `knockout`."""
     if unknown := {name for edge in edges for name in edge} - set(GROUPS):
         raise ValueError(f"unknown group {min(unknown)!r}: known are {', '.join(GROUPS)}")
-    blocked = torch.zeros(5, 5, dtype=torch.bool)
+    blocked = torch.zeros(6, 6, dtype=torch.bool)
     for queries, keys in edges:
         blocked[np.ix_(GROUPS[queries], GROUPS[keys])] = True
     if blocked.all(1).any():
@@ -88,9 +106,9 @@ def list_spans(n_layers: int) -> list[tuple[int, int]]:
     return sorted({span for span in windows + cumulative if span[1] <= last})
 
 
-def knockout_layout(n_layers: int) -> Layout:
+def knockout_layout(n_layers: int, n_directions: int) -> Layout:
     """What `knockout_measures` gives of a question, for `extract_once`."""
-    axes = (len(DIRECTIONS), len(list_spans(n_layers)))
+    axes = (n_directions, len(list_spans(n_layers)))
     return {
         "probability": ("float32", ()),
         "cut_answer": ("int16", axes),
@@ -99,19 +117,17 @@ def knockout_layout(n_layers: int) -> Layout:
 
 
 @torch.no_grad()
-def knockout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The answers to a batch with each of DIRECTIONS cut in each of `list_spans`.
+def knockout_measures(
+    model: nn.Module, batch: dict[str, Tensor], directions: Mapping[str, Edges] = DIRECTIONS
+) -> dict[str, Tensor]:
+    """The answers to a batch with each direction cut in each of `list_spans`.
 
     cut_answer (question, direction, span): number of the answer. cut_probability, and probability
     of the intact model: sigmoid of the logit of the intact model's answer. logits: intact. What
     comes before the first cut layer is computed once.
     """
-    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    forward, spans = (
-        PackedForward(model, inputs, groups),
-        list_spans(model.config.num_hidden_layers),
-    )
-    edges = [number_edges(each).to(groups.device) for each in DIRECTIONS.values()]
+    forward, spans = start_forward(model, batch), list_spans(model.config.num_hidden_layers)
+    edges = [number_edges(each).to(forward.hidden.device) for each in directions.values()]
     without = {}
     for first, layer in enumerate(forward):
         for number, blocked in enumerate(edges):
@@ -146,20 +162,27 @@ def cut_onward(
 
 
 def measure_knockout(
-    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    number: int = 0,
+    name: str | None = None,
+    directions: Mapping[str, Edges] = DIRECTIONS,
+    **inputs: object,
 ) -> AttentionTable:
     """`knockout_measures` of `knockout_questions`, drawn with the study's seed; once, in shards.
 
-    number: which of the study's models it is; kept in run_dir/knockout_<number>.
+    number: which of the study's models it is. name: of the folder in run_dir, by default
+    knockout_<number>. directions: such as OBJECT_DIRECTIONS, for `grounding.MarkedQuestions`.
+    inputs: what else tells this model from the study's own, such as the seed of random weights.
     """
     some = encoded.select(sample_questions(len(encoded), study.knockout_questions, study.seed))
     lower = in_measuring_precision(model, study)
-    layout = knockout_layout(model.config.num_hidden_layers)
-    inputs = study.settings("seed", "knockout_questions")
-    name = f"knockout_{number}"
-    return extract_once(
-        study, name, lower, some, knockout_measures, layout, number=number, **inputs
-    )
+    measure = partial(knockout_measures, directions=directions)
+    layout = knockout_layout(model.config.num_hidden_layers, len(directions))
+    inputs |= {"number": number, **study.settings("seed", "knockout_questions")}
+    name = name or f"knockout_{number}"
+    return extract_once(study, name, lower, some, measure, layout, **inputs)
 
 
 def accuracy_lost(table: AttentionTable, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:
@@ -168,10 +191,8 @@ def accuracy_lost(table: AttentionTable, encoded: EncodedQuestions, labels: Labe
     table: of `measure_knockout` on these encoded questions; labels: the answer of each number. NaN
     for data without answers.
     """
-    own = encoded.questions.set_index("question_id").loc[table.questions["question_id"]]
-    if "answers" not in own:
-        return np.full(table.cut_answer.shape, np.nan)
-    scores = score_answers(table.cut_answer, own["answers"], labels)
+    rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
+    scores = encoded.score(table.cut_answer, rows, labels)
     return 100 * (table.questions["accuracy"].to_numpy()[:, None, None] - scores)
 
 
@@ -188,7 +209,7 @@ def edge_shares(flow: np.ndarray, questions: pd.DataFrame) -> np.ndarray:
     """
     sizes, flow, shares = count_tokens(questions), np.nan_to_num(flow), []
     for edges in DIRECTIONS.values():
-        cut = number_edges(edges).numpy()
+        cut = number_edges(edges).numpy()[:5, :5]  # no object is known apart
         mass = np.einsum("nq,nlqk,qk->nl", sizes, flow, cut)
         shares.append(mass / (sizes @ cut.any(1))[:, None])
     return np.stack(shares, axis=1)

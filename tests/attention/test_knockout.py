@@ -8,6 +8,7 @@ import pytest
 import torch
 from small import ANSWERS, make_batch, stub_study
 
+from helpers.attention.extract import random_weight_model
 from helpers.attention.image_share import attention_measures, average_queries, prepare_batch
 from helpers.attention.knockout import (
     DIRECTIONS,
@@ -22,7 +23,8 @@ from helpers.attention.knockout import (
     tabulate_losses,
     uniform_shares,
 )
-from helpers.data.vqa import vqa_accuracy
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import read_vqa, vqa_accuracy
 from helpers.model.forward import PackedForward, forward_raster, trace
 
 
@@ -34,9 +36,9 @@ def batch():
 @torch.no_grad()
 def cut_by_hand(model, batch, edges, layers):
     """Logits of the stock modules whose patterns lose these edges and are rescaled to sum to 1."""
-    groups = prepare_batch(model, batch).groups
+    groups = prepare_batch(model, batch).groups  # five: no object is known
     kept = torch.ones(len(groups), groups.shape[2], groups.shape[2])
-    for queries, keys in number_edges(edges).nonzero().tolist():
+    for queries, keys in number_edges(edges)[:5, :5].nonzero().tolist():
         kept[groups[:, queries][:, :, None] & groups[:, keys][:, None]] = 0
 
     def rescale(layer, pattern):
@@ -179,7 +181,7 @@ def test_edge_shares_are_the_mean_mass_on_cut_edges(model, batch):
     shares = edge_shares(measures["flow"].numpy(), pd.DataFrame(counts))
     for direction, edges in enumerate(DIRECTIONS.values()):
         cut = torch.zeros(len(groups), groups.shape[2], groups.shape[2], dtype=torch.bool)
-        for queries, keys in number_edges(edges).nonzero().tolist():
+        for queries, keys in number_edges(edges)[:5, :5].nonzero().tolist():
             cut |= groups[:, queries][:, :, None] & groups[:, keys][:, None]
         asking = cut.any(2)
         for index, layer in enumerate(PackedForward(model, inputs, groups, len(groups))):
@@ -210,3 +212,40 @@ def test_table_of_losses_by_hand():
     assert text["type", "b"] == pytest.approx(40)
     assert (text["one"] == 0).all()
     assert len(table) == len(DIRECTIONS) * (2 + 2 + 2)
+
+
+@torch.no_grad()
+def test_the_objects_patches_are_cut_apart_from_the_others(model, batch):
+    """Against patterns edited by hand; with both cut, no patch is left to look at."""
+    objects = torch.zeros(6, 2, 36, dtype=torch.bool)
+    objects[:, 0, [3, 7]] = True  # raster indices
+    marked, n_text = {**batch, "objects": objects}, batch["input_ids"].shape[1]
+    own = [n_text + 1 + patch for patch in (3, 7)]
+
+    def rescale(_, pattern):
+        pattern = pattern.clone()
+        pattern[:, :, 0, own] = 0
+        return pattern / pattern.sum(-1, keepdim=True).clamp_min(1e-30)
+
+    with trace(model, edit={"pattern": rescale}):
+        expected = forward_raster(model, batch).logits
+    found = knockout(model, marked, [("cls", "object")], range(4))
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(found, expected, **close)
+    parts, whole = [("cls", "object"), ("cls", "other patches")], [("cls", "patches")]
+    expected = knockout(model, batch, whole, range(4))
+    for edges in (parts, whole):
+        torch.testing.assert_close(knockout(model, marked, edges, range(4)), expected, **close)
+
+
+@pytest.mark.slow
+def test_random_weights_lose_no_accuracy_anywhere(vilt, phantom_root, tmp_path):
+    """Five of them, on the small phantom: they know no answer that they could lose."""
+    model, processor = vilt
+    encoded = EncodedQuestions(read_vqa(phantom_root, "val"), processor)
+    lost = []
+    for seed in range(5):
+        study = stub_study(tmp_path / str(seed), knockout_questions=60)
+        table = measure_knockout(study, random_weight_model(model, seed), encoded)
+        lost.append(accuracy_lost(table, encoded, ANSWERS))
+    assert abs(np.mean(lost, axis=(0, 1))).max() < 5

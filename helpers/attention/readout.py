@@ -1,0 +1,219 @@
+"""What is known where: the answer read out after each layer, and linear probes of its state.
+
+    read_out(model, batch)                           # logits (question, level, answer)
+    table = measure_readout(study, model, marked)    # of a data set: answers and states, once
+    hits = probe(table.cls_state, labels, learns_on) # is a label told rightly? (question, level)
+    assign_roles(evidence)                           # what each layer does, by a fixed rule
+
+Level 0 is what enters the first layer, level l + 1 the residual stream after layer l. The read-out
+puts the final layer norm, the pooler and the classifier on [CLS] at each level: the logit lens
+(nostalgebraist 2020; Belrose et al. 2023, "Eliciting latent predictions from transformers with the
+tuned lens"). They were trained on the last level only, so what they do not find before it may be
+there in another form: hence the probes (Alain and Bengio 2017, "Understanding intermediate layers
+using linear classifier probes").
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from helpers.attention.extract import (
+    AttentionTable,
+    Layout,
+    extract_once,
+    in_measuring_precision,
+    sample_questions,
+)
+from helpers.attention.image_share import prepare_batch, query_weights
+from helpers.attention.knockout import Labels
+from helpers.data.encode import EncodedQuestions
+from helpers.model.forward import PackedForward
+from helpers.run.settings import Study
+from helpers.stats.models import mean_over_models
+
+PROBED = 5000  # questions at most: a state of ViLT-B/32 takes 3 KB
+PENALTY, LEAST = 0.1, 5  # of a probe: the ridge beside a mean square, questions that teach a label
+PROBES = {  # what is asked about: the question families whose answer names it
+    "object": ("what", "who"),
+    "colour": ("what color",),
+    "place": ("where",),
+    "number": ("how many",),
+}
+ROLES = {  # what a layer does: the evidence, each of which has to show it
+    "reads the question": ("cut: [CLS], patches <- words", "rise: type of question at [CLS]"),
+    "finds the object": ("cut: patches <- words", "rise: asked about, at patches"),
+    "fetches the answer": ("cut: [CLS] <- image", "rise: answer read out", "rise: answer at [CLS]"),
+}
+
+
+def read_out(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (question, level, answer) that [CLS] would give if it were read at each level."""
+    return readout_measures(model, batch)["read_logits"]
+
+
+@torch.no_grad()
+def readout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the residual stream holds at each level; a measure for `extract_once`.
+
+    read_logits (question, level, answer), of which read_answer is the best answer's number.
+    cls_state (question, level, hidden): [CLS]. object_state (question, layer, 2, hidden): the mean
+    over the patches of the object asked about, and of the other known objects, as they enter each
+    layer; NaN without any. batch: as in `attention_split`, with the `objects` of a
+    `grounding.MarkedQuestions`, if known.
+    """
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
+    forward, valid = PackedForward(model, inputs, groups), groups.any(1)
+    marks = torch.zeros_like(groups[:, :2])
+    if "objects" in batch:
+        marks[..., -batch["objects"].shape[2] :] = batch["objects"]
+    weights = query_weights(marks)  # (question, 2, token)
+    cls, objects = [], []
+    for layer in forward:
+        tokens = forward.hidden.new_zeros(*valid.shape, forward.hidden.shape[1])
+        tokens[valid] = forward.hidden
+        cls.append(tokens[:, 0])
+        objects.append(weights @ tokens.float())
+        layer.run()
+    cls = torch.stack([*cls, forward.hidden], dim=1)
+    logits = forward.read_answer(cls.flatten(0, 1)).unflatten(0, cls.shape[:2]).float()
+    return {
+        "logits": logits[:, -1], "read_logits": logits, "read_answer": logits.argmax(2),
+        "cls_state": cls, "object_state": torch.stack(objects, dim=1),
+    }  # fmt: skip
+
+
+def readout_layout(model: nn.Module) -> Layout:
+    """What is kept of `readout_measures`, for `extract_once`."""
+    n_levels, size = model.config.num_hidden_layers + 1, model.config.hidden_size
+    return {
+        "read_answer": ("int16", (n_levels,)),
+        "cls_state": ("float32", (n_levels, size)),
+        "object_state": ("float32", ("layer", 2, size)),
+    }
+
+
+def measure_readout(
+    study: Study,
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    number: int = 0,
+    name: str | None = None,
+    **inputs: object,
+) -> AttentionTable:
+    """`readout_measures` of at most PROBED questions; once, in run_dir/readout_<number>.
+
+    number, name, inputs: as for `knockout.measure_knockout`.
+    """
+    some = encoded.select(sample_questions(len(encoded), PROBED, study.seed))
+    lower, inputs = in_measuring_precision(model, study), {"number": number, **inputs}
+    inputs |= study.settings("seed")
+    given = (lower, some, readout_measures, readout_layout(model))
+    return extract_once(study, name or f"readout_{number}", *given, **inputs)
+
+
+def probe(states: np.ndarray, labels: Sequence, learns_on: np.ndarray) -> np.ndarray:
+    """Is a label told rightly from a state by a linear classifier? (question, level), 0 or 1.
+
+    states: (question, level, hidden); labels: (question,), None where unknown; learns_on: bool
+    (question,). At each level a ridge regression of one column a label on the state, scaled to unit
+    variance. NaN where the probe learnt, where no label or state is known, and for labels that
+    fewer than LEAST questions teach.
+    """
+    codes, names = pd.factorize(np.asarray(labels, dtype=object))
+    known = (codes >= 0) & np.isfinite(states).all((1, 2))
+    taught = np.bincount(codes[known & learns_on], minlength=len(names) + 1)  # -1: the last, none
+    known &= taught[codes] >= LEAST
+    learns, judged = known & learns_on, known & ~learns_on
+    hits = np.full(states.shape[:2], np.nan)
+    if not judged.any():
+        return hits
+    targets = np.eye(len(names))[codes[learns]]
+    for level in range(states.shape[1]):
+        x = states[:, level].astype(float)
+        center, scale = x[learns].mean(0), x[learns].std(0)
+        x = (x - center) / np.maximum(scale, 1e-6)
+        gram = x[learns].T @ x[learns] / learns.sum() + PENALTY * np.eye(x.shape[1])
+        slopes = np.linalg.solve(gram, x[learns].T @ (targets - targets.mean(0)) / learns.sum())
+        scores = x[judged] @ slopes + targets.mean(0)
+        hits[judged, level] = scores.argmax(1) == codes[judged]
+    return hits
+
+
+def probe_all(
+    table: AttentionTable,
+    encoded: EncodedQuestions,
+    learns_on: np.ndarray,
+    shuffle: int | None = None,
+) -> dict[str, np.ndarray]:
+    """`probe` of all that is asked about: name -> (question, level), from level 0 on.
+
+    "type of question"; the answers to the families of PROBES, at [CLS] and at the patches of the
+    object asked about; "asked about, at patches": of two objects, which one is asked about? By
+    chance half is right. Where boxes are known, only answers with a box count. encoded: of
+    which the table was measured; learns_on: bool (question,). shuffle: a seed to shuffle labels.
+    """
+    questions = encoded.questions.set_index("question_id").loc[table.questions["question_id"]]
+    family, objects = questions["family"].to_numpy(), table.object_state
+    boxed, rng = np.isfinite(objects[:, 0, 0, 0]), np.random.default_rng(shuffle)
+    answers, labels = questions.get("multiple_choice_answer"), {"type of question": family}
+    for name, families in PROBES.items():
+        wanted = np.isin(family, families) & (boxed | ~boxed.any())
+        labels[name] = np.where(wanted, answers, None)
+    swapped = np.zeros(len(family), dtype=bool)
+    if shuffle is not None:
+        labels = {name: shuffle_known(each, rng) for name, each in labels.items()}
+        swapped = rng.random(len(family)) < 0.5
+    hits = {f"{name} at [CLS]": probe(table.cls_state, each, learns_on)
+            for name, each in labels.items()}  # fmt: skip
+    if boxed.any():
+        for name in PROBES:
+            hits[f"{name} at its patches"] = probe(objects[:, :, 0], labels[name], learns_on)
+        pair = np.concatenate([objects[:, :, 0], objects[:, :, 1]])
+        found = probe(pair, np.concatenate([~swapped, swapped]), np.tile(learns_on, 2))
+        hits["asked about, at patches"] = found.reshape(2, len(family), -1).mean(0)
+    return hits
+
+
+def shuffle_known(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels in a random order, None where it was."""
+    known = pd.notna(labels)
+    shuffled = labels.astype(object)
+    shuffled[known] = rng.permutation(shuffled[known])
+    return shuffled
+
+
+def read_accuracy(table: AttentionTable, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:
+    """VQA accuracy of the answers read out: (question, level), in points; NaN without answers."""
+    rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
+    return 100 * encoded.score(table.read_answer, rows, labels)
+
+
+def assign_roles(
+    evidence: Mapping[str, tuple[np.ndarray, np.ndarray]], least: float = 5
+) -> pd.DataFrame:
+    """What each layer does, by the evidence of ROLES: a row a role, layer and piece of evidence.
+
+    evidence: name -> points (model, question, layer) that are lost with edges cut in the layer, or
+    gained across it, and image_ids (question,). A piece says yes where its 95 % interval over
+    models and images lies above `least` points, no where it lies below, else it is undecided. A
+    layer has the role where all say yes, and has it not where one says no.
+    Columns: role, layer, evidence, estimate, low, high, n, n_clusters, says, has_role.
+    """
+    parts = []
+    for role, names in ROLES.items():
+        for name in [name for name in names if name in evidence]:
+            values, image_ids = evidence[name]
+            mean = mean_over_models(values, image_ids)
+            rows = mean.to_table({"layer": [f"L{layer}" for layer in range(values.shape[2])]})
+            parts.append(rows.assign(role=role, evidence=name))
+    table = pd.concat(parts, ignore_index=True)
+    sure = [table["low"] > least, table["high"] <= least]
+    table["says"] = np.select(sure, ["yes", "no"], "undecided")
+    rank = table["says"].map({"no": 0, "undecided": 1, "yes": 2})
+    least_sure = rank.groupby([table["role"], table["layer"]]).transform("min")
+    table["has_role"] = least_sure.map({0: "no", 1: "undecided", 2: "yes"})
+    names = ["role", "layer", "evidence", "estimate", "low", "high", "n", "n_clusters"]
+    return table[[*names, "says", "has_role"]]
