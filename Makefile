@@ -3,6 +3,7 @@
 # make test   everything but CUDA: the tests, the committed notebooks once, and what they left
 # make test-quick   the tests of at most three seconds; test-plain: all that execute no notebook
 # make test-sample  the notebooks on real VQAv2
+# make gpu    tests and benchmarks on CUDA with what is installed, in under seven minutes
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/settings.py)
@@ -37,7 +38,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb notebooks/appendix/*.ipynb))
 FIRST = notebooks/01_setup.ipynb notebooks/03_layer_attention.ipynb
 LAST = notebooks/07_report.ipynb
 
-.PHONY: run sweep verify test test-quick test-plain test-chain test-sample lint render bench replicas clean
+.PHONY: run sweep verify test test-quick test-plain test-chain test-sample lint render bench gpu replicas clean
 
 run: $(VENV)/made
 	$(BIN)/python -m tools.run_notebooks $(GIVEN) --runs $(RUNS)
@@ -85,6 +86,9 @@ bench: $(VENV)/made
 	$(BIN)/python benchmarks/bench_ablate.py
 	$(BIN)/python benchmarks/bench_prune.py
 	$(BIN)/python benchmarks/bench_scale.py
+
+gpu:  # builds and downloads nothing
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/bench_gpu.py
 
 # About an hour on 2 cores; a killed call goes on.
 replicas: $(VENV)/made

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench_extract import make_batch
+from batches import make_batch
 
 from helpers.heads.removal import ablate_heads, pack_forward, replace_z, run_variants, zero_z
 from helpers.model.forward import forward_raster

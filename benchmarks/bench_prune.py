@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench_extract import make_batch
+from batches import make_batch
 
 from helpers.model.prune import count_parameters, prune_model
 from helpers.model.timing import (

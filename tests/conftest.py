@@ -85,7 +85,7 @@ def model(vilt):
 @pytest.fixture(scope="session")
 def batch():
     """Six questions of different lengths about pictures of different shapes, as a processor's."""
-    from small import make_batch
+    from noise import make_batch
 
     return make_batch()
 

@@ -1,6 +1,8 @@
-"""Attention measured: where it goes, maps over a picture, and whether they can be trusted."""
+"""Attention measured: where it goes, maps over a picture, and whether they can be trusted.
 
-from helpers.attention import extract, faithfulness, grounding, knockout, modality, relevance
+Modules are imported when they are asked for: to measure a batch takes no `datasets`.
+"""
+
 from helpers.attention.image_share import attention_maps, attention_split
 from helpers.attention.look import look
 

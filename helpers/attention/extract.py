@@ -51,6 +51,8 @@ MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the ques
     "flow": ("float32", ("layer", 5, 5)),
     "rollout": ("float32", (5,)),
 }
+# how far a share in lower precision may be from that in float32, and rounding there
+TOLERANCES = {"torch.float32": 1e-4, "torch.float16": 0.02, "torch.bfloat16": 0.2}
 RANDOM_QUESTIONS = 500  # that random-weight models are measured on
 COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
 
@@ -207,6 +209,11 @@ class AttentionTable:
             whole[start : start + len(part)] = part
             start += len(part)
         return whole
+
+    @property
+    def tolerance(self) -> float:
+        """How far a share in this table may be from the same measured in float32."""
+        return TOLERANCES[self.dtype]
 
     @cached_property
     def image_share(self) -> np.ndarray:

@@ -25,13 +25,6 @@ from helpers.attention.image_share import (
     prepare_batch,
     uniform_baseline,
 )
-from helpers.data.encode import (
-    encode_text,
-    load_rgb,
-    normalise_levels,
-    pad_pictures,
-    resize_image,
-)
 from helpers.figures.attention import plot_look
 from helpers.model.forward import forward_raster
 
@@ -105,6 +98,8 @@ def look(
 
 def open_upright(picture: Image.Image | np.ndarray | str | Path) -> Image.Image:
     """A picture as RGB, turned as its camera says."""
+    from helpers.data.encode import load_rgb  # here, as it takes `datasets`
+
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
     elif not isinstance(picture, Image.Image):
@@ -114,6 +109,8 @@ def open_upright(picture: Image.Image | np.ndarray | str | Path) -> Image.Image:
 
 def encode_one(processor: ViltProcessor, picture: Image.Image, question: str) -> dict[str, Tensor]:
     """A batch of one question, with the processor's own names and values."""
+    from helpers.data.encode import encode_text, normalise_levels, pad_pictures, resize_image
+
     ids = encode_text([question], processor.tokenizer)[0][None]
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     pixels = resize_image(picture, processor.image_processor)

@@ -1,7 +1,10 @@
-"""ViLT: loaded, run with its patches in raster order, fine-tuned, pruned and timed."""
+"""ViLT: loaded, run with its patches in raster order, fine-tuned, pruned and timed.
 
-from helpers.model import finetune, timing
-from helpers.model.finetune import load_finetuned, predict
+Modules are imported when they are asked for: to measure a batch takes no `datasets`.
+"""
+
+import importlib
+
 from helpers.model.forward import forward_raster, trace
 from helpers.model.prune import count_parameters, prune_model
 from helpers.model.vilt import list_answers, load_vilt
@@ -18,3 +21,9 @@ __all__ = [
     "timing",  # time, memory and lower precisions of models
     "trace",  # read, edit, skip or stop inside a forward pass
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("load_finetuned", "predict"):
+        return getattr(importlib.import_module("helpers.model.finetune"), name)
+    raise AttributeError(f"helpers.model has no {name}")

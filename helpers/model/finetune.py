@@ -1,5 +1,6 @@
 """Fine-tune ViLT once, on whatever device there is, continued after a kill; score its answers."""
 
+import gc
 import itertools
 import json
 import logging
@@ -121,6 +122,7 @@ def train_model(study: Study, load: Callable, folder: Path) -> None:
                 raise  # other devices would wait for this one for ever: lower device_batch_size
             parts = count_parts(study, size // 2)
             logger.warning("out of memory in a step: dividing it into %d parts", parts)
+        gc.collect()  # the model that did not fit is in cycles
         torch.cuda.empty_cache()
 
 

@@ -511,7 +511,7 @@ def has_packed_kernel(device: torch.device, dtype: torch.dtype) -> bool:
             right = torch.cat(attend_padded(*own, None), dim=-1)[0].transpose(0, 1)
             torch.testing.assert_close(found[part], right, rtol=0, atol=bound)
     except (AttributeError, TypeError, RuntimeError, AssertionError) as error:
-        problem = str(error).split("\n")[0]
-        logger.warning("fused attention on %s pads its questions: %s", device, problem)
+        say = "%s, %s: no right kernel for packed questions (%s), so they are padded"
+        logger.warning(say, device, dtype, type(error).__name__)
         return False
     return True

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import ANSWERS, make_batch, stub_study
+from noise import make_batch
+from small import ANSWERS, stub_study
 
 from helpers.attention.extract import random_weight_model
 from helpers.attention.image_share import attention_measures, average_queries, prepare_batch

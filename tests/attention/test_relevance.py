@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small import ANSWERS, GRIDS, LENGTHS, make_batch, stub_study
+from noise import GRIDS, LENGTHS, make_batch
+from small import ANSWERS, stub_study
 
 from helpers.attention.extract import extract_once
 from helpers.attention.image_share import (
