@@ -35,7 +35,7 @@ def write_answers(study: Study, accuracy: float) -> None:
     save_table(study, "02_accuracy", pd.DataFrame(rows, columns=columns))
     scored = pd.DataFrame({"question_id": range(12), "image_id": np.repeat(range(6), 2),
                            "accuracy": [1.0, 0.5] * 6})  # fmt: skip
-    save_table(study, "02_predictions", scored)
+    save_table(study, "02_predictions", scored, parquet=True)
 
 
 def write_attention(study: Study) -> None:

@@ -1,8 +1,8 @@
-"""VQAv2 and the phantom: files, download, subset, and batches that ViLT reads."""
+"""VQAv2, the phantom and your own data: files, download, subset, batches that ViLT reads."""
 
 from helpers.data import encode, prepare, vqa
+from helpers.data.table import read_table
 from helpers.data.vqa import (
-    build_vocabulary,
     question_family,
     question_type,
     read_vqa,
@@ -12,11 +12,11 @@ from helpers.data.vqa import (
 )
 
 __all__ = [
-    "build_vocabulary",  # the answers that a model chooses from
     "encode",  # pictures at ViLT's size, padded batches
     "prepare",  # a study's questions: drawn, checked, kept in its run folder
     "question_family",  # the family of an official question type
     "question_type",  # the official type of a question
+    "read_table",  # your own questions as a Dataset like read_vqa's
     "read_vqa",  # VQAv2's official files as a Dataset
     "score_answers",  # VQA accuracy of a model's answers
     "soft_targets",  # training targets of a question

@@ -15,6 +15,7 @@ from transformers import ViltProcessor
 
 from helpers.data import download, vqa
 from helpers.data.encode import EncodedQuestions, Pictures, read_picture, write_pictures
+from helpers.data.table import TABLE, read_table
 from helpers.run import cache
 from helpers.run.settings import Study
 from phantom.scenes import read_truth, write_phantom
@@ -26,7 +27,7 @@ MAX_ASPECT = 19  # longer side over shorter: of anything thinner ViLT-B/32 keeps
 
 
 def find_data(study: Study) -> Path:
-    """Folder with the study's official files: `study.data_root`, or the phantom, generated once.
+    """Folder with the study's files: `study.data_root`, or the phantom, generated once.
 
     With `study.download` the official files that data_root lacks are fetched. FileNotFoundError
     where data_root is no folder and nothing may be fetched; DownloadError where fetching fails.
@@ -55,18 +56,22 @@ def prepare_dataset(study: Study) -> Path:
     """Draw the study's questions into run_dir/dataset: `train` and `validation`, by image.
 
     Where the official validation file holds fewer than `study.min_validation` questions (a sample),
-    both files are pooled and a share of the *images* is held out instead.
-    Columns beside those of `read_vqa`: `split`, the official file; `picture`, the image's file
-    under the data's folder (fetched with `study.download`), its `width` and `height` in pixels;
-    what only the phantom knows (None elsewhere): `needs_image`, `wording` (an id), `new_wording`
-    (no model is trained on it) and `boxes` ([x, y, width, height] in pixels; [] elsewhere).
+    and of a table of your own (see `read_table`), a share of all *images* is held out instead.
+    Columns beside those of `read_vqa`: `split`, the official file or "own"; `picture`, the image's
+    file under the data's folder (fetched with `study.download`), its `width` and `height` in
+    pixels; what only the phantom knows (None elsewhere): `needs_image`, `wording` (an id),
+    `new_wording` (no model is trained on it) and `boxes` ([x, y, width, height] in pixels; []
+    elsewhere).
     """
     root = find_data(study)
+    own = (root / TABLE).is_file()
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
-    if set(download.JSON_OF.values()) - {path.name for path in files}:  # then zips are read
+    if own:
+        files = [root / TABLE]
+    elif set(download.JSON_OF.values()) - {path.name for path in files}:  # then zips are read
         zips = [root / name for name in download.JSON_OF if (root / name).is_file()]
         files += zips or sorted(root.glob("*.zip"))
-    pictures = () if study.download else sorted(root.glob("*2014/*"))
+    pictures = () if study.download else sorted(root.rglob("*") if own else root.glob("*2014/*"))
     sizes = [[path.name, path.stat().st_size] for path in pictures]
     if study.data_root is not None:  # a picture may be replaced by one of the same size
         sizes += [path.stat().st_mtime_ns for path in pictures]
@@ -94,16 +99,20 @@ def prepare_dataset(study: Study) -> Path:
 
 
 def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
-    """`train` and `validation` as drawn from the official files, before any image is touched."""
-    train, validation = (_read_split(root, split) for split in ("train", "val"))
-    for name in ("image_id", "question_id"):  # pictures and answers are kept by these
-        if both := set(train[name][:]) & set(validation[name][:]):
-            remedy = "number them apart, as VQAv2 does"
-            raise ValueError(f"{len(both)} {name} are in both files, like {min(both)}: {remedy}")
-    if (n := len(validation)) < study.min_validation:
-        logger.info("%d validation questions: pooling both files, holding out images", n)
-        pooled = concatenate_datasets([train, validation])
-        train, validation = vqa.split_by_image(pooled, POOLED_SHARE, study.seed).values()
+    """`train` and `validation` as drawn from the files, before any image is touched."""
+    if (root / TABLE).is_file():
+        parts = [_add_truth(read_table(root / TABLE), root, "own")]
+    else:
+        parts = [_add_truth(vqa.read_vqa(root, split), root, split) for split in vqa.SPLITS]
+        for name in ("image_id", "question_id"):  # pictures and answers are kept by these
+            if both := set.intersection(*(set(part[name][:]) for part in parts)):
+                problem = f"{len(both)} {name} are in both files, like {min(both)}"
+                raise ValueError(f"{problem}: number them apart, as VQAv2 does")
+    if len(parts) == 1 or len(parts[1]) < study.min_validation:
+        logger.info("%d validation questions: holding out images", len(parts[-1]))
+        pooled = concatenate_datasets(parts)
+        parts = vqa.split_by_image(pooled, POOLED_SHARE, study.seed).values()
+    train, validation = parts
     train = vqa.stratified_subset(train, study.train_per_family, study.seed)
     validation = vqa.stratified_subset(validation, study.validation_per_family, study.seed)
     return {"train": train, "validation": validation}
@@ -164,15 +173,15 @@ def _fetch_images(study: Study, files: list[str], root: Path) -> list[str]:
     return download.download_images(files, root, url, max_missing=study.max_missing)
 
 
-def _read_split(root: Path, split: str) -> Dataset:
-    """A split with what the phantom's truth adds.
+def _add_truth(dataset: Dataset, root: Path, split: str) -> Dataset:
+    """A split with where its pictures are, and what the phantom's truth adds.
 
     Columns are read whole, by [:]: one by one takes 100 times as long.
     """
-    dataset = vqa.read_vqa(root, split)
     truth = read_truth(root, split)
     known = [truth.get(number, {}) for number in dataset["question_id"][:]]
-    files = [vqa.name_image(split, image_id) for image_id in dataset["image_id"][:]]
+    stored = dataset.cast_column("image", datasets.Image(decode=False))["image"][:]
+    files = [image["path"].removeprefix(f"{root.absolute()}/") for image in stored]
     for name, column, kind in (
         ("split", [split] * len(dataset), Value("string")),
         ("needs_image", [row.get("needs_image") for row in known], Value("bool")),

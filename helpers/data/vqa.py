@@ -128,15 +128,21 @@ def _comparable(answers: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _leave_one_out(matches: int, n: int) -> float:
-    """Mean over the n ways to leave one answer out of min(1, matches among the rest / 3)."""
+    """Mean over the n ways to leave one answer out of min(1, matches among the rest / 3).
+
+    With fewer answers than VQAv2's ten, where that would not reach 1: whether there is a match.
+    """
+    if n < N_ANSWERS:
+        return float(matches > 0)
     return (matches * min(3, matches - 1) + (n - matches) * min(3, matches)) / (3 * n)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Official VQA accuracy of a prediction, in [0, 1], as the 2021 evaluator computes it.
 
-    answers: the question's ten. They and the prediction are normalised only where the ten
-    differ, so "a dog" scores 0 against ten times "dog". Source: as normalize_answer.
+    answers: the question's ten; with fewer, any match counts as 1. They and the prediction are
+    normalised only where they differ, so "a dog" scores 0 against ten times "dog". Source: as
+    normalize_answer.
     """
     compared, normalised = _comparable(answers)
     prediction = normalize_answer(prediction) if normalised else _clean_answer(prediction)
@@ -151,13 +157,15 @@ def score_answers(
     """VQA accuracy of a model's answers: `score_answers(table["prediction"], table["answers"])`.
 
     predictions: (question, ...) answers, or with labels their numbers, where -1 stands for none.
-    answers: each question's ten. labels: the answer of each number.
-    Returns float64 (question, ...) in [0, 1], NaN for no answer. Each distinct answer of a question
-    is scored once, so that many predictions a question cost little more than one.
+    answers: each question's ten, or [] where none is known. labels: the answer of each number.
+    Returns float64 (question, ...) in [0, 1], NaN for no answer or none known. Each distinct answer
+    of a question is scored once, so that many predictions a question cost little more than one.
     """
     predictions = np.asarray(predictions)
     scores = np.full_like(predictions, np.nan, dtype=float)
     for row, given in zip(range(len(predictions)), answers, strict=True):
+        if not len(given):
+            continue
         of_question = predictions[row : row + 1].ravel().tolist()
         score_of = {-1: np.nan} if labels is not None else {}
         for key in set(of_question) - score_of.keys():
@@ -169,11 +177,13 @@ def score_answers(
 def soft_targets(answers: Sequence[str], vocabulary: Sequence[str]) -> np.ndarray:
     """Training targets (len(vocabulary),) float32: the accuracy that each entry would score.
 
-    With ten answers: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and 4 or more matches.
+    With ten answers: 0, 0.3, 0.6, 0.9 and 1 for 0, 1, 2, 3 and 4 or more matches. Without any: 0.
     """
+    targets = np.zeros(len(vocabulary), dtype=np.float32)
+    if not len(answers):
+        return targets
     compared, normalised = _comparable(answers)
     entries = _index_vocabulary(tuple(vocabulary), normalised)
-    targets = np.zeros(len(vocabulary), dtype=np.float32)
     for answer, matches in Counter(compared).items():
         targets[entries.get(answer, [])] = _leave_one_out(matches, len(compared))
     return targets
@@ -196,11 +206,14 @@ def build_vocabulary(answers: Iterable[Sequence[str]], max_answers: int) -> list
     """
     if max_answers < 1:
         raise ValueError(f"max_answers={max_answers}: expected 1 or more")
-    majorities = Counter(_rank(map(_clean_answer, of_question))[0] for of_question in answers)
-    return _rank(majorities)[:max_answers]
+    answers = [of_question for of_question in answers if len(of_question)]
+    if not answers:
+        raise ValueError("no question has an answer: a model cannot be trained on these")
+    majorities = Counter(rank(map(_clean_answer, of_question))[0] for of_question in answers)
+    return rank(majorities)[:max_answers]
 
 
-def _rank(items: Iterable[str]) -> list[str]:
+def rank(items: Iterable[str]) -> list[str]:
     """Distinct items, the most frequent first, ties in alphabetical order."""
     counts = Counter(items)
     return sorted(counts, key=lambda item: (-counts[item], item))
@@ -305,17 +318,17 @@ def _check_record(place: str, record: object, fields: dict[str, type]) -> None:
     record = record if type(record) is dict else {}
     place += f" (question_id {record.get('question_id')})"
     for name, kind in fields.items():
-        if not _is_usable(record.get(name), kind):
+        if not is_usable(record.get(name), kind):
             raise ValueError(f"{place}: no usable '{name}'; {OFFICIAL}")
     if "question_type" in fields and (kind := record["question_type"]) not in QUESTION_TYPES:
         raise ValueError(f"{place}: question_type {kind!r} is none of VQAv2's 65; {OFFICIAL}")
     for item in record.get("answers", []) if "answers" in fields else []:
-        if not (type(item) is dict and _is_usable(item.get("answer"), str)):
+        if not (type(item) is dict and is_usable(item.get("answer"), str)):
             raise ValueError(f"{place}: an answer without text; {OFFICIAL}")
 
 
-def _is_usable(value: object, kind: type) -> bool:
-    """Of this type; a number of at most 18 digits; a text without half characters."""
+def is_usable(value: object, kind: type) -> bool:
+    """Whether a field is of this type: a number up to 18 digits, a text without half characters."""
     if type(value) is not kind or (kind is int and not 0 <= value < 10**18):
         return False
     return kind is not str or value.isascii() or not re.search(r"[\ud800-\udfff]", value)

@@ -34,10 +34,16 @@ PROFILE = "https://datapackage.org/profiles/2.0/datapackage.json"
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum")
 
 
-def save_table(study: Study, name: str, frame: pd.DataFrame) -> Path:
-    """Write a data frame (its columns, not its index) to tables/<name>.csv of the run."""
-    text = frame.to_csv(index=False, lineterminator="\n")
-    return write_atomic(study.folder("tables") / f"{check_plain_name(name)}.csv", text)
+def save_table(study: Study, name: str, frame: pd.DataFrame, parquet: bool = False) -> Path:
+    """Write a data frame (its columns, not its index) to tables/<name>.csv of the run.
+
+    parquet: for free text; read_csv takes answers such as "None" and "n/a" for empty cells.
+    """
+    form = "parquet" if parquet else "csv"
+    data = (
+        frame.to_parquet(index=False) if parquet else frame.to_csv(index=False, lineterminator="\n")
+    )
+    return write_atomic(study.folder("tables") / f"{check_plain_name(name)}.{form}", data)
 
 
 def save_figure(study: Study, name: str, fig: Figure) -> Path:

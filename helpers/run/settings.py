@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -121,14 +122,18 @@ class Study:
     runs_root: Text = "runs"  # folder of all runs
 
     @classmethod
-    def load(cls, profile: str = "phantom", **overrides: object) -> Study:
+    def load(
+        cls, profile: str = "phantom", settings: dict | str | None = None, **overrides: object
+    ) -> Study:
         """The preset `profile` with overrides; an override of None means: as in the profile.
 
+        settings: further overrides, which win; a dict, or its JSON, as `papermill -p` hands it on.
         A data_root of one's own is not downloaded into unless download=True is given as well. With
         a data_root or checkpoint of one's own the run's own model is analysed, unless others are
         given as `models`.
         """
         _check_known("profile", profile, PROFILES)
+        overrides |= _read_settings(settings)
         for name in overrides:
             _check_known("setting", name, [field.name for field in fields(cls)])
         chosen = {name: value for name, value in overrides.items() if value is not None}
@@ -178,6 +183,14 @@ class Study:
     def settings(self, *names: str) -> dict[str, object]:
         """The named settings, for the `inputs` of a step."""
         return {name: getattr(self, name) for name in names}
+
+
+def _read_settings(given: dict | str | None) -> dict:
+    try:
+        settings = json.loads(given or "{}") if isinstance(given, str) else dict(given or {})
+        return dict(settings)
+    except (TypeError, ValueError):
+        raise ValueError(f'SETTINGS={given!r}: expected a dict such as {{"epochs": 5}}') from None
 
 
 def _check_known(what: str, name: str, known: Iterable[str]) -> None:

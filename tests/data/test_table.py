@@ -1,0 +1,214 @@
+"""Questions of one's own: a table becomes the same data set as VQAv2's files, whatever is in it."""
+
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from helpers.attention import attention_split
+from helpers.data import prepare
+from helpers.data.encode import EncodedQuestions
+from helpers.data.table import read_table
+from helpers.data.vqa import COLUMNS, build_vocabulary, score_answers
+from helpers.run.settings import Study
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_table(folder: Path, text: str) -> Path:
+    """A table, and a picture of noise for each name in it."""
+    (folder / "questions.csv").write_text(text, encoding="utf-8")
+    for number, name in enumerate(sorted(set(re.findall(r"^[\w-]+\.(?:jpg|png)", text, re.M)))):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return folder / "questions.csv"
+
+
+def read(path, pictures=None):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return read_table(path, pictures), [str(warning.message) for warning in caught]
+
+
+@pytest.fixture
+def documented(tmp_path):
+    """The example of docs/own-data.md."""
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    return write_table(tmp_path, re.search(r"```csv\n(.+?)```", page, re.DOTALL)[1])
+
+
+def test_the_documented_example_is_read_as_vqav2(documented):
+    dataset, notes = read(documented)
+    assert dataset.features == COLUMNS
+    table = dataset.remove_columns("image").to_pandas()
+    assert table["question_id"].tolist() == [*range(1, 13)]
+    assert table["image_id"].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert [*table["multiple_choice_answer"][[1, 10, 11]]] == ["yes", "None", "n/a"]
+    assert [*table["family"][:5]] == ["what", "is/are", "what color", "what", "how many"]
+    assert [*table["answer_type"][:5]] == ["other", "yes/no", "other", "other", "number"]
+    assert dataset[4]["image"].size == (60, 40)
+    (note,) = notes
+    assert "12 questions" in note
+    assert "exact match" in note
+    scores = score_answers(["cat", "no", "grey"], table["answers"][:3])
+    assert scores.tolist() == [1, 0, 1]
+
+
+def test_the_documented_example_is_a_study(documented, tmp_path):
+    study = Study.load("colab", data_root=documented.parent, runs_root=tmp_path / "runs")
+    prepare.prepare_dataset(study)
+    data = prepare.load_dataset(study)
+    sides = [set(part["image_id"]) for part in data.values()]
+    assert [len(side) for side in sides] == [2, 2]
+    assert not sides[0] & sides[1]
+    assert prepare.show_image(study, data["train"][0]).size == (60, 40)
+    assert "exact match" in prepare.read_notes(study)[0]
+    made = prepare.prepare_dataset(study) / "made.json"
+    before = made.stat().st_mtime_ns
+    picture = documented.parent / data["train"][0]["picture"]
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:200] + bytes(len(whole) - 200))  # replaced, of the same size
+    prepare.prepare_dataset(study)
+    assert made.stat().st_mtime_ns > before
+    assert "unreadable" in str(prepare.read_notes(study))
+
+
+def test_a_dataset_with_its_pictures_gives_what_the_table_gives(documented):
+    expected = read(documented)[0]
+    columns = {name: expected[name][:] for name in ("question", "answers", "family")}
+    given = Dataset.from_dict(columns | {"image": [image.copy() for image in expected["image"]]})
+    found = read(given)[0]
+    for name in set(COLUMNS) - {"image"}:
+        assert found[name][:] == expected[name][:]
+    assert np.array_equal(found[3]["image"], expected[3]["image"])
+
+
+def test_answers_types_and_families_are_taken_as_given(tmp_path):
+    path = write_table(tmp_path, (
+        "question_type,image,question,answers,family\n"
+        "colour,a.png,Which colour?,red| red |blue,what color\n,a.png,Who is it?,,\n"
+    ))  # fmt: skip
+    dataset, notes = read(path, tmp_path)
+    (row,) = dataset.remove_columns("image").to_list()
+    assert (row["question_type"], row["family"]) == ("colour", "what color")
+    assert (row["answers"], row["multiple_choice_answer"]) == (["red", "red", "blue"], "red")
+    assert "left out (question_id 2)" in notes[0]
+
+
+@pytest.mark.parametrize("answers", [["t-shirt"] * 3 + ["t shirt", *"bcdefg"], ["yes"] * 10])
+def test_ten_answers_are_scored_as_vqav2s(answers, tmp_path):
+    path = write_table(tmp_path, f"image,question,answers\na.png,Is it?,{'|'.join(answers)}\n")
+    dataset, notes = read(path)
+    assert notes == []
+    assert dataset[0]["answers"] == answers
+    assert score_answers(["t shirt"], dataset["answers"]) == (answers[0] == "t-shirt")
+
+
+def test_a_table_without_answers_is_for_attention(tmp_path, vilt):
+    path = write_table(tmp_path, "image,question\na.png,Is it?\nb.png,Is it?\n")
+    dataset, _ = read(path)
+    encoded = EncodedQuestions(dataset, vilt[1])
+    (indices, batch), *_ = encoded.batches(2)
+    assert torch.isfinite(attention_split(vilt[0], batch)).all()
+    assert np.isnan(encoded.score(["yes", "no"], indices)).all()
+    with pytest.raises(ValueError, match="no question has an answer"):
+        build_vocabulary(dataset["answers"], 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "questions.csv: it holds no question"),
+        ("image,question\na.png,a?\na.png,Is it red, or blue?\n", "row 2: not a cell for each"),
+        ("image,question,answer\na.png,a?\n", "row 1: not a cell for each"),
+        ("image,answer\na.png,yes\n", "no column question"), ("image,question\n", "no question"),
+        ("image,question\n,Is it?\n", "row 1: no image"),
+        ("image,question,family\na.png,a?,what\na.png,a?,when\n", "row 2: family 'when' .*is/are"),
+        ("image,question\na.png,?\udcff", "questions.csv: it cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_used_is_named_with_its_row(text, problem, tmp_path):
+    (tmp_path / "questions.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=problem):
+        read(tmp_path / "questions.csv")
+
+
+# Whatever a small data set holds
+
+TEXTS = st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()) | st.sampled_from(
+    [
+        "$5 or $6_a?",
+        "None",
+        "?",
+        " ",
+        "\u200b",
+        "n/a",
+        "What color is it?",
+        "is " * 60,
+        "\U0001f600?",
+    ]
+)
+ROWS = st.fixed_dictionaries(
+    {
+        "image": st.integers(0, 4), "question": TEXTS,
+        "answers": st.lists(st.sampled_from(["yes", "None", "2", "t-shirt", "$_"]), max_size=10),
+    }
+)  # fmt: skip
+KINDS = st.sampled_from(["RGB", "L", "RGBA", "CMYK", "P", "1", "I;16", "F", "LA"])
+PICTURES = st.lists(
+    st.tuples(KINDS, st.integers(20, 90), st.integers(20, 90), st.integers(1, 8)),
+    min_size=5, max_size=5,
+)  # fmt: skip
+
+
+def write_picture(path: Path, mode: str, width: int, height: int, orientation: int) -> None:
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture = Image.new(mode, (width, height)) if mode == "I;16" else picture.convert(mode)
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(path, "tiff" if mode in ("F", "CMYK") else "png", exif=exif)
+
+
+@pytest.mark.slow
+@settings(max_examples=15, phases=[Phase.generate])  # small as they are: shrinking takes minutes
+@given(st.lists(ROWS, min_size=1, max_size=8), PICTURES)
+def test_any_table_is_read_encoded_and_measured(vilt, rows, kinds):
+    has_words = [bool(row["question"].strip(" \u200b")) for row in rows]
+    has_answers = [bool(row["answers"]) for row in rows]
+    expected = [
+        number
+        for number, (words, answers) in enumerate(zip(has_words, has_answers, strict=True), 1)
+        if words and (answers or not any(has_answers))
+    ]
+    if not expected:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, kind in enumerate(kinds):
+            write_picture(folder / str(number), *kind)
+        table = pd.DataFrame(rows).assign(answers=["|".join(row["answers"]) for row in rows])
+        table.to_csv(folder / "questions.csv", index=False)
+        dataset, _ = read(folder / "questions.csv")
+        assert dataset["question_id"][:] == expected
+        assert dataset["question"][:] == [rows[number - 1]["question"] for number in expected]
+        assert dataset["answers"][:] == [rows[number - 1]["answers"] for number in expected]
+        checked = prepare.check_images(dataset)
+        encoded = EncodedQuestions(checked, vilt[1], answers=["yes", "no"])
+    assert len(encoded) == len(expected)
+    for indices, batch in encoded.batches(3):
+        split = attention_split(vilt[0], batch)
+        assert torch.allclose(split.sum(-1), torch.ones(split.shape[:-1]), atol=1e-5)
+        for index in indices:
+            _, width, height, orientation = kinds[rows[expected[index] - 1]["image"]]
+            upright = (width, height) if orientation <= 4 else (height, width)
+            assert (checked["width"][index], checked["height"][index]) == upright
