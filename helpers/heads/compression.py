@@ -34,7 +34,7 @@ from helpers.attention.extract import (
 from helpers.attention.image_share import attention_measures, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.joint import fit_contributions, logits_lost, measure_sets
+from helpers.heads.joint import fit_contributions, logits_lost, measure_joint
 from helpers.heads.removal import (
     IMPORTANCE,
     LOSS_INCREASES,
@@ -76,7 +76,7 @@ def measure_importance_on_train(
         ("spare_attention", lower, encoded, attention_measures, split),
     )
     tables = (extract_once(study, *step, **inputs) for step in steps)
-    sets = measure_sets(study, model, encoded, name="spare_sets")
+    sets = measure_joint(study, model, encoded, "spare_sets")
     return *tables, fit_contributions(sets.gains, logits_lost(sets.table).mean(0))[0]
 
 

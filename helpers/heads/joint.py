@@ -1,8 +1,8 @@
 """Heads removed or emphasised together: what each contributes, and which stand in for each other.
 
-    pairs = measure_pairs(study, model, encoded, number)  # singles, pairs, and heads emphasised
-    sets = measure_sets(study, model, encoded, number)    # random sets of heads removed
-    contribution, r2 = fit_contributions(sets.removed, answer_logits(sets.table).mean(0))
+    pairs = measure_joint(study, model, encoded, "pairs")  # singles, pairs, heads emphasised
+    sets = measure_joint(study, model, encoded, "sets")    # random sets of heads removed
+    contributions, r2 = fit_contributions(sets.gains, logits_lost(sets.table).mean(0))
 
 Removed one at a time, two heads that can each do the other's work both look idle. Random sets of
 heads show them, as in the datamodels of Ilyas et al. (2022, "Predicting predictions from training
@@ -25,6 +25,7 @@ from helpers.attention.extract import (
     AttentionTable,
     extract_once,
     in_measuring_precision,
+    name_heads,
     sample_questions,
 )
 from helpers.data.encode import EncodedQuestions
@@ -101,53 +102,32 @@ def sample_sets(shape: tuple[int, int], n_sets: int, seed: int = 0) -> np.ndarra
     return gains.reshape(-1, *shape)
 
 
-def measure_pairs(
-    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0
+def measure_joint(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, kind: str, number: int = 0
 ) -> Variants:
-    """The answers to `pair_questions` with heads scaled as `pair_gains` says; once.
+    """The answers to a sample of questions with heads scaled together; once, in shards.
 
-    All pairs of heads, or at most `joint_sets`. number: which of the study's models it is. Kept in
-    run_dir/pairs_<number>.
+    kind: "pairs", `pair_gains` on `pair_questions`, with all pairs of heads or at most `joint_sets`
+    of them; or "sets", `joint_sets` of `sample_sets` on `joint_questions`. number: which of the
+    study's models it is. Kept in run_dir/<kind>_<number>; another kind is sets of that name.
     """
     shape = model.config.num_hidden_layers, model.config.num_attention_heads
-    gains = pair_gains(shape, list_pairs(shape[0] * shape[1], study.joint_sets, study.seed))
-    return _measure(study, f"pairs_{number}", model, encoded, gains, "pair_questions", number)
-
-
-def measure_sets(
-    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0, name: str = "sets"
-) -> Variants:
-    """The answers to `joint_questions` without `joint_sets` random sets of heads; once.
-
-    number: which of the study's models it is. Kept in run_dir/<name>_<number>.
-    """
-    shape = model.config.num_hidden_layers, model.config.num_attention_heads
-    gains = sample_sets(shape, study.joint_sets, study.seed)
-    return _measure(study, f"{name}_{number}", model, encoded, gains, "joint_questions", number)
-
-
-def _measure(
-    study: Study,
-    name: str,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    gains: np.ndarray,
-    setting: str,
-    number: int,
-) -> Variants:
-    """Scale heads by gains on as many questions as the setting says; in shards, once."""
-
-    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return answer_variants(pack_forward(model, batch), variants)
-
+    setting, gains = "joint_questions", sample_sets(shape, study.joint_sets, study.seed)
+    if kind == "pairs":
+        pairs = list_pairs(shape[0] * shape[1], study.joint_sets, study.seed)
+        setting, gains = "pair_questions", pair_gains(shape, pairs)
     variants, axes = scale_heads(gains), (len(gains),)
+
+    @torch.no_grad()
+    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return answer_variants(pack_forward(model, batch), variants)
+
     some = encoded.select(sample_questions(len(encoded), getattr(study, setting), study.seed))
     of_variants = {"variant_answer": ("int32", axes), "variant_probability": ("float32", axes)}
     layout = {"probability": ("float32", ()), **of_variants}
     inputs = study.settings("seed", "joint_sets", setting) | {"number": number}
     inputs["used"] = source_digest("helpers/heads")
-    lower = in_measuring_precision(model, study)
+    lower, name = in_measuring_precision(model, study), f"{kind}_{number}"
     return Variants(extract_once(study, name, lower, some, measure, layout, **inputs), gains)
 
 
@@ -222,16 +202,15 @@ def tabulate_pairs(
     half: (question,), half of the images. Columns: model, first, second (heads as L3H7), excess
     (points, `pair_excess`), excess_a, excess_b (on each half of the images).
     """
-    names = [[f"L{head // n_heads_a_layer}H{head % n_heads_a_layer}" for head in pair]
-             for pair in pairs.tolist()]  # fmt: skip
+    layer, head = divmod(pairs, n_heads_a_layer)
+    first, second = (name_heads(pd.DataFrame({"layer": layer[:, side], "head": head[:, side]}))
+                     for side in (0, 1))  # fmt: skip
     tables = []
-    for model, of_model in enumerate(excess):
-        table = pd.DataFrame(names, columns=["first", "second"])
-        means = of_model.mean(0), of_model[half].mean(0), of_model[~half].mean(0)
-        table["excess"], table["excess_a"], table["excess_b"] = means
-        tables.append(table.assign(model=model))
-    table = pd.concat(tables, ignore_index=True)
-    return table[["model", "first", "second", "excess", "excess_a", "excess_b"]]
+    for model, each in enumerate(excess):
+        names = {"model": model, "first": first, "second": second}
+        means = {"excess": each, "excess_a": each[half], "excess_b": each[~half]}
+        tables.append(pd.DataFrame(names | {name: part.mean(0) for name, part in means.items()}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def tabulate_emphasis(
@@ -262,7 +241,7 @@ def compare_contributions(
 ) -> pd.DataFrame:
     """Do measures rank heads as their contributions to sets do? A row a measure.
 
-    measures: name -> (layer, head) of each model; sets: of `measure_sets`, of each model. Columns:
+    measures: name -> (layer, head) of each model; sets: of `measure_joint`, of each model. Columns:
     measure, correlation, low, high (Spearman over heads, mean over models), r2 (of the linear model
     of sets, of sets that it has not seen, mean over models), n_models.
     """

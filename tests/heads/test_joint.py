@@ -207,12 +207,12 @@ def test_a_study_measures_sets_and_pairs_once(study, finetuned):
     study = replace(study, joint_sets=5, joint_questions=9, pair_questions=7)
     (model, processor, data) = finetuned
     encoded = prepare.encode(study, data["validation"], processor)
-    sets, pairs = (run(study, model, encoded) for run in (joint.measure_sets, joint.measure_pairs))
+    sets, pairs = (joint.measure_joint(study, model, encoded, kind) for kind in ("sets", "pairs"))
     assert sets.table.variant_answer.shape == (9, 5)
     assert pairs.table.variant_answer.shape == (7, 16 * (1 + len(joint.FACTORS)) + 5)
     assert pairs.gains.shape == (pairs.table.variant_answer.shape[1], 4, 4)
     stamp = (study.run_dir / "sets_0/made.json").stat().st_mtime_ns
-    again = joint.measure_sets(study, model, encoded)
+    again = joint.measure_joint(study, model, encoded, "sets")
     np.testing.assert_array_equal(again.table.variant_answer, sets.table.variant_answer)
     assert (study.run_dir / "sets_0/made.json").stat().st_mtime_ns == stamp
     answers = [list(ten) for ten in encoded.questions["answers"]]
