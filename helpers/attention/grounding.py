@@ -3,6 +3,7 @@
     hits, chance = pointing_hits(table.top_patch, table.questions, dataset)
     by_object = object_chance(table.questions, dataset)     # of pointing at any known object
     inside = boxes_to_patch_mask(row["boxes"], grid=(12, 16), size=(row["width"], row["height"]))
+    faithful_grounding(model, encoded, mask_boxes(table.questions, dataset), indices)    # FPVG
 
 A box is [x, y, width, height] in pixels of the original image, over which the patch grid is
 stretched. A patch is in a box if its centre is inside or on the edge; of a box that holds no
@@ -16,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
+from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.model.forward import patch_grids
+from helpers.model.forward import forward_raster, patch_grids
 from helpers.stats.bootstrap import Interval, bootstrap_mean
 from helpers.stats.models import linearise_ratio
 
@@ -229,3 +231,35 @@ def best_head_over_chance(
     layer = rates.argmax()
     of_best = hits[~chosen_on][:, layer, heads[layer], queries[layer]]
     return hits_over_chance(of_best, chance[~chosen_on])
+
+
+@torch.no_grad()
+def faithful_grounding(
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    inside: np.ndarray,
+    indices: Sequence[int],
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Is the answer the right objects' alone? It stays with them alone and changes without them.
+
+    FPVG (Reich, Putze and Schultz 2023, "Measuring faithful and plausible visual grounding in VQA")
+    with patches for objects: the tokens of all others leave the sequence. inside: of `mask_boxes`,
+    for all questions of encoded; indices: rows with a box. Columns, a row a question: question
+    (row), stays, changes, grounded (both). No answer needs to be right. ValueError in train mode.
+    """
+    check_eval_mode(model)
+    answers, order = [], []
+    for rows, batch in encoded.batches(batch_size, indices):
+        inputs, _, grids = prepare_batch(model, batch)
+        masks = [inside[row, :n] for row, n in zip(rows, grids.prod(1).tolist(), strict=True)]
+        relevant = keep_patches(inputs, [np.flatnonzero(mask) for mask in masks])
+        rest = keep_patches(inputs, [np.flatnonzero(~mask) for mask in masks])
+        logits = [forward_raster(model, each).logits for each in (inputs, relevant, rest)]
+        answers.append(torch.stack([each.argmax(1) for each in logits], 1).cpu())
+        order += rows
+    whole, alone, without = torch.cat(answers).numpy().T
+    columns = {"stays": alone == whole, "changes": without != whole}
+    table = pd.DataFrame({"question": order, **columns}).set_index("question")
+    table["grounded"] = table["stays"] & table["changes"]
+    return table.loc[[*indices]].reset_index()

@@ -39,7 +39,8 @@ from phantom.planted.methods import (
 from phantom.planted.training import ROUTE
 
 Values = dict[str, dict[str, float]]  # truth -> method -> value
-WORK = 640  # heads times pairs of questions that methods are tried on: 40 pairs for 16 heads
+WORK = 960  # heads times pairs of questions that methods are tried on: 60 pairs for 16 heads
+FEW = 10  # pairs, where what is known holds of each question
 SAME_SCORE = ("largest change, % of the largest score", 0, 1)
 SAME_SHARE = ("largest change, points", 0, 0.1)
 CREDIT = ("credit, % of what the first model gets", 0, 10)
@@ -79,13 +80,25 @@ def measure_truths(
 def sample_pairs(
     model: nn.Module, encoded: EncodedQuestions, count: int
 ) -> tuple[EncodedQuestions, list[Pair]]:
-    """2 * count questions, those of `find_pairs` first, and at most count pairs among them."""
+    """2 * count questions, those of `find_pairs` first, and at most count pairs among them.
+
+    Pairs about ROUTE's family come first.
+    """
     given = predict(model, encoded)["prediction"]
     correct = (encoded.score(given.to_numpy(), range(len(encoded))) >= 0.5).tolist()
-    pairs = find_pairs(encoded, given.tolist(), correct)[:count]
+    family = encoded.questions["family"].to_numpy()
+    pairs = find_pairs(encoded, given.tolist(), correct)
+    pairs = sorted(pairs, key=lambda pair: family[pair[0]] != ROUTE[0])[:count]
     paired = [row for pair in pairs for row in pair]
     others = [row for row in range(len(encoded)) if row not in paired]
-    rows = sorted(paired + others[: 2 * count - len(paired)])
+    return select_pairs(encoded, pairs, others[: 2 * count - len(paired)])
+
+
+def select_pairs(
+    encoded: EncodedQuestions, pairs: Sequence[Pair], others: Sequence[int] = ()
+) -> tuple[EncodedQuestions, list[Pair]]:
+    """The questions of some pairs, and other rows beside them; the pairs as rows of these."""
+    rows = sorted([*others, *(row for pair in pairs for row in pair)])
     return encoded.select(rows), [(rows.index(one), rows.index(two)) for one, two in pairs]
 
 
@@ -107,7 +120,9 @@ def judge_methods(
     """
     measure = partial(score_methods, encoded=encoded, pairs=pairs, batch_size=batch_size)
     whole = measure(model)
-    values = judge_edits(model, whole, measure)
+    few = select_pairs(encoded, pairs[:FEW]) if pairs else (encoded, [])
+    measure_few = partial(measure, encoded=few[0], pairs=few[1])
+    values = judge_exact_edits(model, measure_few) | {"split": judge_split(model, whole, measure)}
     if routed is not None:
         values["routed"] = judge_route(routed, encoded, pairs, batch_size)
     if fused:
@@ -136,37 +151,39 @@ def tabulate(values: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "truth", "passed", "value", "expected"])
 
 
-def judge_edits(model: nn.Module, whole: Scores, measure: Callable[..., Scores]) -> Values:
-    """The truths that edits plant: permuted, rescaled, decoy, split."""
-    removal, attention = whole["removal (zero)"], whole["attention share"]
-    head = strongest(removal)
-    beside = np.where(np.arange(removal.shape[1]) == head[1], np.inf, removal[head[0]])
-    slot = (head[0], int(beside.argmin()))  # the least important head of its layer
-    n_heads, decoy = removal.shape[1], strongest(attention)
-
-    order = [*range(n_heads)][::-1]
+def judge_exact_edits(model: nn.Module, measure: Callable[..., Scores]) -> Values:
+    """The truths that hold of every single question: permuted, rescaled, decoy."""
+    whole = measure(model)
+    head, decoy = (strongest(whole[name]) for name in ("removal (zero)", "attention share"))
+    order = [*range(model.config.num_attention_heads)][::-1]
     partner = (PARTNER[0], order.index(PARTNER[1]))
     moved = {name: each[:, order] for name, each in whole.items() if name in HEAD_METHODS}
     permuted = measure(edits.permute_heads(model, order), partner=partner)
     values = {"permuted": compare(whole | moved, permuted)}
     values["rescaled"] = compare(whole, measure(edits.rescale_values(model, head, 4.0)))
-
     silent = edits.silence(model, decoy)
     before, after = measure(silent), measure(edits.look_evenly(silent, decoy), MODEL_METHODS)
     values["decoy"] = compare({name: before[name] for name in MODEL_METHODS}, after)
     for name in set(before) & set(HEAD_METHODS):
         scores = np.abs(before[name])
         values["decoy"][name] = percent(scores[decoy], scores.mean())
+    return values
 
+
+def judge_split(
+    model: nn.Module, whole: Scores, measure: Callable[..., Scores]
+) -> dict[str, float]:
+    """What the two slots of a split head get together: of the most important head."""
+    head = strongest(whole["removal (zero)"])
+    costs = whole["removal (zero)"][head[0]].copy()
+    costs[head[1]] = np.inf
+    slot = (head[0], int(costs.argmin()))  # the least important other head of the layer
     freed = edits.silence(model, slot)
-    before, halves = (
-        measure(freed, partner=slot),
-        measure(edits.split_head(freed, head, slot[1]), partner=slot),
-    )
-    values["split"] = compare({name: before[name] for name in MODEL_METHODS}, halves)
+    split = edits.split_head(freed, head, slot[1])
+    before, halves = (measure(each, partner=slot) for each in (freed, split))
+    values = compare({name: before[name] for name in MODEL_METHODS}, halves)
     for name in set(before) & set(HEAD_METHODS):
-        both = halves[name][head] + halves[name][slot]
-        values["split"][name] = percent(both, before[name][head])
+        values[name] = percent(halves[name][head] + halves[name][slot], before[name][head])
     return values
 
 
@@ -202,10 +219,11 @@ def judge_route(
     inside = (encoded.questions["family"] == family).to_numpy()
     halves = []
     for rows in (np.flatnonzero(inside), np.flatnonzero(~inside)):
-        row_of = {row: number for number, row in enumerate(rows.tolist())}
-        own = [(row_of[one], row_of[two]) for one, two in pairs if one in row_of]
-        some = {"encoded": encoded.select(rows), "pairs": own, "batch_size": batch_size}
-        halves.append(score_methods(model, HEAD_METHODS, **some))
+        own = [pair for pair in pairs if pair[0] in rows]
+        others = np.setdiff1d(rows, np.ravel(own)).tolist()
+        some, own = select_pairs(encoded, own, others)
+        given = {"encoded": some, "pairs": own, "batch_size": batch_size}
+        halves.append(score_methods(model, HEAD_METHODS, **given))
     ranks = {}
     for name in set(halves[0]) & set(halves[1]):
         ours, others = (divide_or_nan(half[name], np.abs(half[name]).max()) for half in halves)

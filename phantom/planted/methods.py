@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.image_share import attention_measures, image_share, rollout
+from helpers.attention.image_share import attention_measures, image_share, prepare_batch, rollout
 from helpers.attention.knockout import knockout, number_edges
 from helpers.attention.modality import mm_shap
 from helpers.attention.relevance import propagate_relevance, relevance_measures
@@ -164,7 +164,8 @@ def knockout_losses(model: nn.Module, encoded: EncodedQuestions, batch_size: int
     cuts = [[], *([layer] for layer in range(n_layers)), [*range(n_layers)]]
     order, answers = [], []
     for rows, batch in encoded.batches(batch_size):
-        logits = [knockout(model, batch, [("text", "image")], layers) for layers in cuts]
+        inputs = prepare_batch(model, batch, with_grids=False).inputs
+        logits = [knockout(model, inputs, [("text", "image")], layers) for layers in cuts]
         answers.append(torch.stack([each.argmax(1) for each in logits], 1))
         order += rows
     answers = torch.cat(answers)

@@ -3,18 +3,22 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset, Features, List, Value
 
 from helpers.attention.grounding import (
     best_head_over_chance,
     best_heads,
     boxes_to_patch_mask,
+    faithful_grounding,
     hits_of_another_question,
     hits_over_chance,
     object_chance,
     pointing_hits,
     tabulate_hits,
 )
+from helpers.attention.image_share import prepare_batch
+from helpers.model.forward import forward_raster
 
 
 def point(top_patch, grids, boxes, sizes):
@@ -163,3 +167,24 @@ def test_a_head_is_scored_where_it_was_not_chosen(finder):
     assert first.loc["other", "estimate"] == 0
     random = first.loc["best heads, random weights"]
     assert random[["estimate", "low", "high", "n"]].tolist() == [0.25, 0, 0.5, 100]
+
+
+def test_grounding_asks_for_the_answer_of_masked_patches(model, encoded):
+    """By hand: the patches that must go are masked where they stand, one question at a time."""
+    inside = np.random.default_rng(0).random((len(encoded), 40)) < 0.4
+    inside[:, :2] = [True, False]
+    rows = [7, 2, 0, 9]
+    table = faithful_grounding(model, encoded, inside, rows, batch_size=3)
+    assert table["question"].tolist() == rows
+    for row, found in zip(rows, table.itertuples(), strict=True):
+        inputs = prepare_batch(model, encoded.collate([encoded[row]])).inputs
+        mask = torch.from_numpy(inside[row, : inputs["pixel_mask"].shape[1] - 1])
+        answers = []
+        for kept in (torch.ones_like(mask), mask, ~mask):
+            pixel_mask = torch.cat([inputs["pixel_mask"][:, :1], kept[None].long()], dim=1)
+            with torch.no_grad():
+                logits = forward_raster(model, inputs | {"pixel_mask": pixel_mask}).logits
+            answers.append(logits.argmax().item())
+        assert found.stays == (answers[1] == answers[0])
+        assert found.changes == (answers[2] != answers[0])
+        assert found.grounded == (found.stays and found.changes)
