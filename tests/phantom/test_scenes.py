@@ -1,7 +1,6 @@
 """The phantom: deterministic, balanced given the words, with boxes where the objects are."""
 
 import re
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -38,8 +37,8 @@ def ask(scene):
 
 @pytest.fixture(scope="module")
 def asked():
-    """All questions of 1,500 scenes, with their scenes."""
-    scenes = [make_scene("train", 0, index) for index in range(1500)]
+    """All questions of 700 scenes, with their scenes."""
+    scenes = [make_scene("train", 0, index) for index in range(700)]
     return [(scene, question) for scene in scenes for question in ask(scene)]
 
 
@@ -47,13 +46,6 @@ def test_the_same_scene_renders_the_same_pixels():
     pictures = [np.asarray(render_scene(make_scene("val", 5, 7))) for _ in range(2)]
     assert np.array_equal(*pictures)
     assert not np.array_equal(pictures[0], np.asarray(render_scene(make_scene("val", 6, 7))))
-
-
-def test_a_thousand_scenes_take_seconds():
-    start = time.process_time()
-    for index in range(100):
-        render_scene(make_scene("train", 0, index))
-    assert time.process_time() - start < 3  # 100 scenes; loose, a regression guard and no benchmark
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,11 +111,9 @@ def test_each_family_has_eight_wordings_half_of_them_new_and_made_of_known_words
     assert words[1] <= words[0]
 
 
-def test_new_wordings_are_asked_in_validation_only(tmp_path):
-    for split in ("train", "val"):
-        write_phantom(tmp_path, split, 60, seed=0)
+def test_new_wordings_are_asked_in_validation_only(phantom_root):
     splits = ("train", "val")
-    new = {s: [row["new_wording"] for row in read_truth(tmp_path, s).values()] for s in splits}
+    new = {s: [row["new_wording"] for row in read_truth(phantom_root, s).values()] for s in splits}
     assert not any(new["train"])
     assert 0.4 < np.mean(new["val"]) < 0.6
 
@@ -155,7 +145,7 @@ def test_a_vehicle_has_a_usual_cause_that_the_words_tell(asked):
         USUAL_CAUSE[next(kind for kind in USUAL_CAUSE if kind in q.question)] == q.answer
         for q in stops
     ]
-    assert len(stops) > 500
+    assert len(stops) > 200
     assert np.mean(usual) == pytest.approx(0.7, abs=4 * np.sqrt(0.21 / len(stops)))
 
 
@@ -225,7 +215,7 @@ def test_controls_have_one_answer_whatever_the_scene(asked):
         c.word(n).question: c.answer for each in controls.values() for c in each for n in (0, 1)
     }
     seen = [q for _, q in asked if not q.needs_image]
-    assert len(seen) > 500
+    assert len(seen) > 300
     assert all(known.get(q.question, q.answer) == q.answer and not q.boxes for q in seen)
     assert not {q.question for _, q in asked if q.needs_image} & set(known)
 
@@ -245,7 +235,7 @@ def test_ten_annotators_disagree_but_the_truth_scores_one():
 
 def test_splits_share_no_picture():
     pictures = {
-        name: {render_scene(make_scene(name, 0, i)).tobytes() for i in range(60)} for name in SPLITS
+        name: {render_scene(make_scene(name, 0, i)).tobytes() for i in range(20)} for name in SPLITS
     }
     assert not pictures["pretrain"] & (pictures["train"] | pictures["val"])
     assert not pictures["train"] & pictures["val"]
@@ -265,12 +255,11 @@ def test_written_files_are_read_as_vqav2(phantom_root):
     )
 
 
-def test_written_boxes_lie_in_the_picture(tmp_path):
-    write_phantom(tmp_path, "val", 150, seed=0)
-    data, truth = read_vqa(tmp_path, "val"), read_truth(tmp_path, "val")
+def test_written_boxes_lie_in_the_picture(phantom_root):
+    data, truth = read_vqa(phantom_root, "train"), read_truth(phantom_root, "train")
     sizes = {row["question_id"]: row["image"].size for row in data}
     boxes = [(box, sizes[number]) for number, row in truth.items() for box in row["boxes"]]
-    assert len(boxes) > 500
+    assert len(boxes) > 100
     assert all(
         x >= 0 and y >= 0 and x + w <= size[0] and y + h <= size[1] for (x, y, w, h), size in boxes
     )
