@@ -67,7 +67,8 @@ def run_steps(study: Study) -> None:
     with state.main_process_first():
         prepare.prepare_dataset(study)
     data = prepare.load_dataset(study)
-    finetune.finetune(study, data, once)
+    if study.finetune:
+        finetune.finetune(study, data, once)
     model, processor = finetune.load_finetuned(study)
     model.to(state.device)
     encoded = prepare.encode(study, data["validation"], processor)

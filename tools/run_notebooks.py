@@ -187,11 +187,11 @@ def list_notebooks(root: Path) -> list[Path]:
 
 
 def list_input_files(study: Study) -> list:
-    """Names, sizes and times of the files from outside: official files, pictures, checkpoint.
+    """Names, sizes and times of the files from outside: official files, pictures, models.
 
     A folder that the study itself downloads into is left out: it fills while the notebooks run.
     """
-    names = (None if study.download else study.data_root, study.checkpoint)
+    names = (None if study.download else study.data_root, study.checkpoint, *study.models)
     folders = [Path(study.path(name)) for name in names if name]
     files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -30,7 +30,7 @@ from helpers.attention.image_share import FUNCTION, attention_maps, image_share,
 from helpers.attention.word_classes import mark_classes
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
-from helpers.run.settings import Study
+from helpers.run.settings import PROFILES, Study
 from helpers.stats.bootstrap import bootstrap_mean, rank_correlation, spearman_rows, split_images
 from helpers.stats.cluster_robust import correct_p, divide_or_nan, has_enough_data
 
@@ -328,10 +328,11 @@ def compare_image_halves(
 def find_pretrained(study: Study, number: int = 0) -> str | None:
     """The checkpoint that a model of the study was fine-tuned from; None where it is not known.
 
-    The first model's is the setting `checkpoint`; that of a folder is `<folder>-pretrained` beside
-    it, where there is one, as for the replicas.
+    That of a folder is `<folder>-pretrained` beside it, where there is one, as for the replicas.
+    Else the setting `checkpoint` is that of the run's own model, and of a profile's first one.
     """
-    if number == 0:
+    of_profile = study.models in ((), PROFILES[study.profile].get("models"))
+    if number == 0 and of_profile:
         return study.checkpoint
     name = f"{study.models[number]}-pretrained"
     return name if (study.root / name).is_dir() else None

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import load_pictures
 from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.forward import forward_raster, fused_attention
+from helpers.model.prune import name_original
 from helpers.model.vilt import find_checkpoint, load_vilt, quiet_transformers
 from helpers.run import cache
 from helpers.run.settings import Study
@@ -38,6 +39,7 @@ from helpers.run.settings import Study
 logger = logging.getLogger(__name__)
 
 POOL = 50  # batches whose questions are sorted by picture size together
+SEEN_BY = "dandelin/vilt-b32-finetuned-vqa"  # Kim et al. 2021, appendix
 EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
@@ -66,7 +68,7 @@ def finetune(
 
     def load() -> tuple[nn.Module, EncodedQuestions, EncodedQuestions]:
         answers = build_vocabulary(data["train"]["answers"], study.max_answers)
-        model, processor = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
+        model, processor = load_checkpoint(study, answers)
         pictures = load_pictures(study, processor)
         n = len(data["validation"])
         order = np.random.default_rng(study.seed).permutation(n)[: study.watched_questions]
@@ -78,12 +80,47 @@ def finetune(
     return once(study.folder() / name, lambda folder: train_model(study, load, folder), inputs)
 
 
+def load_checkpoint(
+    study: Study, answers: Sequence[str]
+) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """The model that fine-tuning starts from, with a new head for these answers; its processor."""
+    loaded = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
+    return refuse_uneven(*loaded, study.checkpoint)
+
+
 def load_finetuned(study: Study, number: int = 0) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
     """A model that the study analyses, and its processor: `study.models[number]`.
 
     Where the study names none, the one that notebook 02 fine-tuned; FileNotFoundError if missing.
     """
-    return load_vilt(model_folder(study, number), device=study.device_name())
+    folder = model_folder(study, number)
+    return refuse_uneven(*load_vilt(folder, device=study.device_name()), str(folder))
+
+
+def refuse_uneven(
+    model: ViltForQuestionAnswering, processor: ViltProcessor, name: str
+) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """Model and processor; ValueError if heads were cut out of some layers: tables need a grid."""
+    counts = {len(heads) for _, heads in name_original(model)}
+    if len(counts) > 1:
+        has = f"{min(counts)} to {max(counts)} heads in its layers"
+        raise ValueError(f"{name} has {has}: analyse the model that it was cut from.")
+    return model, processor
+
+
+def check_models(study: Study) -> None:
+    """Load each model that a study trains or analyses: one that does not fit is refused at once."""
+    load_checkpoint(study, ["any"])
+    for number in range(len(study.models)):
+        load_finetuned(study, number)
+
+
+def say_origin(study: Study) -> str:
+    """What is known of a model's training that this run did not do: whether it saw the images."""
+    name = study.models[0]
+    if name.startswith(SEEN_BY):
+        return f"{name}: its authors trained it on VQAv2's validation images too, but for 1,000"
+    return f"{name} was trained elsewhere: if on these validation images, it answers too well here"
 
 
 def load_all_finetuned(study: Study) -> list[ViltForQuestionAnswering]:

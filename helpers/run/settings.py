@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,6 +77,7 @@ class Study:
     run_name: Annotated[Text, AfterValidator(check_plain_name)] = "phantom"  # folder in runs_root
     seed: Annotated[CountOrZero, Field(lt=2**32)] = 0  # of data, training, bootstrap
     checkpoint: Text = "data/phantom-vilt"  # folder, hub name[@revision], fresh-small or fresh-b32
+    finetune: bool = True  # False: no training in 02; the checkpoint is analysed, with its answers
     models: Texts = ()  # fine-tuned models to analyse (folders); (): the run's own
     data_root: Text | None = None  # folder of VQAv2's official files; None: generate the phantom
     download: bool = False  # fetch what data_root lacks: official files, images of the subset
@@ -113,7 +114,7 @@ class Study:
     prune_draws: Count = 40  # random orders of removing heads, beside the measured ones
     prune_heads: Amount = 0.25  # share of the heads pruned before fine-tuning; twice it as well
     prune_layers: Amount = 0.25  # share of the layers pruned before fine-tuning
-    prune_epochs: Count = 1  # passes over the training questions after pruning
+    prune_epochs: CountOrZero = 1  # passes over the training questions after pruning; 0: cut only
     prune_tolerance: Amount = 1.0  # points of accuracy that the selected model may lose
     latency_rounds: Count = 21  # times that each model is timed, in turn with the others
     bootstrap_draws: Count = 1000  # resamples behind an interval
@@ -130,7 +131,7 @@ class Study:
         settings: further overrides, which win; a dict, or its JSON, as `papermill -p` hands it on.
         A data_root of one's own is not downloaded into unless download=True is given as well. With
         a data_root or checkpoint of one's own the run's own model is analysed, unless others are
-        given as `models`.
+        given as `models`; with finetune=False that is the checkpoint itself.
         """
         _check_known("profile", profile, PROFILES)
         overrides |= _read_settings(settings)
@@ -141,9 +142,11 @@ class Study:
         own |= {"models": ()} if {"data_root", "checkpoint"} & set(chosen) else {}
         preset = {"profile": profile, "run_name": profile, **PROFILES[profile]}
         try:
-            return cls(**preset | own | chosen)
+            study = cls(**preset | own | chosen)
         except ValidationError as error:
             raise ValueError(_say_first(error)) from None
+        is_analysed = not (study.finetune or study.models)
+        return replace(study, models=(study.checkpoint,)) if is_analysed else study
 
     @property
     def root(self) -> Path:

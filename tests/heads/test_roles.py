@@ -402,7 +402,10 @@ def test_what_a_model_was_fine_tuned_from_lies_beside_it(tmp_path):
         folder.mkdir()
     study = Study.load("phantom", models=tuple(map(str, [*folders[:2], folders[3]])))
     found = [roles.find_pretrained(study, number) for number in range(3)]
-    assert found == [study.checkpoint, str(folders[2]), None]
+    assert found == [None, str(folders[2]), None]
+    assert roles.find_pretrained(Study.load()) == Study.load().checkpoint
+    as_it_is = Study.load(checkpoint=str(folders[0]), finetune=False)
+    assert roles.find_pretrained(as_it_is) is None
     alone = Study.load("phantom", models=(), checkpoint="fresh-small")
     assert roles.find_pretrained(alone) == "fresh-small"
 
