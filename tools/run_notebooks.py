@@ -24,6 +24,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from helpers.report.compare import find_runs
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
@@ -31,8 +32,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from helpers.report.claims import format_claims, read_claims, say_estimate
-from helpers.report.compare import find_runs
-from helpers.report.sections import CAPTION
+from helpers.report.export import CAPTION
 from helpers.run import cache
 from helpers.run.cache import fingerprint, hash_file, write_atomic
 from helpers.run.record import record_run, write_datapackage

@@ -57,10 +57,10 @@ GROUP_LOOKS = {  # a colour and a marker, the same in every figure, of question 
     "other content": (SKY, "s"), "function word": ("#333333", "X"), "punctuation": (GREY, "P"),
 }  # fmt: skip
 NEEDS = {  # of `plot_needs`: title, unit
-    "image share, last layer": ("[CLS] looks\nat the image", "excess image share, points"),
-    "image removed": ("answer without\nthe image", "accuracy lost, points"),
-    "image exchanged": ("answer with\nanother image", "accuracy lost, points"),
-    "words removed": ("answer with the\nfirst word only", "accuracy lost, points"),
+    "image share, last layer": ("[CLS] looks\nat the image", "points above uniform"),
+    "image removed": ("answer without\nthe image", "points lost"),
+    "image exchanged": ("answer with\nanother image", "points lost"),
+    "words removed": ("answer with the\nfirst word only", "points lost"),
 }
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
@@ -148,7 +148,9 @@ def plot_maps(
     for axis, name in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     if shared:
-        figure.colorbar(drawn, ax=axes, label=fill(label, 28), shrink=0.8, aspect=30)
+        figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30).set_label(
+            fill(label, 20), fontsize=9
+        )
     else:
         figure.supxlabel(label, fontsize=10)
     return style.set_title(figure, title)
@@ -376,7 +378,7 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
             axis.axvspan(last - 0.5, last + 0.5, **look)
         axis.set_title(f"{query} as query")
     figure.axes[0].set_ylabel("image share above uniform, points\n(text query → image key)")
-    style.place_legend(figure, figure.axes, ncols=6)
+    style.place_legend(figure, figure.axes)
     return figure
 
 

@@ -146,8 +146,10 @@ def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figur
     costs: columns `panel`, `down` and `across` (names in the order to be shown; one of them is
     "family"), drop (points), n, told (enough questions), significant (framed).
     """
-    family = style.name_with_n(costs, "family").str.replace("what color", "what\ncolor")
-    family = family.str.replace("how many", "how\nmany") if across == "family" else family
+    family = style.name_with_n(costs, "family")
+    if across == "family":
+        family = family.str.replace(r" \(n = (.*)\)", r"\nn=\1", regex=True)
+        family = family.str.replace(" ", "\n")
     costs = costs.assign(family=family, drop=costs["drop"].where(costs["told"].astype(bool)))
     costs["framed"] = costs["significant"] & costs["drop"].notna()
     look = {"label": "accuracy lost, points", "row_height": 0.42 if down == "family" else 0.27}

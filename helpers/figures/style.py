@@ -125,9 +125,9 @@ def format_cells(
 
 
 def name_with_n(table: pd.DataFrame, column: str) -> pd.Series:
-    """The names in a column with the most questions behind a number: "what", "n = 350" below."""
+    """The names in a column with the most questions behind a number: "what (n = 350)"."""
     most = table.groupby(column, observed=True)["n"].max()
-    names = {name: f"{name}\nn = {n:,.0f}" for name, n in most.items()}
+    names = {name: f"{name} (n = {n:,.0f})" for name, n in most.items()}
     return table[column].astype(object).map(names)
 
 
@@ -147,7 +147,7 @@ def plot_intervals(
     """Points with their 95 % intervals, a colour and a marker for each value of `hue`.
 
     rows: columns `along` (the position), `value`, low, high (these three times `scale`). No bar
-    where the interval is NaN. looks: of each value of hue (of the first line of its name).
+    where the interval is NaN. looks: of each value of hue (of its name without n).
     horizontal: the values run along x. spread: from the first group's points to the last's, which
     else hide each other. hollow: a column of bools; those markers are white inside.
     """
@@ -158,7 +158,7 @@ def plot_intervals(
         at = own[along].to_numpy(float) + shift
         estimate, low, high = (scale * own[name].to_numpy(float) for name in (value, "low", "high"))
         bars = np.nan_to_num([estimate - low, high - estimate]).clip(min=0)
-        name = str(group).partition("\n")[0]
+        name = str(group).partition(" (n =")[0]
         names = zip(("color", "marker", "linestyle"), (looks or {}).get(name, ()), strict=False)
         drawn = {"marker": "o", "linestyle": "", "linewidth": 1.2, "color": TEXT_COLOR}
         drawn |= dict(names) | look | ({"label": group} if hue else {})

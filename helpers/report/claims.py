@@ -8,10 +8,16 @@ A claim (`data/claims.csv`) is a sentence, a threshold and a direction, written 
 are seen. A run never rewords one: it gives a verdict. **supported**: the interval lies beyond the
 threshold. **contradicted**: it lies on the other side. **undecided**: the threshold is in it.
 **not testable**: this data or model cannot say, and why. Without a record: not measured yet.
+
+How far do verdict and estimate depend on the run? Several runs side by side:
+
+    runs = find_runs(study, ["phantom-seed0", "phantom-seed1"])
+    tabulate_runs(compare_claims(runs))                            # a row a claim, a column a run
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +34,8 @@ CLAIMS = ROOT / "data" / "claims.csv"
 COLUMNS = ["key", "notebook", "claim", "verdict", "estimate", "low", "high", "unit", "threshold",
            "relation", "random", "n_questions", "n_images", "n_models", "k_models",
            "reason"]  # fmt: skip
-SHOWN = ("verdict", "estimate", "asked", "models")  # of SAYS, beside each claim
+SHOWN = ("verdict", "estimate", "asked", "models")  # of `say_claims`, beside each claim
+SHARED = ("runs_root", "bootstrap_draws", "device")  # settings that one study sets for all runs
 
 
 def record_claim(
@@ -103,38 +110,38 @@ def show_claims(study: Study, *keys: str) -> Markdown:
 
 
 def format_claims(table: pd.DataFrame, columns: Sequence[str] = SHOWN) -> str:
-    """Rows of `read_claims` as a Markdown table, "" without any: the claims, and some of SAYS.
+    """Rows of `read_claims` as a Markdown table, "" without any: claims, and columns of say_claims.
 
     Plain Markdown, so that GitHub, Colab and nbconvert each draw it in their own colours.
     """
-    names = ["claim", *columns]
-    lines = [f"| {' | '.join(names)} |", "|:---" * len(names) + "|"]
-    for _, row in table.iterrows():
-        cells = [row["claim"], *(SAYS[name](row) for name in columns)]
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join(lines) if len(table) else ""
+    said = say_claims(table)[["claim", *columns]].replace(r"\|", "/", regex=True)
+    lines = [
+        "|:---" * said.shape[1] + "|",
+        *("| " + " | ".join(row) + " |" for row in said.to_numpy()),
+    ]
+    return "\n".join([f"| {' | '.join(said)} |", *lines]) if len(table) else ""
 
 
-def say_verdict(row: pd.Series) -> str:
-    """A verdict in bold."""
-    return f"**{row['verdict']}**"
+def say_claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `read_claims` as texts, such as a table has; "" where nothing was measured.
 
-
-def say_questions(row: pd.Series) -> str:
-    """How many questions a number rests on; "" where it was not measured."""
-    return "" if np.isnan(row["n_questions"]) else f"{row['n_questions']:,.0f}"
-
-
-def say_threshold(row: pd.Series) -> str:
-    """What a claim asks of its number: "> 20", "within ±0.1"."""
-    relation = "within ±" if row["relation"] == "within" else f"{row['relation']} "
-    return f"{relation}{row['threshold']:.3g}"
-
-
-def say_models(row: pd.Series) -> str:
-    """In how many models a claim holds, "4 of 5"; "" where it was not measured."""
-    known = not np.isnan(row["n_models"])
-    return f"{row['k_models']:.0f} of {row['n_models']:.0f}" if known else ""
+    Columns: claim, verdict (bold), estimate, asked (of the estimate: "> 20", "within ±0.1"),
+    models (in how many the claim holds: "4 of 5") and questions.
+    """
+    words = {">": "> ", "<": "< ", "within": "within ±"}
+    asked = zip(table["relation"].map(words), table["threshold"], strict=True)
+    models = [
+        f"{k:.0f} of {n:.0f}" for k, n in zip(table["k_models"], table["n_models"], strict=True)
+    ]
+    said = {
+        "claim": table["claim"],
+        "verdict": [f"**{verdict}**" for verdict in table["verdict"]],
+        "estimate": [say_estimate(row) for _, row in table.iterrows()],
+        "asked": [f"{word}{threshold:.3g}" for word, threshold in asked],
+        "models": np.where(table["n_models"].isna(), "", models),
+        "questions": ["" if np.isnan(n) else f"{n:,.0f}" for n in table["n_questions"]],
+    }
+    return pd.DataFrame(said, index=table.index)
 
 
 def say_estimate(row: pd.Series) -> str:
@@ -144,15 +151,6 @@ def say_estimate(row: pd.Series) -> str:
     form = ".1f" if row["unit"] in ("points", "%") else ".2f"
     low, high = (f"{row[bound]:{form}}" for bound in ("low", "high"))
     return f"{row['estimate']:{form}} [{low}, {high}] {row['unit']}"
-
-
-SAYS = {  # columns of a table of claims
-    "verdict": say_verdict,
-    "estimate": say_estimate,
-    "asked": say_threshold,  # of the estimate
-    "models": say_models,
-    "questions": say_questions,
-}
 
 
 def judge(low: float, high: float, relation: str, threshold: float) -> str:
@@ -197,3 +195,57 @@ def _keep(study: Study, key: str, row: dict) -> Markdown:
     path = study.folder("claims") / f"{key}.json"
     write_atomic(path, json.dumps(row, indent=1) + "\n")
     return show_claims(study, key)
+
+
+def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
+    """The named runs beside this one (same runs_root), with the settings that they record.
+
+    ValueError where a run is named twice or holds no claims, with the runs that do.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"RUNS={list(names)}: a run is named twice, which would hide the spread")
+    shared = {name: getattr(study, name) for name in SHARED}
+    found = []
+    for name in names:
+        run = replace(study, run_name=name)
+        if not (run.run_dir / "claims").is_dir():
+            known = sorted(path.parent.name for path in run.run_dir.parent.glob("[!.]*/claims"))
+            known = f"Runs that do: {', '.join(known) or 'none'}"
+            raise ValueError(f"RUNS: {name!r} holds no claims in {study.runs_root}. {known}")
+        found.append(replace(run, **(_read_settings(run) | shared | {"run_name": name})))
+    return found
+
+
+def _read_settings(run: Study) -> dict:
+    """The settings in a run's run.json that Study still knows."""
+    known = {field.name for field in fields(Study)}
+    recorded = read_json(run.run_dir / "run.json") or {}
+    settings = recorded.get("settings", {})
+    return {name: value for name, value in settings.items() if name in known}
+
+
+def compare_claims(runs: Sequence[Study]) -> pd.DataFrame:
+    """Every claim that some run has judged, a row a run: run, seed, and what `read_claims` has."""
+    tables = [
+        read_claims(run.run_dir).assign(run=run.run_name, seed=run.seed) for run in runs
+    ]  # fmt: skip
+    table = pd.concat(tables, ignore_index=True)
+    judged = table.loc[table["verdict"] != "not measured yet", "key"]
+    columns = ["run", "seed", "key", "claim", "verdict", "estimate", "low", "high", "unit",
+               "threshold", "relation", "reason"]  # fmt: skip
+    return table.loc[table["key"].isin(judged), columns].reset_index(drop=True)
+
+
+def tabulate_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a claim and a column a run, "supported: 12.3 [10.1, 14.5] points"."""
+    says = [f"{row['verdict']}: {say_estimate(row)}".strip(": ") for _, row in table.iterrows()]
+    wide = table.assign(says=says).set_index(["claim", "run"])["says"].unstack()  # noqa: PD010
+    return wide.loc[table["claim"].unique(), table["run"].unique()].reset_index()
+
+
+def list_differences(runs: Sequence[Study]) -> pd.DataFrame:
+    """The settings in which the runs differ, a column each and a row a run ("run")."""
+    settings = pd.DataFrame([asdict(run) for run in runs]).rename(columns={"run_name": "run"})
+    settings = settings.drop(columns="runs_root")
+    differing = [name for name in settings if settings[name].astype(str).nunique() > 1]
+    return settings[["run", *(name for name in differing if name != "run")]]

@@ -2,39 +2,140 @@
 
     write_pages(study)                      # report.html and slides.html in the run's folder
     write_pages(study, runs=["seed1"])      # the report compares this run with others
+    for section in SECTIONS:
+        show_section(study, section)        # what the report says of each question, in notebook 07
 
-Both are made from the run's claims and figures and from the fixed text of `sections`.
+Both are made from the run's claims and figures and from fixed text. No text depends on what a run
+found: verdicts stand in their place, numbers in tables.
 """
 
 import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import nbformat
 import pandas as pd
 from bs4 import BeautifulSoup
+from IPython.display import Image, Markdown, display
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from nbconvert.filters import markdown2html
-from PIL import Image
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image as PictureFile
 
-from helpers.report import sections
 from helpers.report.claims import (
+    compare_claims,
+    find_runs,
+    format_claims,
     read_claims,
-    say_estimate,
-    say_models,
-    say_questions,
-    say_threshold,
+    say_claims,
+    tabulate_runs,
 )
-from helpers.report.compare import compare_claims, find_runs, tabulate_runs
 from helpers.run.cache import write_atomic
 from helpers.run.settings import Study
 
+CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
+TITLE = "Where does a vision-language transformer look?"
+HERO = ("03b_knockout", "03_flow", "03_layers")  # figures, the first that a run holds is taken
+SENTENCES = (
+    "ViLT reads a question and a picture together and answers. Does it need the picture? With "
+    "another picture it loses accuracy: {needs-image}.",
+    "Does it look at the picture more for *what* than for *why* questions, as the plan of the "
+    "study expected? {what-why}.",
+    "Is looking the same as needing? The answer is read from one token, [CLS]. Cutting its look at "
+    "the picture costs more than cutting the words' look: {cls-fetches}.",
+    "Which attention heads matter? How sensitive an answer is to a head tells what its removal "
+    "costs: {gradient-predicts}. That its attention to the picture does not tell: "
+    "{attention-blind}.",
+    "Can the model be lighter? A quarter of the heads can be cut for at most one point of "
+    "accuracy: {quarter-free}.",
+)
+VERDICTS = (
+    "**Supported**: the 95 % interval lies beyond what the claim asks. **Contradicted**: it "
+    "lies on the other side. **Undecided**: what it asks is in it. That was fixed before these "
+    "models were measured, as a number or as a rule (*more than random weights*: beyond the "
+    "most extreme of 24 models with random weights). Intervals are for further images and, "
+    "where several models are analysed, further models; *models* says in how many the estimate "
+    "alone is on the claimed side. The intervals are not corrected for the number of claims."
+)
+DRAWINGS = (
+    "The pictures of this run are drawings of a generated data set, and its models are small: "
+    "nothing here is a statement about photographs."
+)
+
+
+class Section(NamedTuple):
+    """One question of the study, as the report shows it."""
+
+    notebook: str  # its number; its claims are the section's
+    question: str
+    figures: tuple[str, ...]  # the first that the run holds is shown
+    reading: str
+    limits: str
+
+
+SECTIONS = (
+    Section(
+        "02", "Does the model need the image?", ("02_accuracy",),
+        "VQA accuracy gives full marks for an answer that at least three of ten people gave (on "
+        "the drawings, ten made-up annotators with realistic disagreement). Each model "
+        "answers with the right picture and with another question's picture, and is held against "
+        "a classifier that sees only the question. The difference is what the picture is worth.",
+        "It does not show which part of a picture was used. Accuracy on held-out questions of one "
+        "data set says little about other kinds of pictures.",
+    ),
+    Section(
+        "03", "Where does it look, layer by layer?", ("03_layers", "03_heads"),
+        "A token's attention is a share: it sums to 100 % over all tokens. Most tokens are patches "
+        "of the picture, so attention spread evenly would already look visual; shares are given as "
+        "points above or below that (dashed in the figure). [CLS] is the token that the answer is "
+        "read from. Models with random weights show what a model that has learnt nothing does.",
+        "A share says where a head reads from. It does not say what the head hands on, nor what "
+        "the answer needs: only taking something away says that. A mean over heads hides heads "
+        "that differ more than layers do.",
+    ),
+    Section(
+        "03b", "Which attention does the answer need?", ("03b_knockout",),
+        "Attention from one group of tokens to another is cut, and the answers that go wrong are "
+        "counted. A row with much attention and no loss is attention that the answer can do "
+        "without. Where a row turns to 0, nothing that comes along these edges later is needed.",
+        "A cut changes what is not cut as well, because the other shares are scaled up. Where a "
+        "cut costs nothing, a second way may stand in for it.",
+    ),
+    Section(
+        "04", "Do question types look differently?", ("04_families", "04_needs", "04_layers"),
+        "Questions are grouped by their first words: what, where, how many and so on. A difference "
+        "between heads counts where it holds in both halves of a type's wordings and where models "
+        "with random weights do not show it. Notebook 04 repeats the comparison of types at equal "
+        "length of the question and number of patches.",
+        "A type is a bundle of wordings, so types differ in their words as well as in what they "
+        "ask. What words and picture contribute depends on how a token is taken away.",
+    ),
+    Section(
+        "05", "What does each head do, and what is lost without it?",
+        ("05_ablation", "05_role_map", "05_roles"),
+        "A head is one of several attention units that work side by side in a layer. It has a "
+        "habit where its score is at least 0.1 and beyond every head of every random model. Its "
+        "cost is the accuracy that is lost when its output is taken out.",
+        "Heads are mostly removed one at a time, so two that stand in for each other both look "
+        "cheap. A habit is read from attention and a cost is not: one need not follow the other.",
+    ),
+    Section(
+        "06", "Can a lighter model answer as well?", ("06_curves",),
+        "Heads go in the order that a score suggests, the least important first; random orders "
+        "show what any removal costs. What is chosen is chosen on one half of the images and "
+        "measured on the other.",
+        "A few shapes were tried out of very many, each trained shortly and once. Speed is a fact "
+        "of one machine and is no claim.",
+    ),
+)  # fmt: skip
 SLIDES = (  # a claim, and the figures that show it: the first that the run holds
     ("needs-image", "02_accuracy"),
     ("stock-noise", "03_noise"),
-    ("text-first", "03_layers"),
+    ("text-first", "03_heads", "03_layers"),
     ("finds-object", "03_hits", "03_words"),
     ("cls-fetches", "03b_knockout", "03_flow"),
     ("what-why", "04_families", "04_layers"),
@@ -43,9 +144,7 @@ SLIDES = (  # a claim, and the figures that show it: the first that the run hold
     ("gradient-predicts", "05_importance"),
     ("order-matters", "06_curves"),
 )
-WIDE = 2.0  # width / height of figures that have their number above, not beside them
-FORBIDDEN = ("script", "style", "iframe", "object", "embed", "link", "meta", "form", "base")
-KEPT = ("href", "src", "alt", "colspan", "rowspan")  # attributes
+WIDE = 1.7  # width / height of figures that have their number above, not beside them
 
 
 def write_pages(study: Study, runs: Sequence[str] = ()) -> list[Path]:
@@ -53,18 +152,25 @@ def write_pages(study: Study, runs: Sequence[str] = ()) -> list[Path]:
 
     runs: names of other runs beside this one. The same run gives the same files.
     """
-    claims = describe_claims(read_claims(study.run_dir))
-    shared = {"title": sections.TITLE, "about": describe_run(study, claims)}
+    claims = describe_claims(study)
+    shared = {"title": TITLE, "about": describe_run(study, claims)}
+    names = [study.run_name, *(name for name in runs if name != study.run_name)]
+    compared = tabulate_runs(compare_claims(find_runs(study, names))) if names[1:] else None
     report = {
-        "hero": load_figure(study, sections.HERO),
-        "sentences": sections.say_sentences(study),
+        "hero": load_figure(study, HERO),
+        "sentences": say_sentences(study),
         "claims": claims.to_dict("records"),
-        "verdicts": sections.VERDICTS,
-        "sections": [load_section(study, claims, section) for section in sections.SECTIONS],
-        "runs": load_runs(study, runs),
-    }
+        "verdicts": VERDICTS,
+        "sections": [
+            section._asdict() | {
+                "claims": claims[claims["notebook"] == section.notebook].to_dict("records"),
+                "figure": load_figure(study, section.figures)}
+            for section in SECTIONS
+        ],
+        "runs": [] if compared is None else compared.to_dict("records"),
+    }  # fmt: skip
     slides = [
-        {"claim": claims.loc[key].to_dict(), "figure": load_figure(study, names)}
+        {"claim": claims.loc[key].to_dict(), "figure": load_figure(study, names, "_slide")}
         for key, *names in SLIDES
     ]
     pages = {
@@ -74,17 +180,32 @@ def write_pages(study: Study, runs: Sequence[str] = ()) -> list[Path]:
     return [write_atomic(study.run_dir / name, page) for name, page in pages.items()]
 
 
-def describe_claims(table: pd.DataFrame) -> pd.DataFrame:
-    """Claims by key, with what the pages say of each: number, models, needs, n, and its look."""
-    rows = [row for _, row in table.iterrows()]
-    table = table.assign(
-        number=[say_estimate(row) for row in rows],
-        models=[say_models(row) for row in rows],
-        needs=[f"{say_threshold(row)} {row['unit']}" for row in rows],
-        n=[say_questions(row) for row in rows],
-        look=table["verdict"].str.replace(" ", "-"),
-    )
+def describe_claims(study: Study) -> pd.DataFrame:
+    """Claims by key, with what the pages say of each, its look, and where a notebook judges it."""
+    table = read_claims(study.run_dir)
+    said = say_claims(table)[["estimate", "asked", "models", "questions"]]
+    said["asked"] += " " + table["unit"]
+    places = find_places(study.root)
+    table = table[["key", "notebook", "claim", "verdict", "n_models"]].join(said)
+    table["look"] = table["verdict"].str.replace(" ", "-")
+    table["place"] = [places.get(key) for key in table["key"]]
     return table.set_index("key", drop=False)
+
+
+def find_places(root: Path) -> dict[str, dict]:
+    """Where the notebooks judge each claim: key -> address of the section, and its number."""
+    places = {}
+    for path in sorted((root / "notebooks").rglob("[0-9a]*_*.ipynb")):
+        heading = ""
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                heading = next(iter(re.findall(r"^##? (.*)", cell.source, re.MULTILINE)), heading)
+                continue
+            page = path.relative_to(root).with_suffix(".html").as_posix()
+            place = {"address": f"{page}#{heading.replace(' ', '-')}", "name": heading.split()[0]}
+            for key in re.findall(r'"([a-z-]+)"', cell.source) if heading else ():
+                places.setdefault(key, place)
+    return places
 
 
 def describe_run(study: Study, claims: pd.DataFrame) -> list[str]:
@@ -92,33 +213,65 @@ def describe_run(study: Study, claims: pd.DataFrame) -> list[str]:
     n_models = claims["n_models"].max()
     models = "" if pd.isna(n_models) else f" · models analysed: {n_models:.0f}"
     line = f"profile {study.profile} · run {study.run_name} · seed {study.seed}{models}"
-    return [line, sections.DRAWINGS] if study.data_root is None else [line]
+    return [line, DRAWINGS] if study.data_root is None else [line]
 
 
-def load_section(study: Study, claims: pd.DataFrame, section: sections.Section) -> dict:
-    """A section as the template shows it."""
-    own = claims[claims["notebook"] == section.notebook].to_dict("records")
-    return section._asdict() | {"claims": own, "figure": load_figure(study, section.figures)}
+def say_sentences(study: Study) -> list[str]:
+    """The five sentences that open the report, as Markdown, with this run's verdicts."""
+    table = read_claims(study.run_dir)
+    said = say_claims(table)
+    number = (", " + said["estimate"]).where(table["estimate"].notna(), "")
+    said = dict(zip(table["key"], said["verdict"] + number, strict=True))
+    return [sentence.format_map(said) for sentence in SENTENCES]
 
 
-def load_figure(study: Study, names: Sequence[str]) -> dict | None:
-    """The first of these figures that the run holds: its bytes as an address, caption, shape."""
-    found = sections.find_figure(study, names)
+def find_figure(study: Study, names: Sequence[str], ending: str = "") -> tuple[Path, str] | None:
+    """The first of these figures that the run holds, and its caption in the notebooks; or None.
+
+    ending: "_slide" prefers it as it was saved for slides.
+    """
+    for name in names:
+        for path in (study.run_dir / "figures" / f"{name}{end}.png" for end in (ending, "")):
+            if path.is_file():
+                return path, find_caption(study.root, name)
+    return None
+
+
+def find_caption(root: Path, name: str) -> str:
+    """The caption under the cell that saves a figure, "Figure 3.1. ..."; "" where there is none."""
+    for path in sorted((root / "notebooks").rglob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        if name not in text:
+            continue
+        for cell, following in pairwise(nbformat.reads(text, as_version=4).cells):
+            found = CAPTION.match(following.source)
+            if cell.cell_type == "code" and f'"{name}"' in cell.source and found:
+                return " ".join(found[1].split())
+    return ""
+
+
+def show_section(study: Study, section: Section) -> None:
+    """Show a section in a notebook: its claims, its figure, how to read it, what it leaves open."""
+    claims = read_claims(study.run_dir)
+    claims = claims[claims["notebook"] == section.notebook]
+    display(Markdown(f"### {section.notebook} · {section.question}\n\n{format_claims(claims)}"))
+    if figure := find_figure(study, section.figures):
+        path, caption = figure
+        display(Image(path.read_bytes(), alt=caption), Markdown(f"*{caption}*"))
+    reading = f"**How to read it.** {section.reading}"
+    display(Markdown(f"{reading}\n\n**What it does not show.** {section.limits}"))
+
+
+def load_figure(study: Study, names: Sequence[str], ending: str = "") -> dict | None:
+    """What `find_figure` finds: its bytes as an address, caption, shape."""
+    found = find_figure(study, names, ending)
     if found is None:
         return None
     path, caption = found
-    with Image.open(path) as image:
+    with PictureFile.open(path) as image:
         wide = image.width > WIDE * image.height
     data = base64.b64encode(path.read_bytes()).decode()
     return {"src": f"data:image/png;base64,{data}", "caption": caption, "wide": wide}
-
-
-def load_runs(study: Study, names: Sequence[str]) -> list[dict]:
-    """This run's claims beside those of others, a dict a claim; [] without others."""
-    names = [study.run_name, *(name for name in names if name != study.run_name)]
-    if len(names) == 1:
-        return []
-    return tabulate_runs(compare_claims(find_runs(study, names))).to_dict("records")
 
 
 def render(template: str, **values: object) -> str:
@@ -135,40 +288,22 @@ def render(template: str, **values: object) -> str:
 
 
 def render_markdown(source: str) -> Markup:
-    """Markdown as safe HTML."""
-    return Markup(clean(markdown2html(source)))
+    """Markdown as safe HTML: its own HTML is text, and no picture or harmful address is fetched.
+
+    Links to a notebook lead to the run's own copy of it.
+    """
+    renderer = IPythonRenderer(escape=True, allow_harmful_protocols=False)
+    page = MarkdownWithMath(renderer=renderer).render(source)
+    page = re.sub(r"<img\b[^>]*>", "", page)
+    page = re.sub(r'href="(?:\.\./)?((?:appendix/)?\w+)\.ipynb', r'href="notebooks/\1.html', page)
+    return Markup(page.strip())
 
 
 def render_line(source: str) -> Markup:
     """A line of Markdown as safe HTML, without the paragraph around it."""
-    paragraph = str(render_markdown(source))
-    return Markup(re.sub(r"^<p>(.*)</p>$", r"\1", paragraph, flags=re.DOTALL))
+    return Markup(re.sub(r"^<p>(.*)</p>$", r"\1", str(render_markdown(source)), flags=re.DOTALL))
 
 
 def render_plain(source: str) -> str:
     """The text of Markdown, for an attribute or a title."""
     return BeautifulSoup(render_markdown(source), "html.parser").get_text().strip()
-
-
-def clean(source: str) -> str:
-    """HTML without what a browser would run or fetch.
-
-    Links lead to the run's own notebooks or to the web, and wide tables can be scrolled.
-    """
-    soup = BeautifulSoup(source, "html.parser")
-    for element in soup.find_all(True):
-        if element.decomposed:
-            continue
-        outside = element.name == "img" and not element.get("src", "").startswith("data:")
-        if element.name in FORBIDDEN or outside or "anchor-link" in element.get("class", []):
-            element.decompose()
-            continue
-        element.attrs = {name: element[name] for name in KEPT if name in element.attrs}
-    for link in soup.find_all("a", href=True):
-        pattern = r"^((?:appendix/)?[\da]\d\w?_\w+)\.ipynb"
-        link["href"] = re.sub(pattern, r"notebooks/\1.html", link["href"])
-        if not re.match(r"https?://|notebooks/[\w/]+\.html", link["href"]):
-            link.unwrap()
-    for table in soup.find_all("table"):
-        table.wrap(soup.new_tag("div", attrs={"class": "table", "tabindex": "0"}))
-    return str(soup).strip()

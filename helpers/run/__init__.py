@@ -7,6 +7,7 @@ MODULES = {
     "describe": "record",  # one line about a run: seed, versions, device
     "show": "record",  # save a figure or a table in the run's folder and display it
     "save_figure": "record",  # a figure into the run's figures/
+    "save_slide": "record",  # a figure as a slide shows it
     "save_table": "record",  # a table into the run's tables/
     "mount_drive": "colab",  # a folder on Google Drive for runs
     "install_missing": "colab",  # what the notebooks need and Colab lacks

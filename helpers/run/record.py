@@ -46,23 +46,39 @@ def save_table(study: Study, name: str, frame: pd.DataFrame, parquet: bool = Fal
     return write_atomic(study.folder("tables") / f"{check_plain_name(name)}.{form}", data)
 
 
-def save_figure(study: Study, name: str, fig: Figure) -> Path:
-    """Write a matplotlib figure to figures/<name>.png of the run, at 110 dots an inch."""
+def save_figure(study: Study, name: str, fig: Figure, dpi: int = 110) -> Path:
+    """Write a matplotlib figure to figures/<name>.png of the run. dpi: dots an inch."""
     png = io.BytesIO()
-    fig.savefig(png, format="png", dpi=110, bbox_inches="tight")
+    fig.savefig(png, format="png", dpi=dpi, bbox_inches="tight")
     return write_atomic(study.folder("figures") / f"{check_plain_name(name)}.png", png.getvalue())
 
 
-def show(study: Study, name: str, thing: Figure | pd.DataFrame, rows: int = 12) -> None:
+def save_slide(study: Study, name: str, fig: Figure) -> Path:
+    """Write a figure as a slide shows it to figures/<name>_slide.png: smaller, without its title.
+
+    Its text keeps its size, so that it is read from the last row. The figure is not to be used
+    again.
+    """
+    fig.suptitle("")
+    fig.set_size_inches(0.62 * fig.get_size_inches())
+    return save_figure(study, f"{name}_slide", fig, dpi=180)
+
+
+def show(
+    study: Study, name: str, thing: Figure | pd.DataFrame, rows: int = 12, slide: bool = False
+) -> None:
     """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
 
     Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places.
+    slide: the slides show this figure, so it is saved for them as well.
     """
     from IPython.display import display
 
     if hasattr(thing, "savefig"):
         save_figure(study, name, thing)
         display(thing)
+        if slide:
+            save_slide(study, name, thing)
     else:
         save_table(study, name, thing)
         display(thing.head(rows).round(2).set_index(thing.columns[0]))

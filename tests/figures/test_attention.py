@@ -258,7 +258,7 @@ def test_means_stand_with_every_model_trained_and_random():
     assert [x for x, _ in dots["random weights"]] == [0.5, 0.1, 0.2]
     np.testing.assert_allclose(axis.containers[0].lines[0].get_xydata(), [[2, 0], [2, 1]])
     np.testing.assert_allclose(read_bars(axis.containers[0], 0), [[0, 4], [1, 3]])
-    assert read_ticks(axis, "y") == ["what\nn = 70", "why\nn = 70"]
+    assert read_ticks(axis, "y") == ["what (n = 70)", "why (n = 70)"]
 
 
 def test_scores_have_a_panel_each_where_there_are_numbers():

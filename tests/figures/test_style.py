@@ -55,7 +55,7 @@ def test_intervals_stand_at_their_estimates_and_end_at_their_bounds(axis, horizo
 
 
 def test_groups_stand_side_by_side_each_with_its_look(axis):
-    rows = [("a\nn = 9", 0, 1.0), ("b", 0, 1.0), ("a\nn = 9", 1, 2.0), ("b", 1, 3.0)]
+    rows = [("a (n = 9)", 0, 1.0), ("b", 0, 1.0), ("a (n = 9)", 1, 2.0), ("b", 1, 3.0)]
     rows = pd.DataFrame(rows, columns=["name", "at", "estimate"]).assign(low=np.nan, high=np.nan)
     looks = {"a": ("red", "s"), "b": ("blue", "o", "--")}
     style.plot_intervals(axis, rows, "at", "name", looks, spread=0.4)

@@ -1,4 +1,6 @@
-"""Claims: what verdict a number gives, and that a run never rewords one."""
+"""Claims: what verdict a number gives, that no run rewords one, several runs side by side."""
+
+import json
 
 import numpy as np
 import pandas as pd
@@ -112,3 +114,65 @@ def test_means_are_judged_where_questions_are_enough(study):
         claims.judge_means(study, "needs-image", few, IMAGES[:21], reason="one question")
         row = claims.read_claims(study.run_dir).set_index("key").loc["needs-image"]
         assert (row["verdict"], row["reason"]) == ("not testable", "one question")
+
+
+def make_run(folder, name, seed, **found):
+    """A run that holds these claims: an estimate each, or why it is not testable."""
+    study = Study.load(run_name=name, seed=seed, runs_root=str(folder))
+    for key, value in found.items():
+        row = {"verdict": "not testable", "reason": value}
+        if not isinstance(value, str):
+            row = {"verdict": "supported", "estimate": value, "low": value - 1, "high": value + 1}
+        path = study.folder("claims") / f"{key.replace('_', '-')}.json"
+        path.write_text(json.dumps(row))
+    record = {"settings": {"seed": seed, "epochs": study.epochs}}
+    (study.run_dir / "run.json").write_text(json.dumps(record))
+    return study
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        make_run(tmp_path, "run0", 0, needs_image=40.0, beats_words=3.0),
+        make_run(tmp_path, "run1", 1, needs_image=50.0, beats_words="no words"),
+        make_run(tmp_path, "run2", 2, needs_image=60.0),
+    ]
+
+
+def test_a_row_is_a_run_and_a_claim_that_some_run_has_judged(runs):
+    table = claims.compare_claims(runs)
+    assert list(table["key"]) == ["needs-image", "beats-words"] * 3
+    assert list(table["seed"]) == [0, 0, 1, 1, 2, 2]
+    image, words = (table[table["key"] == key] for key in ("needs-image", "beats-words"))
+    assert list(image["estimate"]) == [40, 50, 60]
+    assert list(words["verdict"]) == ["supported", "not testable", "not measured yet"]
+
+
+def test_a_claim_is_a_row_and_a_run_a_column(runs):
+    table = claims.tabulate_runs(claims.compare_claims(runs))
+    assert list(table) == ["claim", "run0", "run1", "run2"]
+    assert table["run0"][0] == "supported: 40.0 [39.0, 41.0] points"
+    assert list(table.loc[1, ["run1", "run2"]]) == ["not testable: no words", "not measured yet"]
+
+
+def test_runs_are_found_with_their_own_settings(runs):
+    found = claims.find_runs(runs[0], ["run1", "run2"])
+    assert [(run.run_name, run.seed) for run in found] == [("run1", 1), ("run2", 2)]
+    assert [run.run_dir for run in found] == [runs[1].run_dir, runs[2].run_dir]
+    differences = claims.list_differences(found)
+    assert list(differences) == ["run", "seed"]
+    assert differences.to_dict("list") == {"run": ["run1", "run2"], "seed": [1, 2]}
+
+
+def test_a_setting_that_differs_is_shown(runs):
+    path = runs[1].run_dir / "run.json"
+    path.write_text(json.dumps({"settings": {"seed": 1, "epochs": 7, "an_old_setting": 1}}))
+    differences = claims.list_differences(claims.find_runs(runs[0], ["run0", "run1"]))
+    assert list(differences["epochs"]) == [3, 7]
+
+
+def test_wrong_runs_are_errors(runs):
+    with pytest.raises(ValueError, match=r"'nope' holds no claims .* do: run0, run1, run2"):
+        claims.find_runs(runs[0], ["run0", "nope"])
+    with pytest.raises(ValueError, match="named twice"):
+        claims.find_runs(runs[0], ["run1", "run1"])
