@@ -24,14 +24,13 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from helpers.report.compare import find_runs
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from helpers.report.claims import format_claims, read_claims, say_estimate
+from helpers.report.claims import find_runs, format_claims, read_claims, say_estimate
 from helpers.report.export import CAPTION
 from helpers.run import cache
 from helpers.run.cache import fingerprint, hash_file, write_atomic
