@@ -329,37 +329,28 @@ def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str,
 
 
 def find_pairs(
-    encoded: EncodedQuestions,
-    predictions: Sequence[str],
-    correct: Sequence[bool],
-    wordings: bool = False,
+    encoded: EncodedQuestions, predictions: Sequence[str], correct: Sequence[bool]
 ) -> list[Pair]:
     """Pairs of questions in the same words about different images, with different correct answers.
 
     predictions: the model's answers. correct: whether each counts as correct. A pair's pictures
-    have one shape, so that tokens correspond one to one. wordings: pairs about one image instead,
-    of which one word piece differs. Each image is in one pair at most, so that pairs are
-    independent. Returns rows (source, target), in the order of the data.
+    have one shape, so that tokens correspond one to one. Each image is in one pair at most, so that
+    pairs are independent. Returns rows (source, target), in the order of the data.
     """
     unpaired, pairs, used = defaultdict(list), [], set()
-
-    def correspond(other: int, row: int) -> bool:
-        if wordings:
-            return int((encoded.input_ids[other] != encoded.input_ids[row]).sum()) == 1
-        return encoded.image_of[other] not in used | {encoded.image_of[row]}
-
     for row in np.flatnonzero(correct).tolist():
-        image, ids = encoded.image_of[row], encoded.input_ids[row]
+        image = encoded.image_of[row]
         if image in used:
             continue
-        alike = (image, len(ids)) if wordings else (tuple(ids.tolist()), encoded.sizes[image])
-        for other in unpaired[alike]:
-            if predictions[other] != predictions[row] and correspond(other, row):
+        candidates = unpaired[tuple(encoded.input_ids[row].tolist()), encoded.sizes[image]]
+        for other in candidates:
+            is_new = encoded.image_of[other] not in used | {image}
+            if is_new and predictions[other] != predictions[row]:
                 pairs.append((other, row))
                 used |= {image, encoded.image_of[other]}
                 break
         else:
-            unpaired[alike].append(row)
+            candidates.append(row)
     return pairs
 
 
@@ -409,26 +400,19 @@ def logit_difference(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def measure_patching(
-    study: Study,
-    model: nn.Module,
-    processor: ViltProcessor,
-    data: Dataset,
-    table: AttentionTable,
-    wordings: bool = False,
+    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, table: AttentionTable
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patch each head between pairs of validation questions; once.
 
-    data: the validation questions. table: their attention, with the model's answers. wordings: of
-    `find_pairs`. Of the pairs
+    data: the validation questions. table: their attention, with the model's answers. Of the pairs
     of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs
-    (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz, of
-    wordings in patching_words.
+    (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
     """
 
     def patch(folder: Path) -> None:
         encoded, asked = encode(study, data, processor), table.questions
         correct = (asked["accuracy"] >= 0.5).tolist()
-        pairs = find_pairs(encoded, asked["prediction"].tolist(), correct, wordings)
+        pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
         drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
         pairs = [pairs[number] for number in drawn]
         change, total_change = patch_heads(model, encoded, pairs, study.extract_batch_size)
@@ -436,6 +420,5 @@ def measure_patching(
         np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
 
     inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
-    name = "patching_words" if wordings else "patching"
-    with np.load(measure_once(study, name, patch, **inputs) / "pairs.npz") as arrays:
+    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as arrays:
         return arrays["pairs"], arrays["moved"], arrays["whole"]

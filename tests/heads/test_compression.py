@@ -36,11 +36,6 @@ def test_every_order_leaves_one_head_a_layer(n_layers, n_heads, seed):
     assert orders == compression.sample_orders(n_layers, n_heads, 3, seed)
 
 
-def test_counts_are_even_and_end_with_all():
-    counts = [compression.choose_counts(n, 4) for n in (0, 1, 4, 132)]
-    assert counts == [[], [1], [1, 2, 3, 4], [33, 66, 99, 132]]
-
-
 def test_the_smallest_model_within_the_tolerance_is_selected():
     table = pd.DataFrame(
         [("whole", 100, 0.0), ("a", 90, -0.4), ("b", 60, -1.0), ("c", 40, -1.1), ("d", 60, 2.0)],

@@ -80,19 +80,6 @@ def test_pairs_by_hand():
     assert removal.find_pairs(encoded, answers, [False] * 7) == []
 
 
-def test_pairs_of_wordings_by_hand():
-    """The second question differs in two words, the third in its length, the fourth in one word."""
-    ids = [[1, 5, 6, 2], [1, 7, 8, 2], [1, 5, 2], [1, 5, 9, 2], [1, 5, 9, 2], [1, 5, 6, 2]]
-    encoded = SimpleNamespace(
-        input_ids=[*map(torch.tensor, ids)],
-        image_of=np.array([0, 0, 0, 0, 1, 2]),
-        sizes=[(32, 32)] * 3,
-    )
-    answers = ["red", "blue", "blue", "blue", "blue", "red"]
-    assert removal.find_pairs(encoded, answers, [True] * 6, wordings=True) == [(0, 3)]
-    assert removal.find_pairs(encoded, ["red"] * 6, [True] * 6, wordings=True) == []
-
-
 def test_effects_are_ratios_of_sums():
     change, total_change = np.array([1.0, 3.0, 0.0])[:, None, None], np.array([2.0, 4.0, 10.0])
     effect = removal.patching_effect(change, total_change)

@@ -135,15 +135,6 @@ def test_removed_layers_equal_edited_models(measured, encoded, layer):
     compare_with_edited(measured, encoded, "skip_layer", (layer,), shorter)
 
 
-def test_one_mode_alone_measures_the_same(measured, encoded):
-    model, _, table, _ = measured
-    batch = encoded.collate([encoded[row] for row in (0, 4)])
-    found = removal.removal_measures(model, batch, modes=["zero_head"])
-    assert set(found) == {*removal.list_measures(["zero_head"]), "logits"}
-    np.testing.assert_array_equal(found["zero_answer"], table.zero_answer[[0, 4]])
-    np.testing.assert_allclose(found["zero_probability"], table.zero_probability[[0, 4]], atol=1e-5)
-
-
 def test_effects_by_hand():
     lost = np.zeros((4, 3, 2))
     lost[:, 2, 0] = [100, 60, 0, 0]
@@ -338,19 +329,6 @@ def test_importance_is_the_slope_of_the_loss(vilt, labelled):
             assert measures["importance"][number, layer, head].item() == slope
 
 
-def test_gradients_and_hooks_are_not_left_behind(vilt, labelled):
-    model, batch = vilt[0], labelled.collate([labelled[0], labelled[5]])
-    before = forward_raster(model, batch).logits
-    assert (removal.importance_measures(model, batch)["importance"] > 0).all()
-    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
-    torch.testing.assert_close(forward_raster(model, batch).logits, before)
-
-
-def test_questions_without_labels_are_refused(vilt, encoded):
-    with pytest.raises(ValueError, match="answers="):
-        removal.importance_measures(vilt[0], encoded.collate([encoded[0]]))
-
-
 def test_layers_are_normalised_by_hand():
     importance = effects.normalise_by_layer(np.array([[3, 4], [0, 0], [0, 2]]))
     np.testing.assert_allclose(importance, [[0.6, 0.8], [np.nan, np.nan], [0, 1]])
@@ -366,13 +344,3 @@ def test_measures_are_ranked_by_hand():
     assert correlation["within layers", "up", "mixed"] == pytest.approx(-1)
     assert np.isnan(correlation["all heads", "up", "flat"])
     assert table["n"].tolist() == [6] * 6
-
-
-def test_what_layers_alone_share_is_no_rank_of_heads():
-    """Two measures that rise with the layer correlate; within layers they are unrelated."""
-    rng = np.random.default_rng(0)
-    layers = 10.0 * np.arange(4)[:, None]
-    x, y = layers + rng.random((4, 4)), layers + rng.random((4, 4))
-    table = effects.rank_measures({"x": x, "y": y}, 200).iloc[0]
-    assert table["low"] > 0.5
-    assert table["p"] > 0.05

@@ -1,14 +1,11 @@
 """Roles against heads planted by hand."""
 
-import copy
 import itertools
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +13,7 @@ from small import encode_noise
 
 from helpers.attention import extract
 from helpers.attention.grounding import mask_boxes
-from helpers.attention.image_share import attention_maps, attention_measures
+from helpers.attention.image_share import attention_maps
 from helpers.data import prepare
 from helpers.heads import roles
 from helpers.model.vilt import list_answers
@@ -158,26 +155,6 @@ def test_uniform_attention_scores_zero_in_every_role(shapes):
         np.testing.assert_allclose(values, 0, atol=1e-4)
 
 
-def test_uniform_attention_of_a_real_model_scores_zero(vilt, encoded):
-    model = copy.deepcopy(vilt[0])
-    for layer in model.vilt.encoder.layer:
-        for part in (layer.attention.attention.query, layer.attention.attention.key):
-            torch.nn.init.zeros_(part.weight)
-            torch.nn.init.zeros_(part.bias)
-    for indices, batch in encoded.batches(5):
-        found = {name: values.numpy() for name, values in attention_measures(model, batch).items()}
-        pictures = np.array([encoded.sizes[encoded.image_of[index]] for index in indices])
-        grids, words = pictures // model.config.patch_size, batch["attention_mask"].sum(1) - 2
-        questions = pd.DataFrame({"n_words": words, "n_patches": grids.prod(1)})
-        questions[["grid_rows", "grid_cols"]] = grids
-        scores = roles.score_by_question(SimpleNamespace(questions=questions, **found))
-        del scores["grounding"], scores["sink"]
-        for role, values in scores.items():
-            untold = (words == 1).numpy() & role.startswith("text ")  # a word has no other word
-            np.testing.assert_allclose(values[~untold], 0, atol=1e-4)
-            assert np.isnan(values[untold]).all()
-
-
 def test_scores_by_hand():
     # 5 words, 3 x 4 patches: 20 keys; uniform: words 0.25, patches 0.6, image 0.65, special 0.15
     table = uniform_table([(5, 3, 4)])
@@ -282,14 +259,6 @@ def test_random_heads_score_the_mean_over_their_questions():
     np.testing.assert_allclose(random["text local"][:, 0, 4], [0, 1], atol=1e-5)
     np.testing.assert_allclose(random["grounding"][:, 0, 9], [-1 / 3, 1])
     assert np.isnan(roles.mean_scores([uniform])["grounding"]).all()
-
-
-def test_what_random_heads_do_as_often_is_no_role():
-    """A tenth of the random heads score as high: p is 0.1 for every head."""
-    table, _, facts = planted_tables()
-    scores = score_planted(table, facts, random_heads(*[1.0] * 11, n_models=10))
-    assert not scores["passes"].any()
-    assert (scores["null"] == 1).all()
 
 
 def test_one_role_against_264_random_heads_by_hand():
@@ -408,23 +377,3 @@ def test_what_a_model_was_fine_tuned_from_lies_beside_it(tmp_path):
     assert roles.find_pretrained(as_it_is) is None
     alone = Study.load("phantom", models=(), checkpoint="fresh-small")
     assert roles.find_pretrained(alone) == "fresh-small"
-
-
-@pytest.mark.slow
-def test_the_model_before_is_measured_in_the_precision_of_the_model(study, finetuned, monkeypatch):
-    model, processor, data = finetuned
-    encoded = prepare.encode(study, data["validation"], processor)
-    other = replace(study, run_name="half")
-    for name in ("model", "dataset"):
-        (other.folder() / name).symlink_to(study.run_dir / name)
-
-    def stop(measured, *_):
-        assert measured.dtype == torch.float16
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(extract, "choose_dtype", lambda *_: torch.float16)  # as on a GPU
-    monkeypatch.setattr(extract, "extract_attention", stop)
-    with pytest.raises(KeyboardInterrupt):
-        roles.measure_before_finetuning(other, encoded, list_answers(model))
-    with pytest.raises(KeyboardInterrupt):
-        extract.measure_attention(other, model, encoded)

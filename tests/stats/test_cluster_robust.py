@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats as scipy_stats
 from statsmodels.regression.linear_model import OLS
 
 from helpers.stats import cluster_robust
@@ -65,17 +64,6 @@ def test_degrees_of_freedom_of_one_contrast_from_the_whole_matrix(seed):
     assert df < 13
 
 
-def test_two_equal_groups_of_single_questions_are_the_ordinary_t_test():
-    y = np.random.default_rng(6).normal(size=(24, 1))
-    fit = cluster_robust.fit_columns(y, np.eye(2)[np.arange(24) % 2], np.arange(24))
-    contrast = np.array([1.0, -1])
-    scale, df = cluster_robust.calibrate_contrast(fit, contrast)
-    t = contrast @ fit.coefficients / np.sqrt(contrast @ fit.covariance @ contrast / scale)
-    theirs = scipy_stats.ttest_ind(y[::2], y[1::2])
-    assert t == pytest.approx(theirs.statistic)
-    assert df == pytest.approx(22)
-
-
 def test_a_mean_is_the_regression_on_a_constant_column_by_column():
     rng = np.random.default_rng(7)
     images, values = rng.integers(9, size=40), rng.normal(size=(40, 2))
@@ -89,19 +77,3 @@ def test_a_mean_is_the_regression_on_a_constant_column_by_column():
         assert mean == pytest.approx(column[known].mean())
         assert variance == pytest.approx(one.covariance[0, 0, 0] / scale)
         assert df == pytest.approx(expected)
-
-
-def test_a_mean_with_a_question_an_image_by_hand():
-    # values 1, 2, 6: mean 3, s^2 = (4 + 1 + 9) / 2 = 7, variance of the mean 7 / 3, 2 degrees
-    by_hand = cluster_robust.fit_means(np.array([[1.0], [2], [6]]), np.ones((3, 1)))
-    np.testing.assert_allclose(np.ravel(by_hand), [3, 7 / 3, 2])
-    assert np.isnan(cluster_robust.fit_means(np.ones((1, 1)), np.ones((1, 1)))[1:]).all()
-
-
-def test_a_coefficient_that_hangs_on_one_cluster_gets_no_error_message():
-    design, images = draw_design(8)
-    design[:, 3] = images == 3  # without this image nothing is known of it
-    values = np.random.default_rng(9).normal(size=(len(design), 2))
-    fit = cluster_robust.fit_columns(values, design, images)
-    assert np.isfinite(fit.covariance).all()
-    assert np.isfinite(cluster_robust.calibrate_contrast(fit, np.array([1.0, -1, 0, 0]))).all()

@@ -35,13 +35,6 @@ def test_one_model_is_the_t_interval_over_images():
     assert found.high - found.estimate == pytest.approx(half)
 
 
-def test_identical_models_are_as_one():
-    values, images = np.random.default_rng(1).normal(size=(40, 3)), np.repeat(np.arange(20), 2)
-    several, one = (mean_over_models(np.stack([values] * k), images) for k in (4, 1))
-    np.testing.assert_allclose(several.low, one.low)
-    assert several.low.shape == (3,)
-
-
 def test_a_question_that_one_model_lacks_is_left_out_of_all():
     values = np.array([[1.0, 2, 3, np.nan], [1, 2, 3, 100]])
     found = mean_over_models(values, [0, 1, 2, 2])
@@ -61,16 +54,6 @@ def test_a_difference_of_groups_is_that_of_their_means_with_the_errors_of_a_comp
     pair = pairs[pairs["group_a"].isin(["0", "1"]) & pairs["group_b"].isin(["0", "1"])].iloc[0]
     half = (pair["high"] - pair["low"]) / 2
     assert found.high - found.estimate == pytest.approx(half, rel=0.15)
-
-
-def test_a_difference_rests_on_the_questions_of_its_two_groups_alone():
-    rng = np.random.default_rng(3)
-    values, images = rng.normal(size=(2, 30)), np.repeat(np.arange(15), 2)
-    first, second = np.arange(30) < 7, (np.arange(30) >= 7) & (np.arange(30) < 12)
-    found = difference_over_models(values, first, second, images)
-    assert (found.n, found.n_images) == (12, 6)
-    alone = difference_over_models(values[:, :12], first[:12], second[:12], images[:12])
-    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
 
 
 @pytest.mark.slow
