@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -67,6 +68,20 @@ def test_a_small_validation_file_is_pooled_by_image(make_study):
     assert len(sides[0]) + len(sides[1]) == 60
     assert len(sides[1]) == round(0.4 * 60)
     assert set(data["validation"]["split"]) == {"train", "val"}
+
+
+@pytest.mark.parametrize("clash", ["image_id", "question_id"])
+def test_one_number_in_both_files_is_refused(make_study, phantom_root, tmp_path, clash):
+    """Numbered from 1 in each file, pooled questions would get another's picture."""
+    for split, kind in itertools.product(("train", "val"), FILES):
+        name = FILES[kind][0].format(split)
+        content = json.loads((phantom_root / name).read_text())
+        for number, record in enumerate(content[kind], 1):
+            record[clash] = number
+        (tmp_path / name).write_text(json.dumps(content))
+    study = make_study(data_root=str(tmp_path), min_validation=1000)
+    with pytest.raises(ValueError, match=f"{clash} are in both files, like 1: number them apart"):
+        prepare.prepare_dataset(study)
 
 
 def test_a_broken_picture_is_left_out_until_it_is_mended(make_study, phantom_root, tmp_path):

@@ -37,6 +37,16 @@ def test_tables_and_figures_land_in_the_run(tmp_path):
         save_table(study, "../x", pd.DataFrame())
 
 
+def test_answers_are_read_back_as_they_are(tmp_path):
+    """A CSV file would give some as empty and others as numbers."""
+    study = Study.load(runs_root=tmp_path)
+    answers = pd.DataFrame(
+        {"prediction": ["None", "n/a", "", "NULL", "2", "007", "1,000", "\U0001f600"]}
+    )
+    path = save_table(study, "answers", answers, parquet=True)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), answers)
+
+
 def test_record_run_adds_steps(tmp_path):
     study = Study.load(runs_root=tmp_path, device="cpu")
     record_run(study, steps={"01_setup": 1.5})

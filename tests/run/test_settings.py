@@ -30,6 +30,23 @@ def test_overrides_win_and_none_means_as_in_the_profile():
     assert Study.load("colab", train_per_family="all").train_per_family is None
 
 
+@pytest.mark.parametrize("given", [{"epochs": 2, "seed": 4}, '{"epochs": 2, "seed": 4}'])
+def test_settings_as_a_dict_or_its_json_win(given):
+    study = Study.load("phantom", given, seed=1, runs_root=None)
+    assert (study.epochs, study.seed) == (2, 4)
+
+
+@pytest.mark.parametrize("given", [None, "", {}, "{}"])
+def test_no_settings_may_be_said_in_several_ways(given):
+    assert Study.load("phantom", given) == Study.load("phantom")
+
+
+@pytest.mark.parametrize("given", ["epochs=2", "[2]", "3", "{'epochs': 2}", 5, ["epochs"], "{"])
+def test_settings_that_are_no_dict_are_one_sentence(given):
+    with pytest.raises(ValueError, match=r"^SETTINGS=.*expected a dict such as .*$"):
+        Study.load("phantom", given)
+
+
 def test_texts_and_numpy_numbers_are_converted():
     given = {"epochs": "3", "learning_rate": "1e-4", "seed": np.int64(5), "data_root": Path("a/x"),
              "show_photographs": "true", "download": "0"}  # fmt: skip
