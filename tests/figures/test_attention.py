@@ -9,7 +9,6 @@ from matplotlib.patches import PathPatch
 from PIL import Image
 from reading import is_hollow, read_bars, read_grid, read_texts, read_ticks, render
 
-from helpers.attention.word_classes import CLASSES
 from helpers.data.vqa import FAMILIES
 from helpers.figures import attention
 from helpers.stats.models import ModelMean
@@ -234,12 +233,6 @@ def test_families_of_other_numbers_and_without_intervals(families, n_layers):
     figure = attention.plot_group_layers(table, "family")
     render(figure)
     assert [len(axis.containers) for axis in figure.axes] == [len(families)] * 2
-
-
-def test_every_family_and_class_has_a_look_of_its_own():
-    for names in (FAMILIES, CLASSES):
-        colors, markers = zip(*(attention.GROUP_LOOKS[name] for name in names), strict=True)
-        assert len(set(colors)) == len(set(markers)) == len(names)
 
 
 def make_means(**numbers) -> dict:

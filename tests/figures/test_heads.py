@@ -7,7 +7,6 @@ from PIL import Image
 from reading import read_bars, read_grid, read_texts, read_ticks, render
 
 from helpers.figures import heads as figures
-from helpers.heads.roles import ROLES
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
 
@@ -34,12 +33,6 @@ def make_effects(names=("L0H0", "L0H1"), modes=("zero", "mean")) -> pd.DataFrame
         for f, family in enumerate(("all", "why"))
     ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def test_every_role_has_a_name_and_a_colour_of_its_own():
-    assert set(figures.ROLE_LOOKS) == set(ROLES)
-    names, colors = zip(*figures.ROLE_LOOKS.values(), strict=True)
-    assert len(set(names)) == len(set(colors)) == len(ROLES)
 
 
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (3, 12)])

@@ -1,7 +1,5 @@
 """What many figures share: intervals, forests, lines over layers, grids, maps over a picture."""
 
-import warnings
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -165,22 +163,3 @@ def test_a_map_is_stretched_over_the_whole_picture_with_its_boxes(axis, mode):
     assert {patch.get_bbox().bounds for patch in axis.patches} == {(5, 10, 20, 15)}
     style.plot_map(axis, picture, 0 * weights)  # nothing anywhere
     render(axis.figure)
-
-
-def test_one_legend_names_each_label_once():
-    figure, axes = plt.subplots(1, 2, layout="constrained")
-    for panel in axes:
-        panel.plot([0, 1], label="the same")
-    style.place_legend(figure, axes)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the same"]
-    empty = plt.figure()
-    style.place_legend(empty, [])
-    assert empty.legends == []
-    plt.close("all")
-
-
-def test_titles_with_dollar_signs_are_not_mathematics(axis):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        style.plot_picture(axis, np.zeros((4, 4, 3), np.uint8), r"$\frac{1 and $")
-        render(axis.figure)

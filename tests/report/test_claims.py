@@ -42,9 +42,13 @@ def test_verdicts_by_hand(low, high, relation, threshold, verdict):
     assert claims.judge(low, high, relation, threshold) == verdict
 
 
+def read(study, key):
+    return claims.read_claims(study.run_dir).set_index("key").loc[key]
+
+
 def test_a_claim_counts_the_models_in_which_it_holds(study):
     claims.record_claim(study, "needs-image", mean_of(30, 31, 19, 32, 33))
-    row = claims.read_claims(study.run_dir).set_index("key").loc["needs-image"]
+    row = read(study, "needs-image")
     assert (row["n_models"], row["k_models"]) == (5, 4)
     assert (row["n_questions"], row["n_images"]) == (60, 30)
     assert row["estimate"] == pytest.approx(29)
@@ -57,10 +61,6 @@ def test_what_random_weights_show_as_well_is_no_finding(study):
     claims.record_claim(study, "heads-divide", lone, random=[10, 60])
     assert read(study, "heads-divide")["verdict"] == "contradicted"
     assert read(study, "heads-divide")["threshold"] == 60
-
-
-def read(study, key):
-    return claims.read_claims(study.run_dir).set_index("key").loc[key]
 
 
 def test_untestable_says_why_and_the_rest_is_not_measured_yet(study):
@@ -107,12 +107,12 @@ def test_means_are_judged_where_questions_are_enough(study):
     noise = np.random.default_rng(0).normal(30, 1, (2, 60))
     values = np.where(np.arange(60) < 20, np.nan, noise)
     claims.judge_means(study, "needs-image", values, IMAGES)
-    row = claims.read_claims(study.run_dir).set_index("key").loc["needs-image"]
+    row = read(study, "needs-image")
     assert (row["verdict"], row["n_questions"], row["n_images"]) == ("supported", 40, 20)
     assert row["estimate"] == pytest.approx(noise[:, 20:].mean())
     for few in (None, values[:, :21]):
         claims.judge_means(study, "needs-image", few, IMAGES[:21], reason="one question")
-        row = claims.read_claims(study.run_dir).set_index("key").loc["needs-image"]
+        row = read(study, "needs-image")
         assert (row["verdict"], row["reason"]) == ("not testable", "one question")
 
 
@@ -162,13 +162,6 @@ def test_runs_are_found_with_their_own_settings(runs):
     differences = claims.list_differences(found)
     assert list(differences) == ["run", "seed"]
     assert differences.to_dict("list") == {"run": ["run1", "run2"], "seed": [1, 2]}
-
-
-def test_a_setting_that_differs_is_shown(runs):
-    path = runs[1].run_dir / "run.json"
-    path.write_text(json.dumps({"settings": {"seed": 1, "epochs": 7, "an_old_setting": 1}}))
-    differences = claims.list_differences(claims.find_runs(runs[0], ["run0", "run1"]))
-    assert list(differences["epochs"]) == [3, 7]
 
 
 def test_wrong_runs_are_errors(runs):

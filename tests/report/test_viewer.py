@@ -333,42 +333,6 @@ def test_methods_layers_heads_and_words_draw_what_they_name(page, cards, place):
 
 
 @pytest.mark.browser
-def test_words_by_pointer_and_keyboard(page, cards):
-    from selenium.webdriver import ActionChains
-    from selenium.webdriver.common.keys import Keys
-
-    click_word(page, 1)
-    chips = page.find_elements("css selector", "#words button")
-    mouse = ActionChains(page, duration=0)
-    mouse.move_to_element(chips[3]).perform()  # pointing shows a word, and leaving it does not
-    check_drawn(page, cards[0], "attention", 2, MEAN, 3)
-    mouse.move_to_element(find(page, "h1")).perform()
-    check_drawn(page, cards[0], "attention", 2, MEAN, 1)
-    chips[1].send_keys(Keys.ARROW_RIGHT + Keys.ENTER)
-    page.execute_script("document.activeElement.blur()")
-    assert list_texts(page, "#words [aria-pressed=true]") == ["is"]
-    check_drawn(page, cards[0], "attention", 2, MEAN, 2)
-
-
-@pytest.mark.browser
-def test_the_grid_states_masses_and_chooses_layer_and_head(page, cards):
-    from selenium.webdriver.common.keys import Keys
-
-    click_word(page, 2)
-    masses = cards[0]["maps"]["attention"][:, :, 2].sum((-2, -1))
-    texts = [list_texts(page, f"#grid tbody tr:nth-child({row}) button") for row in (1, 2, 3)]
-    expected = 100 * np.c_[masses, masses.mean(1)]
-    np.testing.assert_allclose(np.array(texts, dtype=float), expected, atol=0.5)
-    find(page, "#grid [data-layer='1'][data-head='0']").click()
-    check_drawn(page, cards[0], "attention", 1, 0, 2)
-    page.switch_to.active_element.send_keys(Keys.ARROW_UP + Keys.ARROW_RIGHT)
-    check_drawn(page, cards[0], "attention", 0, 1, 2)
-    page.switch_to.active_element.send_keys(Keys.ARROW_UP + 2 * Keys.ARROW_RIGHT)  # to the edges
-    check_drawn(page, cards[0], "attention", 0, MEAN, 2)
-    assert len(page.find_elements("css selector", "#grid [tabindex='0']")) == 1  # one stop of tab
-
-
-@pytest.mark.browser
 def test_boxes_and_heatmap_lie_on_the_picture_and_patches_can_be_read(page):
     """The box covers x 40 to 60 of 160 pixels and y 0 to 60 of 120."""
     from selenium.webdriver import ActionChains
@@ -408,20 +372,6 @@ def test_hostile_texts_stay_texts(driver, tmp_path):
         driver.switch_to.alert.accept()
     assert browser.console_errors(driver) == []
     assert browser.list_requests(driver) == []
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [400, 1100])
-def test_it_fits_the_window(driver, tmp_path, width):
-    """Also with twelve heads, a long question and a word without a place to break it."""
-    words = ["[CLS]", *["antidisestablishmentarianism" * 4] * 3, "[SEP]"]
-    cards = [plant_card("What " + "w" * 200, words, heads=12)]
-    browser.open_page(driver, write_page(tmp_path / "page.html", cards, "t" * 100), width)
-    for method in range(len(METHODS)):
-        choose(driver, "method", method)
-        click_word(driver, method)
-        assert browser.page_width(driver) <= width
-    assert browser.console_errors(driver) == []
 
 
 @pytest.mark.browser
