@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering
 
 from helpers.model import finetune, load_vilt, prune_model
@@ -65,6 +67,16 @@ def test_the_notebooks_analyse_a_model_without_training_it(tmp_path, phantom_roo
     claims = read_claims(run).set_index("key")["verdict"]
     assert claims[["habits-inherited", "quarter-free"]].tolist() == ["not testable"] * 2
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("mode", "size"), [("LA", (40, 30)), ("RGBA", (1500, 1000))])
+def test_the_quick_start_looks_at_any_picture(tmp_path, checkpoint, mode, size):
+    photo = tmp_path / "photo.png"
+    Image.new(mode, size).save(photo)
+    given = {"MODEL": checkpoint, "PICTURE": photo, "QUESTION": "what? " * 60}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_here(ROOT / "notebooks" / "00_quickstart.ipynb", {"sys": sys}, **given)
+    assert "image share of L1H0" in printed.getvalue()
 
 
 def test_a_pruned_model_is_taken_where_layers_are_gone_and_refused_where_heads_are(
