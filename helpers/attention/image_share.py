@@ -93,21 +93,16 @@ def mark_function_words(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return members[:, FUNCTION].any(1).to(ids.device)
 
 
-def sink_mass(attention: Tensor, norms: Tensor, sinks: Tensor, others: Tensor) -> Tensor:
-    """Attention that rests on sinks, and the part of it that reads next to nothing there.
-
-    attention: (..., query, key); norms: of the values, (..., 1, key); sinks, others: bool
-    (..., 1, key), the keys that hardly depend on the question (special tokens, function words,
-    punctuation), and all other valid ones. Returns (..., query, 2): the mass on
-    the sinks; and the mass with each sink counted by how much smaller its value is than the mean
-    value of the others, max(0, 1 - norm / mean). The second is 1 where all attention rests on sinks
-    whose values are 0, and 0 where their values are as large as the others'.
-    """
-    return attention @ sink_columns(norms, sinks, others)
-
-
 def sink_columns(norms: Tensor, sinks: Tensor, others: Tensor) -> Tensor:
-    """What each key counts in the two numbers of `sink_mass`: (..., key, 2)."""
+    """Two columns that tell what attention rests on sinks, and what of it reads next to nothing.
+
+    norms: of the values, (..., 1, key); sinks, others: bool (..., 1, key), the keys that hardly
+    depend on the question (special tokens, function words, punctuation), and all other valid ones.
+    Returns (..., key, 2), to be summed with attention (..., query, key): which keys are sinks; and
+    by how much smaller their value is than the mean value of the others, max(0, 1 - norm / mean).
+    The second sum is 1 where all attention rests on sinks whose values are 0, and 0 where their
+    values are as large as the others'.
+    """
     mean = (norms * others).sum(-1, keepdim=True) / others.sum(-1, keepdim=True)
     smaller = (1 - norms / mean.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
     return torch.cat([sinks.expand_as(norms), sinks * smaller], dim=-2).mT
@@ -249,7 +244,7 @@ def attention_split(
     check_heads(model)
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     forward, layers = PackedForward(model, inputs, groups), []
-    fused = groups.device.type != "cpu" if fused is None else fused
+    fused = groups.device.type == "cuda" if fused is None else fused
     marks = forward.pack(groups.mT)[:, None]  # (valid token, 1, 5)
     for layer in forward:
         if fused:
@@ -276,7 +271,7 @@ def attention_measures(
     value_norm (..., 3, 5): as split, each key weighted by `value_norms`, in units of the hidden
         space.
     sink (..., 3, 2): attention on [CLS], [SEP], the image's CLS, function words and punctuation,
-        and the part of it that reads next to nothing, see `sink_mass`.
+        and the part of it that reads next to nothing, see `sink_columns`.
     flow (question, layer, 5, 5): mean over heads of the split, with all KEY_GROUPS as queries.
     rollout (question, 5): what the `rollout` of all layers gives [CLS] from each group.
     logits (question, answer), where the model has them.
@@ -359,7 +354,7 @@ class LayerMeasures:
             "patch_distance": mean_distance(among_patches, self.patch_steps, self.patches),
             "top_patch": top_patch.masked_fill(queries[..., 0].isnan(), -1),
             "value_norm": (queries * token_norms) @ self.keys[:, None],
-            "sink": sink_mass(queries, token_norms, self.sinks, self.others),
+            "sink": queries @ sink_columns(token_norms, self.sinks, self.others),
             "flow": mass.mean(1),
         }
 

@@ -108,7 +108,7 @@ def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None)
     local:          m (1 - d / d0), with d the mean distance to keys of the query's own kind and
                     d0 that of uniform attention over them, the token itself included.
     global:         (m - m0) / (1 - m0), times 0 for d / d0 <= 1/2, rising to 1 for d / d0 >= 1.
-    sink:           as readers, m being the mass on sinks that reads next to nothing (`sink_mass`):
+    sink:           as readers, m being the mass on sinks that reads next to nothing:
                     attention on empty tokens whose values are as large as others' is no sink.
     grounding:      (hit - chance) / (1 - mean chance), the mean of the [CLS] and the words query.
 

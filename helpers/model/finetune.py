@@ -255,6 +255,7 @@ def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) ->
         use_cpu=not on_gpu,
         ddp_find_unused_parameters=False,
         dataloader_num_workers=max(1, min(8, os.cpu_count() // local_processes)) if on_gpu else 0,
+        dataloader_persistent_workers=on_gpu,  # not forked anew for each evaluation
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
         disable_tqdm=True,

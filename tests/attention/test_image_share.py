@@ -22,7 +22,7 @@ from helpers.attention.image_share import (
     mean_distance,
     prepare_batch,
     rollout,
-    sink_mass,
+    sink_columns,
     special_mass,
     token_groups,
     uniform_baseline,
@@ -125,9 +125,9 @@ class TestShares:
         norms = torch.tensor([[0.0, 2, 8, 3, 5, 100]])
         sinks = torch.tensor([[True, True, True, False, False, False]])
         others = torch.tensor([[False, False, False, True, True, False]])
-        found = sink_mass(attention, norms, sinks, others)
+        found = attention @ sink_columns(norms, sinks, others)
         np.testing.assert_allclose(found, [[0.6, 0.3 + 0.1], [0.5, 0.25 + 0.125]], rtol=1e-6)
-        nothing = sink_mass(attention, 0 * norms, sinks, others)
+        nothing = attention @ sink_columns(0 * norms, sinks, others)
         np.testing.assert_allclose(nothing[:, 1], [0.6, 0.5], rtol=1e-6)
 
     def test_baseline_counts_keys(self):
