@@ -15,5 +15,6 @@ __all__ = [
     "knockout",  # what answers lose where attention from one group to another is cut
     "look",  # answer, split and maps of one picture and one question
     "modality",  # what an answer owes to the words and to the image
+    "readout",  # the answer read out after each layer, and what linear probes find there
     "relevance",  # maps that count what heads hand on, and what the answer owes to it
 ]

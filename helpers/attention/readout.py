@@ -2,7 +2,8 @@
 
     read_out(model, batch)                           # logits (question, level, answer)
     table = measure_readout(study, model, marked)    # of a data set: answers and states, once
-    hits = probe(table.cls_state, labels, learns_on) # is a label told rightly? (question, level)
+    hits = probe(table.cls_state, types, learns_on)  # is a label told rightly? (question, level)
+    known = score_levels(table, marked, labels, learns_on)          # both, of all that is asked
     assign_roles(evidence)                           # what each layer does, by a fixed rule
 
 Level 0 is what enters the first layer, level l + 1 the residual stream after layer l. The read-out
@@ -44,8 +45,12 @@ PROBES = {  # what is asked about: the question families whose answer names it
 }
 ROLES = {  # what a layer does: the evidence, each of which has to show it
     "reads the question": ("cut: [CLS], patches <- words", "rise: type of question at [CLS]"),
-    "finds the object": ("cut: patches <- words", "rise: asked about, at patches"),
-    "fetches the answer": ("cut: [CLS] <- image", "rise: answer read out", "rise: answer at [CLS]"),
+    "finds the object": ("cut: patches <- words", "rise: asked about at its patches"),
+    "fetches the answer": (
+        "cut: [CLS] <- image",
+        "rise: answer at read-out",
+        "rise: answer at [CLS]",
+    ),
 }
 
 
@@ -142,53 +147,78 @@ def probe(states: np.ndarray, labels: Sequence, learns_on: np.ndarray) -> np.nda
     return hits
 
 
-def probe_all(
+def score_levels(
     table: AttentionTable,
     encoded: EncodedQuestions,
+    labels: Labels,
     learns_on: np.ndarray,
     shuffle: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """`probe` of all that is asked about: name -> (question, level), from level 0 on.
+    """What is known at each level: name -> (question, level), shares right, NaN where not asked.
 
-    "type of question"; the answers to the families of PROBES, at [CLS] and at the patches of the
-    object asked about; "asked about, at patches": of two objects, which one is asked about? By
-    chance half is right. Where boxes are known, only answers with a box count. encoded: of
-    which the table was measured; learns_on: bool (question,). shuffle: a seed to shuffle labels.
+    "what color at read-out", a family each: VQA accuracy of the answer read out. "type of question
+    at [CLS]", "colour at [CLS]", "colour at its patches", ... (see PROBES): is it told by a `probe`
+    of [CLS], and of the patches of the object asked about? "asked about at its patches": of two
+    objects, which one is asked about? By chance half is right. "answer": all answers together.
+    Where boxes are known, only answers with a box are probed. encoded: of which the table was
+    measured; labels: the answer of each number; learns_on: bool (question,). shuffle: seed of a
+    random order of what the probes are taught and asked.
     """
-    questions = encoded.questions.set_index("question_id").loc[table.questions["question_id"]]
-    family, objects = questions["family"].to_numpy(), table.object_state
-    boxed, rng = np.isfinite(objects[:, 0, 0, 0]), np.random.default_rng(shuffle)
-    answers, labels = questions.get("multiple_choice_answer"), {"type of question": family}
+    rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
+    questions, objects = encoded.questions.iloc[rows], table.object_state
+    family, boxed = questions["family"].to_numpy(), np.isfinite(objects[:, 0, 0, 0])
+    answers, asked = questions.get("multiple_choice_answer"), {"type of question": family}
     for name, families in PROBES.items():
         wanted = np.isin(family, families) & (boxed | ~boxed.any())
-        labels[name] = np.where(wanted, answers, None)
+        asked[name] = np.where(wanted, answers, None)
     swapped = np.zeros(len(family), dtype=bool)
     if shuffle is not None:
-        labels = {name: shuffle_known(each, rng) for name, each in labels.items()}
+        rng = np.random.default_rng(shuffle)
+        asked = {name: shuffle_known(each, rng) for name, each in asked.items()}
         swapped = rng.random(len(family)) < 0.5
-    hits = {f"{name} at [CLS]": probe(table.cls_state, each, learns_on)
-            for name, each in labels.items()}  # fmt: skip
+    read = encoded.score(table.read_answer, rows, labels)
+    known = {"answer at read-out": read} | {
+        f"{name} at read-out": np.where(family[:, None] == name, read, np.nan)
+        for name in dict.fromkeys(family)
+    }
+    for name, each in asked.items():
+        known[f"{name} at [CLS]"] = probe(table.cls_state, each, learns_on)
+    known["answer at [CLS]"] = np.fmax.reduce([known[f"{name} at [CLS]"] for name in PROBES])
     if boxed.any():
         for name in PROBES:
-            hits[f"{name} at its patches"] = probe(objects[:, :, 0], labels[name], learns_on)
+            known[f"{name} at its patches"] = probe(objects[:, :, 0], asked[name], learns_on)
         pair = np.concatenate([objects[:, :, 0], objects[:, :, 1]])
         found = probe(pair, np.concatenate([~swapped, swapped]), np.tile(learns_on, 2))
-        hits["asked about, at patches"] = found.reshape(2, len(family), -1).mean(0)
-    return hits
+        known["asked about at its patches"] = found.reshape(2, len(family), -1).mean(0)
+    return known
 
 
 def shuffle_known(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels in a random order, None where it was."""
-    known = pd.notna(labels)
-    shuffled = labels.astype(object)
+    known, shuffled = pd.notna(labels), labels.astype(object)
     shuffled[known] = rng.permutation(shuffled[known])
     return shuffled
 
 
-def read_accuracy(table: AttentionTable, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:
-    """VQA accuracy of the answers read out: (question, level), in points; NaN without answers."""
-    rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
-    return 100 * encoded.score(table.read_answer, rows, labels)
+def tabulate_known(
+    known: Mapping[str, Sequence[Mapping[str, np.ndarray]]], image_ids: np.ndarray
+) -> pd.DataFrame:
+    """Means over models and questions of what is known, with 95 % intervals for both.
+
+    known: kind of model ("trained", ...) -> `score_levels` of each model; image_ids: (question,).
+    Columns: place ("read-out", "[CLS]", "its patches"), what, model (the kind), level, estimate,
+    low, high, n, n_clusters (images).
+    """
+    parts = []
+    for kind, models in known.items():
+        for name in models[0]:
+            values, (what, place) = np.stack([each[name] for each in models]), name.split(" at ")
+            if np.isfinite(values).any():
+                mean, levels = mean_over_models(values, image_ids, (0, 1)), range(values.shape[2])
+                table = mean.to_table({"level": levels})
+                parts.append(table.assign(place=place, what=what, model=kind))
+    names = ["place", "what", "model", "level", "estimate", "low", "high", "n", "n_clusters"]
+    return pd.concat(parts, ignore_index=True)[names]
 
 
 def assign_roles(

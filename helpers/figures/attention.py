@@ -62,6 +62,10 @@ NEEDS = {  # of `plot_needs`: title, unit
     "image exchanged": ("answer with\nanother image", "points lost"),
     "words removed": ("answer with the\nfirst word only", "points lost"),
 }
+KNOWN = {  # places of `plot_known`
+    "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
+    "its patches": "told by a probe of the object's patches",
+}  # fmt: skip
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
@@ -501,3 +505,33 @@ def plot_needs(table: pd.DataFrame) -> Figure:
     kinds = dict(zip(table["kind"].unique(), ((IMAGE_COLOR, "o"), (GREY, "s")), strict=False))
     look = {"hue": "kind", "looks": kinds, "hollow": "few"}
     return style.draw_forest(table, "family", "", "measure", NEEDS, {"no effect": 0}, **look)
+
+
+@style.styled("What is known where, layer by layer")
+def plot_known(table: pd.DataFrame) -> Figure:
+    """Share right of answers read out and of linear probes by level, a panel a place.
+
+    table: of `readout.tabulate_known`. Bands: 95 %. Grey: random weights and shuffled labels.
+    """
+    table = table.assign(percent=100 * table["estimate"])
+    colors, levels = {"answer": "black"}, range(table["level"].max() + 1)
+    for _, rows in table[table["what"] != "answer"].groupby(table["place"] == "read-out"):
+        colors |= dict(zip(rows["what"].unique(), sns.color_palette("colorblind"), strict=False))
+    figure, panels = style.make_panels(table, "place", 4.2, sharey=True)
+    for axis, place, rows in panels:
+        own = rows[rows["model"] == "trained"]
+        look = {"hue": "what", "style": "what", "palette": colors, "markers": True, "dashes": False}
+        sns.lineplot(own, x="level", y="percent", ax=axis, **look)
+        for what, line in own.groupby("what"):
+            bounds = line["level"], 100 * line["low"], 100 * line["high"]
+            axis.fill_between(*bounds, color=colors[what], alpha=0.12, linewidth=0)
+        for name, dashes in (("random weights", "--"), ("shuffled labels", ":")):
+            look = {"color": GREY, "linestyle": dashes, "linewidth": 1, "label": name}
+            for _, line in rows[rows["model"] == name].groupby("what"):
+                axis.plot(line["level"], line["percent"], zorder=0, **look)
+                look["label"] = None
+        axis.set_xticks(levels, ["in", *(f"L{layer}" for layer in levels[:-1])])
+        axis.set(title=KNOWN[place], xlabel="after layer (in: embeddings)", ylabel="right, %")
+        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+        axis.grid(axis="y")
+    return figure

@@ -15,10 +15,10 @@ from helpers.attention.readout import (
     assign_roles,
     measure_readout,
     probe,
-    probe_all,
-    read_accuracy,
     read_out,
     readout_measures,
+    score_levels,
+    tabulate_known,
 )
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.forward import forward_raster
@@ -67,18 +67,21 @@ def test_states_are_those_of_the_stock_model(model, marked):
 
 def test_answers_read_out_are_scored_over_a_data_set(model, marked, tmp_path):
     table = measure_readout(stub_study(tmp_path), model, marked)
-    accuracy = read_accuracy(table, marked, model.config.id2label)
-    np.testing.assert_allclose(accuracy[:, -1], 100 * table.questions["accuracy"])
+    known = score_levels(table, marked, model.config.id2label, np.arange(12) < 8)
+    accuracy = known["answer at read-out"]
+    np.testing.assert_allclose(accuracy[:, -1], table.questions["accuracy"])
     said = [model.config.id2label[number] for number in table.read_answer[3]]
     given = list(marked.questions["answers"].iloc[3])
-    expected = [100 * vqa_accuracy(answer, given) for answer in said]
+    expected = [vqa_accuracy(answer, given) for answer in said]
     np.testing.assert_allclose(accuracy[3], expected)
-    hits = probe_all(table, marked, np.arange(12) < 8)
-    names = {f"{name} at [CLS]" for name in ("type of question", *PROBES)}
-    names |= {f"{name} at its patches" for name in PROBES} | {"asked about, at patches"}
-    assert set(hits) == names
-    assert hits["type of question at [CLS]"].shape == (12, 5)
-    assert hits["asked about, at patches"].shape == (12, 4)
+    for name in PROBES:
+        assert known[f"{name} at [CLS]"].shape == (12, 5)
+        assert known[f"{name} at its patches"].shape == (12, 4)  # nothing reads the last level
+    means = tabulate_known({"trained": [known, known]}, table.questions["image_id"].to_numpy())
+    row = means.query("place == 'read-out' and what == 'how many' and level == 2").iloc[0]
+    mine = table.questions["family"] == "how many"
+    assert row["estimate"] == pytest.approx(accuracy[mine, 2].mean())
+    assert row["n"] == mine.sum()
 
 
 class TestProbe:
@@ -122,8 +125,8 @@ def test_roles_by_hand():
     images, rng = np.arange(40), np.random.default_rng(0)
     columns = {  # points by layer
         "cut: [CLS], patches <- words": [30, 30, 0], "rise: type of question at [CLS]": [50, 0, 0],
-        "cut: patches <- words": [30, 5, 0], "rise: asked about, at patches": [20, 20],
-        "cut: [CLS] <- image": [0, 20, 20], "rise: answer read out": [20, 20, 5],
+        "cut: patches <- words": [30, 5, 0], "rise: asked about at its patches": [20, 20],
+        "cut: [CLS] <- image": [0, 20, 20], "rise: answer at read-out": [20, 20, 5],
         "rise: answer at [CLS]": [20, 20, 30],
     }  # fmt: skip
     evidence = {}
