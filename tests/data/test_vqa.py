@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -162,20 +162,17 @@ def test_accuracy_of_the_official_cases():
 
 
 @needs_shared
-@pytest.mark.parametrize("rule", ["always_yes", "first_answer", "mca"])
-def test_accuracy_of_the_official_scores(rule):
+def test_accuracy_of_the_official_scores():
     table = read_vqa(SAMPLE, "train").remove_columns("image").to_pandas()
-    answer = {
-        "always_yes": lambda row: "yes",
-        "first_answer": lambda row: row.answers[0],
-        "mca": lambda row: row.multiple_choice_answer,
-    }[rule]
-    rows = table.itertuples()
-    table["score"] = [100 * vqa_accuracy(answer(row), list(row.answers)) for row in rows]
-    official = json.loads((OFFICIAL / "vqav2_sample_train_scores.json").read_text())[rule]
-    assert round(table["score"].mean(), 6) == official["overall"]
-    for column, name in (("question_type", "perQuestionType"), ("answer_type", "perAnswerType")):
-        assert table.groupby(column)["score"].mean().round(6).to_dict() == official[name]
+    official = json.loads((OFFICIAL / "vqav2_sample_train_scores.json").read_text())
+    rules = {"always_yes": ["yes"] * len(table), "mca": table["multiple_choice_answer"],
+             "first_answer": table["answers"].str[0]}  # fmt: skip
+    for rule, answers in rules.items():
+        table["score"] = 100 * score_answers(answers, table["answers"])
+        assert round(table["score"].mean(), 6) == official[rule]["overall"]
+        for column, name in (("question_type", "QuestionType"), ("answer_type", "AnswerType")):
+            means = table.groupby(column)["score"].mean().round(6).to_dict()
+            assert means == official[rule][f"per{name}"]
 
 
 @pytest.mark.parametrize("matches", range(11))
@@ -466,6 +463,7 @@ def make_dataset(rows) -> Dataset:
     return Dataset.from_dict({"image_id": images, "family": families, "question_id": numbers})
 
 
+@settings(max_examples=15)
 @given(ROWS, st.integers(1, 8), st.integers(0, 99))
 def test_stratified_subset(rows, per_family, seed):
     dataset = make_dataset(rows)
@@ -496,7 +494,6 @@ def test_stratified_subset_draws_images_evenly_and_by_seed():
 def test_limits_of_subsets_and_sides():
     dataset = make_dataset([(1, "what"), (1, "what"), (2, "how")])
     assert stratified_subset(dataset, None, 0)["question_id"][:] == [0, 1, 2]
-    assert stratified_subset(dataset, 5, 0)["question_id"][:] == [0, 1, 2]
     with pytest.raises(ValueError, match="per_family=0"):
         stratified_subset(dataset, 0, 0)
     for share in (0, 1, -0.1, 1.5):
@@ -504,6 +501,7 @@ def test_limits_of_subsets_and_sides():
             split_by_image(dataset, share, 0)
 
 
+@settings(max_examples=15)
 @given(ROWS, st.floats(0.01, 0.99), st.integers(0, 99))
 def test_split_by_image(rows, share, seed):
     dataset = make_dataset(rows)
