@@ -4,6 +4,7 @@
 # make test-quick   the tests of at most three seconds; test-plain: all that execute no notebook
 # make test-sample  the notebooks on real VQAv2
 # make gpu    tests and benchmarks on CUDA with what is installed, in under seven minutes
+# make address ADDRESS=https://github.com/you/fork   (into badges and setup cells)
 # Settings are passed on, for example: make run SEED=1 RUN_NAME=second
 #   make run PROFILE=colab DATA_ROOT=path/to/vqav2 CHECKPOINT=data/phantom-vilt
 #   make run RUN_NAME=longer SET="epochs=6 batch_size=32"     (any setting of helpers/run/settings.py)
@@ -89,6 +90,9 @@ bench: $(VENV)/made
 
 gpu:  # builds and downloads nothing
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/bench_gpu.py
+
+address: $(VENV)/made
+	$(BIN)/python -m tools.address $(ADDRESS)
 
 # About an hour on 2 cores; a killed call goes on.
 replicas: $(VENV)/made

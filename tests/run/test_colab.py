@@ -49,11 +49,14 @@ def write_standins(folder, versions):
 
 
 def write_colab(folder):
-    """A `google.colab` whose Drive says where it was mounted."""
+    """A `google.colab` whose Drive is the folder MYDRIVE, and says where it was mounted."""
     package = folder / "google" / "colab"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "drive.py").write_text("def mount(place):\n    print('mounted', place)\n")
+    (package / "drive.py").write_text(
+        "import os\n\ndef mount(place):\n    print('mounted', place)\n"
+        "    if 'MYDRIVE' in os.environ:\n        os.symlink(os.environ['MYDRIVE'], 'drive')\n"
+    )
     return folder
 
 
@@ -104,6 +107,34 @@ def test_a_bare_colab_fetches_the_last_commit_once(tmp_path, fake_colab, publish
     nowhere = redirect_git(tmp_path, "file:///nowhere/at-all")
     assert run_cells(code, content, fake_colab, **nowhere).stdout == expected
     assert (clone / ".git").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "uploaded zip"])
+def test_without_an_address_the_project_comes_from_drive_or_a_zip(tmp_path, fake_colab, kind):
+    content, drive = tmp_path / "content", tmp_path / "cloud" / "MyDrive"
+    project = tmp_path / "made" / "vilt-attention-main"  # as GitHub names what it zips
+    shutil.copytree(ROOT / "helpers", project / "helpers")
+    shutil.copy(ROOT / "requirements.txt", project)
+    content.mkdir()
+    drive.mkdir(parents=True)
+    if kind == "folder":
+        project.rename(drive / "vilt-attention")
+    else:
+        into = content if kind == "uploaded zip" else drive
+        shutil.make_archive(into / project.name, "zip", project.parent, project.name)
+    code = f"{SETUP}\nprint(sys.path[0])"
+    nowhere = redirect_git(tmp_path, "file:///nowhere/at-all")
+    given = {**nowhere, "MYDRIVE": str(drive.parent)}
+    result = run_cells(code, content, fake_colab, **given)
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    place = "drive/MyDrive/vilt-attention"
+    if kind != "folder":
+        place = "vilt-attention/vilt-attention-main"
+    assert lines[-1] == str(content / place)
+    assert ("mounted /content/drive" in lines) == (kind != "uploaded zip")
+    again = run_cells(code, content, fake_colab, **given).stdout.splitlines()
+    assert again == lines[-2:], "it was fetched a second time"
 
 
 @pytest.mark.slow
