@@ -152,9 +152,8 @@ def plot_maps(
     for axis, name in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
     if shared:
-        figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30).set_label(
-            fill(label, 20), fontsize=9
-        )
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30)
+        bar.set_label(fill(label, 20), fontsize=9)
     else:
         figure.supxlabel(label, fontsize=10)
     return style.set_title(figure, title)
@@ -174,10 +173,7 @@ def plot_look(
     above, below = figure.subfigures(2, 1, height_ratios=[3.6, 1.9 * n_rows + 0.4])
     left, right = above.subplots(1, 2, width_ratios=[1, 1.5])
     style.plot_picture(left, picture)
-    layers, heads = (pd.RangeIndex(n) for n in shares.shape)
-    excess = pd.DataFrame(
-        100 * (shares - baseline), "L" + layers.astype(str), "H" + heads.astype(str)
-    )
+    excess = style.name_heads(100 * (shares - baseline))
     drawn = style.plot_grid(right, excess, (-100, 100), style.format_cells(100 * shares))
     right.set_title(f"[CLS] → image, % (uniform attention: {100 * baseline:.0f} %)")
     above.colorbar(drawn, ax=right, label="points above uniform")
@@ -425,10 +421,9 @@ def plot_scores(
     left, right = tabulate_means(within, random_within), tabulate_means(telling, random_telling)
     parts = left.assign(panel="within", nothing=0), right.assign(panel="telling", nothing=0.5)
     table = pd.concat([part for part in parts if len(part)])
-    look = {"baselines": {"nothing": "nothing"}, "dots": True, "label": "mean, 95 %"}
-    return style.draw_forest(
-        table, "label", "", "panel", labels, sharey=False, color=IMAGE_COLOR, **look
-    )
+    look = {"baselines": {"nothing": "nothing"}, "dots": True, "sharey": False}
+    look |= {"color": IMAGE_COLOR, "label": "mean, 95 %"}
+    return style.draw_forest(table, "label", "", "panel", labels, **look)
 
 
 @style.styled("In how many pairs of question types does a head tell the two apart?")
@@ -439,12 +434,10 @@ def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) 
     tested. apart, random: the share in per cent, of each trained and each random-weight model.
     """
     counts = np.sum(separated, axis=0)  # (layer, head, query)
-    n_layers, n_heads, _ = counts.shape
-    names = [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
-    size = (10, max(3.2, 0.5 * n_layers + 1.5))
+    size = (10, max(3.2, 0.5 * len(counts) + 1.5))
     figure, (*grids, right) = plt.subplots(1, 3, figsize=size, width_ratios=(1, 1, 0.8))
     for number, (axis, query) in enumerate(zip(grids, ("[CLS]", "words"), strict=True)):
-        table = pd.DataFrame(counts[..., number], *names)
+        table = style.name_heads(counts[..., number])
         style.plot_grid(axis, table, (0, len(separated)), cmap="cividis")
         axis.set_title(f"{query} query: pairs, of {len(separated)}")
     models = {f"trained\n({len(apart)})": apart, f"random\nweights ({len(random)})": random}

@@ -37,9 +37,7 @@ ORDER_LOOKS = {  # of removal
 }  # fmt: skip
 
 
-@style.styled(
-    "Role scores of every head (0: uniform or chance, 1: the most possible; framed: a role)"
-)
+@style.styled("Role scores (0: uniform or chance, 1: the most possible; framed: the head has it)")
 def plot_role_scores(scores: pd.DataFrame) -> Figure:
     """Every head's score on every role: a grid a role, heads that have the role framed.
 
@@ -64,22 +62,19 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     roles, shape = list(ROLE_LOOKS), (scores["layer"].max() + 1, scores["head"].max() + 1)
     numbers, texts = np.full(shape, np.nan), np.full(shape, "", dtype=object)
     passed = scores[scores["passes"]].sort_values("score", ascending=False, kind="stable")
+    short = passed["role"].map({role: name for role, (name, _) in ROLE_LOOKS.items()})
+    passed["name"] = short.where(passed["reaches_answer"], "(" + short + ")")
     for place, rows in passed.groupby(["layer", "head"]):
         numbers[place] = roles.index(rows["role"].iloc[0])
-        reaches = zip(rows["role"], rows["reaches_answer"], strict=True)
-        names = (
-            ROLE_LOOKS[role][0] if told else f"({ROLE_LOOKS[role][0]})" for role, told in reaches
-        )
-        texts[place] = "\n".join(names)
+        texts[place] = "\n".join(rows["name"])
     figure, axis = plt.subplots(figsize=(max(7.5, 0.8 * shape[1] + 1), 0.75 * shape[0] + 1.9))
     colors = mpl.colors.ListedColormap([color for _, color in ROLE_LOOKS.values()])
-    names = [f"L{i}" for i in range(shape[0])], [f"H{i}" for i in range(shape[1])]
-    cells = pd.DataFrame(numbers, *names)
-    style.plot_grid(axis, cells, (-0.5, len(roles) - 0.5), texts, cmap=colors)
+    limits = (-0.5, len(roles) - 0.5)
+    style.plot_grid(axis, style.name_heads(numbers), limits, texts, cmap=colors)
     axis.patch.set(facecolor="white", hatch=None)
-    shown = [role for role in roles if role in set(passed["role"])]
-    for role in shown:
-        axis.plot([], [], "s", color=ROLE_LOOKS[role][1], label=f"{role} ({ROLE_LOOKS[role][0]})")
+    for role, (name, color) in ROLE_LOOKS.items():
+        if (passed["role"] == role).any():
+            axis.plot([], [], "s", color=color, label=f"{role} ({name})")
     style.place_legend(figure, [axis], ncols=3)
     return figure
 

@@ -285,6 +285,14 @@ def arrange(rows: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFr
     return pd.DataFrame(cells.reshape(len(downwards), -1), downwards, sideways)
 
 
+def name_heads(values: ArrayLike) -> pd.DataFrame:
+    """A grid (layer, head) for `plot_grid`: layers downwards, heads across."""
+    n_layers, n_heads = np.shape(values)
+    return pd.DataFrame(
+        values, [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
+    )
+
+
 def draw_grids(
     table: pd.DataFrame,
     value: str,
