@@ -143,8 +143,7 @@ def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figur
     """
     family = style.name_with_n(costs, "family")
     if across == "family":
-        family = family.str.replace(r" \(n = (.*)\)", r"\nn=\1", regex=True)
-        family = family.str.replace(" ", "\n")
+        family = [name.replace(" (n = ", "\nn=").strip(")").replace(" ", "\n") for name in family]
     costs = costs.assign(family=family, drop=costs["drop"].where(costs["told"].astype(bool)))
     costs["framed"] = costs["significant"] & costs["drop"].notna()
     look = {"label": "accuracy lost, points", "row_height": 0.42 if down == "family" else 0.27}
