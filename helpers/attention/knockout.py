@@ -7,7 +7,8 @@
 Where queries cannot attend to keys, their scores are minus infinity before the softmax, in all
 heads: attention knockout (Geva et al. 2023, "Dissecting recall of factual associations in
 auto-regressive language models"; for vision-language models Zhang et al. 2025, "Cross-modal
-information flow in multimodal large language models").
+information flow in multimodal large language models"). At ViLT-B/32 size all cuts take about 100 s
+a question on one CPU core.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from helpers.attention.extract import (
     AttentionTable,
-    Layout,
     extract_once,
     in_measuring_precision,
     sample_questions,
@@ -106,16 +106,6 @@ def list_spans(n_layers: int) -> list[tuple[int, int]]:
     return sorted({span for span in windows + cumulative if span[1] <= last})
 
 
-def knockout_layout(n_layers: int, n_directions: int) -> Layout:
-    """What `knockout_measures` gives of a question, for `extract_once`."""
-    axes = (n_directions, len(list_spans(n_layers)))
-    return {
-        "probability": ("float32", ()),
-        "cut_answer": ("int16", axes),
-        "cut_probability": ("float32", axes),
-    }
-
-
 @torch.no_grad()
 def knockout_measures(
     model: nn.Module, batch: dict[str, Tensor], directions: Mapping[str, Edges] = DIRECTIONS
@@ -179,7 +169,9 @@ def measure_knockout(
     some = encoded.select(sample_questions(len(encoded), study.knockout_questions, study.seed))
     lower = in_measuring_precision(model, study)
     measure = partial(knockout_measures, directions=directions)
-    layout = knockout_layout(model.config.num_hidden_layers, len(directions))
+    axes = (len(directions), len(list_spans(model.config.num_hidden_layers)))
+    layout = {"probability": ("float32", ()), "cut_answer": ("int16", axes),
+              "cut_probability": ("float32", axes)}  # fmt: skip
     inputs |= {"number": number, **study.settings("seed", "knockout_questions")}
     name = name or f"knockout_{number}"
     return extract_once(study, name, lower, some, measure, layout, **inputs)

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from helpers.attention.extract import (
     AttentionTable,
-    Layout,
     extract_once,
     in_measuring_precision,
     sample_questions,
@@ -90,16 +89,6 @@ def readout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Te
     }  # fmt: skip
 
 
-def readout_layout(model: nn.Module) -> Layout:
-    """What is kept of `readout_measures`, for `extract_once`."""
-    n_levels, size = model.config.num_hidden_layers + 1, model.config.hidden_size
-    return {
-        "read_answer": ("int16", (n_levels,)),
-        "cls_state": ("float32", (n_levels, size)),
-        "object_state": ("float32", ("layer", 2, size)),
-    }
-
-
 def measure_readout(
     study: Study,
     model: nn.Module,
@@ -115,8 +104,11 @@ def measure_readout(
     some = encoded.select(sample_questions(len(encoded), PROBED, study.seed))
     lower, inputs = in_measuring_precision(model, study), {"number": number, **inputs}
     inputs |= study.settings("seed")
-    given = (lower, some, readout_measures, readout_layout(model))
-    return extract_once(study, name or f"readout_{number}", *given, **inputs)
+    n_levels, size = model.config.num_hidden_layers + 1, model.config.hidden_size
+    layout = {"read_answer": ("int16", (n_levels,)), "cls_state": ("float32", (n_levels, size)),
+              "object_state": ("float32", ("layer", 2, size))}  # fmt: skip
+    name = name or f"readout_{number}"
+    return extract_once(study, name, lower, some, readout_measures, layout, **inputs)
 
 
 def probe(states: np.ndarray, labels: Sequence, learns_on: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from helpers.attention.readout import (
     tabulate_known,
 )
 from helpers.data.vqa import vqa_accuracy
+from helpers.figures.attention import plot_known
 from helpers.model.forward import forward_raster
 
 
@@ -82,6 +83,7 @@ def test_answers_read_out_are_scored_over_a_data_set(model, marked, tmp_path):
     mine = table.questions["family"] == "how many"
     assert row["estimate"] == pytest.approx(accuracy[mine, 2].mean())
     assert row["n"] == mine.sum()
+    assert len(plot_known(means).axes) == means["place"].nunique()
 
 
 class TestProbe:
