@@ -56,22 +56,6 @@ def test_a_difference_of_groups_is_that_of_their_means_with_the_errors_of_a_comp
     assert found.high - found.estimate == pytest.approx(half, rel=0.15)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_models", [2, 3, 5, 10])
-@pytest.mark.parametrize("ratio", [0.3, 1, 3])
-def test_intervals_hold_the_truth_as_often_as_they_say(n_models, ratio):
-    """Models and images as random effects; ratio: error over models by that over images."""
-    rng, images, runs = np.random.default_rng([n_models, int(10 * ratio)]), 40, 2000
-    of_models = rng.normal(0, ratio * np.sqrt(n_models / images), (n_models, 1, runs))
-    values = (
-        of_models
-        + rng.normal(size=(images, runs))
-        + 0.3 * rng.normal(size=(n_models, images, runs))
-    )
-    found = mean_over_models(values, np.arange(images))
-    assert 0.92 < np.mean((found.low <= 0) & (found.high >= 0)) < 0.99
-
-
 def test_one_number_a_model_has_a_t_interval_over_models():
     found = mean_of_models([0.9, 0.7, 0.8], 100, 40, limits=(-1, 1))
     half = stats.t.isf(0.025, 2) * 0.1 / np.sqrt(3)
