@@ -294,10 +294,12 @@ def plot_heads_together(pairs: pd.DataFrame, emphasis: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=(1.5, 1))
     grid = pairs.pivot_table("excess", "second", "first", sort=False)
     by_factor = emphasis.pivot_table("estimate", "family", "factor", sort=False)
-    colors = {"cmap": "RdBu_r", "center": 0, "cbar_kws": {"label": "points of accuracy"}}
-    sns.heatmap(grid, ax=left, square=True, **colors)
+    label = {"label": "points of accuracy"}
+    for axis, cells, colors in ((left, grid, "RdBu_r"), (right, by_factor, "RdBu")):
+        most = np.nanmax(np.abs(cells))
+        look = {"vmin": -most, "vmax": most, "cmap": colors, "annot": axis is right, "fmt": ".1f"}
+        sns.heatmap(cells, ax=axis, square=axis is left, cbar_kws=label, **look)
     left.set(title="pair removed: loss beyond the sum of both", xlabel="", ylabel="")
-    sns.heatmap(by_factor, ax=right, annot=True, fmt=".1f", **colors | {"cmap": "RdBu"})
     right.set(title="one head scaled: accuracy gained", ylabel="")
     right.set_xlabel("factor of the head's output (0: removed)")
     return figure

@@ -95,6 +95,15 @@ def test_ablation_draws_what_each_head_costs_each_family():
         assert frames == [(0, 1), (1, 1)]
 
 
+def test_heads_together_draw_every_pair_and_factor():
+    pairs = pd.DataFrame({"first": ["L0H0", "L0H0", "L0H1"], "second": ["L0H1", "L0H2", "L0H2"],
+                          "excess": [1.0, 2, -3]})  # fmt: skip
+    emphasis = pd.DataFrame({"family": ["all"] * 2, "factor": [0.0, 2], "estimate": [-5.0, 1]})
+    left, right, *_ = figures.plot_heads_together(pairs, emphasis).axes
+    assert np.nansum(left.collections[0].get_array()) == 0
+    assert right.collections[0].get_array().ravel().tolist() == [-5, 1]
+
+
 def test_ablation_of_many_heads_shows_those_that_matter_most():
     names = [f"L0H{i}" for i in range(30)]
     figure = figures.plot_ablation(make_effects(names, modes=("zero",)))

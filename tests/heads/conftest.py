@@ -9,7 +9,8 @@ from helpers.model import finetune
 
 @pytest.fixture(scope="package")
 def study(tmp_path_factory, phantom_root):
-    sizes = {"shard_size": 12, "extract_batch_size": 8, "ablation_questions": 28}
+    sizes = {"shard_size": 12, "extract_batch_size": 8, "ablation_questions": 28, "joint_sets": 6,
+             "joint_questions": 8}  # fmt: skip
     return train_small(phantom_root, tmp_path_factory.mktemp("runs"), **sizes)
 
 
