@@ -197,7 +197,8 @@ def fetch_checkpoint(repo: str, revision: str) -> Path:
     """Fetch a checkpoint: `fetch_checkpoint("dandelin/vilt-b32-mlm", "refs/pr/4")` is its folder.
 
     revision: a branch, a commit or a pull request. Only .json, .txt and .safetensors files come
-    into the Hugging Face cache. Where the hub is out of reach, a whole snapshot there serves.
+    into the Hugging Face cache. Where the hub is out of reach, a whole snapshot there serves; where
+    main has none, the pull request of the hub's own converter does.
     Raises OSError in one sentence, FileNotFoundError where something does not exist.
     """
     fetch = partial(snapshot_download, repo, revision=revision, **FILES)
@@ -211,9 +212,13 @@ def fetch_checkpoint(repo: str, revision: str) -> Path:
         except Exception:
             raise explain_failure(error, repo, revision) from None
         logger.info("%s at %s comes from the cache: %s", repo, revision, shorten(error))
-    if not holds_weights(list_names(folder)):
-        raise FileNotFoundError(explain_no_safetensors(repo, revision))
-    return folder
+    if holds_weights(list_names(folder)):
+        return folder
+    other, by_stranger = find_revision(repo, revision)
+    if revision == "main" and (other or "").startswith("refs/pr/") and not by_stranger:
+        logger.info("%s has safetensors at %s, made by the hub's own converter", repo, other)
+        return fetch_checkpoint(repo, other)
+    raise FileNotFoundError(explain_no_safetensors(repo, revision, other, by_stranger))
 
 
 def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
@@ -240,10 +245,9 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
     return OSError(f"{repo} cannot be fetched from {hub} ({shorten(error)}), and {lack}.")
 
 
-def explain_no_safetensors(repo: str, revision: str) -> str:
+def explain_no_safetensors(repo: str, revision: str, other: str | None, by_stranger: bool) -> str:
     """One sentence that says where else a repository has safetensors, or how to make them."""
     lack = f"{repo} has no safetensors weights at {revision!r}; pickled weights are never loaded"
-    other, by_stranger = find_revision(repo, revision)
     if other is None:
         return f"{lack}: {CONVERT}."
     note = " (not made by the hub's own converter: see whose it is)" if by_stranger else ""
