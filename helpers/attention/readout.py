@@ -221,7 +221,8 @@ def assign_roles(
     evidence: name -> points (model, question, layer) that are lost with edges cut in the layer, or
     gained across it, and image_ids (question,). A piece says yes where its 95 % interval over
     models and images lies above `least` points, no where it lies below, else it is undecided. A
-    layer has the role where all say yes, and has it not where one says no.
+    layer has the role where all say yes, and has it not where one says no; a missing piece leaves
+    it undecided.
     Columns: role, layer, evidence, estimate, low, high, n, n_clusters, says, has_role.
     """
     parts = []
@@ -234,8 +235,10 @@ def assign_roles(
     table = pd.concat(parts, ignore_index=True)
     sure = [table["low"] > least, table["high"] <= least]
     table["says"] = np.select(sure, ["yes", "no"], "undecided")
-    rank = table["says"].map({"no": 0, "undecided": 1, "yes": 2})
-    least_sure = rank.groupby([table["role"], table["layer"]]).transform("min")
-    table["has_role"] = least_sure.map({0: "no", 1: "undecided", 2: "yes"})
+    said = table.groupby(["role", "layer"])["says"]
+    complete = said.transform("size") == table["role"].map(ROLES).map(len)
+    against = said.transform(lambda says: (says == "no").any()).astype(bool)
+    unanimous = said.transform(lambda says: (says == "yes").all()).astype(bool)
+    table["has_role"] = np.select([against, unanimous & complete], ["no", "yes"], "undecided")
     names = ["role", "layer", "evidence", "estimate", "low", "high", "n", "n_clusters"]
     return table[[*names, "says", "has_role"]]

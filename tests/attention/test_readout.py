@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from small import stub_study
@@ -64,6 +63,14 @@ def test_states_are_those_of_the_stock_model(model, marked):
             expected = states[place, [n_text + 1 + patch for patch in patches]]
             state = found["object_state"][place, layer]
             torch.testing.assert_close(state, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_without_boxes_no_patch_is_marked(model, encoded, marked):
+    none = copy.copy(encoded)
+    none.questions = marked.questions.drop(columns="known").assign(boxes=[[]] * 12)
+    for questions in (encoded, none):
+        ((_, batch),) = MarkedQuestions(questions, model.config.patch_size).batches(12)
+        assert not batch["objects"].any()
 
 
 def test_answers_read_out_are_scored_over_a_data_set(model, marked, tmp_path):
@@ -141,4 +148,6 @@ def test_roles_by_hand():
     assert roles["finds the object"].tolist() == ["yes", "undecided", "no"]
     assert roles["fetches the answer"].tolist() == ["no", "yes", "undecided"]
     assert set(table["evidence"]) == {name for names in ROLES.values() for name in names}
-    assert isinstance(table, pd.DataFrame)
+    del evidence["cut: patches <- words"]  # a layer cannot have a role on half of the evidence
+    rest = assign_roles(evidence).query("role == 'finds the object'")
+    assert set(rest["has_role"]) == {"undecided"}
