@@ -2,13 +2,13 @@
 
 python benchmarks/bench_extract.py                                a batch, and a generated data set
 python benchmarks/bench_extract.py --data-root FOLDER             the photographs there
-python benchmarks/bench_extract.py --device cuda --dtype fp16 --batch-size 64
 
-One batch of mixed COCO sizes, the variants in turn: (a) the stock forward without attentions; (b)
-the stock forward with output_attentions=True, reduced to the split; (c) ours: split and entropy,
-and all measures. Then a data set: ours against the tutorials' way, processor and stock forward
-one question at a time. Weights are random ("fresh-b32"): time does not depend on them. Medians
-and ratios within a round, so that other work on the machine disturbs them little.
+On a CPU; bench_gpu.py is for a GPU. One batch of mixed COCO sizes, the variants in turn: (a) the
+stock forward without attentions; (b) the stock forward with output_attentions=True, reduced to the
+split; (c) ours: split, and all measures. Then a data set: ours against the tutorials' way,
+processor and stock forward one question at a time. Weights are random ("fresh-b32"): time does not
+depend on them. Medians and ratios within a round, so that other work on the machine disturbs them
+little.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from batches import DTYPES, make_batch, reduce_stock
+from batches import make_batch, reduce_stock
 from datasets import Dataset, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -41,16 +41,12 @@ from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
 
 
-def measure_memory(name: str, n: int, device: str, dtype: torch.dtype, threads: int) -> float:
+def measure_memory(name: str, n: int, threads: int) -> float:
     """What a variant adds at its peak to the loaded model, in MB, in a process of its own."""
     torch.set_num_threads(threads)
-    model = load_vilt("fresh-b32")[0].to(device, dtype)
-    run = list_variants(model, make_batch(n, device, dtype))[name]
+    model = load_vilt("fresh-b32")[0]
+    run = list_variants(model, make_batch(n, "cpu", torch.float32))[name]
     with torch.no_grad():
-        if device == "cuda":
-            before = torch.cuda.memory_allocated()
-            run()
-            return (torch.cuda.max_memory_allocated() - before) / 1e6
         # Linux: forget the peak so far, which was loading
         Path("/proc/self/clear_refs").write_text("5")
         before = read_status("VmRSS")
@@ -64,10 +60,10 @@ def read_status(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
-def measure_rate(device: str, dtype: torch.dtype) -> float:
+def measure_rate() -> float:
     """The machine's rate of matrix products at ViLT-B/32's largest layer, in FLOP a second."""
-    tokens = torch.randn(1832, 768, device=device, dtype=dtype)
-    layer = torch.nn.Linear(768, 3072, device=device, dtype=dtype)
+    tokens = torch.randn(1832, 768)
+    layer = torch.nn.Linear(768, 3072)
     runs = [time_run(lambda: [layer(tokens) for _ in range(10)]) for _ in range(6)]
     return 10 * 2 * 1832 * 768 * 3072 / min(runs[1:])
 
@@ -89,9 +85,9 @@ def list_variants(model, batch: dict[str, Tensor]) -> dict[str, Callable]:
     }
 
 
-def bench_batch(model, n: int, rounds: int, device: str, dtype: torch.dtype) -> None:
+def bench_batch(model, n: int, rounds: int) -> None:
     """(a), (b) and (c) on one batch: seconds, ratios within a round, added memory, operations."""
-    batch = make_batch(n, device, dtype)
+    batch = make_batch(n, "cpu", torch.float32)
     variants = list_variants(model, batch)
     turns = [{name: time_run(run) for name, run in variants.items()} for _ in range(rounds + 1)][1:]
     fresh = {
@@ -100,13 +96,13 @@ def bench_batch(model, n: int, rounds: int, device: str, dtype: torch.dtype) -> 
         "max_workers": 1,
     }
     with ProcessPoolExecutor(**fresh) as pool:
-        settings = (n, device, dtype, torch.get_num_threads())
+        settings = (n, torch.get_num_threads())
         added = {name: pool.submit(measure_memory, name, *settings).result() for name in variants}
-    rate, (stock, usual, *_) = measure_rate(device, dtype), variants
+    rate, (stock, usual, *_) = measure_rate(), variants
     shape = (
         f"{tuple(batch['pixel_values'].shape)} pixels, {batch['input_ids'].shape[1]} tokens of text"
     )
-    print(f"batch {shape}; {device}, {dtype}, {torch.get_num_threads()} threads, {rounds} rounds")
+    print(f"batch {shape}; {torch.get_num_threads()} threads, {rounds} rounds")
     print(f"matrix products here: {rate / 1e9:.0f} GFLOP/s (1832 x 768 by 768 x 3072)")
     for name, run in variants.items():
         seconds = statistics.median(turn[name] for turn in turns)
@@ -143,9 +139,7 @@ def make_questions(folder: Path, n_images: int, per_image: int) -> Dataset:
     return Dataset.from_list(rows).cast_column("image", ImageFeature())
 
 
-def bench_data(
-    model, processor, dataset: Dataset, folder: Path, batch_size: int, device: str
-) -> None:
+def bench_data(model, processor, dataset: Dataset, folder: Path, batch_size: int) -> None:
     """A whole data set: ours from prepared pictures, the tutorials' one question at a time."""
     words = sorted(
         {word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()}
@@ -160,13 +154,10 @@ def bench_data(
     prepared = time.perf_counter() - start
     ours = time_run(lambda: extract_attention(model, encoded, folder / "shards", batch_size, 1024))
     some = dataset.select(range(0, len(dataset), max(1, len(dataset) // 24)))
-    dtype = next(model.parameters()).dtype
 
     def follow_tutorials():
         for row in some:
-            inputs = processor(
-                row["image"].convert("RGB"), row["question"], return_tensors="pt"
-            ).to(device, dtype)
+            inputs = processor(row["image"].convert("RGB"), row["question"], return_tensors="pt")
             reduce_stock(model, inputs)
 
     theirs = time_run(follow_tutorials) / len(some)
@@ -197,22 +188,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, processor = load_vilt("fresh-b32")
-    dtype, device = DTYPES[options.dtype], options.device
-    model.to(device, dtype)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        bench_batch(model, options.batch_size, options.rounds, device, dtype)
+        bench_batch(model, options.batch_size, options.rounds)
         if options.data_root:
             dataset = concatenate_datasets(
                 [read_vqa(options.data_root, split) for split in ("train", "val")]
             )
         else:
             dataset = make_questions(Path(folder), n_images=24, per_image=4)
-        bench_data(model, processor, dataset, Path(folder), options.batch_size, device)
+        bench_data(model, processor, dataset, Path(folder), options.batch_size)
 
 
 if __name__ == "__main__":
