@@ -24,6 +24,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in ("finetune", "timing"):
+        return importlib.import_module(f"helpers.model.{name}")
     if name in ("load_finetuned", "predict"):
         return getattr(importlib.import_module("helpers.model.finetune"), name)
     raise AttributeError(f"helpers.model has no {name}")
