@@ -1,6 +1,8 @@
 """The shape of the helpers: a room imports only rooms above it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,10 @@ def test_a_room_imports_only_rooms_above_it(room):
         assert not [name for name in names if name[0] == "tools"], (
             f"{path.name} imports a command line"
         )
+
+
+def test_a_fresh_process_finds_every_name_behind_the_model_rooms_door():
+    """Other tests import modules one by one, which hides what the door alone does not open."""
+    code = "from helpers import model; [getattr(model, name) for name in model.__all__]"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

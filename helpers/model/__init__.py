@@ -28,4 +28,6 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"helpers.model.{name}")
     if name in ("load_finetuned", "predict"):
         return getattr(importlib.import_module("helpers.model.finetune"), name)
+    if name in ("finetune", "timing"):
+        return importlib.import_module(f"helpers.model.{name}")
     raise AttributeError(f"helpers.model has no {name}")
