@@ -49,14 +49,11 @@ def write_standins(folder, versions):
 
 
 def write_colab(folder):
-    """A `google.colab` whose Drive is the folder MYDRIVE, and says where it was mounted."""
+    """A `google.colab` whose Drive says where it was mounted."""
     package = folder / "google" / "colab"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "drive.py").write_text(
-        "import os\n\ndef mount(place):\n    print('mounted', place)\n"
-        "    if 'MYDRIVE' in os.environ:\n        os.symlink(os.environ['MYDRIVE'], 'drive')\n"
-    )
+    (package / "drive.py").write_text("def mount(place):\n    print('mounted', place)\n")
     return folder
 
 
@@ -109,32 +106,22 @@ def test_a_bare_colab_fetches_the_last_commit_once(tmp_path, fake_colab, publish
     assert (clone / ".git").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "uploaded zip"])
-def test_without_an_address_the_project_comes_from_drive_or_a_zip(tmp_path, fake_colab, kind):
-    content, drive = tmp_path / "content", tmp_path / "cloud" / "MyDrive"
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_without_an_address_the_project_comes_from_drive_or_a_zip(tmp_path, fake_colab, is_zip):
+    content = tmp_path / "content"
     project = tmp_path / "made" / "vilt-attention-main"  # as GitHub names what it zips
     shutil.copytree(ROOT / "helpers", project / "helpers")
     shutil.copy(ROOT / "requirements.txt", project)
     content.mkdir()
-    drive.mkdir(parents=True)
-    if kind == "folder":
-        project.rename(drive / "vilt-attention")
-    else:
-        into = content if kind == "uploaded zip" else drive
-        shutil.make_archive(into / project.name, "zip", project.parent, project.name)
-    code = f"{SETUP}\nprint(sys.path[0])"
+    place = content if is_zip else content / "drive" / "MyDrive"
+    if is_zip:
+        shutil.make_archive(content / project.name, "zip", project.parent, project.name)
+    else:  # mounted by hand
+        shutil.copytree(project, place / project.name)
     nowhere = redirect_git(tmp_path, "file:///nowhere/at-all")
-    given = {**nowhere, "MYDRIVE": str(drive.parent)}
-    result = run_cells(code, content, fake_colab, **given)
+    result = run_cells(f"{SETUP}\nprint(sys.path[0])", content, fake_colab, **nowhere)
     assert result.stderr == ""
-    lines = result.stdout.splitlines()
-    place = "drive/MyDrive/vilt-attention"
-    if kind != "folder":
-        place = "vilt-attention/vilt-attention-main"
-    assert lines[-1] == str(content / place)
-    assert ("mounted /content/drive" in lines) == (kind != "uploaded zip")
-    again = run_cells(code, content, fake_colab, **given).stdout.splitlines()
-    assert again == lines[-2:], "it was fetched a second time"
+    assert result.stdout.splitlines()[-1] == str(place / project.name)
 
 
 @pytest.mark.slow
@@ -163,11 +150,11 @@ def test_a_failing_fetch_says_why(tmp_path, fake_colab):
     assert "helpers/run/colab.py" in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/appendix", "../beside", "../stale"])
+@pytest.mark.parametrize("start", [".", "notebooks", "notebooks/appendix", ".."])
 def test_outside_colab_the_cell_only_finds_the_root(tmp_path, start):
     """No git, no pip, no word; and another project's `helpers` is out of the way."""
     project, stale = tmp_path / "vilt-attention", tmp_path / "stale"
-    for folder in (project / "notebooks" / "appendix", tmp_path / "beside", stale / "helpers"):
+    for folder in (project / "notebooks" / "appendix", stale / "helpers"):
         folder.mkdir(parents=True)
     (project / "helpers").symlink_to(ROOT / "helpers")
     (stale / "helpers" / "__init__.py").touch()
