@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
+from PIL import Image
 from torch import nn
 from transformers import (
     EarlyStoppingCallback,
@@ -109,10 +110,29 @@ def refuse_uneven(
 
 
 def check_models(study: Study) -> None:
-    """Load each model that a study trains or analyses: one that does not fit is refused at once."""
-    load_checkpoint(study, ["any"])
-    for number in range(len(study.models)):
-        load_finetuned(study, number)
+    """Load each model that a study trains or analyses: one that does not fit is refused at once.
+
+    Questions are encoded once for all, so ValueError where processors encode otherwise.
+    """
+    _, expected = load_checkpoint(study, ["any"])
+    for number, name in enumerate(study.models):
+        _, processor = load_finetuned(study, number)
+        if not encode_alike(expected, processor):
+            raise ValueError(
+                f"{name} knows other words or picture sizes than {study.checkpoint}: analyse it in "
+                "a run of its own, as checkpoint with finetune=False."
+            )
+
+
+def encode_alike(processor: ViltProcessor, other: ViltProcessor) -> bool:
+    """Do two processors give the same tokens, and the same pixels of a picture?"""
+    picture = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
+    pixels = [
+        each.image_processor(picture, return_tensors="np")["pixel_values"]
+        for each in (processor, other)
+    ]
+    words = processor.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return words and np.array_equal(*pixels)
 
 
 def say_origin(study: Study) -> str:

@@ -91,3 +91,13 @@ def test_a_pruned_model_is_taken_where_layers_are_gone_and_refused_where_heads_a
         chosen = {"checkpoint": str(tmp_path / "heads")} | given
         with pytest.raises(ValueError, match="has 1 to 2 heads in its layers: analyse the model"):
             finetune.check_models(Study.load(**chosen))
+
+
+def test_models_that_encode_otherwise_are_refused(tmp_path, checkpoint):
+    model, processor = load_vilt(checkpoint)
+    processor.image_processor.size = {"shortest_edge": 96}
+    model.save_pretrained(tmp_path / "larger")
+    processor.save_pretrained(tmp_path / "larger")
+    given = {"checkpoint": str(checkpoint), "models": (str(checkpoint), str(tmp_path / "larger"))}
+    with pytest.raises(ValueError, match="larger knows other words or picture sizes than"):
+        finetune.check_models(Study.load(**given))
