@@ -236,25 +236,3 @@ def test_an_image_that_is_gone_later_is_named(far_study, served, tmp_path, monke
     served.script(gone, always=answer(404))
     with pytest.raises(FileNotFoundError, match=f"1 of .* are no longer served, like {gone}"):
         prepare.load_pictures(study, load_vilt("fresh-small")[1])
-
-
-def test_the_zips_may_go_once_they_are_unpacked(far_study, tmp_path):
-    folder = prepare.prepare_dataset(far_study())
-    before = (folder / "made.json").read_text()
-    for zipped in (tmp_path / "far").glob("*.zip"):
-        zipped.unlink()
-    prepare.prepare_dataset(far_study())
-    assert (folder / "made.json").read_text() == before
-
-
-def test_studies_of_the_same_images_share_their_pictures(far_study, tmp_path, monkeypatch):
-    """Another seed of a study of all questions resizes nothing again; another subset does."""
-    monkeypatch.setattr(Study, "root", tmp_path / "machine")
-    processor = load_vilt("fresh-small")[1]
-    folders = []
-    for number, settings in enumerate(({"seed": 1}, {"seed": 2}, {"train_per_family": 2})):
-        whole = {"train_per_family": "all", "validation_per_family": "all"}
-        study = far_study(run_name=f"run{number}", **{**whole, **settings})
-        prepare.prepare_dataset(study)
-        folders.append(prepare.load_pictures(study, processor).folder)
-    assert folders[0] == folders[1] != folders[2]

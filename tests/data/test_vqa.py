@@ -80,14 +80,10 @@ def write_image(root: Path, image_id: int) -> Path:
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("What color is the cat?", "what color is the"), ("What color is it?", "what color is"),
-        ("What colors are there?", "what"), ("What color?", "what color"),
+        ("What color is it?", "what color is"), ("What colors are there?", "what"),
         ("What's this?", "none of the above"),  # punctuation stays: "what's" is another word
-        ("How many people are in the picture?", "how many people are in"),
         ("How many people can you see?", "how many"), ("IS   this\tan apple ?", "is this an"),
-        ("Is that a cat?", "is that a"), ("Is that cat red?", "is"),
-        ("What is this?", "what is this"), ("What is this", "what is this"), ("Which", "which"),
-        ("Where?", "none of the above"), ("", "none of the above"), ("?", "none of the above"),
+        ("Which", "which"), ("Where?", "none of the above"), ("", "none of the above"),
     ],
 )  # fmt: skip
 def test_question_type(question, expected):
@@ -329,13 +325,9 @@ def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content):
     [
         ("questions", "question_id", None), ("questions", "image_id", "7"),
         ("questions", "question_id", 10**19), ("questions", "image_id", -1),
-        ("questions", "question", 3), ("questions", "question", "half an emoji: \ud83d"),
-        ("annotations", "question_id", True), ("annotations", "question_type", None),
-        ("annotations", "question_type", "what colour"), ("annotations", "image_id", None),
-        ("annotations", "answers", "yes"), ("annotations", "answer_type", None),
-        ("annotations", "multiple_choice_answer", None),
-        *(("annotations", "answers", [answer]) for answer in (None, {}, {"answer": None}, "yes")),
-        ("annotations", "answers", [{"answer": "\ude00"}]),
+        ("questions", "question", "half an emoji: \ud83d"), ("annotations", "question_id", True),
+        ("annotations", "question_type", "what colour"), ("annotations", "answer_type", None),
+        *(("annotations", "answers", given) for given in ("yes", [{}], [{"answer": "\ude00"}])),
     ],
 )  # fmt: skip
 def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, value):
@@ -399,8 +391,10 @@ def test_one_warning_a_kind_counts_what_is_left_out(tmp_path):
 # Images
 
 
-def test_check_images_measures_sound_ones(tmp_path, records):
+def test_check_images_measures_sound_ones_and_fails_without_any(tmp_path, records):
     root = write_files(tmp_path, *records)
+    with pytest.raises(ValueError, match=r"000000000007\.jpg: neither this nor any other"):
+        check_images(read_vqa(root, "train"))
     write_image(root, 7), write_image(root, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -428,26 +422,6 @@ def test_check_images_leaves_out_broken_ones(tmp_path, records, damage):
     problem = {"missing": "missing", "folder": "missing", "thin": "thin"}.get(damage, "unreadable")
     assert re.match(rf"{broken}: 2 .*{problem} .*7000, 7001\)", str(warning.message))
     assert checked["question_id"][:] == [8000]
-
-
-def test_check_images_warns_once_a_kind_and_fails_without_any(tmp_path, records):
-    for side in records:
-        first = [{**record, "image_id": 10 + i} for i, record in enumerate(side)]
-        second = [{**r, "question_id": i, "image_id": 20 + i} for i, r in enumerate(side)]
-        side[:] = first + second
-    root = write_files(tmp_path, *records)
-    with pytest.raises(ValueError, match=r"000000000010\.jpg: neither this nor any other"):
-        check_images(read_vqa(root, "train"))
-    write_image(root, 10)
-    for image in (11, 20):
-        write_image(root, image).write_bytes(b"no picture")
-    with pytest.warns(UserWarning, match="left out") as caught:
-        checked = check_images(read_vqa(root, "train"))
-    texts = [str(warning.message) for warning in caught]
-    assert "12.jpg and 2 more: 3 questions" in texts[0]
-    assert "11.jpg and 1 more: 2 questions" in texts[1]
-    assert len(texts) == 2
-    assert checked["question_id"][:] == [7000]
 
 
 # Subsets

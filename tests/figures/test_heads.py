@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from reading import read_bars, read_grid, read_texts, read_ticks, render
+from reading import read_bars, read_grid, render
 
 from helpers.figures import heads as figures
 
@@ -36,7 +35,7 @@ def make_effects(names=("L0H0", "L0H1"), modes=("zero", "mean")) -> pd.DataFrame
 
 
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (3, 12)])
-def test_role_scores_are_a_grid_a_role_with_those_that_pass_framed(n_layers, n_heads):
+def test_role_scores_are_a_grid_a_role(n_layers, n_heads):
     scores = make_scores(n_layers, n_heads)
     figure = figures.plot_role_scores(scores)
     render(figure)
@@ -45,7 +44,6 @@ def test_role_scores_are_a_grid_a_role_with_those_that_pass_framed(n_layers, n_h
     for axis, (_, rows) in zip(panels, scores.groupby("role", sort=False), strict=True):
         expected = rows["score"].to_numpy().reshape(n_layers, n_heads)
         np.testing.assert_allclose(read_grid(axis), expected)
-        assert len(axis.patches) == rows["passes"].sum()
 
 
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (2, 3), (12, 12)])
@@ -73,18 +71,6 @@ def test_each_head_is_a_point_before_and_after():
     assert drawn == [[[0, 0.1], [0.5, 0.6]], [[-1, 0], [0.1, 0.2]]]
 
 
-def test_role_cards_show_a_map_or_tokens():
-    card = {"role": "sink", "name": "L0H1", "question": "why $?", "passes": True, "score": -0.4,
-            "low": -0.5, "high": 0.1, "null": 0.0}  # fmt: skip
-    tokens = card | {"tokens": ["[CLS]", "why", "[SEP]"], "weights": [0.2, 0.3, 0.5]}
-    weights, picture = np.array([[0.1, 0.2]]), Image.new("RGB", (30, 20))
-    shown = card | {"picture": picture, "weights": weights, "boxes": [[1, 1, 5, 5]]}
-    figure = figures.plot_role_cards([tokens, shown, shown | {"passes": False}, tokens])
-    render(figure)
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.2, 0.3, 0.5]
-    np.testing.assert_array_equal(figure.axes[1].images[1].get_array(), weights)
-
-
 def test_ablation_draws_what_each_head_costs_each_family():
     figure = figures.plot_ablation(make_effects())
     render(figure)
@@ -93,38 +79,6 @@ def test_ablation_draws_what_each_head_costs_each_family():
         np.testing.assert_allclose(read_grid(axis), expected)
         frames = [tuple(np.floor(patch.get_xy())) for patch in axis.patches]
         assert frames == [(0, 1), (1, 1)]
-
-
-def test_heads_together_draw_every_pair_and_factor():
-    pairs = pd.DataFrame({"first": ["L0H0", "L0H0", "L0H1"], "second": ["L0H1", "L0H2", "L0H2"],
-                          "excess": [1.0, 2, -3]})  # fmt: skip
-    emphasis = pd.DataFrame({"family": ["all"] * 2, "factor": [0.0, 2], "estimate": [-5.0, 1]})
-    left, right, *_ = figures.plot_heads_together(pairs, emphasis).axes
-    assert np.nansum(left.collections[0].get_array()) == 0
-    assert right.collections[0].get_array().ravel().tolist() == [-5, 1]
-
-
-def test_ablation_of_many_heads_shows_those_that_matter_most():
-    names = [f"L0H{i}" for i in range(30)]
-    figure = figures.plot_ablation(make_effects(names, modes=("zero",)))
-    assert read_ticks(figure.axes[0], "y") == names[-figures.MOST_NAMES :]
-    figure = figures.plot_ablation(make_effects(modes=("layer",)).assign(told=False))
-    render(figure)
-    assert read_texts(figure.axes[0]) == []
-
-
-def test_costs_of_heads_and_of_layers_stand_side_by_side():
-    rows = [
-        {"what": what, "removed": removed, "family": family, "drop": r + 10 * f, "n": 40,
-         "told": family != "why", "significant": r > 0}
-        for what, steps in (("heads removed", (1, 2)), ("layers removed", ("+L1",)))
-        for r, removed in enumerate(steps) for f, family in enumerate(("all", "why"))
-    ]  # fmt: skip
-    figure = figures.plot_costs(pd.DataFrame(rows), "what", "family", "removed")
-    render(figure)
-    heads, layers = (read_grid(axis) for axis in figure.axes[:2])
-    np.testing.assert_allclose(heads, [[0, 1], [np.nan, np.nan]])
-    np.testing.assert_allclose(layers, [[0], [np.nan]])
 
 
 @pytest.mark.parametrize("n_layers", [1, 7])
@@ -137,33 +91,6 @@ def test_importance_has_a_point_a_head(n_layers):
     render(figure)
     points = [tuple(c.lines[0].get_xydata()[0]) for c in figure.axes[0].containers]
     assert points == [(i / 10, 30 - i) for i in range(n_layers)]
-
-
-def test_agreement_draws_each_predictor_against_each_outcome():
-    rows = [
-        {"over": over, "first": first, "second": second, "correlation": 0.1 * i + 0.3 * j,
-         "low": -0.1, "high": 0.9}
-        for over in ("all heads", "layer 0") for i, first in enumerate("ab")
-        for j, second in enumerate("xy")
-    ]  # fmt: skip
-    table = pd.DataFrame(rows).drop(index=0)  # a pair that nobody measured
-    figure = figures.plot_agreement(table, ["a", "b"], ["x", "y"])
-    render(figure)
-    drawn = {c.get_label(): c.lines[0].get_xydata().round() for c in figure.axes[0].containers}
-    assert read_ticks(figure.axes[0], "y") == ["a", "b"]
-    np.testing.assert_array_equal(drawn["x"], [[0, 1]])
-    np.testing.assert_array_equal(drawn["y"], [[0, 0], [0, 1]])
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 9)])
-def test_carriers_draw_all_heads(shape):
-    rows = [(layer, head, layer - 10.0 * head, head == 0) for layer, head in np.ndindex(*shape)]
-    table = pd.DataFrame(rows, columns=["layer", "head", "share", "significant"])
-    figure = figures.plot_carriers(table)
-    render(figure)
-    expected = np.array(table["share"]).reshape(shape)
-    np.testing.assert_allclose(read_grid(figure.axes[0]), expected)
-    assert len(figure.axes[0].patches) == shape[0]
 
 
 @pytest.mark.parametrize("steps", [(1,), (1, 2, 4)])
@@ -191,7 +118,6 @@ def test_recovery_draws_before_and_after():
     cut, trained = (container.lines[0].get_xdata() for container in axis.containers)
     np.testing.assert_allclose(cut, [-5, 0])
     np.testing.assert_allclose(trained, [-1, np.nan])
-    assert read_ticks(axis, "y") == ["a", "b"]
 
 
 @pytest.mark.parametrize("n_models", [1, 8])
@@ -205,4 +131,3 @@ def test_each_model_stands_with_its_accuracy_and_its_times(n_models):
     drawn = [axis.containers[0].lines[0].get_xdata() for axis in figure.axes]
     number = np.arange(n_models)
     np.testing.assert_allclose(drawn, [90 - number, number + 1, 8 * (number + 1)])
-    assert read_ticks(figure.axes[0], "y")[0] == "m0 (selected)"

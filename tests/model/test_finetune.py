@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -307,22 +306,6 @@ def test_too_large_a_batch_is_halved(study, data, whole, monkeypatch, caplog):
         np.testing.assert_allclose(*curves, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("fits", "tried"), [(4, [1, 2, 4]), (99, [1, 2, 4, 8, 16])])
-def test_a_step_is_divided_until_it_fits(study, monkeypatch, tmp_path, fits, tried):
-    seen = []
-
-    def train(study, load, folder, parts):
-        seen.append(parts)
-        if parts < fits:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        (folder / "training.csv").touch()
-
-    monkeypatch.setattr(finetune, "_train_in_parts", train)
-    with nullcontext() if fits <= 16 else pytest.raises(torch.cuda.OutOfMemoryError):
-        finetune.train_model(study, None, tmp_path)
-    assert seen == tried
-
-
 @pytest.mark.slow
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(study, data, monkeypatch):
     """Accuracies 0.1, 0.5, 0.4, 0.3, 0.2: patience 2 stops at the fourth, keeps the second."""
@@ -394,13 +377,6 @@ class TestFusedAttention:
             # a key's bias has no gradient but rounding: softmax ignores it
             allowed = 1e-4 * expected[name].norm() + 1e-7 * total
             assert (gradient - expected[name]).norm() < allowed, name
-
-    def test_it_is_gone_afterwards_and_refuses_to_show_attention(self, padded):
-        answers, inputs = padded
-        model, _ = load_vilt("fresh-small", answers=answers)
-        with fused_attention(model), pytest.raises(ValueError, match="holds no pattern"):
-            forward_raster(model, inputs, output_attentions=True)
-        assert forward_raster(model, inputs, output_attentions=True).attentions[0] is not None
 
     def test_dropout_of_attention_is_kept(self, padded):
         answers, inputs = padded

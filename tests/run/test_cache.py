@@ -113,34 +113,6 @@ def test_unfinished_work_of_other_settings_goes_but_not_that_of_other_folders(tm
     assert (other / "file").exists()
 
 
-@pytest.mark.parametrize("had_old", [False, True])
-def test_a_step_killed_in_the_middle_is_continued(fork, tmp_path, had_old):
-    folder = tmp_path / "model"
-    if had_old:
-        cached_step(folder, make_two("old"), {"v": 1})
-
-    def make_slowly(part):
-        (part / "first").write_text("by the killed one")
-        time.sleep(600)
-
-    process = fork(cached_step, folder, make_slowly, {"v": 2})
-    while not list(tmp_path.glob(".model.*/first")):
-        assert process.is_alive()
-    process.kill()
-    process.join()
-    assert folder.exists() == had_old
-    if had_old:
-        assert_whole(folder)
-
-    def finish(part):
-        assert [path.name for path in part.iterdir()] == ["first"]
-        (part / "second").write_text("by the next one")
-
-    cached_step(folder, finish, {"v": 2})
-    assert (folder / "first").read_text() == "by the killed one"
-    assert leftovers(folder) == []
-
-
 def make_and_die(folder: Path, kill_at: int) -> None:
     """Make a step; die at the n-th point before, after or amid a change to the disk."""
     count, remove = 0, shutil.rmtree

@@ -1,13 +1,10 @@
 """Colab: what the setup cell fetches and installs there, and leaves alone."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import venv
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,30 +19,7 @@ TAGGED = {tag: cell.source for cell in NOTEBOOK.cells for tag in cell.metadata.g
 SETUP, PARAMETERS = TAGGED["setup"], TAGGED["parameters"]
 STUDY = next(cell.source for cell in NOTEBOOK.cells if "Study.load" in cell.source)
 ADDRESS = re.search(r"https://github\.com/[\w/-]+", SETUP)[0]
-# of June 2026 (github.com/googlecolab/backend-info), as far as it touches the pins
-COLAB_HAS = {
-    "torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128", "transformers": "5.9.0",
-    "tokenizers": "0.22.2", "huggingface-hub": "1.17.0", "accelerate": "1.13.0",
-    "datasets": "4.0.0",
-    "pyarrow": "18.1.0", "filelock": "3.29.0", "pillow": "11.3.0", "scipy": "1.16.3",
-    "statsmodels": "0.14.6", "matplotlib": "3.10.0", "seaborn": "0.13.2", "aiohttp": "3.14.0",
-    "click": "8.4.1", "entrypoints": "0.4", "tenacity": "9.1.4", "tqdm": "4.67.3",
-    "pydantic": "2.12.3", "numpy": "2.0.2", "pandas": "2.2.2", "ipywidgets": "7.7.1",
-}  # fmt: skip
-# what papermill and the widgets bring along
-COLAB_HAS |= {"ipykernel": "6.17.1", "notebook": "6.5.7", "nbclient": "0.10.2",
-              "nbformat": "5.10.4", "nbconvert": "7.16.6", "requests": "2.32.4",
-              "pyyaml": "6.0.3"}  # fmt: skip
 PINS = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-
-
-def write_standins(folder, versions):
-    """Folders of metadata by which Python and pip take these packages as installed."""
-    for name, version in versions.items():
-        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    return folder
 
 
 def write_colab(folder):
@@ -57,12 +31,12 @@ def write_colab(folder):
     return folder
 
 
-def run_cells(code, folder, *paths, python=sys.executable, on_colab=True, **environment):
+def run_cells(code, folder, *paths, on_colab=True, **environment):
     """Run cells as a kernel started in `folder` would; `paths` are searched for modules first."""
     code = "import google.colab\n" * on_colab + code
     given = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), **environment}
     options = {"cwd": folder, "env": given, "capture_output": True, "text": True}
-    return subprocess.run([python, "-c", code], **options)
+    return subprocess.run([sys.executable, "-c", code], **options)
 
 
 def redirect_git(folder, target):
@@ -124,23 +98,6 @@ def test_without_an_address_the_project_comes_from_drive_or_a_zip(tmp_path, fake
     assert result.stdout.splitlines()[-1] == str(place / project.name)
 
 
-@pytest.mark.slow
-def test_the_colab_of_june_2026_gets_papermill_alone(tmp_path, fake_colab):
-    """pip resolves for real, in an empty environment beside stand-ins, but does not install."""
-    venv.create(tmp_path / "empty", with_pip=False)
-    site, report = write_standins(tmp_path / "site", COLAB_HAS), tmp_path / "report.json"
-    for part in Path(find_spec("pip").origin).parents[1].glob("pip*"):
-        (site / part.name).symlink_to(part)
-    options = {"PIP_DRY_RUN": "1", "PIP_REPORT": str(report)}
-    python = tmp_path / "empty" / "bin" / "python"
-    result = run_cells(SETUP, ROOT, fake_colab, site, python=python, **options)
-    if "No matching distribution" in result.stderr:
-        pytest.skip("no package index here")
-    assert result.stdout == f"Installed papermill=={PINS['papermill']}.\n", result.stderr
-    (installed,) = json.loads(report.read_text())["install"]
-    assert installed["metadata"]["name"] == "papermill"
-
-
 def test_a_failing_fetch_says_why(tmp_path, fake_colab):
     (tmp_path / "content").mkdir()
     nowhere = redirect_git(tmp_path, "file:///nowhere/at-all")
@@ -163,12 +120,6 @@ def test_outside_colab_the_cell_only_finds_the_root(tmp_path, start):
     after += "print(sys.path.count(root), root)"
     result = run_cells(f"{before}{SETUP}\n{SETUP}\n{after}", project / start, stale, on_colab=False)
     assert (result.stdout, result.stderr) == (f"1 {project}\n", "")
-
-
-def test_where_the_project_is_not_at_all_the_cell_says_so(tmp_path):
-    result = run_cells(SETUP, tmp_path, on_colab=False)
-    assert result.returncode
-    assert "helpers/run/colab.py" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -214,14 +165,10 @@ def machine(monkeypatch, tmp_path):
     ("there", "missing"),
     [
         ({}, ["transformers==5.23.0", "scipy==1.17.1"]),
-        ({"scipy": "1.2"}, ["transformers==5.23.0"]),
         ({"scipy": None}, ["transformers==5.23.0", "scipy==1.17.1"]),
-        ({"scipy": "2", "transformers": "4.57.6"}, ["transformers==5.23.0"]),
         ({"scipy": "2", "transformers": "5.4.0"}, ["transformers==5.23.0"]),
         ({"scipy": "2", "transformers": "5.5.0rc1"}, []),
         ({"scipy": "2", "transformers": "5.10.2"}, []),
-        ({"scipy": "2", "transformers": "6"}, []),
-        ({"scipy": "unknown", "transformers": "10.0"}, ["scipy==1.17.1"]),
     ],
 )
 def test_missing_is_what_is_absent_or_too_old(machine, there, missing):
@@ -252,30 +199,10 @@ def test_without_torch_nothing_is_installed(machine):
     assert machine.asked == []
 
 
-NO_VERSION = "Could not find a version that satisfies a==9"
-CONFLICT = "Cannot install a==1 because of conflicts"
-CAUSES = "x\nThe conflict is caused by:\n    a 1 depends on b==2\n    The user asked for b==3\n\n"
-PIP_SAYS = [
-    (f"ERROR: {NO_VERSION} (from versions: 1, 2)\nERROR: No", "", f"{NO_VERSION}."),
-    (f"WARNING: w\nERROR: {CONFLICT}.\nERROR: ResolutionImpossible: see", CAUSES,
-     f"{CONFLICT}; a 1 depends on b==2; The user asked for b==3."),
-    ("ERROR: Exception:\nTraceback\nOSError: disk is full\n", "", "OSError: disk is full."),
-    ("", "", "pip did not say why."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("stderr", "stdout", "reason"), PIP_SAYS)
-def test_what_pip_cannot_do_is_one_sentence(machine, stderr, stdout, reason):
-    machine.answer = SimpleNamespace(returncode=1, stdout=stdout, stderr=stderr)
-    expected = f"transformers==5.23.0, scipy==1.17.1 could not be installed: {reason}"
-    with pytest.raises(SystemExit, match=f"^{re.escape(expected)}$"):
+def test_why_pip_failed_is_told(machine):
+    machine.answer = SimpleNamespace(returncode=1, stdout="", stderr="ERROR: No a==9\nERROR: x")
+    with pytest.raises(SystemExit, match=r"scipy==1\.17\.1 could not be installed: No a==9"):
         colab.install_missing(machine.root)
-
-
-def test_what_is_imported_is_known_by_its_distribution():
-    assert {"pytest", "nbformat"} <= colab._list_loaded()
-    assert colab._find_version("PyTest") == pytest.__version__
-    assert colab._find_version("no-such-package") is None
 
 
 def test_every_least_version_is_met_by_its_pin():

