@@ -80,11 +80,6 @@ def list_requests(driver) -> list[str]:
     return [url for url in asked if url != driver.current_url and not url.startswith("data:")]
 
 
-def page_width(driver) -> int:
-    """Width of the page in pixels: more than the window's where it scrolls sideways."""
-    return driver.execute_script("return document.documentElement.scrollWidth")
-
-
 def read_canvas(driver, selector: str) -> np.ndarray:
     """The pixels of a canvas: (rows, columns, RGBA)."""
     address = driver.execute_script(

@@ -1,6 +1,7 @@
 """What several tests begin with: noise questions, and a small fine-tuned study."""
 
 import itertools
+import json
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
@@ -41,6 +42,14 @@ def encode_noise(processor, sizes=SIZES, answers=None) -> EncodedQuestions:
     return EncodedQuestions(Dataset.from_list(rows, features=Features(kinds)), processor, answers)
 
 
+def make_boxes(boxes, width, height, image_ids=0) -> Dataset:
+    """A data set that knows of each question its boxes, and the size and number of its image."""
+    facts = {"width": width, "height": height, "image_id": image_ids}
+    columns = {name: np.broadcast_to(values, len(boxes)).tolist() for name, values in facts.items()}
+    kinds = {"boxes": List(List(Value("int32"))), **dict.fromkeys(facts, Value("int32"))}
+    return Dataset.from_dict({"boxes": boxes, **columns}, features=Features(kinds))
+
+
 def stub_study(runs, **settings) -> Study:
     """A study on the CPU whose data set and model count as made, though they are empty."""
     own = {"runs_root": str(runs), "device": "cpu", "shard_size": 5, "extract_batch_size": 4,
@@ -48,6 +57,20 @@ def stub_study(runs, **settings) -> Study:
     study = Study.load("phantom", **own | settings)
     for name in ("model", "dataset"):
         cached_step(study.folder() / name, lambda folder: None, {})
+    return study
+
+
+def claim_by_hand(folder, name, seed=0, **found) -> Study:
+    """A run that holds these claims: an estimate each, or why it is not testable."""
+    study = Study.load(run_name=name, seed=seed, runs_root=str(folder))
+    for key, value in found.items():
+        row = {"verdict": "not testable", "reason": value}
+        if not isinstance(value, str):
+            row = {"verdict": "supported", "estimate": value, "low": value - 1, "high": value + 1}
+        path = study.folder("claims") / f"{key.replace('_', '-')}.json"
+        path.write_text(json.dumps(row))
+    record = {"settings": {"seed": seed, "epochs": study.epochs}}
+    (study.run_dir / "run.json").write_text(json.dumps(record))
     return study
 
 

@@ -7,9 +7,8 @@ import signal
 import pandas as pd
 import pytest
 import torch
-from noise import make_batch
 
-from helpers.attention.image_share import attention_maps, attention_measures, attention_split
+from helpers.attention.image_share import attention_measures, attention_split
 from helpers.model.forward import forward_raster, fused_attention, has_packed_kernel
 from helpers.model.vilt import load_vilt
 
@@ -28,11 +27,6 @@ def models():
     """The same small model on the CPU and on the GPU."""
     model = load_vilt("fresh-small", answers=["yes", "no", "red"], seed=3)[0].requires_grad_(False)
     return model, copy.deepcopy(model).to("cuda")
-
-
-@pytest.fixture(scope="module")
-def batch():
-    return make_batch()
 
 
 def assert_close(found, expected, bound):
@@ -63,13 +57,6 @@ def test_all_measures(models, batch, dtype, matrix):
     expected = attention_measures(models[0], batch)
     for name in set(found) & {"split", "entropy", "text_distance", "flow", "rollout", "sink"}:
         assert_close(found[name], expected[name], BOUNDS[dtype])
-
-
-def test_maps(models, batch):
-    pairs = zip(*(attention_maps(model, batch) for model in models), strict=True)
-    for on_cpu, on_gpu in pairs:
-        assert on_gpu.tokens == on_cpu.tokens
-        assert_close(on_gpu.attention, on_cpu.attention, BOUNDS[torch.float32])
 
 
 def test_knockout(models, batch):

@@ -19,7 +19,6 @@ from helpers.attention.faithfulness import (
     random_orders,
     rank_patches,
 )
-from helpers.attention.image_share import keep_patches, prepare_batch
 from helpers.attention.relevance import explain, patch_maps
 from helpers.model.forward import forward_raster
 
@@ -104,27 +103,10 @@ def test_curves_begin_with_the_answer_and_are_those_of_single_questions(model, e
     np.testing.assert_allclose(deleted, inserted[:, ::-1], atol=1e-5)
 
 
-@torch.no_grad()
-def test_leaving_a_patch_out_is_masking_it(model, encoded):
-    # 24 and 16 patches
-    inputs = prepare_batch(model, encoded.collate([encoded[4], encoded[1]])).inputs
-    mask = torch.zeros_like(inputs["pixel_mask"])
-    mask[:, 0] = mask[0, [24, 5, 8]] = mask[1, [1, 16]] = 1
-    expected = forward_raster(model, {**inputs, "pixel_mask": mask}).logits
-    found = keep_patches(inputs, [np.array([23, 4, 7]), np.array([0, 15])])
-    assert found["image_embeds"].shape[1] == 4  # what is gone costs nothing
-    torch.testing.assert_close(forward_raster(model, found).logits, expected, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("order", [np.arange(15), np.zeros(16, int), np.arange(1, 17)])
 def test_an_order_holds_each_patch_once(model, encoded, order):
     with pytest.raises(ValueError, match="order 'mine' of question 3 must hold each of its 16"):
         perturbation_curves(model, encoded, [3], {"mine": [order]})
-
-
-def test_a_model_in_train_mode_is_refused(encoded):
-    with pytest.raises(ValueError, match=r"call model\.eval"):
-        perturbation_curves(SimpleNamespace(training=True), encoded, [3], {})
 
 
 def test_curves_of_all_maps_are_measured_once(model, encoded, tmp_path, monkeypatch):

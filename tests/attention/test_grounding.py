@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
+from small import make_boxes
 
 from helpers.attention.grounding import (
     best_head_over_chance,
@@ -24,11 +24,7 @@ from helpers.model.forward import forward_raster
 def point(top_patch, grids, boxes, sizes):
     """`pointing_hits` of questions with these boxes on images of these (width, height)."""
     questions = pd.DataFrame(grids, columns=["grid_rows", "grid_cols"])
-    width, height = zip(*sizes, strict=True)
-    numbers = {"width": Value("int32"), "height": Value("int32")}
-    features = Features({"boxes": List(List(Value("int32"))), **numbers})
-    columns = {"boxes": boxes, "width": width, "height": height}
-    return pointing_hits(top_patch, questions, Dataset.from_dict(columns, features=features))
+    return pointing_hits(top_patch, questions, make_boxes(boxes, *zip(*sizes, strict=True)))
 
 
 def test_boxes_by_hand():
@@ -76,11 +72,7 @@ class TestObjectChance:
 
     def chance(self, boxes, image_ids):
         questions = pd.DataFrame({"grid_rows": 2, "grid_cols": 4}, index=range(len(boxes)))
-        numbers = {"width": Value("int32"), "height": Value("int32"), "image_id": Value("int32")}
-        features = Features({"boxes": List(List(Value("int32"))), **numbers})
-        size = {"width": [400] * len(boxes), "height": [200] * len(boxes)}
-        columns = {"boxes": boxes, **size, "image_id": image_ids}
-        return object_chance(questions, Dataset.from_dict(columns, features=features))
+        return object_chance(questions, make_boxes(boxes, 400, 200, image_ids))
 
     def test_by_hand(self):
         """Asked twice, an object is one object; where objects overlap, a part of it is hit."""
@@ -92,14 +84,6 @@ class TestObjectChance:
 
     def test_a_picture_with_one_known_object_tells_nothing(self):
         assert np.isnan(self.chance([[self.first], [self.first], []], [1, 1, 1])).all()
-
-    def test_who_points_at_random_objects_has_a_ratio_of_one(self):
-        """One patch each: pointing at each of the objects in turn hits as often as chance says."""
-        objects = [[0, 0, 9, 9], [100, 100, 9, 9], [300, 0, 9, 9]]
-        chance = self.chance([[box] for box in objects], [1] * 3)
-        top = np.tile([0, 5, 3], (3, 1))
-        hits, _ = point(top, [[2, 4]] * 3, [[box] for box in objects], [[400, 200]] * 3)
-        assert np.nanmean(hits_over_chance(hits, chance)) == pytest.approx(1)
 
 
 def test_a_ratio_of_means_with_the_spread_of_the_ratio():
@@ -116,21 +100,12 @@ def test_a_ratio_of_means_with_the_spread_of_the_ratio():
     assert values[kept].std(ddof=1) / np.sqrt(391) == pytest.approx(spread, rel=0.02)
 
 
-def test_boxes_join_and_no_box_marks_nothing():
-    inside = boxes_to_patch_mask([[0, 0, 100, 50], [250, 150, 20, 20]], (2, 3), (300, 200))
-    assert inside.tolist() == [[True, False, False], [False, False, True]]
-    assert not boxes_to_patch_mask([], (2, 3), (300, 200)).any()
-
-
 def test_hits_of_another_question_by_hand():
     """Three questions on one picture; the third has no box, the first two swap their patches."""
     left, right = [0, 0, 100, 100], [100, 0, 100, 100]
     boxes = [[left], [right], [], [left], [left]]
     questions = pd.DataFrame({"grid_rows": 1, "grid_cols": 2}, index=range(5))
-    numbers = {"width": Value("int32"), "height": Value("int32"), "image_id": Value("int32")}
-    features = Features({"boxes": List(List(Value("int32"))), **numbers})
-    columns = {"boxes": boxes, "width": [200] * 5, "height": [100] * 5}
-    data = Dataset.from_dict({**columns, "image_id": [1, 1, 1, 2, 2]}, features=features)
+    data = make_boxes(boxes, 200, 100, [1, 1, 1, 2, 2])
     top = np.array([[1, 0], [0, 0], [0, 0], [0, 0], [0, 0]])  # two heads
     hits = hits_of_another_question(top, questions, data)
     np.testing.assert_array_equal(hits[:2], [[1, 1], [1, 0]])

@@ -17,7 +17,6 @@ from helpers.attention.image_share import (
     attention_maps,
     attention_measures,
     attention_split,
-    average_queries,
     image_share,
     mean_distance,
     prepare_batch,
@@ -26,7 +25,6 @@ from helpers.attention.image_share import (
     special_mass,
     token_groups,
     uniform_baseline,
-    value_norms,
 )
 from helpers.model import forward
 from helpers.model.forward import attend_padded, forward_raster
@@ -287,49 +285,6 @@ class TestFused:
             )
         torch.testing.assert_close(split, found["split"], rtol=0, atol=1e-6, equal_nan=True)
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_half_precision_loses_no_mass(self, model, batch, dtype):
-        """Of a layer's statistics: those of the same scores in float32, to 2e-3."""
-        half = copy.deepcopy(model).to(dtype)
-        inputs, groups, _ = prepare_batch(half, batch)
-        walk = forward.PackedForward(half, inputs, groups)
-        for layer in walk:
-            marks = walk.pack(groups.mT)[:, None].expand(-1, 4, -1)
-            sums, lse = layer.attend(torch.cat([marks, layer.key], dim=-1))
-            mass, keys = sums[..., :5], sums[..., 5:]
-            eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(mass.sum(-1), torch.ones(mass.shape[:2]), rtol=0, atol=eps)
-            surprise = lse[..., 0] - (layer.query.float() * keys).sum(-1) / 4
-            for part, pattern in layer:
-                exact = pattern @ part.groups.float().mT[:, None]
-                found = average_queries(part.gather(mass), part.groups)
-                expected = average_queries(exact, part.groups)
-                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-                entropy = torch.special.entr(pattern).sum(-1, keepdim=True)
-                scale = part.groups.any(1).sum(1).log()[:, None, None, None]
-                found, expected = (
-                    average_queries(each, part.groups) / scale
-                    for each in (part.gather(surprise[..., None]), entropy)
-                )
-                torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-
-    def test_a_kernel_that_is_not_there_is_said_once(self, monkeypatch, caplog):
-        def refuse(*_):
-            raise NotImplementedError("no such kernel")
-
-        monkeypatch.setattr(forward, "attend_packed", refuse)
-        probe = forward.has_packed_kernel.__wrapped__
-        assert not probe(torch.device("meta"), torch.float32)
-        assert "NotImplementedError" in caplog.text
-
-
-class TestValueNorms:
-    def test_by_hand(self):
-        """One head of two: (3, 4) through W = [[1, 0], [0, 2], [0, 0]] is (3, 8, 0)."""
-        projection = torch.tensor([[9.0, 9, 1, 0], [9, 9, 0, 2], [9, 9, 0, 0]])
-        values = torch.tensor([[[[0.0, 0.0]], [[3.0, 4.0]]]])
-        assert value_norms(values, projection).tolist() == [[[0], [pytest.approx(73**0.5)]]]
-
 
 class TestUniformAndEmpty:
     """A head whose query is 0 attends to all keys alike, so every measure is known."""
@@ -434,12 +389,7 @@ class TestPlantedPatch:
         assert found["entropy"][first:, layer, head].max() < 0.02
         assert found["logits"].isfinite().all()
 
-    def test_every_position_alone(self, planted):
-        for cell in range(24):
-            torch.manual_seed(cell)
-            self.check(planted, show_patch((4, 6), *divmod(cell, 6)), [cell])
-
-    @pytest.mark.parametrize("mates", [[(4, 6)], [(5, 5), (6, 4), (4, 5)]])
+    @pytest.mark.parametrize("mates", [[], [(4, 6)], [(5, 5), (6, 4), (4, 5)]])
     def test_every_position_in_company(self, planted, mates):
         company = [make_batch([grid], [3 + place]) for place, grid in enumerate(mates)]
         lit = [show_patch((4, 6), *divmod(cell, 6)) for cell in range(24)]
@@ -515,9 +465,3 @@ class TestRefusals:
         inputs["pixel_mask"][1, 3] = 0
         with pytest.raises(ValueError, match="patches first, then padding"):
             measure(model, {**inputs, "patch_grids": grids})
-
-    def test_embeddings_without_their_mask_are_refused(self, model, batch):
-        inputs = prepare_batch(model, batch).inputs
-        del inputs["pixel_mask"]
-        with pytest.raises(ValueError, match="needs pixel_mask"):
-            attention_split(model, inputs)

@@ -107,13 +107,6 @@ def test_one_picture_cannot_be_exchanged(vilt):
     assert lose_points(table)["image exchanged"].isna().all()
 
 
-def test_a_model_in_train_mode_is_refused(encoded):
-    model = SimpleNamespace(training=True)
-    for measure, *more in ((withheld_accuracy, 0), (mm_shap, 1, 0)):
-        with pytest.raises(ValueError, match="train mode"):
-            measure(model, encoded, [0], *more)
-
-
 def test_points_lost_by_hand():
     accuracy = [1, 0.3, 0, 0.3, 0.5, 0.9, 1, 0]
     columns = {"condition": np.repeat(CONDITIONS, 2), "question": [8, 3] * 4}
@@ -132,13 +125,6 @@ def test_blocks_are_rectangles_that_cover_every_patch_once():
             assert (np.ptp(down) + 1) * (np.ptp(across) + 1) == len(down)
         if max(rows, columns) <= 2 * min(rows, columns) and count <= rows * columns:
             assert count / 2 <= blocks.max() + 1 <= 2 * count
-
-
-def test_blocks_by_hand():
-    assert cut_blocks((4, 4), 4).reshape(4, 4).tolist() == [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]] * 2
-    assert cut_blocks((2, 6), 3).reshape(2, 6).tolist() == [[0, 0, 1, 1, 2, 2]] * 2
-    assert cut_blocks((4, 5), 6).max() == 5
-    assert cut_blocks((2, 2), 9).tolist() == [0, 1, 2, 3]
 
 
 def test_orders_come_with_their_reverse_and_follow_the_seed():
@@ -186,26 +172,6 @@ def test_all_orders_give_the_exact_values_and_some_give_their_sum():
         np.testing.assert_allclose(shapley_values(play(values), orders), exact, atol=1e-12)
         some = shapley_values(play(values), draw_orders(n_players, 2, 0))
         assert some.sum() == pytest.approx(exact.sum(), abs=1e-12)
-
-
-def test_known_games():
-    worth = np.array([3.0, -1, 0, 2])
-    one_order = np.array([[2, 0, 3, 1]])
-    found = shapley_values(lambda members: 5 + members @ worth, one_order)
-    np.testing.assert_allclose(found, worth)
-    orders = np.array(list(permutations(range(4))))
-    # all alike
-    np.testing.assert_allclose(shapley_values(lambda members: members.sum(1) ** 3, orders), 16)
-    both = shapley_values(lambda members: members[:, 1] & members[:, 2], orders)
-    assert both.tolist() == [0, 0.5, 0.5, 0]
-
-
-def test_an_order_and_its_reverse_are_exact_for_pairs_of_players():
-    """Where no more than two interact, each joins before the other in one order of every pair."""
-    rng = np.random.default_rng(0)
-    alone, together = rng.normal(size=5), np.triu(rng.normal(size=(5, 5)), 1)
-    phi = shapley_values(lambda s: s @ alone + ((s @ together) * s).sum(1), draw_orders(5, 1, 7))
-    np.testing.assert_allclose(phi, alone + (together.sum(0) + together.sum(1)) / 2)
 
 
 def test_more_orders_come_nearer_and_no_coalition_is_asked_twice():

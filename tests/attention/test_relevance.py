@@ -112,24 +112,6 @@ class TestGradients:
         for attention, gradient in zip(*differentiate(model, prepared)[:2], strict=True):
             assert (attention * gradient)[~inside].abs().max() == 0
 
-    def test_a_patch_whose_value_cannot_reach_the_answer_has_no_relevance(self, model, batch):
-        blind = LENGTHS[1] + 1 + 17  # patch 17 of the 4 x 6 of question 1
-        place = batch["input_ids"].shape[1] + blind - LENGTHS[1]
-
-        def silence(_, value):
-            value = value.clone()
-            value[1, place] = 0
-            return value
-
-        with trace(model, edit={"value": silence}):
-            explanation = explain(model, batch)[1]
-        row = explanation.weights("relevance")[-1, 0]
-        # looked at, yet it hands nothing on
-        assert explanation.maps.attention[:, :, 0, blind].min() > 0
-        assert row[blind] == 0
-        assert (np.delete(row.numpy(), blind) > 0).all()
-        assert (explanation.weights("value-weighted")[..., blind] == 0).all()
-
 
 class TestExplanations:
     def test_methods(self, explained, model, batch):
@@ -192,18 +174,6 @@ class TestExplanations:
                 found = weights[layer, head, query, key].item()
                 assert found == pytest.approx(norm, rel=1e-4, abs=1e-8)
 
-    def test_company_and_seed_do_not_matter(self, explained, model):
-        close = {"rtol": 1e-3, "atol": 1e-5}
-        for seed, part in enumerate(([3], [5, 1], [0, 2, 4])):
-            torch.manual_seed(seed)
-            found = explain(model, make_batch([GRIDS[i] for i in part], [LENGTHS[i] for i in part]))
-            for explanation, place in zip(found, part, strict=True):
-                expected, maps = explained[place], patch_maps(explanation)
-                torch.testing.assert_close(explanation.gradients, expected.gradients, **close)
-                torch.testing.assert_close(explanation.value_norms, expected.value_norms)
-                for name, weights in patch_maps(expected).items():
-                    np.testing.assert_allclose(maps[name], weights, rtol=1e-3, atol=1e-6)
-
     def test_maps_over_the_patches(self, explained):
         for explanation, grid in zip(explained, GRIDS, strict=True):
             patches, full = explanation.maps.groups["patches"], explanation.maps.attention
@@ -221,17 +191,6 @@ class TestExplanations:
             assert list(maps) == list(expected)
             for name, weights in expected.items():
                 np.testing.assert_allclose(maps[name], weights.reshape(grid), rtol=1e-5)
-
-    def test_parameters_are_left_alone(self, model, batch):
-        model = copy.deepcopy(model)
-        first, *others = model.parameters()
-        first.requires_grad_(False)
-        with torch.no_grad():
-            explain(model, batch)
-            relevance_measures(model, batch)
-        assert all(parameter.grad is None for parameter in model.parameters())
-        assert not first.requires_grad
-        assert all(parameter.requires_grad for parameter in others)
 
     def test_frozen_models_are_explained_alike(self, explained, model, batch):
         measured, frozen = relevance_measures(model, batch), copy.deepcopy(model)

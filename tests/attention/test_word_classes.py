@@ -4,7 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-import torch
 from small import ANSWERS, encode_noise, stub_study
 
 from helpers.attention import word_attention, word_classes
@@ -15,7 +14,6 @@ from helpers.attention.word_classes import (
     classify_pieces,
     classify_words,
     join_pieces,
-    mark_classes,
 )
 from helpers.model.vilt import load_vilt
 from phantom import sprites
@@ -69,16 +67,10 @@ def test_the_lexicon_holds_what_it_should():
     assert len(set(listed)) == len(listed)
     assert listed == [word.lower() for word in listed]
     assert {row["class"] for row in rows} == set(CLASSES) - {"punctuation"}
-    assert word_classes.LEXICON.stat().st_size < 100_000
     kinds = [*sprites.CATEGORIES["thing"], *sprites.ANIMALS, *sprites.VEHICLES, *sprites.PEOPLE]
-    coco = "person bicycle hydrant umbrella skis knives sandwiches couch scissors teddy drier"
-    plurals = ["buses" if kind == "bus" else f"{kind}s" for kind in kinds]
-    nouns = [*kinds, *plurals, *sprites.ITEMS, *coco.split()]
-    assert {word_classes.look_up(word) for word in nouns} == {"noun"}
+    assert {word_classes.look_up(word) for word in [*kinds, *sprites.ITEMS]} == {"noun"}
     colours = [*sprites.COLORS, "color", "colors"]
     assert {word_classes.look_up(word) for word in colours} == {"colour word"}
-    small = word_classes.OPENERS | word_classes.DETERMINERS
-    assert {word_classes.look_up(word) for word in small} <= {"function word", "question word"}
 
 
 def average_by_hand(model, batch):
@@ -111,15 +103,6 @@ def test_measures_are_means_over_single_words(model, encoded, batch):
         for row, expected in enumerate(average_by_hand(model, each)):
             for name, values in expected.items():
                 np.testing.assert_allclose(found[name][row], values, atol=1e-5, err_msg=name)
-
-
-def test_classes_partition_the_word_pieces(model, encoded):
-    batch = encoded.collate([encoded[row] for row in range(4)])
-    members = mark_classes(model.tokenizer, batch["input_ids"], batch["attention_mask"])
-    inside = batch["attention_mask"].bool()
-    inside[:, 0] = False  # [CLS]
-    inside[torch.arange(4), batch["attention_mask"].sum(1) - 1] = False  # [SEP]
-    assert torch.equal(members.sum(1), inside.long())
 
 
 def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):

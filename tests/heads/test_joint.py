@@ -159,31 +159,6 @@ def test_measures_are_compared_with_contributions_over_models():
     assert found["r2"].min() > 0.99
 
 
-@torch.no_grad()
-def test_a_split_head_costs_nothing_alone_and_all_in_a_pair(vilt, encoded):
-    """A planted pair: L1H0 and L1H1 read alike, and a saturated unit needs either of them.
-
-    Their outputs are made equal, so the residual stream gets the same from one with gain 2 as from
-    both: emphasis makes up for removal, and the pair costs what no single head does.
-    """
-    model, batch = copy.deepcopy(vilt[0]), encoded.collate([encoded[row] for row in range(6)])
-    attend = model.vilt.encoder.layer[1].attention
-    for part in (attend.attention.query, attend.attention.key, attend.attention.value):
-        part.weight[16:32], part.bias[16:32] = part.weight[:16], part.bias[:16]
-    attend.output.dense.weight[:, 16:32] = attend.output.dense.weight[:, :16]
-    gains = np.ones((4, 4, 4))
-    gains[0, 1, :2] = 2, 0
-    gains[1, 1, :2] = 0, 2
-    gains[2, 1, :2] = 0
-    gains[3, 1, 0] = 0
-    forward = removal.pack_forward(model, batch)
-    logits = dict(removal.run_variants(forward, joint.scale_heads(gains)))
-    for row in (0, 1):
-        torch.testing.assert_close(logits[row], logits[-1], atol=1e-5, rtol=1e-4)
-    of_pair, of_one = ((logits[row] - logits[-1]).abs().max() for row in (2, 3))
-    assert of_pair > of_one > 1e-4
-
-
 def test_logits_lost_by_hand():
     variants = np.array([[0.5, 0.25], [0.9, 1.0]], np.float32)
     probability = np.array([0.5, 0.9], np.float32)

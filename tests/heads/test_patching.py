@@ -57,12 +57,6 @@ def test_patching_equals_hooks(vilt, alike):
             assert change[pair, layer, head] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_question_patched_with_itself_does_not_move(vilt, alike):
-    change, total_change = removal.patch_heads(vilt[0], alike, [(0, 0), (9, 9)])
-    np.testing.assert_allclose(change, 0, atol=1e-5)
-    np.testing.assert_allclose(total_change, 0, atol=1e-5)
-
-
 def test_pairs_by_hand():
     words = ["what", "what", "what", "why", "what", "what", "what"]
     encoded = SimpleNamespace(

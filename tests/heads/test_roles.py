@@ -6,14 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import encode_noise
+from small import encode_noise, make_boxes
 
 from helpers.attention import extract
 from helpers.attention.grounding import mask_boxes
-from helpers.attention.image_share import attention_maps
 from helpers.data import prepare
 from helpers.heads import roles
 from helpers.model.vilt import list_answers
@@ -50,15 +48,8 @@ def uniform_table(shapes, n_layers=1, n_heads=1):
 
 def make_data(table, boxes, image_ids=0):
     """The data set of a table's questions, on pictures with patches of 10 x 10 pixels."""
-    sizes = {
-        "width": 10 * table.questions["grid_cols"],
-        "height": 10 * table.questions["grid_rows"],
-    }
-    columns = {name: list(values) for name, values in sizes.items()}
-    columns |= {"boxes": boxes, "image_id": np.broadcast_to(image_ids, len(boxes)).tolist()}
-    kinds = dict.fromkeys(("width", "height", "image_id"), Value("int32"))
-    features = Features(kinds | {"boxes": List(List(Value("int32")))})
-    return Dataset.from_dict(columns, features=features)
+    sizes = (10 * table.questions[f"grid_{side}"] for side in ("cols", "rows"))
+    return make_boxes(boxes, *sizes, image_ids)
 
 
 def make_facts(table, box=None, n_sinks=3, chance=np.nan):
@@ -321,26 +312,6 @@ def test_the_last_layer_reaches_the_answer_through_cls_only():
     assert set(reached.query("layer == 0")["role"]) == set(roles.ROLES)
     last = {"[CLS] reader of words", "[CLS] reader of patches", "grounding"}
     assert set(reached.query("layer == 1")["role"]) == last
-
-
-@pytest.mark.parametrize("role", ["[CLS] reader of words", "grounding"])
-def test_a_card_shows_a_typical_question(vilt, encoded, role):
-    """The third question scores the mean; its attention is the model's own, from [CLS]."""
-    scores = np.array([0.1, 0.9, 0.5, np.nan, 0.51])
-    by_question = {role: np.tile(scores[:, None, None], (1, 4, 4))}
-    card = {"role": role, "layer": 1, "head": 2}
-    found = roles.find_example(card, by_question, vilt[0], encoded)
-    assert (found["row"], found["question"]) == (2, encoded.questions["question"][2])
-    maps = attention_maps(vilt[0], encoded.collate([encoded[2]]))[0]
-    row = maps.attention[1, 2, 0].numpy()
-    if role == "grounding":
-        expected = row[maps.groups["patches"]].reshape(maps.grid)
-        np.testing.assert_allclose(found["weights"], expected, rtol=1e-5)
-    else:
-        start = maps.groups["patches"].start
-        assert found["tokens"] == [*maps.tokens[:start], "patches"]
-        np.testing.assert_allclose(found["weights"][:-1], row[:start], rtol=1e-5)
-        assert found["weights"].sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_halves_agree_on_planted_heads_and_not_on_noise():

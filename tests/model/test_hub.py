@@ -66,12 +66,11 @@ class Repository:
     """What the hub has under a name: the files of each revision, and how it misbehaves.
 
     info, file: (status, headers) of answers about it, and for its files. authors: of pull requests.
-    cut: requests for the weights that break off, the first midway, the others at once.
     """
 
-    def __init__(self, revisions=None, info=(200, {}), file=(200, {}), authors=None, cut=0):
+    def __init__(self, revisions=None, info=(200, {}), file=(200, {}), authors=None):
         self.revisions = revisions or {}  # name -> {file name: path}
-        self.info, self.file, self.authors, self.cut = info, file, authors or {}, cut
+        self.info, self.file, self.authors = info, file, authors or {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -86,8 +85,6 @@ class Handler(BaseHTTPRequestHandler):
             self.server.seen.append((self.command, path))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
             return self.answer_about(match[1], match[2] or "/revision/main")
-        if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)", path):  # signed, elsewhere
-            return self.send_file(*match.groups())
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         return self.resolve(*match.groups()) if match else self.answer(404)
 
@@ -141,35 +138,10 @@ class Handler(BaseHTTPRequestHandler):
         if repository.file[0] != 200:
             return self.answer(repository.file[0], headers=repository.file[1])
         commit, files = self.find(name, revision)
-        if not file.endswith(".safetensors"):
-            return self.send_file(name, commit, file)
-        storage = f"http://localhost:{self.server.server_port}"  # another host
-        headers = {
-            "Location": f"{storage}/cdn/{name}/{commit}/{file}",
-            "X-Repo-Commit": commit,
-            "X-Linked-Size": str(files[file].stat().st_size),
-            "X-Linked-Etag": f'"{hash_text(str(files[file]))}"',
-        }
-        return self.answer(302, headers=headers)
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{hash_text(str(files[file]))}"'}
+        return self.answer(200, files[file].read_bytes(), headers)
 
-    def send_file(self, name, revision, file):
-        repository = self.server.repositories[name]
-        commit, files = self.find(name, revision)
-        content, etag = files[file].read_bytes(), f'"{hash_text(str(files[file]))}"'
-        headers = {"X-Repo-Commit": commit, "ETag": etag, "Accept-Ranges": "bytes"}
-        start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        first = int(start[1]) if start else 0
-        if start:
-            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        sent = None
-        if self.command == "GET" and file.endswith(".safetensors") and repository.cut:
-            repository.cut -= 1
-            if first:
-                return self.close_connection
-            sent = len(content) // 2
-        return self.answer(206 if start else 200, content[first:], headers, sent)
-
-    def answer(self, status, content=b"", headers=None, sent=None):
+    def answer(self, status, content=b"", headers=None):
         if not isinstance(content, bytes):
             content, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
         self.send_response(status)
@@ -177,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[:sent])
+            self.wfile.write(content)
 
     def log_message(self, *args):
         """Nothing: tests read `server.seen`."""
@@ -302,14 +274,9 @@ def make_repositories(folder, sharded):
         "owner/pickled": Repository({"main": pickled, "refs/pr/1": pickled}),
         "owner/stranger": Repository({"main": pickled, "refs/pr/3": whole}, authors={3: "someone"}),
         "owner/gated": Repository({"main": whole}, file=(403, gated)),
-        "owner/asking": Repository({"main": whole}, file=(401, gated)),
-        "owner/forbidden": Repository(info=(403, {})),
         "owner/token": Repository(info=(401, {"X-Error-Message": "Invalid credentials"})),
-        "owner/gone": Repository(info=(404, {"X-Error-Code": "RepoNotFound"})),
         "owner/down": Repository(info=(503, {})),
         "owner/portal": Repository(info=(200, {"Content-Type": "text/html"})),
-        "owner/resumed": Repository({"main": whole}, cut=1),
-        "owner/dropped": Repository({"main": whole}, cut=6),
     }
 
 
@@ -318,15 +285,11 @@ ERRORS = {  # name: (kind, what the sentence says)
     "owner/pickled": ("FileNotFoundError", "https://huggingface.co/spaces/safetensors/convert"),
     "owner/stranger": ("FileNotFoundError", "refs/pr/3 has them .not made by the hub's own"),
     "owner/nowhere": ("FileNotFoundError", "knows no model owner/nowhere: check the name"),
-    "owner/gone": ("FileNotFoundError", "knows no model owner/gone: .*`hf auth login`"),
     "owner/old@refs/pr/9": ("FileNotFoundError", "has no revision 'refs/pr/9'"),
     "owner/gated": ("PermissionError", "no access to owner/gated: ask .*`hf auth login`"),
-    "owner/asking": ("PermissionError", "`hf auth login`"),
-    "owner/forbidden": ("PermissionError", "`hf auth login`"),
     "owner/token": ("PermissionError", "`hf auth login`"),
     "owner/down": ("OSError", "status 503"),
     "owner/portal": ("OSError", "cannot be fetched"),
-    "owner/dropped": ("ConnectionError", r"connection to .*127\.0\.0\.1:\d+ failed"),
 }
 PR4 = f"{MLM}@refs/pr/4"
 
@@ -337,12 +300,11 @@ def hub(folder, sharded, tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     home = root / "home"
     commit = f"owner/old@{make_commit('owner/old', 'main')}"
-    good = ["owner/old", commit, PR4, "owner/sharded", "owner/resumed"]
+    good = ["owner/old", commit, PR4, "owner/sharded"]
     server = serve_hub(make_repositories(folder, sharded))
     url = f"http://127.0.0.1:{server.server_port}"
     with load_elsewhere(root, url, home) as load:
         online = load([*good, MLM, *ERRORS])
-        mended = load(["owner/dropped"])
         server.shutdown()
         server.server_close()
         closed = load([*good, "owner/nowhere"])
@@ -350,7 +312,7 @@ def hub(folder, sharded, tmp_path_factory):
         cut = shutil.copytree(cached, cached.with_name("models--owner--cut"), symlinks=True)
         next(cut.glob("snapshots/*/model.safetensors")).unlink()
         offline = load(["owner/old", "owner/cut", "owner/nowhere"], offline=True)
-    results = {"online": online, "closed": closed, "offline": offline, "mended": mended}
+    results = {"online": online, "closed": closed, "offline": offline}
     return SimpleNamespace(**results, seen=server.seen, good=good, home=home)
 
 
@@ -370,17 +332,15 @@ class TestHub:
                 right = of_parts if name == "owner/sharded" else expected
                 np.testing.assert_allclose(results[name]["logits"], right, rtol=1e-5, atol=1e-6)
         # of MLM, whose main is pickled: the pull request of the hub's own converter
-        for found in (hub.offline["owner/old"], hub.mended["owner/dropped"], hub.online[MLM]):
+        for found in (hub.offline["owner/old"], hub.online[MLM]):
             np.testing.assert_allclose(found["logits"], expected, rtol=1e-5, atol=1e-6)
 
     def test_only_what_is_needed_is_asked_for(self, hub, folder):
-        paths = [path for _, path in hub.seen if "/resolve/" in path or "/cdn/" in path]
+        paths = [path for _, path in hub.seen if "/resolve/" in path]
         files = {path.split("/")[-1] for path in paths}
         assert {"config.json", "model.safetensors", "vocab.txt"} <= files
         assert not {name for name in files if name.endswith((".bin", ".py", ".md"))}
         assert not [path for _, path in hub.seen if "/onnx/" in path or "bert-base" in path]
-        weights = [path for way, path in hub.seen if way == "GET" and "/cdn/owner/old/" in path]
-        assert len(weights) == 1
         assert not (folder.parent / "executed").exists()
 
     def test_a_partial_snapshot_does_not_pass_for_whole(self, hub):

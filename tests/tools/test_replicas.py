@@ -62,16 +62,6 @@ def test_plurals_are_spelled_with_a_suffix_piece():
     assert tokenizer.tokenize("is this") == ["is", "this"]
 
 
-def test_positions_start_as_a_row_and_a_column_and_answers_at_their_log_odds():
-    model = replicas.build_model(20, ["a", "b"])
-    replicas.start_weights(model, torch.tensor([0, 0, 0, 1]))
-    places = model.vilt.embeddings.position_embeddings[0, 1:].view(5, 5, -1)
-    columns = places - places[:, :1]
-    torch.testing.assert_close(columns, columns[:1].expand(5, -1, -1), rtol=0, atol=1e-4)
-    assert columns.norm(dim=-1)[:, 1:].min() > 0.1
-    assert torch.allclose(model.classifier[3].bias.sigmoid(), torch.tensor([0.75, 0.25]), atol=1e-5)
-
-
 def test_the_embedded_model_is_small_whole_and_knows_the_phantom():
     folder = replicas.pretrained_folder(0)
     parts = ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json")

@@ -1,16 +1,13 @@
 """The runner: order, what is up to date, what is redone, and what a failure leaves behind."""
 
-import base64
 import contextlib
 import io
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.engines import Engine, papermill_engines
-from PIL import Image
 
 from helpers.report.claims import read_claims
 from helpers.run.cache import cached_step
@@ -217,15 +214,6 @@ def test_the_appendix_comes_before_the_report(tmp_path):
     assert listed == ["01_setup", "06_optimise", "a1_maps", "a2_words", "07_report"]
 
 
-def test_a_terminal_shows_every_claim_with_its_verdict(world):
-    _, study, run, _ = world
-    run(SEED=7)
-    lines = runner.list_claims(study).splitlines()
-    assert len(lines) == len(read_claims(study.run_dir))
-    told = [line for line in lines if line.startswith("not testable")]
-    assert [line.endswith("seed 7") for line in told] == [True]
-
-
 def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
     sources, study, run, lines = world
     write_notebook(sources, "02_second", "x = 1", "raise RuntimeError('no such head')")
@@ -306,20 +294,6 @@ def test_a_stale_run_folder_does_not_make_early_notebooks_run_twice(world):
     assert all("up to date" in line for line in lines)
 
 
-def test_shrinking_keeps_a_figure_readable():
-    figure = Image.effect_noise((300, 200), 60).convert("RGB")
-    figure.paste((0, 114, 178), (20, 20, 120, 120))
-    buffer = io.BytesIO()
-    figure.save(buffer, format="PNG")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    small = runner.shrink_png(encoded)
-    assert len(small) < 0.6 * len(encoded)
-    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert("RGB")).astype(int)
-    assert seen.shape == (200, 300, 3)
-    assert np.abs(seen - np.asarray(figure)).mean() < 6
-    assert runner.shrink_png(small) == small
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -334,21 +308,6 @@ def test_a_wrong_command_line_is_one_sentence(words, message, capsys):
     said = capsys.readouterr().err
     assert said.startswith("stopped: ")
     assert message in said
-
-
-def test_any_setting_can_be_set_on_the_command_line(world, monkeypatch):
-    _, study, _, _ = world
-    seen = {}
-
-    def record(study, parameters, report):
-        seen.update(study=study, given=parameters)
-
-    monkeypatch.setattr(runner, "run_notebooks", record)
-    words = ["--run-name", "", "--set", "seed=3", "run_name=test", "epochs=2"]
-    assert runner.main([*words, f"runs_root={study.runs_root}"]) == 0
-    assert (seen["study"].seed, seen["study"].run_name, seen["study"].epochs) == (3, "test", 2)
-    others = {"runs_root": study.runs_root, "epochs": "2"}
-    assert seen["given"] == {"SEED": 3, "RUN_NAME": "test", "SETTINGS": others}
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,6 @@ def test_what_differs_is_named(table, said):
         assert part in problem
 
 
-def test_the_largest_tolerated_difference_is_said():
-    assert "largest difference 0.0004 of 0.001 in 'estimate'" in str(
-        compare(change("estimate", 0, 0.1254))
-    )
-
-
 def test_a_run_agrees_with_what_was_written_from_it(folders, capsys):
     run, golden = folders
     assert {path.stem for path in golden.glob("*.csv")} == {"03_layers", "claims"}
@@ -82,31 +76,18 @@ def test_a_run_agrees_with_what_was_written_from_it(folders, capsys):
     assert "2 of 2 tables agree" in capsys.readouterr().out
 
 
-def test_a_difference_is_printed_and_the_exit_status_is_1(folders, capsys):
-    run, golden = folders
-    write(run, change("estimate", 1, 0.6))
-    assert verify.main(["--run", str(run)], golden) == 1
-    printed = capsys.readouterr().out
-    assert "03_layers            DIFFERS" in printed
-    assert "query words" in printed
-    assert "1 of 2 tables agree" in printed
-
-
-def test_a_missing_table_is_named(folders, capsys):
-    run, golden = folders
-    (run / "tables" / "03_layers.csv").unlink()
-    assert verify.main(["--run", str(run)], golden) == 1
-    assert "the run has no such table" in capsys.readouterr().out
-
-
-def test_a_claim_with_another_verdict_differs(folders, capsys):
+def test_a_difference_a_missing_table_and_another_verdict_are_named(folders, capsys):
     run, golden = folders
     (run / "claims").mkdir()
     (run / "claims" / "needs-image.json").write_text('{"verdict": "contradicted"}')
+    write(run, change("estimate", 1, 0.6))
     assert verify.main(["--run", str(run)], golden) == 1
     printed = capsys.readouterr().out
-    assert "key needs-image" in printed
+    assert "query words" in printed
     assert "contradicted, golden: not measured yet" in printed
+    (run / "tables" / "03_layers.csv").unlink()
+    assert verify.main(["--run", str(run)], golden) == 1
+    assert "the run has no such table" in capsys.readouterr().out
 
 
 def test_a_tolerance_set_by_hand_stays(folders):
@@ -116,13 +97,6 @@ def test_a_tolerance_set_by_hand_stays(folders):
     assert verify.main(["--write", str(run)], golden) == 0
     write(run, change("estimate", 1, 0.6))
     assert verify.main(["--run", str(run)], golden) == 0
-
-
-@pytest.mark.parametrize(
-    ("values", "tolerance"), [([98.6, 3], 0.01), ([-0.5], 1e-4), ([1.0], 1e-3), ([np.nan], 1e-6)]
-)
-def test_suggested_tolerances_by_hand(values, tolerance):
-    assert verify.suggest_tolerance(pd.Series(values)) == pytest.approx(tolerance)
 
 
 def test_without_golden_tables_or_a_run_it_stops_with_the_reason(tmp_path, capsys):
