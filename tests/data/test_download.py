@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 from loopback import (
     Loopback,
     answer,
@@ -139,25 +138,6 @@ def test_lasting_trouble_ends_in_one_sentence(server, tmp_path, trouble, problem
     assert_plain(error, tmp_path)
     assert (tmp_path / "a.zip").read_bytes() == b"as before"
     assert list_files(tmp_path) == ["a.zip"]
-
-
-@pytest.mark.parametrize(
-    ("raised", "problem"),
-    [
-        (requests.exceptions.ProxyError("x"), "the proxy gives no connection"),
-        (requests.exceptions.SSLError("CERTIFICATE_VERIFY_FAILED at 0x12345678"), "certificate"),
-        (OSError("Could not find a suitable TLS CA certificate bundle: /tmp/x"), "certificate"),
-        (requests.exceptions.ConnectionError("at 0x12345678"), "no connection: check the network"),
-    ],
-)
-def test_what_gives_no_connection_is_said(tmp_path, monkeypatch, raised, problem):
-    def refuse(*_, **__):
-        raise raised
-
-    monkeypatch.setattr(requests.Session, "get", refuse)
-    with pytest.raises(DownloadError, match=problem) as error:
-        fetch("http://host/a.zip", tmp_path / "a.zip")
-    assert_plain(error, tmp_path)
 
 
 # The network and the disk

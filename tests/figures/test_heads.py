@@ -81,18 +81,6 @@ def test_ablation_draws_what_each_head_costs_each_family():
         assert frames == [(0, 1), (1, 1)]
 
 
-@pytest.mark.parametrize("n_layers", [1, 7])
-def test_importance_has_a_point_a_head(n_layers):
-    rows = [
-        {"layer": i, "name": f"L{i}H0", "drop": 30 - i, "low": 20, "high": 40, "share": i / 10}
-        for i in range(n_layers)
-    ]
-    figure = figures.plot_importance(pd.DataFrame(rows), {"share": "image share"})
-    render(figure)
-    points = [tuple(c.lines[0].get_xydata()[0]) for c in figure.axes[0].containers]
-    assert points == [(i / 10, 30 - i) for i in range(n_layers)]
-
-
 @pytest.mark.parametrize("steps", [(1,), (1, 2, 4)])
 def test_removal_curves_draw_every_order(steps):
     orders = ["ablation", "gradient", "attention", "random", "random 1", "random 2"]
@@ -108,16 +96,6 @@ def test_removal_curves_draw_every_order(steps):
         np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
         bounds = np.stack([expected - 2, expected + 1], axis=1)
         np.testing.assert_allclose(read_bars(container), bounds)
-
-
-def test_recovery_draws_before_and_after():
-    columns = {"model": ["a", "b", "a, trained", "b, trained"], "judged": [-5.0, 0, -1, np.nan]}
-    table = pd.DataFrame(columns).assign(low=-9.0, high=1.0)
-    axis = figures.plot_recovery(table, 1).axes[0]
-    render(axis.figure)
-    cut, trained = (container.lines[0].get_xdata() for container in axis.containers)
-    np.testing.assert_allclose(cut, [-5, 0])
-    np.testing.assert_allclose(trained, [-1, np.nan])
 
 
 @pytest.mark.parametrize("n_models", [1, 8])

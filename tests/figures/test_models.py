@@ -12,19 +12,6 @@ pytestmark = pytest.mark.usefixtures("tidy_figures")
 PICTURE = Image.new("RGB", (64, 48), (10, 20, 30))
 
 
-@pytest.mark.parametrize("n", [1, 40])
-def test_the_data_at_a_glance_counts_questions(n):
-    answers = [str(i % 15) for i in range(n)]
-    questions = pd.DataFrame({"multiple_choice_answer": answers, "part": "train", "family": "what"})
-    questions = questions.assign(n_words=5, n_patches=12)
-    figure = figures.plot_dataset(questions)
-    render(figure)
-    families, answers, words, _ = figure.axes
-    assert [bar.get_width() for bar in families.containers[0]] == [n]
-    assert len(answers.patches) == min(n, 12)
-    assert sum(bar.get_height() for bar in words.patches) == n
-
-
 def test_patches_are_numbered_in_raster_order():
     axis = figures.plot_patches(PICTURE, np.zeros((96, 128, 3)), (3, 4)).axes[2]
     render(axis.figure)
