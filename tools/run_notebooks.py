@@ -45,6 +45,11 @@ MADE = ("tables/*", "figures/*", "claims/*", "notebooks/*", "notebooks/appendix/
 REPORT = "07_report"  # the notebook that makes report.html and slides.html
 CLAIMS_EMPTY = "<!--claims-->\n<!--/claims-->"
 CLAIMS = re.compile(r"<!--claims-->.*?<!--/claims-->", flags=re.DOTALL)  # filled in by a run
+LEGEND = (
+    "Brackets: 95 % interval over models and images. Asked: what the claim asks, fixed\n"
+    "beforehand; where random weights reach further, it is what they reach.\n"
+    "Models: in how many of them the estimate alone passes it."
+)
 PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -294,7 +299,8 @@ def fill_claims(study: Study, notebook: NotebookNode) -> str:
     own = claims["notebook"] == (number and number[1])
     if not own.any():
         own = claims["key"].isin(find_keys(notebook))
-    return CLAIMS.sub(lambda _: mark_claims(format_claims(claims[own])), opening)
+    table = format_claims(claims[own])
+    return CLAIMS.sub(lambda _: mark_claims(table and f"{table}\n\n{LEGEND}"), opening)
 
 
 def find_keys(notebook: NotebookNode) -> set[str]:
@@ -333,7 +339,9 @@ def shrink_png(encoded: str) -> str:
     picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
     if picture.mode == "P":
         return encoded
-    small, palette = io.BytesIO(), picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    method = Image.Quantize.MAXCOVERAGE  # rare colours stay: those of a scale, or of a small box
+    small = io.BytesIO()
+    palette = picture.convert("RGB").quantize(256, method, dither=Image.Dither.NONE)
     palette.save(small, format="PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 

@@ -44,7 +44,7 @@ PROBES = {  # what is asked about: the question families whose answer names it
 }
 ROLES = {  # what a layer does: the evidence, each of which has to show it
     "reads the question": ("cut: [CLS], patches <- words", "rise: type of question at [CLS]"),
-    "finds the object": ("cut: patches <- words", "rise: asked about at its patches"),
+    "marks the object": ("cut: patches <- words", "rise: asked about at its patches"),
     "fetches the answer": (
         "cut: [CLS] <- image",
         "rise: answer at read-out",

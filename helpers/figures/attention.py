@@ -46,7 +46,7 @@ SCORES = {  # of `plot_scoreboard`: title, unit
 }
 KNOCKOUTS = {  # column `panel` of the table: what its columns are
     "one": "cut in this layer alone", "onward": "cut from this layer on",
-    "type": "cut in all layers, by question type", "share": "their attention, %",
+    "type": "cut in all layers, by question type", "share": "attention paid, %",
 }  # fmt: skip
 GROUP_LOOKS = {  # a colour and a marker, the same in every figure, of question types ...
     "what": (TEXT_COLOR, "o"), "what color": (IMAGE_COLOR, "s"), "where": (GREEN, "^"),
@@ -66,6 +66,7 @@ KNOWN = {  # places of `plot_known`
     "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
     "its patches": "told by a probe of the object's patches",
 }  # fmt: skip
+BANDED = ("type of question", "asked about", "answer")  # lines of `plot_known` with an interval
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
@@ -504,10 +505,11 @@ def plot_needs(table: pd.DataFrame) -> Figure:
 def plot_known(table: pd.DataFrame) -> Figure:
     """Share right of answers read out and of linear probes by level, a panel a place.
 
-    table: of `readout.tabulate_known`. Bands: 95 %. Grey: random weights and shuffled labels.
+    table: of `readout.tabulate_known`. Bands, for one line a panel: 95 %. Dashed: random weights;
+    dotted: labels shuffled.
     """
     table = table.assign(percent=100 * table["estimate"])
-    colors, levels = {"answer": "black"}, range(table["level"].max() + 1)
+    colors = {"answer": "black"}
     for _, rows in table[table["what"] != "answer"].groupby(table["place"] == "read-out"):
         colors |= dict(zip(rows["what"].unique(), sns.color_palette("colorblind"), strict=False))
     figure, panels = style.make_panels(table, "place", 4.2, sharey=True)
@@ -515,14 +517,18 @@ def plot_known(table: pd.DataFrame) -> Figure:
         own = rows[rows["model"] == "trained"]
         look = {"hue": "what", "style": "what", "palette": colors, "markers": True, "dashes": False}
         sns.lineplot(own, x="level", y="percent", ax=axis, **look)
-        for what, line in own.groupby("what"):
-            bounds = line["level"], 100 * line["low"], 100 * line["high"]
-            axis.fill_between(*bounds, color=colors[what], alpha=0.12, linewidth=0)
+        what = next(name for name in BANDED if (own["what"] == name).any())
+        line = own[own["what"] == what]
+        bounds = line["level"], 100 * line["low"], 100 * line["high"]
+        axis.fill_between(*bounds, color=colors[what], alpha=0.15, linewidth=0)
         for name, dashes in (("random weights", "--"), ("shuffled labels", ":")):
-            look = {"color": GREY, "linestyle": dashes, "linewidth": 1, "label": name}
-            for _, line in rows[rows["model"] == name].groupby("what"):
-                axis.plot(line["level"], line["percent"], zorder=0, **look)
-                look["label"] = None
+            look = {"linestyle": dashes, "linewidth": 1, "zorder": 0}
+            control = rows[rows["model"] == name]
+            for what, line in control.groupby("what"):
+                axis.plot(line["level"], line["percent"], color=colors[what], **look)
+            if len(control):
+                axis.plot([], [], color=GREY, label=name, **look)
+        levels = range(rows["level"].max() + 1)
         axis.set_xticks(levels, ["in", *(f"L{layer}" for layer in levels[:-1])])
         axis.set(title=KNOWN[place], xlabel="after layer (in: embeddings)", ylabel="right, %")
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))

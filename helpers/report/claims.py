@@ -70,17 +70,19 @@ def judge_means(
     image_ids: np.ndarray,
     random: ArrayLike | None = None,
     reason: str = "too few questions",
+    limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> Markdown:
     """`record_claim` of a mean over models, or `record_untestable` where questions are too few.
 
     values: (model, question), in the claim's unit, NaN where a question does not tell; None: too
-    few to choose on one half and judge on the other. image_ids: (question,).
+    few to choose on one half and judge on the other. image_ids: (question,). limits: the least and
+    most that a mean can be.
     """
     if values is not None:
         values = np.asarray(values, dtype=float)
         known = np.isfinite(values.mean(0))
         if has_enough_data(known.sum(), len(np.unique(image_ids[known]))):
-            mean = mean_over_models(values[:, known], image_ids[known])
+            mean = mean_over_models(values[:, known], image_ids[known], limits)
             return record_claim(study, key, mean, random)
     return record_untestable(study, key, reason)
 

@@ -55,7 +55,7 @@ SENTENCES = (
 )
 VERDICTS = (
     "**Supported**: the 95 % interval lies beyond what the claim asks. **Contradicted**: it "
-    "lies on the other side. **Undecided**: what it asks is in it. That was fixed before these "
+    "lies on the other side. **Undecided**: the interval holds it. That was fixed before these "
     "models were measured, as a number or as a rule (*more than random weights*: beyond the "
     "most extreme of 24 models with random weights). Intervals are for further images and, "
     "where several models are analysed, further models; *models* says in how many the estimate "
@@ -90,9 +90,9 @@ SECTIONS = (
     Section(
         "03", "Where does it look, layer by layer?", ("03_layers", "03_heads"),
         "A token's attention is a share: it sums to 100 % over all tokens. Most tokens are patches "
-        "of the picture, so attention spread evenly would already look visual; shares are given as "
-        "points above or below that (dashed in the figure). [CLS] is the token that the answer is "
-        "read from. Models with random weights show what a model that has learnt nothing does.",
+        "of the picture, so attention spread evenly would already look visual; claims give shares "
+        "as points above or below that (dashed in the figure). [CLS] is the token that the answer "
+        "is read from. Models with random weights show what a model that has learnt nothing does.",
         "A share says where a head reads from. It does not say what the head hands on, nor what "
         "the answer needs: only taking something away says that. A mean over heads hides heads "
         "that differ more than layers do.",
@@ -108,7 +108,7 @@ SECTIONS = (
     Section(
         "04", "Do question types look differently?", ("04_families", "04_needs", "04_layers"),
         "Questions are grouped by their first words: what, where, how many and so on. A difference "
-        "between heads counts where it holds in both halves of a type's wordings and where models "
+        "between types counts where it holds in both halves of a type's wordings and where models "
         "with random weights do not show it. Notebook 04 repeats the comparison of types at equal "
         "length of the question and number of patches.",
         "A type is a bundle of wordings, so types differ in their words as well as in what they "

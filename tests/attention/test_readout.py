@@ -140,7 +140,7 @@ def test_roles_by_hand():
     table = assign_roles(evidence)
     roles = table.drop_duplicates(["role", "layer"]).set_index(["role", "layer"])["has_role"]
     assert roles["reads the question"].tolist() == ["yes", "no", "no"]
-    assert roles["finds the object"].tolist() == ["yes", "undecided", "no"]
+    assert roles["marks the object"].tolist() == ["yes", "undecided", "no"]
     assert roles["fetches the answer"].tolist() == ["no", "yes", "undecided"]
     assert set(table["evidence"]) == {name for names in ROLES.values() for name in names}
     del evidence["cut: patches <- words"]  # a layer cannot have a role on half of the evidence
