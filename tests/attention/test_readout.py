@@ -144,5 +144,5 @@ def test_roles_by_hand():
     assert roles["fetches the answer"].tolist() == ["no", "yes", "undecided"]
     assert set(table["evidence"]) == {name for names in ROLES.values() for name in names}
     del evidence["cut: patches <- words"]  # a layer cannot have a role on half of the evidence
-    rest = assign_roles(evidence).query("role == 'finds the object'")
+    rest = assign_roles(evidence).query("role == 'marks the object'")
     assert set(rest["has_role"]) == {"undecided"}

@@ -76,7 +76,7 @@ def test_the_quick_start_looks_at_any_picture(tmp_path, checkpoint, mode, size):
     given = {"MODEL": checkpoint, "PICTURE": photo, "QUESTION": "what? " * 60}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         run_here(ROOT / "notebooks" / "00_quickstart.ipynb", {"sys": sys}, **given)
-    assert "image share of L1H0" in printed.getvalue()
+    assert "image share of L1H1" in printed.getvalue()
 
 
 def test_a_pruned_model_is_taken_where_layers_are_gone_and_refused_where_heads_are(
