@@ -427,6 +427,16 @@ def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> n
     return np.sort(generator.choice(n, count, replace=False))
 
 
+def points_lost(questions: pd.DataFrame, scores: np.ndarray) -> np.ndarray:
+    """Points of VQA accuracy that each question loses: its own accuracy minus other scores.
+
+    questions: of an AttentionTable; scores: (question, ...) in [0, 1]. From -100 to 100, below 0
+    where the other answer is better; NaN without answers.
+    """
+    accuracy = questions["accuracy"].to_numpy().reshape(-1, *[1] * (scores.ndim - 1))
+    return 100 * (accuracy - scores)
+
+
 def name_heads(table: pd.DataFrame) -> pd.Series:
     """L3H7 for each row of a table with columns layer and head; L3 where it has no heads."""
     names = "L" + table["layer"].astype(str)

@@ -131,6 +131,17 @@ def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     return groups
 
 
+def mark_objects(batch: dict[str, Tensor], groups: Tensor) -> Tensor:
+    """Which tokens are patches of the known objects: bool (batch, 2, token), see `objects`.
+
+    batch: of a `grounding.MarkedQuestions`; of any other batch none are. groups: of `token_groups`.
+    """
+    marks = torch.zeros_like(groups[:, :2])
+    if "objects" in batch:
+        marks[..., -batch["objects"].shape[2] :] = batch["objects"]
+    return marks
+
+
 def query_weights(groups: Tensor) -> Tensor:
     """Weights that average over each group: bool (batch, group, token) -> float; NaN if empty."""
     members = groups.float()

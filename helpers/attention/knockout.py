@@ -23,9 +23,10 @@ from helpers.attention.extract import (
     AttentionTable,
     extract_once,
     in_measuring_precision,
+    points_lost,
     sample_questions,
 )
-from helpers.attention.image_share import prepare_batch
+from helpers.attention.image_share import mark_objects, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import PackedForward
 from helpers.run.settings import Study
@@ -75,10 +76,7 @@ def knockout(
 def start_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
     """A packed pass whose tokens are in six groups: KEY_GROUPS, and the object asked about."""
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    asked = torch.zeros_like(groups[:, :1])
-    if "objects" in batch:
-        asked[:, 0, -batch["objects"].shape[2] :] = batch["objects"][:, 0]
-    groups = torch.cat([groups, asked], dim=1)
+    groups = torch.cat([groups, mark_objects(batch, groups)[:, :1]], dim=1)
     groups[:, 4] &= ~groups[:, 5]
     return PackedForward(model, inputs, groups)
 
@@ -184,8 +182,7 @@ def accuracy_lost(table: AttentionTable, encoded: EncodedQuestions, labels: Labe
     for data without answers.
     """
     rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
-    scores = encoded.score(table.cut_answer, rows, labels)
-    return 100 * (table.questions["accuracy"].to_numpy()[:, None, None] - scores)
+    return points_lost(table.questions, encoded.score(table.cut_answer, rows, labels))
 
 
 def probability_lost(table: AttentionTable) -> np.ndarray:

@@ -27,7 +27,7 @@ from helpers.attention.extract import (
     in_measuring_precision,
     sample_questions,
 )
-from helpers.attention.image_share import prepare_batch, query_weights
+from helpers.attention.image_share import mark_objects, prepare_batch, query_weights
 from helpers.attention.knockout import Labels
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import PackedForward
@@ -70,10 +70,7 @@ def readout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Te
     """
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     forward, valid = PackedForward(model, inputs, groups), groups.any(1)
-    marks = torch.zeros_like(groups[:, :2])
-    if "objects" in batch:
-        marks[..., -batch["objects"].shape[2] :] = batch["objects"]
-    weights = query_weights(marks)  # (question, 2, token)
+    weights = query_weights(mark_objects(batch, groups))  # (question, 2, token)
     cls, objects = [], []
     for layer in forward:
         tokens = forward.hidden.new_zeros(*valid.shape, forward.hidden.shape[1])

@@ -87,7 +87,7 @@ def _read_row(place: str, number: int, row: dict, folder: Path) -> dict:
     if isinstance(image, str):
         image = {"bytes": None, "path": str(folder.absolute() / image)}
     if isinstance(answers, str | None):
-        answers = (answers or "").split("|" if "answers" in row else "\0")
+        answers = (answers or "").split("|") if "answers" in row else [answers or ""]
     answers = [answer.strip() if isinstance(answer, str) else answer for answer in answers]
     answers = [answer for answer in answers if answer != ""]
     for name, value in [("question", row["question"]), *(("answers", text) for text in answers)]:

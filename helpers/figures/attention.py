@@ -174,7 +174,7 @@ def plot_look(
     above, below = figure.subfigures(2, 1, height_ratios=[3.6, 1.9 * n_rows + 0.4])
     left, right = above.subplots(1, 2, width_ratios=[1, 1.5])
     style.plot_picture(left, picture)
-    excess = style.name_heads(100 * (shares - baseline))
+    excess = style.label_heads(100 * (shares - baseline))
     drawn = style.plot_grid(right, excess, (-100, 100), style.format_cells(100 * shares))
     right.set_title(f"[CLS] → image, % (uniform attention: {100 * baseline:.0f} %)")
     above.colorbar(drawn, ax=right, label="points above uniform")
@@ -438,7 +438,7 @@ def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) 
     size = (10, max(3.2, 0.5 * len(counts) + 1.5))
     figure, (*grids, right) = plt.subplots(1, 3, figsize=size, width_ratios=(1, 1, 0.8))
     for number, (axis, query) in enumerate(zip(grids, ("[CLS]", "words"), strict=True)):
-        table = style.name_heads(counts[..., number])
+        table = style.label_heads(counts[..., number])
         style.plot_grid(axis, table, (0, len(separated)), cmap="cividis")
         axis.set_title(f"{query} query: pairs, of {len(separated)}")
     models = {f"trained\n({len(apart)})": apart, f"random\nweights ({len(random)})": random}

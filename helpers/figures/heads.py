@@ -70,7 +70,7 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(max(7.5, 0.8 * shape[1] + 1), 0.75 * shape[0] + 1.9))
     colors = mpl.colors.ListedColormap([color for _, color in ROLE_LOOKS.values()])
     limits = (-0.5, len(roles) - 0.5)
-    style.plot_grid(axis, style.name_heads(numbers), limits, texts, cmap=colors)
+    style.plot_grid(axis, style.label_heads(numbers), limits, texts, cmap=colors)
     axis.patch.set(facecolor="white", hatch=None)
     for role, (name, color) in ROLE_LOOKS.items():
         if (passed["role"] == role).any():

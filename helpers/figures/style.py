@@ -285,7 +285,7 @@ def arrange(rows: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFr
     return pd.DataFrame(cells.reshape(len(downwards), -1), downwards, sideways)
 
 
-def name_heads(values: ArrayLike) -> pd.DataFrame:
+def label_heads(values: ArrayLike) -> pd.DataFrame:
     """A grid (layer, head) for `plot_grid`: layers downwards, heads across."""
     n_layers, n_heads = np.shape(values)
     return pd.DataFrame(

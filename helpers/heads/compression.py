@@ -31,20 +31,22 @@ from helpers.attention.extract import (
     in_measuring_precision,
     sample_questions,
 )
-from helpers.attention.image_share import attention_measures, prepare_batch
+from helpers.attention.image_share import attention_measures
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.joint import fit_contributions, logits_lost, measure_joint
+from helpers.heads.joint import fit_contributions, logits_lost, measure_joint, scale_heads
 from helpers.heads.removal import (
     IMPORTANCE,
     LOSS_INCREASES,
-    ablate_heads,
+    answer_variants,
+    group_heads,
     importance_measures,
     loss_increases,
+    pack_forward,
     sample_for_removal,
 )
 from helpers.model.finetune import hash_model, load_finetuned, train_model
-from helpers.model.forward import forward_raster, fused_attention, trace
+from helpers.model.forward import check_trace
 from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
@@ -116,18 +118,22 @@ def predict_without(
     """Number of the answer to each question without these heads and layers: (question, removal).
 
     removals: heads and layers that are silenced together, ([], []) for the intact model. rows: some
-    of the questions. A batch's pictures are embedded once for all removals.
+    of the questions. Removals that begin alike share the computation up to where they part.
     """
     rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
     predicted = np.zeros((len(encoded), len(removals)), dtype=int)
-    progress = tqdm(total=len(rows), desc="removals", unit="question")
-    with fused_attention(model), progress:
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    gains = np.ones((len(removals), *shape))
+    for of_heads, (heads, layers) in zip(gains, removals, strict=True):
+        check_trace(model, (), skip=layers)
+        for layer, own in group_heads(model, heads).items():
+            of_heads[layer, own] = 0
+    scaled = zip(scale_heads(gains), removals, strict=True)
+    variants = [edits | dict.fromkeys(layers) for edits, (_, layers) in scaled]  # None: left out
+    with tqdm(total=len(rows), desc="removals", unit="question") as progress:
         for batch_rows, batch in encoded.batches(batch_size, rows):
-            inputs = prepare_batch(model, batch).inputs
-            for number, (heads, layers) in enumerate(removals):
-                with ablate_heads(model, heads), trace(model, skip=layers):
-                    logits = forward_raster(model, inputs).logits
-                predicted[batch_rows, number] = logits.argmax(1).cpu()
+            found = answer_variants(pack_forward(model, batch), variants)
+            predicted[batch_rows] = found["variant_answer"].cpu()
             progress.update(len(batch_rows))
     return predicted[rows]
 

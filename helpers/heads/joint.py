@@ -26,6 +26,7 @@ from helpers.attention.extract import (
     extract_once,
     in_measuring_precision,
     name_heads,
+    points_lost,
     sample_questions,
 )
 from helpers.data.encode import EncodedQuestions
@@ -52,7 +53,7 @@ class Variants(NamedTuple):
         answers: each question's ten; labels: the answer of each number.
         """
         scores = score_answers(self.table.variant_answer, answers, labels)
-        return 100 * (self.table.questions["accuracy"].to_numpy()[:, None] - scores)
+        return points_lost(self.table.questions, scores)
 
 
 def scale_heads(gains: np.ndarray) -> list[Variant]:

@@ -29,6 +29,7 @@ from helpers.attention.extract import (
     extract_once,
     in_measuring_precision,
     measure_once,
+    points_lost,
     sample_questions,
 )
 from helpers.attention.image_share import prepare_batch
@@ -131,12 +132,7 @@ def ablate_heads(
     heads: (layer, head). Puts 0 in place of a head's z (its output before the layer's projection),
     or with means, of `mean_z`, its mean means[layer, head].
     """
-    layers, chosen = model.vilt.encoder.layer, defaultdict(list)
-    counts = [layer.attention.attention.num_attention_heads for layer in layers]
-    for layer, head in heads:
-        if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
-            raise ValueError(f"L{layer}H{head} is not in this model: layers have {counts} heads")
-        chosen[layer].append(head)
+    chosen = group_heads(model, heads)
 
     def silence(layer: int, z: Tensor) -> Tensor:
         z = z.clone()
@@ -144,6 +140,17 @@ def ablate_heads(
         return z
 
     return trace(model, edit={"z": silence}, layers=chosen)
+
+
+def group_heads(model: nn.Module, heads: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
+    """Heads (layer, head) by their layer; ValueError for one that is not in the model."""
+    layers, chosen = model.vilt.encoder.layer, defaultdict(list)
+    counts = [layer.attention.attention.num_attention_heads for layer in layers]
+    for layer, head in heads:
+        if not (0 <= layer < len(counts) and 0 <= head < counts[layer]):
+            raise ValueError(f"L{layer}H{head} is not in this model: layers have {counts} heads")
+        chosen[layer].append(head)
+    return chosen
 
 
 def zero_z(model: nn.Module) -> Tensor:
@@ -171,7 +178,7 @@ def mean_z(model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64) ->
 
 def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
     """A packed forward pass over a batch."""
-    inputs, groups, _ = prepare_batch(model, batch)
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     return PackedForward(model, inputs, groups)
 
 
@@ -262,8 +269,7 @@ def score_removals(
     """
     name = ABLATION_MODES[mode][0]
     scores = score_answers(getattr(table, f"{name}_answer"), answers, labels)
-    intact = table.questions["accuracy"].to_numpy().reshape(-1, *[1] * (scores.ndim - 1))
-    return 100 * (intact - scores)
+    return points_lost(table.questions, scores)
 
 
 def sample_for_removal(

@@ -300,7 +300,7 @@ class PackedForward:
     Each layer must be run to its end, as its microbatches make the z that the next one reads.
     hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
     (question, answer): after the last layer; None for a model without a classifier. blocked: for a
-    layer, bool (5, 5), from which groups of queries to which groups of keys no attention can go.
+    layer, bool (group, group), from which groups of queries to which of keys no attention can go.
     """
 
     def __init__(

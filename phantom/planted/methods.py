@@ -184,8 +184,7 @@ def find_fusion(model: nn.Module, encoded: EncodedQuestions, layer: int) -> dict
     found = {name: int(np.mean([each[name] for each in some], axis=0).argmax()) for name in some[0]}
     edges, answers, order = number_edges([("text", "image")]), [], []
     for rows, batch in encoded.batches(64):
-        cuts = [blocked, *(blocked | {cut: blocked.get(cut, edges) for cut in [number]}
-                           for number in range(n_layers))]  # fmt: skip
+        cuts = [blocked, *({number: edges} | blocked for number in range(n_layers))]
         with torch.no_grad():
             logits = [open_pass(model, batch, each).run() for each in cuts]
         answers.append(torch.stack([each.argmax(1) for each in logits], 1))

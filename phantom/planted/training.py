@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from helpers.attention.image_share import prepare_batch
 from helpers.attention.knockout import number_edges
 from helpers.data.encode import EncodedQuestions
-from helpers.heads.removal import ablate_heads
+from helpers.heads.removal import ablate_heads, pack_forward
 from helpers.model.finetune import BucketSampler
 from helpers.model.forward import PackedForward
 from phantom.planted.edits import Head
 
-Blocked = dict[int, Tensor]  # layer: bool (5, 5), see PackedForward.blocked
+Blocked = dict[int, Tensor]  # layer: see PackedForward.blocked
 ROUTE = ("what color", (2, 0))  # a family and the head that its answers come through
 CROSS = (("text", "image"), ("image", "text"))
 
@@ -34,9 +33,8 @@ def open_pass(
     model: nn.Module, batch: dict[str, Tensor], blocked: Blocked | None = None
 ) -> PackedForward:
     """A packed pass over a batch in which some edges are cut; to be walked or run."""
-    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    forward = PackedForward(model, inputs, groups)
-    forward.blocked = {layer: edges.to(groups.device) for layer, edges in (blocked or {}).items()}
+    forward, device = pack_forward(model, batch), model.device
+    forward.blocked = {layer: edges.to(device) for layer, edges in (blocked or {}).items()}
     return forward
 
 
