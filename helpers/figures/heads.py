@@ -293,13 +293,13 @@ def plot_heads_together(pairs: pd.DataFrame, emphasis: pd.DataFrame) -> Figure:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=(1.5, 1))
     grid = pairs.pivot_table("excess", "second", "first", sort=False)
+    most = np.nanmax(np.abs(grid))
+    look = {"vmin": -most, "vmax": most, "cmap": "RdBu_r", "square": True}
+    sns.heatmap(grid, ax=left, cbar_kws={"label": "points of accuracy"}, **look)
+    left.set(title="pair removed: loss beyond the sum of both, points", xlabel="", ylabel="")
     by_factor = -emphasis.pivot_table("estimate", "family", "factor", sort=False)
-    label = {"label": "points of accuracy"}
-    for axis, cells in ((left, grid), (right, by_factor.round(1) + 0.0)):  # no -0.0
-        most = np.nanmax(np.abs(cells))
-        look = {"vmin": -most, "vmax": most, "cmap": "RdBu_r", "annot": axis is right, "fmt": ".1f"}
-        sns.heatmap(cells, ax=axis, square=axis is left, cbar_kws=label, **look)
-    left.set(title="pair removed: loss beyond the sum of both", xlabel="", ylabel="")
-    right.set(title="one head scaled: accuracy lost", ylabel="")
+    most = np.nanmax(np.abs(by_factor))
+    style.plot_grid(right, by_factor, (-most, most), style.format_cells(by_factor, digits=1))
+    right.set_title("one head scaled: accuracy lost, points")
     right.set_xlabel("factor of the head's output (0: removed)")
     return figure

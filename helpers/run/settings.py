@@ -190,8 +190,7 @@ class Study:
 
 def _read_settings(given: dict | str | None) -> dict:
     try:
-        settings = json.loads(given or "{}") if isinstance(given, str) else dict(given or {})
-        return dict(settings)
+        return dict(json.loads(given or "{}") if isinstance(given, str) else given or {})
     except (TypeError, ValueError):
         raise ValueError(f'SETTINGS={given!r}: expected a dict such as {{"epochs": 5}}') from None
 
