@@ -130,7 +130,7 @@ def run_elsewhere(packages: tuple[str, ...], command: list[str], seconds: float)
     except subprocess.TimeoutExpired:
         process.terminate()
         said, ended = process.communicate()[0], f"stopped after {seconds:.0f} s"
-    lines = said.strip().splitlines()[-15:]
+    lines = said.strip().splitlines()
     return {"ended": ended, "seconds": time.time() - begun, "said": lines}
 
 
@@ -170,7 +170,9 @@ def main() -> int:
     if options.device == "cuda":
         command = ["pytest", "-m", "gpu", "tests/test_gpu.py"]
         report["tests"] = run_elsewhere(TESTS, command, 150)
-        print("tests", *report["tests"].get("said", report["tests"].values()), sep="\n  ")
+        print(
+            "tests", *list(report["tests"].get("said", report["tests"].values()))[-40:], sep="\n  "
+        )
     report["passes"] = rows = []
     with torch.no_grad():
         for row in bench_passes(options, ends - 120):
@@ -185,7 +187,9 @@ def main() -> int:
     if options.device == "cuda":
         command = ["tools.run_notebooks", "--run-name", "gpu"]
         report["study"] = run_elsewhere(STUDY, command, ends - time.time())
-        print("study", *report["study"].get("said", report["study"].values()), sep="\n  ")
+        print(
+            "study", *list(report["study"].get("said", report["study"].values()))[-40:], sep="\n  "
+        )
     failed += [part for part in ("tests", "study") if report.get(part, {}).get("ended", 0) != 0]
     report["failed"] = failed
     path = ROOT / "runs" / "gpu.json"

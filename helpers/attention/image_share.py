@@ -177,8 +177,8 @@ def mean_distance(attention: Tensor, distance: Tensor, members: Tensor) -> Tenso
 def grid_distance(grids: Tensor, n_patches: int) -> Tensor:
     """Euclidean distance between patches in grid steps: grids (batch, 2) -> (batch, P, P)."""
     index, columns = torch.arange(n_patches, device=grids.device), grids[:, 1:]
-    place = torch.stack([index // columns, index % columns], dim=-1).float()  # (batch, P, 2)
-    return torch.cdist(place, place, compute_mode="donot_use_mm_for_euclid_dist")
+    down, across = (x[:, :, None] - x[:, None] for x in (index // columns, index % columns))
+    return (down.square() + across.square()).float().sqrt()
 
 
 class PreparedBatch(NamedTuple):
@@ -201,11 +201,11 @@ def prepare_batch(
     inputs = {name: batch[name].to(device) for name in names if name in batch}
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     inputs["image_embeds"], inputs["pixel_mask"] = embed_batch(model, batch)
-    grids = batch.get("patch_grids")
-    if "pixel_values" in batch:
+    grids = batch.get("patch_grids") if with_grids else None
+    if with_grids and "pixel_values" in batch:
         mask = batch.get("pixel_mask", torch.ones_like(batch["pixel_values"][:, 0]))
         grids = patch_grids(mask, model.config.patch_size)[batch.get("picture_of", slice(None))]
-    elif grids is None and with_grids:
+    elif with_grids and grids is None:
         raise ValueError("a batch of image_embeds needs patch_grids (batch, 2): rows, columns.")
     grids = None if grids is None else grids.to(device)
     groups = token_groups(inputs["attention_mask"], inputs["pixel_mask"])

@@ -59,8 +59,7 @@ def embed_images(
     config = modules.config
     if pixel_mask is None:
         pixel_mask = pixel_values.new_ones(pixel_values.shape[0], *pixel_values.shape[2:])
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is not TF32
-        patches = modules.patch_embeddings(pixel_values)  # (batch, hidden, rows, columns)
+    patches = project_patches(modules.patch_embeddings.projection, pixel_values)
     grids = patch_grids(pixel_mask, config.patch_size)
     counts = grids.prod(1)
     if 0 <= config.max_image_length < counts.max():
@@ -68,24 +67,39 @@ def embed_images(
     side = config.image_size // config.patch_size
     trained = modules.position_embeddings[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
     dtype = torch.promote_types(patches.dtype, trained.dtype)  # they differ under autocast
-    embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[1], dtype=dtype)
+    embeds = patches.new_zeros(len(patches), int(counts.max()), patches.shape[-1], dtype=dtype)
     for rows, columns in grids.unique(dim=0).tolist():
         alike = ((grids[:, 0] == rows) & (grids[:, 1] == columns)).nonzero()[:, 0]
         shape, mode = (rows, columns), "bilinear"
         positions = nn.functional.interpolate(trained, shape, mode=mode, align_corners=True)
-        placed = patches[alike, :, :rows, :columns] + positions
-        embeds[alike, : rows * columns] = placed.flatten(2).mT
+        placed = patches[alike, :rows, :columns] + positions.permute(0, 2, 3, 1)
+        embeds[alike, : rows * columns] = placed.flatten(1, 2)
     cls = modules.cls_token + modules.position_embeddings[:, :1]
     image_cls = cls.expand(len(patches), -1, -1)
     image_mask = torch.arange(embeds.shape[1] + 1, device=counts.device) <= counts[:, None]
     return modules.dropout(torch.cat([image_cls, embeds], dim=1)), image_mask.long()
 
 
+def project_patches(convolution: nn.Conv2d, pixel_values: Tensor) -> Tensor:
+    """ViLT's embedding of patches as one product: (batch, row, column, hidden).
+
+    The convolution itself takes 4.3 ms for 64 pictures in half precision on an H100, and in
+    float32 TF32 unless it is switched off.
+    """
+    size = convolution.kernel_size[0]
+    rows, columns = (edge // size for edge in pixel_values.shape[2:])
+    cut = pixel_values[:, :, : rows * size, : columns * size].to(convolution.weight.dtype)
+    pixels = cut.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5)
+    weight = convolution.weight.flatten(1)
+    return nn.functional.linear(pixels.flatten(3), weight, convolution.bias)
+
+
 def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """A batch's `image_embeds` and `pixel_mask` (batch, 1 + patches), on the model's device.
 
     As given, or embedded from `pixel_values`, which may hold a picture once for several questions;
-    picture_of (batch,) then says which picture is whose.
+    picture_of (batch,) then says which picture is whose. levels (3, 256): the values of each
+    channel's bytes, where pixels are bytes.
     """
     some, names = next(model.parameters()), ("pixel_mask", "picture_of")
     given = {name: batch[name].to(some.device) for name in names if name in batch}
@@ -93,7 +107,12 @@ def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
         if "pixel_mask" not in given:
             raise ValueError("a batch of image_embeds needs pixel_mask (batch, 1 + patches).")
         return batch["image_embeds"].to(some), given["pixel_mask"]
-    embeds, mask = embed_images(model, batch["pixel_values"].to(some), given.get("pixel_mask"))
+    pixels = batch["pixel_values"].to(some.device)
+    if "levels" in batch:
+        levels = zip(batch["levels"].to(some), pixels.unbind(1), strict=True)
+        found = [of.index_select(0, channel.flatten().int()) for of, channel in levels]
+        pixels = torch.stack(found).view(3, *pixels[:, 0].shape).transpose(0, 1)
+    embeds, mask = embed_images(model, pixels.to(some), given.get("pixel_mask"))
     picture_of = given.get("picture_of", slice(None))
     return embeds[picture_of], mask[picture_of]
 

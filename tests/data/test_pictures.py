@@ -72,7 +72,8 @@ def test_a_processor_is_followed_or_refused(flags):
         with pytest.raises(ValueError, match="image_id 7: the processor does not resize"):
             EncodedQuestions(data, processor)
         return
-    (_, batch), *_ = EncodedQuestions(data, processor).batches(1)
+    encoded = EncodedQuestions(data, processor)
+    batch = encoded.collate([encoded[0]])
     expected = processor.image_processor(data[0]["image"], return_tensors="pt")["pixel_values"]
     assert torch.equal(batch["pixel_values"], expected.float())
 
