@@ -11,7 +11,7 @@ information flow in multimodal large language models"). At ViLT-B/32 size all cu
 a question on one CPU core.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from helpers.attention.extract import (
 )
 from helpers.attention.image_share import mark_objects, prepare_batch
 from helpers.data.encode import EncodedQuestions
-from helpers.model.forward import PackedForward
+from helpers.model.forward import PackedForward, answer_variants
 from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
@@ -111,42 +111,20 @@ def knockout_measures(
     """The answers to a batch with each direction cut in each of `list_spans`.
 
     cut_answer (question, direction, span): number of the answer. cut_probability, and probability
-    of the intact model: sigmoid of the logit of the intact model's answer. logits: intact. What
-    comes before the first cut layer is computed once.
+    of the intact model: sigmoid of the logit of the intact model's answer. logits: intact.
     """
     forward, spans = start_forward(model, batch), list_spans(model.config.num_hidden_layers)
     edges = [number_edges(each).to(forward.hidden.device) for each in directions.values()]
-    without = {}
-    for first, layer in enumerate(forward):
-        for number, blocked in enumerate(edges):
-            lasts = [last for start, last in spans if start == first]
-            for last, logits in zip(lasts, cut_onward(forward, first, lasts, blocked), strict=True):
-                without[number, first, last] = logits
-        layer.run()
-    answers = forward.logits.argmax(1, keepdim=True)
-    ordered = [without[number, *span] for number in range(len(edges)) for span in spans]
-    logits = torch.stack(ordered, 1).unflatten(1, (len(edges), len(spans)))
-    chosen = logits.take_along_dim(answers[:, None, None], 3)[..., 0].float()
+    cuts = [
+        dict.fromkeys(range(first, last + 1), blocked) for blocked in edges for first, last in spans
+    ]
+    found, shape = answer_variants(forward, cuts), (len(edges), len(spans))
     return {
-        "logits": forward.logits,
-        "probability": forward.logits.gather(1, answers)[:, 0].float().sigmoid(),
-        "cut_answer": logits.argmax(3),
-        "cut_probability": chosen.sigmoid(),
+        "logits": found["logits"],
+        "probability": found["probability"],
+        "cut_answer": found["variant_answer"].unflatten(1, shape),
+        "cut_probability": found["variant_probability"].unflatten(1, shape),
     }
-
-
-def cut_onward(
-    forward: PackedForward, first: int, lasts: Sequence[int], blocked: Tensor
-) -> Iterator[Tensor]:
-    """Logits with edges cut from layer `first`, where the walk is, to each of lasts (ascending)."""
-    hidden = forward.hidden
-    for index in range(first, max(lasts) + 1):
-        forward.blocked = {index: blocked}
-        z = forward.enter(index, hidden).run()
-        forward.blocked = {}
-        hidden = forward.leave(index, z, hidden)
-        if index in lasts:
-            yield forward.resume(index + 1, hidden=hidden)
 
 
 def measure_knockout(

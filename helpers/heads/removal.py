@@ -10,7 +10,7 @@ patching_effect(change, total_change)     # percent of the change that a head ca
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import chain
@@ -36,14 +36,19 @@ from helpers.attention.image_share import prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.data.vqa import score_answers
-from helpers.model.forward import PackedForward, forward_raster, trace
+from helpers.model.forward import (
+    PackedForward,
+    Variant,
+    answer_variants,
+    forward_raster,
+    run_variants,
+    trace,
+)
 from helpers.model.vilt import list_answers
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
 from helpers.stats.models import linearise_ratio
 
-# z is a head's output before the layer's projection: (valid token, head, d_head), all heads'
-Variant = Mapping[int, Callable[[Tensor], Tensor] | None]  # new z by layer; None: layer left out
 Pair = tuple[int, int]  # rows of two questions: source, target
 
 HEAD_AXES, LAYER_AXES = ("layer", "head"), ("layer",)
@@ -91,37 +96,6 @@ def replace_layers(zs: Iterable[Tensor | None]) -> list[Variant]:
         {layer: None if z is None else partial(replace_z, heads=slice(None), new=z)}
         for layer, z in enumerate(zs)
     ]
-
-
-def run_variants(
-    forward: PackedForward, variants: Sequence[Variant]
-) -> Iterator[tuple[int, Tensor]]:
-    """Variants of a packed pass that has not begun: yields (row of variants, logits).
-
-    First come the logits of the pass itself, with row -1. Variants with the same edits up to some
-    layer share the computation up to there; so each costs only what sets it apart.
-    """
-    n_layers = len(forward.core.encoder.layer)
-
-    def walk(layer: int, hidden: Tensor, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
-        if layer == n_layers:
-            logits = forward.read_answer(hidden)
-            yield from ((row, logits) for row in rows)
-            return
-        z, alike = forward.enter(layer, hidden).run(), defaultdict(list)
-        for row in rows:
-            alike[variants[row].get(layer, keep) if row >= 0 else keep].append(row)
-        for edit, own in alike.items():
-            if edit is not None:
-                onward = forward.leave(layer, edit(z), hidden)
-            else:
-                onward = hidden if layer < n_layers - 1 else hidden[forward.cls_rows]
-            yield from walk(layer + 1, onward, own)
-
-    def keep(z: Tensor) -> Tensor:
-        return z
-
-    yield from walk(0, forward.hidden, [-1, *range(len(variants))])
 
 
 def ablate_heads(
@@ -212,25 +186,6 @@ def removal_measures(
             shape = (n_layers, zero.shape[1])[: len(axes)]
             measures[f"{name}_{quantity}"] = part.unflatten(1, shape)
     return measures
-
-
-def answer_variants(forward: PackedForward, variants: Sequence[Variant]) -> dict[str, Tensor]:
-    """The answers of `run_variants`: variant_answer and variant_probability (question, variant).
-
-    And, of the pass itself, logits (question, answer) and probability (question,). A probability is
-    that of the pass's own answer, sigmoid of its logit.
-    """
-    runs = run_variants(forward, variants)
-    _, intact = next(runs)
-    answers = intact.argmax(1, keepdim=True)
-    changed = answers.repeat(1, len(variants))
-    probability = torch.zeros_like(changed, dtype=torch.float32)
-    for row, logits in runs:
-        changed[:, row] = logits.argmax(1)
-        probability[:, row] = logits.float().gather(1, answers)[:, 0].sigmoid()
-    own = intact.float().gather(1, answers)[:, 0].sigmoid()
-    of_variants = {"variant_answer": changed, "variant_probability": probability}
-    return {"logits": intact, "probability": own, **of_variants}
 
 
 @torch.no_grad()

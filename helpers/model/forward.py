@@ -1,7 +1,8 @@
 """ViLT's forward pass: in raster order, fused, traced, and packed."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,6 +16,9 @@ from transformers.models.vilt.modeling_vilt import ViltSelfAttention
 from transformers.utils import ModelOutput
 
 logger = logging.getLogger(__name__)
+# what a pass does otherwise, by layer: a new z from the layer's z (valid token, head, d_head), all
+# heads'; which edges are cut, as `PackedForward.blocked`; or None, the layer left out
+Variant = Mapping[int, Callable[[Tensor], Tensor] | Tensor | None]
 
 SITES = {  # the module of a layer that hands the value on; z is what its module receives
     "value": "attention.attention.value",
@@ -360,26 +364,10 @@ class PackedForward:
             layer.run()
         return self.logits
 
-    def resume(
-        self, index: int, z: Tensor | None = None, hidden: Tensor | None = None
-    ) -> Tensor | None:
-        """The logits of a pass that goes on at layer `index` with the residual stream of now.
-
-        z: of that layer, where it has been computed. hidden: another stream, of `leave`. For
-        variants that share what came before: edit the rest by a `trace` around this. The walk
-        itself stays where it is.
-        """
-        n_layers = len(self.core.encoder.layer)
-        if hidden is None:
-            hidden = self.hidden if index < n_layers else self.hidden[self.cls_rows]
-        for number in range(index, n_layers):
-            z = self.enter(number, hidden).run() if z is None else z
-            hidden, z = self.leave(number, z, hidden), None
-        return self.read_answer(hidden)
-
-    def enter(self, index: int, hidden: Tensor) -> "PackedLayer":
-        """Layer `index` on a residual stream (valid tokens, hidden), to be run."""
-        module, blocked = self.core.encoder.layer[index], self.blocked.get(index)
+    def enter(self, index: int, hidden: Tensor, blocked: Tensor | None = None) -> "PackedLayer":
+        """Layer `index` on a residual stream (valid tokens, hidden), to be run; see `blocked`."""
+        blocked = self.blocked.get(index) if blocked is None else blocked
+        module = self.core.encoder.layer[index]
         return PackedLayer(module, hidden, self.microbatches, self.starts, blocked)
 
     def leave(self, index: int, z: Tensor, hidden: Tensor) -> Tensor:
@@ -402,6 +390,60 @@ class PackedForward:
         if not hasattr(self.model, "classifier"):
             return None
         return self.model.classifier(self.core.pooler(self.core.layernorm(hidden)[:, None]))
+
+
+def run_variants(
+    forward: PackedForward, variants: Sequence[Variant]
+) -> Iterator[tuple[int, Tensor]]:
+    """Variants of a packed pass that has not begun: yields (row of variants, logits).
+
+    First come the logits of the pass itself, with row -1. Variants with the same edits up to some
+    layer share the computation up to there; so each costs only what sets it apart.
+    """
+    n_layers = len(forward.core.encoder.layer)
+
+    def walk(layer: int, hidden: Tensor, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
+        if layer == n_layers:
+            logits = forward.read_answer(hidden)
+            yield from ((row, logits) for row in rows)
+            return
+        z, alike = None, defaultdict(list)
+        for row in rows:
+            alike[variants[row].get(layer, keep) if row >= 0 else keep].append(row)
+        for edit, own in alike.items():
+            if edit is None:
+                onward = hidden if layer < n_layers - 1 else hidden[forward.cls_rows]
+            elif isinstance(edit, Tensor):
+                cut = forward.enter(layer, hidden, edit).run()
+                onward = forward.leave(layer, cut, hidden)
+            else:
+                z = forward.enter(layer, hidden).run() if z is None else z
+                onward = forward.leave(layer, edit(z), hidden)
+            yield from walk(layer + 1, onward, own)
+
+    def keep(z: Tensor) -> Tensor:
+        return z
+
+    yield from walk(0, forward.hidden, [-1, *range(len(variants))])
+
+
+def answer_variants(forward: PackedForward, variants: Sequence[Variant]) -> dict[str, Tensor]:
+    """The answers of `run_variants`: variant_answer and variant_probability (question, variant).
+
+    And, of the pass itself, logits (question, answer) and probability (question,). A probability is
+    that of the pass's own answer, sigmoid of its logit.
+    """
+    runs = run_variants(forward, variants)
+    _, intact = next(runs)
+    answers = intact.argmax(1, keepdim=True)
+    changed = answers.repeat(1, len(variants))
+    probability = torch.zeros_like(changed, dtype=torch.float32)
+    for row, logits in runs:
+        changed[:, row] = logits.argmax(1)
+        probability[:, row] = logits.float().gather(1, answers)[:, 0].sigmoid()
+    own = intact.float().gather(1, answers)[:, 0].sigmoid()
+    of_variants = {"variant_answer": changed, "variant_probability": probability}
+    return {"logits": intact, "probability": own, **of_variants}
 
 
 class PackedLayer:

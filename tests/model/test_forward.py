@@ -101,18 +101,6 @@ def test_a_skipped_layer_is_one_that_adds_nothing(model, batch):
     assert len(model.vilt.encoder.layer) == 4
 
 
-def test_a_pass_resumes_in_the_middle(model, batch):
-    forward, _ = pack(model, batch)
-    for number, layer in enumerate(forward):
-        z = layer.run()
-        resumed = [forward.resume(number, z), forward.resume(number)]
-        with trace(model, skip=[number]):
-            shorter = pack(model, batch)[0].run()
-        torch.testing.assert_close(forward.resume(number + 1), shorter)
-    for logits in resumed:
-        torch.testing.assert_close(logits, forward.logits)
-
-
 def test_hooks_leave_after_an_error(model, batch):
     with pytest.raises(KeyError), trace(model, SITES, {"z": lambda *_: {}["missing"]}, skip=[3]):
         forward_raster(model, batch)
