@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from batches import make_batch
 
-from helpers.model.prune import count_parameters, prune_model
+from helpers.model.prune import prune_model
 from helpers.model.timing import (
     compare_turns,
     lower_precisions,
@@ -62,7 +62,7 @@ def main() -> None:
     for row in compare_turns(turns, "whole").itertuples():
         model = models[row.model]
         memory = measure_memory(model, batches[row.questions])
-        parameters = count_parameters(models[row.model.partition(",")[0]])
+        parameters = models[row.model.partition(",")[0]].num_parameters()
         print(
             f"{row.questions:3} at once  {row.model:24} {1000 * row.seconds:8.1f} ms  "
             f"{row.faster:5.2f} times as fast "

@@ -6,11 +6,10 @@ Modules are imported when they are asked for: to measure a batch takes no `datas
 import importlib
 
 from helpers.model.forward import forward_raster, trace
-from helpers.model.prune import count_parameters, prune_model
+from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, load_vilt
 
 __all__ = [
-    "count_parameters",  # how many parameters a model has
     "finetune",  # fine-tune a study's checkpoint, continue after a kill, score its answers
     "forward_raster",  # run ViLT on a batch without its random patch order
     "list_answers",  # a model's answers in the order of its logits
@@ -19,7 +18,7 @@ __all__ = [
     "predict",  # a model's answer to every question
     "prune_model",  # a physically smaller copy without some heads and layers
     "timing",  # time, memory and lower precisions of models
-    "trace",  # read, edit, skip or stop inside a forward pass
+    "trace",  # read or edit inside a forward pass
 ]
 
 
@@ -28,6 +27,4 @@ def __getattr__(name: str) -> object:
         return importlib.import_module(f"helpers.model.{name}")
     if name in ("load_finetuned", "predict"):
         return getattr(importlib.import_module("helpers.model.finetune"), name)
-    if name in ("finetune", "timing"):
-        return importlib.import_module(f"helpers.model.{name}")
     raise AttributeError(f"helpers.model has no {name}")

@@ -40,7 +40,6 @@ from helpers.run.settings import Study
 logger = logging.getLogger(__name__)
 
 POOL = 50  # batches whose questions are sorted by picture size together
-SEEN_BY = "dandelin/vilt-b32-finetuned-vqa"  # Kim et al. 2021, appendix
 EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
@@ -133,14 +132,6 @@ def encode_alike(processor: ViltProcessor, other: ViltProcessor) -> bool:
     ]
     words = processor.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     return words and np.array_equal(*pixels)
-
-
-def say_origin(study: Study) -> str:
-    """What is known of a model's training that this run did not do: whether it saw the images."""
-    name = study.models[0]
-    if name.startswith(SEEN_BY):
-        return f"{name}: its authors trained it on VQAv2's validation images too, but for 1,000"
-    return f"{name} was trained elsewhere: if on these validation images, it answers too well here"
 
 
 def load_all_finetuned(study: Study) -> list[ViltForQuestionAnswering]:

@@ -29,16 +29,12 @@ class LighterViltForQuestionAnswering(ViltForQuestionAnswering):
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
         for layer, kept in zip(self.vilt.encoder.layer, config.kept_heads, strict=True):
-            resize_attention(layer.attention, len(kept), config)
-
-
-def resize_attention(attention: nn.Module, n_heads: int, config: ViltConfig) -> None:
-    """Give a layer's attention new projections for n_heads heads."""
-    inner, width = attention.attention, n_heads * attention.attention.attention_head_size
-    inner.num_attention_heads, inner.all_head_size = n_heads, width
-    for part in PARTS:
-        setattr(inner, part, nn.Linear(config.hidden_size, width, bias=config.qkv_bias))
-    attention.output.dense = nn.Linear(width, config.hidden_size)
+            inner = layer.attention.attention
+            width = len(kept) * inner.attention_head_size
+            inner.num_attention_heads, inner.all_head_size = len(kept), width
+            for part in PARTS:
+                setattr(inner, part, nn.Linear(config.hidden_size, width, bias=config.qkv_bias))
+            layer.attention.output.dense = nn.Linear(width, config.hidden_size)
 
 
 def prune_model(
@@ -98,24 +94,16 @@ def choose_kept(
 
 def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Tensor]:
     """The weights of these heads of these layers, under their names in the pruned model."""
-    prefix, weights = "vilt.encoder.layer.", {}
-    size = model.vilt.encoder.layer[0].attention.attention.attention_head_size
-    numbers = {old: new for new, old in enumerate(kept)}
-    for name, weight in model.state_dict().items():
-        if name.startswith(prefix):
-            old, _, rest = name.removeprefix(prefix).partition(".")
-            if int(old) not in kept:
-                continue
-            rows = [head * size + row for head in kept[int(old)] for row in range(size)]
-            if rest.startswith(tuple(f"attention.attention.{part}." for part in PARTS)):
+    prefix, weights = "vilt.encoder.layer.", model.state_dict()
+    weights = {name: weight for name, weight in weights.items() if not name.startswith(prefix)}
+    for new, (old, heads) in enumerate(kept.items()):
+        layer = model.vilt.encoder.layer[old]
+        size = layer.attention.attention.attention_head_size
+        rows = [head * size + row for head in heads for row in range(size)]
+        for name, weight in layer.state_dict().items():
+            if name.startswith(tuple(f"attention.attention.{part}." for part in PARTS)):
                 weight = weight[rows]
-            elif rest == "attention.output.dense.weight":
+            elif name == "attention.output.dense.weight":
                 weight = weight[:, rows]
-            name = f"{prefix}{numbers[int(old)]}.{rest}"
-        weights[name] = weight
+            weights[f"{prefix}{new}.{name}"] = weight
     return weights
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters a model has."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +41,6 @@ JSON_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 }  # fmt: skip
 CONVERTER = "SFconvertbot"  # the hub's account that offers safetensors to old repositories
-REVISIONS_TRIED = 8  # other revisions that are looked at where one has no safetensors
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 CONVERT = (
     "convert them at https://huggingface.co/spaces/safetensors/convert, or load them with "
@@ -198,27 +196,22 @@ def fetch_checkpoint(repo: str, revision: str) -> Path:
 
     revision: a branch, a commit or a pull request. Only .json, .txt and .safetensors files come
     into the Hugging Face cache. Where the hub is out of reach, a whole snapshot there serves; where
-    main has none, the pull request of the hub's own converter does.
+    main has no safetensors, the pull request of the hub's own converter does.
     Raises OSError in one sentence, FileNotFoundError where something does not exist.
     """
-    fetch = partial(snapshot_download, repo, revision=revision, **FILES)
     try:
-        folder = Path(fetch())
+        folder = Path(snapshot_download(repo, revision=revision, **FILES))
     except errors.RevisionNotFoundError:
         raise FileNotFoundError(f"{repo} has no revision {revision!r} on the hub.") from None
     except Exception as error:  # of the hub, the network, the disk or the cache
-        try:
-            folder = Path(fetch(local_files_only=True))
-        except Exception:
-            raise explain_failure(error, repo, revision) from None
-        logger.info("%s at %s comes from the cache: %s", repo, revision, shorten(error))
+        raise explain_failure(error, repo, revision) from None
     if holds_weights(list_names(folder)):
         return folder
-    other, by_stranger = find_revision(repo, revision)
-    if revision == "main" and (other or "").startswith("refs/pr/") and not by_stranger:
-        logger.info("%s has safetensors at %s, made by the hub's own converter", repo, other)
-        return fetch_checkpoint(repo, other)
-    raise FileNotFoundError(explain_no_safetensors(repo, revision, other, by_stranger))
+    if revision == "main" and (converted := find_converted(repo)):
+        logger.info("%s has safetensors at %s, made by the hub's own converter", repo, converted)
+        return fetch_checkpoint(repo, converted)
+    lack = f"{repo} has no safetensors weights at {revision!r}; pickled weights are never loaded"
+    raise FileNotFoundError(f"{lack}: name a revision that has them, or {CONVERT}.")
 
 
 def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
@@ -238,41 +231,20 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
         return FileNotFoundError(f"{hub} knows no model {repo}: {advice}.")
     if status == 401:
         return PermissionError(f"{hub} refuses your login for {repo}: {LOGIN}, anew.")
-    if status is not None:
-        return OSError(f"{hub} answered with status {status} when asked for {repo}, and {lack}.")
-    if isinstance(error, errors.HTTPError):
-        return ConnectionError(f"the connection to {hub} failed ({shorten(error)}), and {lack}.")
     return OSError(f"{repo} cannot be fetched from {hub} ({shorten(error)}), and {lack}.")
 
 
-def explain_no_safetensors(repo: str, revision: str, other: str | None, by_stranger: bool) -> str:
-    """One sentence that says where else a repository has safetensors, or how to make them."""
-    lack = f"{repo} has no safetensors weights at {revision!r}; pickled weights are never loaded"
-    if other is None:
-        return f"{lack}: {CONVERT}."
-    note = " (not made by the hub's own converter: see whose it is)" if by_stranger else ""
-    checkpoint = repo if other == "main" else f"{repo}@{other}"
-    return f"{lack}, but {other} has them{note}: use checkpoint={checkpoint!r}."
-
-
-def find_revision(repo: str, revision: str) -> tuple[str | None, bool]:
-    """Another revision with safetensors (None: none known), and whether a stranger offers it.
-
-    Branches come first, then pull requests of the hub's converter, then those of others.
-    """
+def find_converted(repo: str) -> str | None:
+    """The pull request in which the hub's own converter offers safetensors; None: none known."""
     hub = HfApi()
     try:
         pulls = hub.get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request")
-        converted = [f"refs/pr/{pull.num}" for pull in pulls if pull.author == CONVERTER]
-        refs = hub.list_repo_refs(repo, include_pull_requests=True)
-        others = [pull.ref for pull in refs.pull_requests or [] if pull.ref not in converted]
-        names = [*(branch.name for branch in refs.branches), *converted, *others]
-        for name in names[:REVISIONS_TRIED]:
-            if name != revision and holds_weights(hub.list_repo_files(repo, revision=name)):
-                return name, name in others
-    except Exception as error:  # it is a hint: what matters was said before it
-        logger.info("no other revision of %s is known: %s", repo, shorten(error))
-    return None, False
+        for name in [f"refs/pr/{pull.num}" for pull in pulls if pull.author == CONVERTER]:
+            if holds_weights(hub.list_repo_files(repo, revision=name)):
+                return name
+    except Exception as error:  # without the hub's answer none is known
+        logger.info("no converted weights of %s are known: %s", repo, shorten(error))
+    return None
 
 
 def check_folder(folder: Path) -> None:
@@ -286,10 +258,6 @@ def check_folder(folder: Path) -> None:
     if "config.json" not in files:
         raise FileNotFoundError(f"{folder} holds no config.json, which describes the model.")
     content = {name: read_json(folder / name) for name in sorted(files & JSON_FILES)}
-    if WEIGHTS[0] not in files:
-        parts = set(content[WEIGHTS[1]].get("weight_map", {}).values())
-        if absent := sorted(parts - files):
-            raise FileNotFoundError(f"{folder} lacks {absent[0]}, a part of the weights.")
     if (kind := content["config.json"].get("model_type", "vilt")) != "vilt":
         raise OSError(f"{folder / 'config.json'} describes a model of type {kind!r}, not a ViLT.")
 
