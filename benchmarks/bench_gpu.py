@@ -5,7 +5,8 @@ python benchmarks/bench_gpu.py --small --device cpu     a rehearsal of the bench
 
 Nothing is downloaded, and what is not installed is skipped by name. In turn: the tests marked gpu;
 passes at ViLT-B/32 size with random weights, in time and in memory added; a fine-tuning step
-against the stock loop; the default study on the GPU. Ends in one table, which runs/gpu.json holds.
+against the stock loop; measures of a data set; the study, smaller than `make run`'s. Ends in one
+table, which runs/gpu.json holds.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
@@ -28,6 +30,8 @@ from batches import DTYPES, make_batch, reduce_stock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers.attention.image_share import attention_measures, attention_split
+from helpers.attention.knockout import knockout_measures
+from helpers.heads.removal import removal_measures
 from helpers.model.forward import forward_raster, fused_attention, has_packed_kernel
 from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
@@ -38,7 +42,11 @@ SECONDS = 400  # in all; the study gets what the rest leaves
 TESTS = ("pytest",)  # packages, and those of the study
 STUDY = ("datasets", "papermill", "nbconvert", "ipykernel", "accelerate", "pydantic", "statsmodels",
          "seaborn", "pyarrow", "ipywidgets")  # fmt: skip
-STOCK = "stock forward"
+SMALLER = ("models=data/replicas/0,data/replicas/1", "train_scenes=300", "validation_scenes=120",
+           "min_validation=10", "random_models=4", "epochs=1", "knockout_questions=60",
+           "joint_sets=60", "pair_questions=60", "ablation_questions=100", "prune_draws=4",
+           "faithfulness_questions=20", "latency_rounds=3")  # fmt: skip
+STOCK, MODES = "stock forward", ("zero_head", "skip_layer")
 
 
 def list_passes(model: torch.nn.Module, batch: dict) -> dict[str, Callable]:
@@ -106,6 +114,44 @@ def bench_training(options: argparse.Namespace) -> Iterator[dict]:
         yield row | {"ms": 1e3 * seconds, "of_stock": seconds / stock, "added_mb": added}
 
 
+@torch.no_grad()
+def bench_data(options: argparse.Namespace) -> Iterator[dict]:
+    """Measures of a data set of four questions a picture, decoded and resized before; a question.
+
+    Knockout: seven directions in all spans of layers. Removal: each head, each layer.
+    """
+    from bench_extract import make_questions  # these need datasets
+    from transformers import BertTokenizer
+
+    from helpers.data.encode import EncodedQuestions
+
+    model, processor = load_vilt(options.model, options.device, answers=[*map(str, range(3129))])
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(50))]
+    processor.tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_questions(Path(folder), options.batch_sizes[-1], 4)
+        encoded = EncodedQuestions(data, processor)
+    size, remove = options.batch_sizes[-1], partial(removal_measures, modes=MODES)
+    measures = ((attention_split, "split", len(data)),
+                (attention_measures, "all measures", len(data)),
+                (knockout_measures, "knockout", size), (remove, "removal", size))  # fmt: skip
+    for name in ("fp32", "fp16"):
+        model = model.to(DTYPES[name]).requires_grad_(False)
+        for function, what, n in measures:
+            run = partial(measure_questions, function, model, encoded, n, size)
+            seconds, added = measure(run, options.device, 1)
+            row = {"precision": name, "batch": size, "what": f"{what}, a question"}
+            yield row | {"ms": 1e3 * seconds / n, "added_mb": added}
+
+
+def measure_questions(
+    function: Callable, model: torch.nn.Module, encoded: Sequence, n: int, size: int
+) -> None:
+    """A measure of the first questions of a data set, which are batched on the way."""
+    for _, batch in encoded.batches(size, range(n)):
+        function(model, batch)
+
+
 def train_once(
     forward: Callable, optimizer: torch.optim.Optimizer, device: str, dtype: torch.dtype
 ) -> None:
@@ -148,7 +194,8 @@ def format_row(row: dict) -> str:
     head = f"{row['precision']:5} {row['batch']:3}  {row['what']:34}"
     if "skipped" in row:
         return f"{head} {row['skipped']}"
-    return f"{head} {row['ms']:9.2f} ms {row['of_stock']:6.2f} of stock {row['added_mb']:8.0f} MB"
+    ratio = f"{row['of_stock']:6.2f} of stock" if "of_stock" in row else " " * 15
+    return f"{head} {row['ms']:9.2f} ms {ratio} {row['added_mb']:8.0f} MB"
 
 
 def main() -> int:
@@ -178,14 +225,17 @@ def main() -> int:
         for row in bench_passes(options, ends - 120):
             rows.append(row)
             print(format_row(row), flush=True)
-    try:
-        for row in bench_training(options):
-            rows.append(row)
-            print(format_row(row), flush=True)
-    except RuntimeError as error:
-        failed.append(f"training: {error}")
+    for bench in (bench_training, bench_data):
+        try:
+            for row in bench(options):
+                rows.append(row)
+                print(format_row(row), flush=True)
+        except ImportError as error:
+            print(f"{bench.__name__}: {error}")
+        except RuntimeError as error:
+            failed.append(f"{bench.__name__}: {error}")
     if options.device == "cuda":
-        command = ["tools.run_notebooks", "--run-name", "gpu"]
+        command = ["tools.run_notebooks", "--run-name", "gpu", "--set", *SMALLER]
         report["study"] = run_elsewhere(STUDY, command, ends - time.time())
         print(
             "study", *list(report["study"].get("said", report["study"].values()))[-40:], sep="\n  "
