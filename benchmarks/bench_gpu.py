@@ -46,7 +46,7 @@ SMALLER = ("models=data/replicas/0,data/replicas/1", "train_scenes=300", "valida
            "min_validation=10", "random_models=4", "epochs=1", "knockout_questions=60",
            "joint_sets=60", "pair_questions=60", "ablation_questions=100", "prune_draws=4",
            "faithfulness_questions=20", "latency_rounds=3")  # fmt: skip
-STOCK, MODES = "stock forward", ("zero_head", "skip_layer")
+STOCK, MODES = "stock forward", ("zero_head", "zero_attention", "skip_layer")
 
 
 def list_passes(model: torch.nn.Module, batch: dict) -> dict[str, Callable]:

@@ -21,9 +21,9 @@ from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, T
 from helpers.stats.models import ModelMean
 
 QUERIES = {  # title, label of the mass on the image, colour
-    "cls": ("[CLS] as query", "text query → image key", TEXT_COLOR),
-    "words": ("words as queries", "text query → image key", TEXT_COLOR),
-    "patches": ("patches as queries", "image query → image key", IMAGE_COLOR),
+    "cls": ("[CLS] as query", "text query, image key", TEXT_COLOR),
+    "words": ("words as queries", "text query, image key", TEXT_COLOR),
+    "patches": ("patches as queries", "image query, image key", IMAGE_COLOR),
 }
 MEASURES = {  # of `plot_layer_measures`: unit
     "image share": "attention on the image, %",
@@ -117,7 +117,7 @@ def plot_heads(heads: pd.DataFrame) -> Figure:
     unsure = (heads["low"] <= 0) & (heads["high"] >= 0)
     texts = style.format_cells(100 * heads["estimate"], "+", unsure=unsure)
     table = heads.assign(points=100 * heads["estimate"], text=texts)
-    label = "points above uniform\n(text query → image key)"
+    label = "points above uniform\n(text query, image key)"
     return style.draw_grids(table, "points", panel="model", label=label, row_height=0.5)
 
 
@@ -130,7 +130,7 @@ def plot_maps(
     title: str,
     boxes: style.Boxes = (),
     shared: bool = True,
-    label: str = "attention on a patch, % (text query → image key)",
+    label: str = "attention on a patch, % (text query, image key)",
 ) -> Figure:
     """A grid of maps over one picture, such as layers downwards and heads across.
 
@@ -176,7 +176,7 @@ def plot_look(
     style.plot_picture(left, picture)
     excess = style.label_heads(100 * (shares - baseline))
     drawn = style.plot_grid(right, excess, (-100, 100), style.format_cells(100 * shares))
-    right.set_title(f"[CLS] → image, % (uniform attention: {100 * baseline:.0f} %)")
+    right.set_title(f"[CLS] ← image, % (uniform attention: {100 * baseline:.0f} %)")
     above.colorbar(drawn, ax=right, label="points above uniform")
     axes, largest = below.subplots(n_rows, across, squeeze=False), 100 * float(maps.max())
     for axis in axes.flat:
@@ -297,7 +297,7 @@ def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
     axis.axhline(100 * by_object, label="chance: a random object of the picture", **look)
     rows = table[table["against"].isin(HIT_LOOKS)]
     style.plot_layers(axis, rows, "against", HIT_LOOKS, spread=0.1)
-    axis.set(ylabel="favoured patch in the box, %\n(text query → image key)", ylim=(0, 103))
+    axis.set(ylabel="favoured patch in the box, %\n(text query, image key)", ylim=(0, 103))
     style.place_legend(figure, [axis], ncols=3)
     return figure
 
@@ -378,7 +378,7 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
             look = {"color": style.PALE, "zorder": -1, "label": "no answer reads this"}
             axis.axvspan(last - 0.5, last + 0.5, **look)
         axis.set_title(f"{query} as query")
-    figure.axes[0].set_ylabel("image share above uniform, points\n(text query → image key)")
+    figure.axes[0].set_ylabel("image share above uniform, points\n(text query, image key)")
     style.place_legend(figure, figure.axes)
     return figure
 
@@ -397,7 +397,7 @@ def tabulate_means(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLik
 @style.styled("How much does [CLS] look at the image in the last layer? All models")
 def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> Figure:
     """Excess image share of [CLS] in the last layer by family, over models, in points."""
-    unit = "image share above uniform, points ([CLS] query → image key)"
+    unit = "image share above uniform, points ([CLS] query, image key)"
     look = {"baselines": {"uniform attention": 0}, "dots": True}
     look |= {"color": IMAGE_COLOR, "label": "mean, 95 %"}
     return style.draw_forest(tabulate_means(means, random), "label", unit, **look)
@@ -448,7 +448,7 @@ def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) 
     return figure
 
 
-@style.styled("Image share of the words of each family, above uniform (word query → image key)")
+@style.styled("Image share of the words of each family, above uniform (word query, image key)")
 def plot_class_families(table: pd.DataFrame) -> Figure:
     """Excess image share by question family (down) and class of words (across) in one layer.
 

@@ -17,8 +17,8 @@ from helpers.figures import style
 from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
 
 ROLE_LOOKS = {  # role: short name, colour
-    "text->image reader": ("W→I", IMAGE_COLOR), "image->text reader": ("P→T", TEXT_COLOR),
-    "[CLS] reader of words": ("C→W", SKY), "[CLS] reader of patches": ("C→P", ORANGE),
+    "text->image reader": ("W←I", IMAGE_COLOR), "image->text reader": ("P←T", TEXT_COLOR),
+    "[CLS] reader of words": ("C←W", SKY), "[CLS] reader of patches": ("C←P", ORANGE),
     "text local": ("T near", GREEN), "text global": ("T far", "#8FD9C0"),
     "patch local": ("P near", PINK), "patch global": ("P far", "#EBC9DC"),
     "sink": ("sink", "#B0B0B0"), "grounding": ("box", "#F0E442"),
