@@ -12,16 +12,16 @@ Weights are random ("fresh-b32"). Medians of the ratios within a round.
 import argparse
 import statistics
 import sys
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from batches import make_batch
 
-from helpers.heads.removal import ablate_heads, pack_forward, replace_z, run_variants, zero_z
+from helpers.heads.removal import ablate_heads, pack_forward, run_variants, scale_heads
 from helpers.model.forward import forward_raster
 from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt
@@ -38,12 +38,10 @@ def remove_stock(model, batch, heads) -> torch.Tensor:
 
 def remove_from_prefix(model, batch, heads) -> torch.Tensor:
     """The same in one packed walk, each from its own layer on."""
-    nothing = zero_z(model)[:, :1]
-    variants = [
-        {layer: partial(replace_z, heads=slice(head, head + 1), new=nothing)}
-        for layer, head in heads
-    ]
-    found = dict(run_variants(pack_forward(model, batch), variants))
+    gains = np.ones((len(heads), 12, 12))
+    for of_heads, head in zip(gains, heads, strict=True):
+        of_heads[head] = 0
+    found = dict(run_variants(pack_forward(model, batch), scale_heads(gains)))
     return torch.stack([found[row] for row in range(len(heads))])
 
 

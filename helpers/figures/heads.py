@@ -297,7 +297,7 @@ def plot_heads_together(pairs: pd.DataFrame, emphasis: pd.DataFrame) -> Figure:
     look = {"vmin": -most, "vmax": most, "cmap": "RdBu_r", "square": True}
     sns.heatmap(grid, ax=left, cbar_kws={"label": "points of accuracy"}, **look)
     left.set(title="pair removed: loss beyond the sum of both, points", xlabel="", ylabel="")
-    by_factor = -emphasis.pivot_table("estimate", "family", "factor", sort=False)
+    by_factor = emphasis.pivot_table("estimate", "family", "factor", sort=False)
     most = np.nanmax(np.abs(by_factor))
     style.plot_grid(right, by_factor, (-most, most), style.format_cells(by_factor, digits=1))
     right.set_title("one head scaled: accuracy lost, points")

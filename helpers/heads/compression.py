@@ -34,7 +34,7 @@ from helpers.attention.extract import (
 from helpers.attention.image_share import attention_measures
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.joint import fit_contributions, logits_lost, measure_joint, scale_heads
+from helpers.heads.joint import fit_contributions, logits_lost, measure_joint
 from helpers.heads.removal import (
     IMPORTANCE,
     LOSS_INCREASES,
@@ -44,6 +44,7 @@ from helpers.heads.removal import (
     loss_increases,
     pack_forward,
     sample_for_removal,
+    scale_heads,
 )
 from helpers.model.finetune import hash_model, load_finetuned, train_model
 from helpers.model.forward import check_trace

@@ -28,6 +28,8 @@ from helpers.stats.cluster_robust import (
 )
 from helpers.stats.models import ModelMean, linearise_ratio, mean_of_models
 
+NEEDED = 5  # points: a family that loses more by a head's removal needs the head
+
 
 def removal_effects(
     lost: np.ndarray,
@@ -68,14 +70,11 @@ def told_families(
     families: Sequence[str], image_ids: Sequence[int], chosen: np.ndarray
 ) -> list[str]:
     """The families with enough questions both among the chosen (question,) and among the others."""
-    families, image_ids = np.asarray(families), np.asarray(image_ids)
-
-    def is_told(rows: np.ndarray) -> bool:
-        return bool(has_enough_data(rows.sum(), len(np.unique(image_ids[rows]))))
-
-    halves = chosen, ~chosen
-    names = pd.unique(families)
-    return [name for name in names if all(is_told((families == name) & half) for half in halves)]
+    questions = pd.DataFrame({"family": families, "half": chosen, "image": image_ids})
+    halves = questions.groupby(["family", "half"], sort=False)["image"]
+    is_told = has_enough_data(halves.size(), halves.nunique())
+    counts = halves.size()[is_told].groupby("family", sort=False).size()
+    return counts.index[counts == 2].tolist()
 
 
 def family_losses(lost: np.ndarray, families: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -83,46 +82,32 @@ def family_losses(lost: np.ndarray, families: np.ndarray, names: Sequence[str]) 
     return np.stack([lost[families == name].mean(0) for name in names])
 
 
-def find_specialist(
-    lost: np.ndarray, families: np.ndarray, names: Sequence[str], most_of_others: float = 5
-) -> tuple[int, int, str] | None:
-    """The head that serves one family alone: layer, head, and the family that loses most.
-
-    lost: (question, layer, head), points; names: two or more families, such as `told_families`. Of
-    the heads without which every other family loses less than `most_of_others`, the one whose own
-    family loses most; None where there is no such head. Measure its loss on other images.
-    """
-    losses = family_losses(lost, families, names)
-    ordered = np.sort(losses, axis=0)
-    largest = np.where(ordered[-2] < most_of_others, ordered[-1], -np.inf)
-    layer, head = np.unravel_index(largest.argmax(), largest.shape)
-    if np.isinf(largest[layer, head]):
-        return None
-    return int(layer), int(head), names[losses[:, layer, head].argmax()]
-
-
 def specialist_loss(
     lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray
 ) -> np.ndarray:
-    """What `find_specialist` of the chosen questions costs its family in the others: (question,).
+    """What the head that serves one family alone costs this family: (question,), points.
 
-    Values of the questions outside `chosen`, for `stats.mean_over_models`: their mean is the
-    family's loss (`linearise_ratio`). All 0 where no head serves one family alone.
+    lost: (question, layer, head), points; names: two or more families. In the chosen questions
+    every other family loses less than NEEDED without the head, and its own most of all such heads.
+    The values are of the other questions, for `stats.mean_over_models`: their mean is the family's
+    loss (`linearise_ratio`). All 0 where there is no such head.
     """
-    found, rest = find_specialist(lost[chosen], families[chosen], names), lost[~chosen]
-    if found is None:
-        return np.zeros(len(rest))
-    layer, head, family = found
-    of_family = (families[~chosen] == family).astype(float)
-    return linearise_ratio(of_family * rest[:, layer, head], of_family)
+    losses = family_losses(lost[chosen], families[chosen], names)
+    *_, others, largest = np.sort(losses, axis=0)
+    largest = np.where(others < NEEDED, largest, -np.inf)
+    head = np.unravel_index(largest.argmax(), largest.shape)
+    if np.isinf(largest[head]):
+        return np.zeros(np.sum(~chosen))
+    of_family = families[~chosen] == names[losses[:, *head].argmax()]
+    return linearise_ratio(of_family * lost[~chosen][:, *head], of_family.astype(float))
 
 
 def carried_by_few(lost: np.ndarray, chosen: np.ndarray, share: float = 0.25) -> np.ndarray:
     """Percent of all heads' losses that the costliest `share` of the heads holds: (question,).
 
-    lost: (question, layer, head), points. The heads are those that cost most in the chosen
-    questions; the values are of the others, for `stats.mean_over_models`: their mean is the sum of
-    these heads' losses over the sum of all heads' (`linearise_ratio`), NaN where that is 0.
+    lost, chosen: as in `specialist_loss`. The heads are those that cost most in the chosen
+    questions; the values are of the others. Their mean is the sum of these heads' losses over the
+    sum of all heads' (`linearise_ratio`), NaN where that is 0.
     """
     flat = lost.reshape(len(lost), -1)
     costliest = np.argsort(-flat[chosen].mean(0), kind="stable")[: round(share * flat.shape[1])]
@@ -132,22 +117,21 @@ def carried_by_few(lost: np.ndarray, chosen: np.ndarray, share: float = 0.25) ->
 
 def count_needed(
     lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray,
-    family: str = "how many", least: float = 5,
+    family: str = "how many",
 ) -> np.ndarray:  # fmt: skip
     """How many more heads a family needs than the next: a number a head, whose sum is the lead.
 
-    lost: (question, layer, head), points; names: the families to compare. A family needs a head
-    whose removal costs it more than `least`. The next is the other family that needs most heads in
-    the chosen questions; both are counted in the others. Returns (heads,): 1 for a head that the
-    family needs and the next does not, -1 the other way round, else 0.
+    lost, names, chosen: as in `specialist_loss`. A family needs a head whose removal costs it more
+    than NEEDED. The next is the other family that needs most heads in the chosen questions; both
+    are counted in the others. Returns (heads,): 1 for a head that the family needs and the next
+    does not, -1 the other way round, else 0.
     """
     before, after = (
-        family_losses(lost[half], families[half], names) > least for half in (chosen, ~chosen)
+        dict(zip(names, family_losses(lost[half], families[half], names) > NEEDED, strict=True))
+        for half in (chosen, ~chosen)
     )
-    counts = {name: needed.sum() for name, needed in zip(names, before, strict=True)}
-    following = max((name for name in names if name != family), key=counts.get)
-    own, other = (after[names.index(name)].ravel().astype(float) for name in (family, following))
-    return own - other
+    following = max((name for name in names if name != family), key=lambda name: before[name].sum())
+    return after[family].ravel().astype(float) - after[following].ravel()
 
 
 def mean_lead(
@@ -184,17 +168,17 @@ def rank_over_models(
     return mean_of_models([rank.estimate for rank in ranks], *sizes, alone, (-1, 1))
 
 
-def needed_heads(tables: Sequence[pd.DataFrame], least: float = 5) -> pd.DataFrame:
+def needed_heads(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """How many heads does each family need, over models? A row a family, the neediest first.
 
-    tables: of `removal_effects`, one each model. A family needs a head whose removal costs it more
-    than `least` points. Columns: family, heads (mean over models), fewest, most, undecided (heads
-    whose interval reaches both sides of `least`, mean over models), n (questions).
+    tables: of `removal_effects`, one each model. Columns: family, heads (whose removal costs it
+    more than NEEDED, mean over models), fewest, most, undecided (heads whose interval reaches both
+    sides of NEEDED, mean over models), n (questions).
     """
     every = pd.concat(tables, keys=range(len(tables)), names=["model", "row"])
     every = every[every["told"] & (every["family"] != "all")]
-    near = (every["low"] <= least) & (every["high"] > least)
-    every = every.assign(needed=every["drop"] > least, near=near)
+    near = (every["low"] <= NEEDED) & (every["high"] > NEEDED)
+    every = every.assign(needed=every["drop"] > NEEDED, near=near)
     counts = every.groupby(["family", "model"])[["needed", "near"]].sum().groupby("family")
     table = counts["needed"].agg(heads="mean", fewest="min", most="max")
     table["undecided"], table["n"] = counts["near"].mean(), every.groupby("family")["n"].first()

@@ -10,7 +10,6 @@ data"); heads scaled up as in CogVision (2025).
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from helpers.attention.extract import (
 from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import score_answers
 from helpers.heads.effects import rank_over_models
-from helpers.heads.removal import Variant, answer_variants, pack_forward
+from helpers.heads.removal import answer_variants, pack_forward, scale_heads
 from helpers.run.cache import source_digest
 from helpers.run.settings import Study
 from helpers.stats.models import ModelMean, jackknife_over_models, mean_over_models
@@ -54,24 +53,6 @@ class Variants(NamedTuple):
         """
         scores = score_answers(self.table.variant_answer, answers, labels)
         return points_lost(self.table.questions, scores)
-
-
-def scale_heads(gains: np.ndarray) -> list[Variant]:
-    """Variants of a pass from gains (variant, layer, head): 0 removes a head, 1 keeps it."""
-
-    @cache  # layers scaled alike share an edit, and variants with it what comes before
-    def scale(of_layer: tuple[float, ...]) -> partial:
-        return partial(scale_z, gains=torch.tensor(of_layer))
-
-    return [
-        {layer: scale(tuple(row)) for layer, row in enumerate(rows) if set(row) != {1.0}}
-        for rows in np.asarray(gains, dtype=float).tolist()
-    ]
-
-
-def scale_z(z: Tensor, gains: Tensor) -> Tensor:
-    """A layer's z (token, head, d_head), each head times its gain (head,)."""
-    return z * gains[:, None].to(z)
 
 
 def list_pairs(n_heads: int, n_pairs: int, seed: int = 0) -> np.ndarray:
@@ -203,14 +184,17 @@ def tabulate_pairs(
     half: (question,), half of the images. Columns: model, first, second (heads as L3H7), excess
     (points, `pair_excess`), excess_a, excess_b (on each half of the images).
     """
-    layer, head = divmod(pairs, n_heads_a_layer)
-    first, second = (name_heads(pd.DataFrame({"layer": layer[:, side], "head": head[:, side]}))
-                     for side in (0, 1))  # fmt: skip
+    first, second = (
+        name_heads(
+            pd.DataFrame(np.stack(divmod(own, n_heads_a_layer), 1), columns=["layer", "head"])
+        )
+        for own in pairs.T
+    )
     tables = []
     for model, each in enumerate(excess):
-        names = {"model": model, "first": first, "second": second}
         means = {"excess": each, "excess_a": each[half], "excess_b": each[~half]}
-        tables.append(pd.DataFrame(names | {name: part.mean(0) for name, part in means.items()}))
+        means = {name: part.mean(0) for name, part in means.items()}
+        tables.append(pd.DataFrame({"model": model, "first": first, "second": second, **means}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -220,21 +204,22 @@ def tabulate_emphasis(
     """What rises and what falls when one head says more, or nothing: a row a family and factor.
 
     lost: (question, variant) of `pair_gains`, a model each. Columns: family ("all" first), factor
-    (0: removed), estimate, low, high (points of accuracy gained, mean over heads and models), risen
+    (0: removed), estimate, low, high (points of accuracy lost, mean over heads and models), risen
     and fallen (heads a model that gain or lose more than 2 points), n, n_models.
     """
-    parts = [split_variants(-of_model, n_heads)[:2] for of_model in lost]
-    gained = np.stack([np.concatenate([one[:, None], more], axis=1) for one, more in parts])
-    families, image_ids, rows = np.asarray(families), np.asarray(image_ids), []
+    parts = [split_variants(of_model, n_heads)[:2] for of_model in lost]
+    lost = np.stack([np.concatenate([one[:, None], more], axis=1) for one, more in parts])
+    families, image_ids, tables = np.asarray(families), np.asarray(image_ids), []
     for family in ("all", *pd.unique(families)):
         own = (families == family) | (family == "all")
-        means = gained[:, own].mean(1)  # (model, factor, head)
-        counts = [(sign * means > 2).sum(2).mean(0) for sign in (1, -1)]
-        over = mean_over_models(gained[:, own].mean(3), image_ids[own])
-        columns = (0.0, *FACTORS), over.estimate, over.low, over.high, *counts
-        rows += [(family, *row, over.n, over.n_models) for row in zip(*columns, strict=True)]
+        means = lost[:, own].mean(1)  # (model, factor, head)
+        risen, fallen = ((sign * means > 2).sum(2).mean(0) for sign in (-1, 1))
+        over = mean_over_models(lost[:, own].mean(3), image_ids[own])._asdict()
+        columns = {name: over[name] for name in ("estimate", "low", "high", "n", "n_models")}
+        columns |= {"family": family, "factor": (0.0, *FACTORS), "risen": risen, "fallen": fallen}
+        tables.append(pd.DataFrame(columns))
     names = ["family", "factor", "estimate", "low", "high", "risen", "fallen", "n", "n_models"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.concat(tables, ignore_index=True)[names]
 
 
 def compare_contributions(

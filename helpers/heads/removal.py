@@ -10,7 +10,7 @@ patching_effect(change, total_change)     # percent of the change that a head ca
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from itertools import chain
@@ -74,44 +74,48 @@ LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32",
 IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
 
 
-def replace_z(z: Tensor, heads: slice, new: Tensor) -> Tensor:
-    """A layer's z (token, head, d_head) with `new` (token or 1, head, d_head) for these heads."""
-    z = z.clone()
-    z[:, heads] = new.to(z)
-    return z
-
-
 def replace_heads(zs: Iterable[Tensor]) -> list[Variant]:
     """A variant for each head, layer by layer; zs: (token or 1, head, d_head) of each layer."""
+
+    def replace(z: Tensor, head: int, new: Tensor) -> Tensor:
+        z = z.clone()
+        z[:, head] = new.to(z)
+        return z
+
     return [
-        {layer: partial(replace_z, heads=slice(head, head + 1), new=z[:, head : head + 1])}
+        {layer: partial(replace, head=head, new=z[:, head])}
         for layer, z in enumerate(zs)
         for head in range(z.shape[1])
     ]
 
 
-def replace_layers(zs: Iterable[Tensor | None]) -> list[Variant]:
-    """A variant for each layer, which replaces all its heads or, where z is None, leaves it out."""
+def scale_heads(gains: np.ndarray) -> list[Variant]:
+    """Variants of a pass from gains (variant, layer, head): 0 removes a head, 1 keeps it."""
+
+    @cache  # layers scaled alike share an edit, and variants with it what comes before
+    def scale(of_layer: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+        gains = torch.tensor(of_layer)[:, None]
+        return lambda z: z * gains.to(z)
+
     return [
-        {layer: None if z is None else partial(replace_z, heads=slice(None), new=z)}
-        for layer, z in enumerate(zs)
+        {layer: scale(tuple(row)) for layer, row in enumerate(rows) if set(row) != {1.0}}
+        for rows in np.asarray(gains, dtype=float).tolist()
     ]
 
 
-def ablate_heads(
-    model: nn.Module, heads: Sequence[tuple[int, int]], means: Tensor | None = None
-) -> AbstractContextManager:
-    """Silence heads while the block runs, several at once: `with ablate_heads(model, [(3, 7)]):`.
+def remove_each_head(model: nn.Module) -> list[Variant]:
+    """A variant for each head, layer by layer: 0 in place of its z."""
+    n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    n_total = n_layers * n_heads
+    return scale_heads(1 - np.eye(n_total).reshape(n_total, n_layers, n_heads))
 
-    heads: (layer, head). Puts 0 in place of a head's z (its output before the layer's projection),
-    or with means, of `mean_z`, its mean means[layer, head].
-    """
+
+def ablate_heads(model: nn.Module, heads: Sequence[tuple[int, int]]) -> AbstractContextManager:
+    """Silence heads (layer, head) while the block runs: 0 in place of their z, several at once."""
     chosen = group_heads(model, heads)
 
     def silence(layer: int, z: Tensor) -> Tensor:
-        z = z.clone()
-        z[..., chosen[layer], :] = 0 if means is None else means[layer, chosen[layer]].to(z)
-        return z
+        return z.index_fill(-2, torch.tensor(chosen[layer], device=z.device), 0)
 
     return trace(model, edit={"z": silence}, layers=chosen)
 
@@ -125,12 +129,6 @@ def group_heads(model: nn.Module, heads: Sequence[tuple[int, int]]) -> dict[int,
             raise ValueError(f"L{layer}H{head} is not in this model: layers have {counts} heads")
         chosen[layer].append(head)
     return chosen
-
-
-def zero_z(model: nn.Module) -> Tensor:
-    """0 for the z of each head of a layer: (1, head, d_head)."""
-    n_heads, hidden = model.config.num_attention_heads, model.config.hidden_size
-    return torch.zeros(1, n_heads, hidden // n_heads, device=model.device)
 
 
 @torch.no_grad()
@@ -169,12 +167,12 @@ def removal_measures(
     answer. <name>_probability, and probability of the intact model: sigmoid of the logit of the
     intact model's answer, which moves before the answer does. logits: intact, (question, answer).
     """
-    n_layers, zero = model.config.num_hidden_layers, zero_z(model)
+    layers = range(model.config.num_hidden_layers)
     make = {
-        "zero_head": lambda: replace_heads([zero] * n_layers),
+        "zero_head": lambda: remove_each_head(model),
         "mean_head": lambda: replace_heads(means[:, None]),
-        "zero_attention": lambda: replace_layers([zero] * n_layers),
-        "skip_layer": lambda: replace_layers([None] * n_layers),
+        "zero_attention": lambda: [{layer: torch.zeros_like} for layer in layers],
+        "skip_layer": lambda: [{layer: None} for layer in layers],
     }
     variants = {mode: make[mode]() for mode in modes}
     measures = answer_variants(pack_forward(model, batch), list(chain(*variants.values())))
@@ -183,8 +181,8 @@ def removal_measures(
         parts = measures.pop(f"variant_{quantity}").split(counts, dim=1)
         for mode, part in zip(variants, parts, strict=True):
             name, axes = ABLATION_MODES[mode]
-            shape = (n_layers, zero.shape[1])[: len(axes)]
-            measures[f"{name}_{quantity}"] = part.unflatten(1, shape)
+            by_layer = part.unflatten(1, (len(layers), -1))
+            measures[f"{name}_{quantity}"] = by_layer if axes == HEAD_AXES else part
     return measures
 
 
@@ -196,9 +194,8 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     head_loss (question, layer, head), with 0 in place of the head's z; layer_loss (question,
     layer); logits, intact (question, answer).
     """
-    labels, zero = batch["labels"].to(model.device), zero_z(model)
-    n_layers, n_heads = model.config.num_hidden_layers, zero.shape[1]
-    variants = replace_heads([zero] * n_layers) + replace_layers([None] * n_layers)
+    labels, n_layers = batch["labels"].to(model.device), model.config.num_hidden_layers
+    variants = remove_each_head(model) + [{layer: None} for layer in range(n_layers)]
     losses = torch.zeros(len(labels), len(variants), device=model.device)
 
     def measure_loss(logits: Tensor) -> Tensor:
@@ -209,9 +206,8 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     for row, logits in runs:
         losses[:, row] = measure_loss(logits)
     losses -= measure_loss(intact)[:, None]
-    heads, layers = losses.tensor_split([n_layers * n_heads], dim=1)
-    heads = heads.unflatten(1, (n_layers, n_heads))
-    return {"head_loss": heads, "layer_loss": layers, "logits": intact}
+    heads = losses[:, :-n_layers].unflatten(1, (n_layers, -1))
+    return {"head_loss": heads, "layer_loss": losses[:, -n_layers:], "logits": intact}
 
 
 def score_removals(

@@ -25,14 +25,11 @@ def scale_copy(model, gains):
 
 def test_scaled_heads_equal_an_edited_model_and_shared_layers_change_nothing(vilt, encoded):
     model, batch = vilt[0], encoded.collate([encoded[row] for row in (0, 5, 9)])
-    gains = np.concatenate(
-        [joint.sample_sets((4, 4), 5), joint.pair_gains((4, 4), np.array([[1, 7]]))]
-    )
-    gains = np.concatenate([gains, np.ones((1, 4, 4))])
+    pairs, intact = joint.pair_gains((4, 4), np.array([[1, 7]])), np.ones((1, 4, 4))
+    gains = np.concatenate([joint.sample_sets((4, 4), 5), pairs, intact])
+    variants = removal.scale_heads(gains)
     with torch.no_grad():
-        found = removal.answer_variants(
-            removal.pack_forward(model, batch), joint.scale_heads(gains)
-        )
+        found = removal.answer_variants(removal.pack_forward(model, batch), variants)
         intact = forward_raster(model, batch).logits
         answers = intact.argmax(1, keepdim=True)
         for number, of_variant in enumerate(gains):
@@ -44,20 +41,6 @@ def test_scaled_heads_equal_an_edited_model_and_shared_layers_change_nothing(vil
     assert found["variant_probability"][:, -1].equal(found["probability"])  # all gains are 1
     changed = (found["variant_probability"] - found["probability"][:, None]).abs().amax(0)
     assert (changed[:-1] > 0).all()
-
-
-def test_factor_1_is_the_plain_model_and_0_is_zero_removal(vilt, encoded):
-    model, batch = vilt[0], encoded.collate([encoded[row] for row in (1, 6)])
-    gains = joint.pair_gains((4, 4), np.empty((0, 2), int))
-    assert gains.shape == (16 * (1 + len(joint.FACTORS)), 4, 4)
-    with torch.no_grad():
-        found = removal.answer_variants(
-            removal.pack_forward(model, batch), joint.scale_heads(gains)
-        )
-    removed = removal.removal_measures(model, batch, modes=["zero_head"])
-    single = joint.split_variants(found["variant_probability"].numpy(), 16)[0]
-    np.testing.assert_array_equal(single, removed["zero_probability"].flatten(1))
-    assert joint.scale_heads(np.ones((1, 4, 4))) == [{}]
 
 
 def test_the_parts_of_variants_are_where_they_belong():
@@ -105,18 +88,13 @@ def test_r2_is_that_of_fits_without_each_set(monkeypatch):
     assert joint.fit_contributions(gains, lost)[1] == pytest.approx(expected)
 
 
-def stand_in(single=0.0, together=60.0, questions=60):
+def test_heads_that_stand_in_for_each_other_are_found_by_pairs_alone():
     """Points lost (question, variant) where heads 0 and 2 of four stand in for each other."""
     pairs = joint.list_pairs(4, 6)
-    lost = np.zeros((questions, 16 + len(pairs)))
-    lost[:, 3] = single  # head 3 alone
-    lost[:, 16:] = single * (pairs == 3).any(1)
-    lost[:, 16 + 1] = together  # 0 and 2
-    return lost, pairs
-
-
-def test_heads_that_stand_in_for_each_other_are_found_by_pairs_alone():
-    lost, pairs = stand_in(single=30)
+    lost = np.zeros((60, 16 + len(pairs)))
+    lost[:, 3] = 30  # head 3 alone
+    lost[:, 16:] = 30 * (pairs == 3).any(1)
+    lost[:, 16 + 1] = 60  # 0 and 2
     excess = joint.pair_excess(lost, pairs, 4)
     assert excess.mean(0).tolist() == [0, 60, 0, 0, 0, 0]
     mean = joint.share_of_backups([excess, 0 * excess], np.arange(60) // 2)
@@ -124,28 +102,23 @@ def test_heads_that_stand_in_for_each_other_are_found_by_pairs_alone():
     assert (mean.n, mean.n_images, mean.n_models) == (60, 30, 2)
     half = np.arange(60) % 2 == 0
     table = joint.tabulate_pairs([excess], pairs, 2, half)
-    assert table.loc[1, ["first", "second", "excess", "excess_a"]].tolist() == [
-        "L0H0",
-        "L1H0",
-        60,
-        60,
-    ]
+    names = ["first", "second", "excess", "excess_a"]
+    assert table.loc[1, names].tolist() == ["L0H0", "L1H0", 60, 60]
     assert joint.share_of_backups([excess], np.arange(60), least=70).estimate == 0
 
 
 def test_what_rises_and_falls_by_hand():
-    """Two models of two heads; in `why`, emphasis of head 1 gains 10 points in the first model."""
+    """Two models of two heads; in `why`, emphasis of head 1 gains 10 points in the first one."""
     lost = np.zeros((2, 40, 8))
     families = np.repeat(["what", "why"], 20)
     lost[0, 20:, 3] = -10  # head 1 times the first factor
     lost[:, :, 0] = 6  # head 0 removed
-    table = joint.tabulate_emphasis(lost, families, np.arange(40), 2).set_index(
-        ["family", "factor"]
-    )
+    table = joint.tabulate_emphasis(lost, families, np.arange(40), 2)
     assert len(table) == 3 * 4
-    assert table.loc[("why", 1.5), ["estimate", "risen", "fallen"]].tolist() == [2.5, 0.5, 0]
-    assert table.loc[("all", 1.5), ["estimate", "risen", "n"]].tolist() == [1.25, 0.5, 40]
-    assert table.loc[("what", 0.0), ["estimate", "risen", "fallen"]].tolist() == [-3, 0, 1]
+    table = table.set_index(["family", "factor"])
+    assert table.loc[("why", 1.5), ["estimate", "risen", "fallen"]].tolist() == [-2.5, 0.5, 0]
+    assert table.loc[("all", 1.5), ["estimate", "risen", "n"]].tolist() == [-1.25, 0.5, 40]
+    assert table.loc[("what", 0.0), ["estimate", "risen", "fallen"]].tolist() == [3, 0, 1]
 
 
 def test_measures_are_compared_with_contributions_over_models():
@@ -182,10 +155,8 @@ def test_a_study_measures_sets_and_pairs_once(study, finetuned):
     again = joint.measure_joint(study, model, encoded, "sets")
     np.testing.assert_array_equal(again.table.variant_answer, sets.table.variant_answer)
     assert (study.run_dir / "sets_0/made.json").stat().st_mtime_ns == stamp
-    answers = [list(ten) for ten in encoded.questions["answers"]]
     own = encoded.questions["question_id"].isin(pairs.table.questions["question_id"])
-    lost = pairs.lost(
-        [ten for ten, used in zip(answers, own, strict=True) if used], model.config.id2label
-    )
+    answers = [list(ten) for ten in encoded.questions.loc[own, "answers"]]
+    lost = pairs.lost(answers, model.config.id2label)
     assert lost.shape == pairs.table.variant_answer.shape
     assert np.abs(lost).max() <= 100
