@@ -12,12 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, PathPatch, Rectangle
-from matplotlib.path import Path
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import ArrayLike
 
 from helpers.figures import style
-from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
+from helpers.figures.style import GREY, IMAGE_COLOR, TEXT_COLOR
 from helpers.stats.models import ModelMean
 
 QUERIES = {  # title, label of the mass on the image, colour
@@ -30,15 +29,6 @@ MEASURES = {  # of `plot_layer_measures`: unit
     "special": "attention on [CLS], [SEP]\nand image CLS, %",
     "entropy": "entropy, % of its maximum\n(100: all keys alike)",
 }
-MAP_LOOKS = {  # of each map; controls are grey
-    "raw, last layer": (SKY, "s"), "raw, all layers": (TEXT_COLOR, "o"),
-    "value-weighted": (GREEN, "^"), "rollout": (ORANGE, "v"), "relevance": (IMAGE_COLOR, "D"),
-    "random": (GREY, "x", "--"),
-}  # fmt: skip
-HIT_LOOKS = {  # of `plot_hits`, by what stands against the head
-    "the head": (TEXT_COLOR, "o"), "same head, another question": (PINK, "v", "-."),
-    "best heads, random weights": (GREY, "D", ":"),
-}  # fmt: skip
 SCORES = {  # of `plot_scoreboard`: title, unit
     "deletion_gain": ("deletion: lost sooner", "points over random order"),
     "insertion_gain": ("insertion: won sooner", "points over random order"),
@@ -47,14 +37,6 @@ SCORES = {  # of `plot_scoreboard`: title, unit
 KNOCKOUTS = {  # column `panel` of the table: what its columns are
     "one": "cut in this layer alone", "onward": "cut from this layer on",
     "type": "cut in all layers, by question type", "share": "attention paid, %",
-}  # fmt: skip
-GROUP_LOOKS = {  # a colour and a marker, the same in every figure, of question types ...
-    "what": (TEXT_COLOR, "o"), "what color": (IMAGE_COLOR, "s"), "where": (GREEN, "^"),
-    "why": (PINK, "v"), "how many": (ORANGE, "D"), "how": ("#882255", "P"), "who": ("#333333", "X"),
-    "which": ("#A6A000", "<"), "is/are": (SKY, ">"), "other": (GREY, "*"),
-    # ... and of classes of words; blue for text and vermilion for image are taken
-    "question word": ("#882255", "v"), "colour word": (ORANGE, "D"), "noun": (GREEN, "o"),
-    "other content": (SKY, "s"), "function word": ("#333333", "X"), "punctuation": (GREY, "P"),
 }  # fmt: skip
 NEEDS = {  # of `plot_needs`: title, unit
     "image share, last layer": ("[CLS] looks\nat the image", "points above uniform"),
@@ -71,10 +53,10 @@ FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each grou
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
 HATCHES = {"img_cls": "////", "patches": "////", "sep": "...."}  # [SEP] is as grey as [CLS]
-FLOW_LOOKS = {
-    group: {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group), "linewidth": 0}
+FLOW_LOOKS = [
+    {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group), "linewidth": 0}
     for group, color in style.GROUP_COLORS.items()
-}
+]
 
 
 @style.styled("Where attention goes and how spread it is, layer by layer (mean over heads)")
@@ -88,12 +70,13 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     random = "random weights (lowest to highest model)"
     layers = layers.assign(hollow=~layers["reaches_answer"].astype(bool))
     layers = layers.replace({"model": {"untrained": random}})
+    looks = style.choose_looks([random])
     figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
     for (row, column), axis in np.ndenumerate(axes):
         measure, query = list(MEASURES)[row], list(QUERIES)[column]
         name, direction, color = QUERIES[query]
         rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
-        looks = {random: (GREY, "D", ":"), "trained": (color, "o")}
+        looks["trained"] = (color, "o")
         axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
         style.plot_layers(axis, rows, "model", looks, hollow="hollow", spread=0.1)
         axis.set_xlabel("layer" if row == 2 else "")
@@ -174,8 +157,8 @@ def plot_look(
     above, below = figure.subfigures(2, 1, height_ratios=[3.6, 1.9 * n_rows + 0.4])
     left, right = above.subplots(1, 2, width_ratios=[1, 1.5])
     style.plot_picture(left, picture)
-    excess = style.label_heads(100 * (shares - baseline))
-    drawn = style.plot_grid(right, excess, (-100, 100), style.format_cells(100 * shares))
+    excess, texts = 100 * (shares - baseline), style.format_cells(100 * shares)
+    drawn = style.plot_grid(right, excess, (-100, 100), texts)
     right.set_title(f"[CLS] ← image, % (uniform attention: {100 * baseline:.0f} %)")
     above.colorbar(drawn, ax=right, label="points above uniform")
     axes, largest = below.subplots(n_rows, across, squeeze=False), 100 * float(maps.max())
@@ -245,7 +228,8 @@ def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("layer: what it reads at its left, what it hands on at its right")
-    handles = [Patch(**FLOW_LOOKS[group], label=name) for group, name in style.GROUP_NAMES.items()]
+    names = zip(FLOW_LOOKS, style.GROUP_NAMES.values(), strict=True)
+    handles = [Patch(**look, label=name) for look, name in names]
     handles.append(Patch(facecolor=TEXT_COLOR, alpha=FAINT, label="pale: residual path"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     halves = "half attention, mean over heads; half residual path"
@@ -254,49 +238,36 @@ def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
 
 def _plot_bands(axis: Axes, masses: np.ndarray, bands: np.ndarray) -> None:
     """Nodes as high as their mass, text above and image below, and the bands between them."""
-    looks = list(FLOW_LOOKS.values())
     tops = -(np.cumsum(masses, axis=1) - masses + FLOW_GAPS)
+    for (stage, group), mass in np.ndenumerate(masses):
+        axis.bar(stage, -mass, NODE_WIDTH, tops[stage, group], **FLOW_LOOKS[group])
+    way = np.linspace(0, 1, 50)  # through a layer
     for layer, band in enumerate(bands):  # (query, key)
         left = tops[layer] - (np.cumsum(band, axis=0) - band)
         right = tops[layer + 1][:, None] - (np.cumsum(band, axis=1) - band)
+        x = layer + NODE_WIDTH / 2 + (1 - NODE_WIDTH) * way
         for query, key in np.argwhere(band > 0):
-            ends, thick = (left[query, key], right[query, key]), band[query, key]
-            if query == key:  # half of what the query had was its own; the rest is attention
-                residual = 0.5 * masses[layer + 1, query]
-                look = {"facecolor": looks[key]["facecolor"], "alpha": FAINT, "linewidth": 0}
-                _plot_band(axis, layer, *ends, residual, **look)
-                ends, thick = (ends[0] - residual, ends[1] - residual), thick - residual
-            _plot_band(axis, layer, *ends, thick, **looks[key], alpha=0.6)
-    for (stage, group), mass in np.ndenumerate(masses):
-        if mass > 0:
-            corner = (stage - NODE_WIDTH / 2, tops[stage, group] - mass)
-            axis.add_patch(Rectangle(corner, NODE_WIDTH, mass, **looks[group]))
-
-
-def _plot_band(
-    axis: Axes, layer: int, left: float, right: float, thickness: float, **look: object
-) -> None:
-    """A band through one layer; its upper edge runs from height `left` to height `right`."""
-    start, middle, end = layer + NODE_WIDTH / 2, layer + 0.5, layer + 1 - NODE_WIDTH / 2
-    above = [(start, left), (middle, left), (middle, right), (end, right)]
-    below = [(x, y - thickness) for x, y in reversed(above)]
-    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
-    axis.add_patch(PathPatch(Path([*above, *below, above[0]], codes), **look))
+            top = left[query, key] + (right - left)[query, key] * way**2 * (3 - 2 * way)
+            # half of what a group had was its own; the rest is attention
+            middle = top - (0.5 * masses[layer + 1, query] if query == key else 0)
+            look = FLOW_LOOKS[key]
+            axis.fill_between(x, top, middle, **look | {"hatch": None, "alpha": FAINT})
+            axis.fill_between(x, middle, top - band[query, key], **look, alpha=0.6)
 
 
 @style.styled("The best head of each layer, chosen on one half of the images, scored on the other")
 def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
     """How often the favoured patch lies in the box asked about: each layer's best head.
 
-    table: rows with layer, against (of HIT_LOOKS), estimate, low, high.
+    table: rows with layer, against (the head, or what stands against it), estimate, low, high.
     chance: share of patches in the box; by_object: of a random object of the picture, or NaN.
     """
     figure, axis = plt.subplots(figsize=(10, 4.2))
     axis.axhline(100 * chance, label="chance: share of patches in the box", **style.BASELINE)
     look = style.BASELINE | {"linestyle": ":"}
     axis.axhline(100 * by_object, label="chance: a random object of the picture", **look)
-    rows = table[table["against"].isin(HIT_LOOKS)]
-    style.plot_layers(axis, rows, "against", HIT_LOOKS, spread=0.1)
+    looks = style.choose_looks(table["against"])
+    style.plot_layers(axis, table, "against", looks, spread=0.1)
     axis.set(ylabel="favoured patch in the box, %\n(text query, image key)", ylim=(0, 103))
     style.place_legend(figure, [axis], ncols=3)
     return figure
@@ -309,11 +280,11 @@ def plot_curves(table: pd.DataFrame) -> Figure:
     table: order (the map, a line each), kind ("deletion", "insertion"), fraction in [0, 1],
     estimate, low, high (probabilities).
     """
-    table = table.assign(share=100 * table["fraction"])
+    table, looks = table.assign(share=100 * table["fraction"]), style.choose_looks(table["order"])
     figure, panels = style.make_panels(table, "kind", 3.7, sharey=True)
     for axis, kind, rows in panels:
         options = {"scale": 100, "spread": 4, "elinewidth": 0.9, "linestyle": "-"}
-        style.plot_intervals(axis, rows, "share", "order", MAP_LOOKS, **options)
+        style.plot_intervals(axis, rows, "share", "order", looks, **options)
         verb = {"deletion": "removed", "insertion": "kept"}[kind]
         axis.set(xlabel=f"patches {verb}, % (the most important first)", title=kind)
         axis.grid(axis="y")
@@ -365,7 +336,7 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
     """
     table = table.assign(label=style.name_with_n(table, column), few=~table["enough"].astype(bool))
     figure, panels = style.make_panels(table, "query", 4.1, sharey=True)
-    last = table["layer"].max()
+    last, looks = table["layer"].max(), style.choose_looks(table["label"])
     for number, (axis, query, rows) in enumerate(panels):
         if np.size(random):
             shares = 100 * np.asarray(random)[..., number]
@@ -373,13 +344,13 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
             look = {"color": GREY, "alpha": 0.35, "linewidth": 0, "label": "random weights"}
             axis.fill_between(range(last + 1), *bounds, **look)
         axis.axhline(0, label="uniform attention", **style.BASELINE)
-        style.plot_layers(axis, rows, "label", GROUP_LOOKS, hollow="few", spread=0.4)
+        style.plot_layers(axis, rows, "label", looks, hollow="few", spread=0.4)
         if query != "[CLS]":
             look = {"color": style.PALE, "zorder": -1, "label": "no answer reads this"}
             axis.axvspan(last - 0.5, last + 0.5, **look)
         axis.set_title(f"{query} as query")
     figure.axes[0].set_ylabel("image share above uniform, points\n(text query, image key)")
-    style.place_legend(figure, figure.axes)
+    style.place_legend(figure, figure.axes, ncols=4)
     return figure
 
 
@@ -438,8 +409,7 @@ def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) 
     size = (10, max(3.2, 0.5 * len(counts) + 1.5))
     figure, (*grids, right) = plt.subplots(1, 3, figsize=size, width_ratios=(1, 1, 0.8))
     for number, (axis, query) in enumerate(zip(grids, ("[CLS]", "words"), strict=True)):
-        table = style.label_heads(counts[..., number])
-        style.plot_grid(axis, table, (0, len(separated)), cmap="cividis")
+        style.plot_grid(axis, counts[..., number], (0, len(separated)), cmap="cividis")
         axis.set_title(f"{query} query: pairs, of {len(separated)}")
     models = {f"trained\n({len(apart)})": apart, f"random\nweights ({len(random)})": random}
     sns.stripplot(models, palette=[IMAGE_COLOR, GREY], alpha=0.8, ax=right)

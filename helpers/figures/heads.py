@@ -30,11 +30,6 @@ MODES = {  # what stands in for what is taken away
     "attention": "all heads of the layer replaced by zero",
     "layer": "whole layer left out",
 }
-ORDER_LOOKS = {  # of removal
-    "by ablation": ("#000000", "o", "-"), "by gradient": (GREEN, "s", "-"),
-    "by normalised gradient": (SKY, "v", ":"), "by attention": (PINK, "^", "-"),
-    "by joint removal": (TEXT_COLOR, "X", "-"), "random, their mean": (GREY, "D", "--"),
-}  # fmt: skip
 
 
 @style.styled("Role scores (0: uniform or chance, 1: the most possible; framed: the head has it)")
@@ -70,7 +65,7 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(max(7.5, 0.8 * shape[1] + 1), 0.75 * shape[0] + 1.9))
     colors = mpl.colors.ListedColormap([color for _, color in ROLE_LOOKS.values()])
     limits = (-0.5, len(roles) - 0.5)
-    style.plot_grid(axis, style.label_heads(numbers), limits, texts, cmap=colors)
+    style.plot_grid(axis, numbers, limits, texts, cmap=colors)
     axis.patch.set(facecolor="white", hatch=None)
     for role, (name, color) in ROLE_LOOKS.items():
         if (passed["role"] == role).any():
@@ -193,12 +188,11 @@ def plot_agreement(
     """Do cheap measures of a head predict what interventions find? A panel a value of `over`.
 
     table: of `rank_measures` (rank correlations). predictors: measures in rows; outcomes: those
-    they are held against, three at most.
+    they are held against.
     """
     table = table[table["first"].isin(predictors) & table["second"].isin(outcomes)]
     table = table.sort_values("first", key=pd.Index(predictors).get_indexer, kind="stable")
-    looks = dict(zip(outcomes, (("#000000", "o"), (PINK, "s"), (GREEN, "D")), strict=False))
-    look = {"hue": "second", "looks": looks, "value": "correlation", "baselines": {"none": 0}}
+    look = {"hue": "second", "value": "correlation", "baselines": {"none": 0}}
     return style.draw_forest(table, "first", "rank correlation over heads", "over", **look)
 
 
@@ -224,13 +218,14 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     single = curves["order"].str.match("random .")
     orders = curves[~single].assign(order="by " + curves["order"])
     orders = orders.replace({"order": {"by random": "random, their mean"}})
+    looks = style.choose_looks(orders["order"])
     figure, axis = plt.subplots(figsize=(10, 4.2))
     axis.axhline(intact, label="whole model", **style.BASELINE)
     axis.axhspan(intact - tolerance, intact, color=GREY, alpha=0.18, linewidth=0)
     label = f"each of {curves.loc[single, 'order'].nunique()} random orders"
     look = {"color": GREY, "marker": "_", "markersize": 14, "linestyle": "", "label": label}
     axis.plot(curves.loc[single, "share"], curves.loc[single, "estimate"], **look)
-    style.plot_intervals(axis, orders, "share", "order", ORDER_LOOKS, spread=1.4)
+    style.plot_intervals(axis, orders, "share", "order", looks, spread=1.4, linestyle="-")
     axis.set(xlabel="heads removed (put to zero), % of all", ylabel="VQA accuracy, %")
     axis.set_ylim(0, 103)
     axis.grid(axis="y")

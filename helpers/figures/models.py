@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from helpers.figures import style
-from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
+from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, SKY, TEXT_COLOR
 
 RATES = {  # of `plot_calibration`: title and unit
     "tests": ("Finding what is not there", "false rejections, %"),
@@ -30,19 +29,18 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
     n_patches = grid[0] * grid[1]
     groups = ["cls"] + ["words"] * (len(tokens) - 2) + ["sep", "img_cls"] + ["patches"] * n_patches
     figure, line = plt.subplots(figsize=(10, 2))
-    for position, group in enumerate(groups):
-        line.add_patch(Rectangle((position, 0), 0.92, 1, color=style.GROUP_COLORS[group]))
-    look = {"rotation": 55, "ha": "right", "va": "top", "fontsize": 8, "rotation_mode": "anchor"}
-    for position, name in enumerate([*tokens, "image\nCLS"]):
-        line.text(position + 0.46, -0.15, name, **look)
-    middle, look = len(tokens) + 1 + n_patches / 2, {"ha": "center", "fontweight": "bold"}
-    rows = f"{grid[0]} × {grid[1]} patches, row by row"
+    line.bar(range(len(groups)), 1, 0.92, color=[style.GROUP_COLORS[group] for group in groups])
+    names, look = [*tokens, "image\nCLS"], {"rotation": 55, "rotation_mode": "anchor"}
+    line.set_xticks(range(len(names)), names, ha="right", fontsize=8, **look)
+    middle, rows = len(tokens) + n_patches / 2, f"{grid[0]} × {grid[1]} patches, row by row"
     line.text(middle, -0.25, rows, ha="center", va="top", fontsize=9)
-    line.text(len(tokens) / 2, 1.12, "text", color=TEXT_COLOR, **look)
+    look = {"ha": "center", "fontweight": "bold"}
+    line.text((len(tokens) - 1) / 2, 1.12, "text", color=TEXT_COLOR, **look)
     line.text(middle, 1.12, "image", color=IMAGE_COLOR, **look)
-    line.set(xlim=(-0.5, len(groups) + 0.5), ylim=(-2.1, 1.7))
+    line.set(xlim=(-1, len(groups)), ylim=(0, 1.7), yticks=[])
     line.set_title("The token sequence: five groups of keys, one softmax over all of them")
-    line.set_axis_off()
+    line.tick_params(length=0)
+    line.spines[:].set_visible(False)
     return figure
 
 
@@ -146,9 +144,7 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
     table: columns family, answerer, estimate, low, high (in [0, 1]) and n; in the order shown.
     """
     table = table.assign(name=style.name_with_n(table, "family"))
-    looks = zip((GREEN, PINK, SKY, GREY), "os^D", strict=True)
-    looks = dict(zip(table["answerer"].unique(), looks, strict=False))
-    return style.draw_forest(table, "name", ACCURACY, hue="answerer", looks=looks, scale=100)
+    return style.draw_forest(table, "name", ACCURACY, hue="answerer", scale=100)
 
 
 @style.styled("Accuracy of each model, with its own image and with another")
@@ -190,11 +186,6 @@ def plot_calibration(table: pd.DataFrame) -> Figure:
     of_tests = table["kind"] != "interval"
     table = table.assign(what=np.where(of_tests, "tests", "intervals"))
     table["stated"] = np.where(of_tests, 5, 95)
-    looks = {
-        "single test": (GREEN, "o"),
-        "after correction": (PINK, "s"),
-        "interval": (ORANGE, "D"),
-    }
-    look = {"hue": "kind", "looks": looks, "value": "rate", "scale": 100, "spread": 0}
+    look = {"hue": "kind", "value": "rate", "scale": 100, "spread": 0}
     look |= {"baselines": {"stated rate": "stated"}, "sharey": False}
     return style.draw_forest(table, "procedure", "", "what", RATES, **look)

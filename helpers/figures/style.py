@@ -1,6 +1,6 @@
 """Where a figure's look is set: colours, matplotlib's settings, and four primitives.
 
-`plot_grid`: coloured cells, such as layers downwards and heads across. `plot_forest`: names
+`plot_grid`: coloured cells, such as layers downwards and heads across. `draw_forest`: names
 downwards, intervals across. `plot_layers`: lines over layers. `plot_map`: a map over a picture.
 
 Intervals come computed from room stats and are drawn by matplotlib: seaborn's functions compute
@@ -31,9 +31,10 @@ Looks = Mapping[str, tuple]  # of a group: colour, marker, and a line's style wh
 # Okabe-Ito; grey for baselines
 TEXT_COLOR, IMAGE_COLOR, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 GREEN, PINK, SKY, ORANGE = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-DARK_GREY, PALE = "#5A5A5A", "#EFEFEF"  # small remarks; bands and empty cells
+PALE = "#EFEFEF"  # bands and empty cells
+COLORS = (GREEN, PINK, ORANGE, SKY, "#333333", "#882255", "#A6A000", TEXT_COLOR, IMAGE_COLOR, GREY)
 GROUP_COLORS = {
-    "cls": DARK_GREY, "words": TEXT_COLOR, "sep": "#9A9A9A", "img_cls": ORANGE,
+    "cls": "#5A5A5A", "words": TEXT_COLOR, "sep": "#9A9A9A", "img_cls": ORANGE,
     "patches": IMAGE_COLOR,
 }  # fmt: skip
 GROUP_NAMES = {
@@ -108,6 +109,12 @@ def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5, **look: o
         figure.legend(entries.values(), entries, **look)
 
 
+def choose_looks(names: Iterable[str]) -> Looks:
+    """A colour and a marker for each name, the same in all panels; what is random is grey."""
+    looks = dict(zip(dict.fromkeys(names), zip(COLORS, "osD^vX<>P*", strict=True), strict=False))
+    return {name: (GREY, "d", ":") if "random" in name else look for name, look in looks.items()}
+
+
 def format_cells(
     values: ArrayLike, sign: str = "", digits: int = 0, unsure: ArrayLike = False
 ) -> np.ndarray:
@@ -147,7 +154,7 @@ def plot_intervals(
     """Points with their 95 % intervals, a colour and a marker for each value of `hue`.
 
     rows: columns `along` (the position), `value`, low, high (these three times `scale`). No bar
-    where the interval is NaN. looks: of each value of hue (of its name without n).
+    where the interval is NaN. looks: of each value of hue.
     horizontal: the values run along x. spread: from the first group's points to the last's, which
     else hide each other. hollow: a column of bools; those markers are white inside.
     """
@@ -158,8 +165,7 @@ def plot_intervals(
         at = own[along].to_numpy(float) + shift
         estimate, low, high = (scale * own[name].to_numpy(float) for name in (value, "low", "high"))
         bars = np.nan_to_num([estimate - low, high - estimate]).clip(min=0)
-        name = str(group).partition(" (n =")[0]
-        names = zip(("color", "marker", "linestyle"), (looks or {}).get(name, ()), strict=False)
+        names = zip(("color", "marker", "linestyle"), (looks or {}).get(group, ()), strict=False)
         drawn = {"marker": "o", "linestyle": "", "linewidth": 1.2, "color": TEXT_COLOR}
         drawn |= dict(names) | look | ({"label": group} if hue else {})
         is_open = own[hollow].to_numpy(bool) if hollow else np.zeros(len(own), dtype=bool)
@@ -171,33 +177,15 @@ def plot_intervals(
         axis.plot(places[0][is_open], places[1][is_open], **white)
 
 
-def plot_forest(
-    axis: Axes,
-    rows: pd.DataFrame,
-    column: str,
-    names: Sequence[str] | None = None,
-    dots: bool = False,
-    spread: float = 0.4,
-    **look: object,
-) -> None:
-    """Names downwards, in their order, with points and intervals across: see `plot_intervals`.
-
-    rows: the names in `column`, estimate, low, high. names: those of all rows, where other panels
-    have others. dots: rows also hold by_model and random, the numbers of single models.
-    """
-    names = list(rows[column].unique() if names is None else names)
-    rows = rows.assign(row=[names.index(name) for name in rows[column]])
-    for label, models, shift, dot in (
+def plot_dots(axis: Axes, rows: pd.DataFrame) -> None:
+    """The numbers of single models, in the columns by_model and random, around their `row`."""
+    for label, column, shift, look in (
         ("each model", "by_model", -0.22, {"color": IMAGE_COLOR, "alpha": 0.55, "s": 18}),
         ("random weights", "random", 0.22, {"color": GREY, "marker": "|", "s": 45}),
     ):
-        points = rows.explode(models).dropna(subset=[models]) if dots else ()
+        points = rows.explode(column).dropna(subset=[column])
         if len(points):
-            axis.scatter(points[models], points["row"] + shift, label=label, linewidths=1, **dot)
-    plot_intervals(axis, rows, "row", horizontal=True, spread=spread, **look)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.45, -0.55)
-    axis.grid(axis="x")
+            axis.scatter(points[column], points["row"] + shift, label=label, linewidths=1, **look)
 
 
 def draw_forest(
@@ -209,25 +197,35 @@ def draw_forest(
     baselines: Mapping[str, float | str] | None = None,
     across: int | None = None,
     sharey: bool = True,
+    dots: bool = False,
+    hue: str | None = None,
     **look: object,
 ) -> Figure:
-    """A figure of forests side by side, one for each value of the column `panel`: `plot_forest`.
+    """Names downwards, points with intervals across, a panel for each value of the column `panel`.
 
+    table: the names in `column`, in their order, estimate, low, high: see `plot_intervals`.
     labels: title and unit of each panel, else its value and `xlabel`. baselines: grey lines by
     their name in the legend: where they stand, or the column that says so. across: panels in a
-    row. sharey: all panels have the same names.
+    row. sharey: all panels have the same names. dots: see `plot_dots`.
     """
     table = table.assign(one="") if panel is None else table
-    names, rows_each = list(table[column].unique()), table.groupby(panel or "one")[column].nunique()
+    names, rows_each = table[column].unique(), table.groupby(panel or "one")[column].nunique()
     height = 0.9 + 0.42 * (len(names) if sharey else rows_each.max())
     figure, panels = make_panels(table, panel or "one", height, across, sharey=sharey)
+    look = {"looks": choose_looks(table[hue]) if hue else None, "spread": 0.4} | look
     for axis, name, rows in panels:
         for (label, at), line in zip((baselines or {}).items(), ("--", ":"), strict=False):
             at = rows[at].mean() if isinstance(at, str) else at
             axis.axvline(at, label=label, **BASELINE | {"linestyle": line})
-        plot_forest(axis, rows, column, names if sharey else None, **look)
+        shown = names if sharey else rows[column].unique()
+        rows = rows.assign(row=pd.Index(shown).get_indexer(rows[column]))
+        if dots:
+            plot_dots(axis, rows)
+        plot_intervals(axis, rows, "row", hue, horizontal=True, **look)
         title, unit = (labels or {}).get(name, (name, xlabel))
-        axis.set(title=title, xlabel=unit)
+        axis.set(title=title, xlabel=unit, ylim=(len(shown) - 0.45, -0.55))
+        axis.set_yticks(range(len(shown)), shown)
+        axis.grid(axis="x")
     place_legend(figure, figure.axes)
     return figure
 
@@ -239,8 +237,8 @@ def plot_layers(axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, **option
     """
     n_layers = int(rows["layer"].max()) + 1
     rows = rows.sort_values("layer", kind="stable")
-    order = {name: (*look, "-")[:3] for name, look in looks.items()}
-    plot_intervals(axis, rows, "layer", hue, order, scale=100, **options)
+    looks = {name: (*look, "-")[:3] for name, look in looks.items()}
+    plot_intervals(axis, rows, "layer", hue, looks, scale=100, **options)
     axis.set_xticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
     axis.set(xlabel="layer (L0 reads the embeddings)", xlim=(-0.5, n_layers - 0.5))
     axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7.5)
@@ -249,7 +247,7 @@ def plot_layers(axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, **option
 
 def plot_grid(
     axis: Axes,
-    table: pd.DataFrame,
+    table: pd.DataFrame | np.ndarray,
     limits: tuple[float, float],
     texts: ArrayLike | None = None,
     framed: ArrayLike = False,
@@ -257,11 +255,13 @@ def plot_grid(
 ) -> ScalarMappable:
     """A grid of coloured cells with a text in each: seaborn's heatmap with this project's marks.
 
-    table: numbers, its index names the rows and its columns the columns; NaN cells (not tested, or
-    too few questions) are hatched. limits: values of the first and the last colour. texts: (row,
-    column), else the numbers; framed: bools of that shape (significant). Returns what a colour bar
-    needs.
+    table: numbers, its index names the rows and its columns the columns, or an array (layer, head);
+    NaN cells (not tested, or too few questions) are hatched. limits: values of the first and the
+    last colour. texts: (row, column), else the numbers; framed: bools of that shape (significant).
+    Returns what a colour bar needs.
     """
+    if not isinstance(table, pd.DataFrame):
+        table = pd.DataFrame(table).rename(index="L{}".format, columns="H{}".format)
     texts = format_cells(table) if texts is None else texts
     n_columns = table.shape[1]
     look = {"annot_kws": {"fontsize": 9 if n_columns <= 8 else 7.5}, "linewidths": 1.2}
@@ -283,14 +283,6 @@ def arrange(rows: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFr
     downwards, sideways = rows[down].unique(), rows[across].unique()
     cells = cells.reindex(pd.MultiIndex.from_product([downwards, sideways])).to_numpy()
     return pd.DataFrame(cells.reshape(len(downwards), -1), downwards, sideways)
-
-
-def label_heads(values: ArrayLike) -> pd.DataFrame:
-    """A grid (layer, head) for `plot_grid`: layers downwards, heads across."""
-    n_layers, n_heads = np.shape(values)
-    return pd.DataFrame(
-        values, [f"L{i}" for i in range(n_layers)], [f"H{i}" for i in range(n_heads)]
-    )
 
 
 def draw_grids(
