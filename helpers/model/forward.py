@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -337,15 +338,34 @@ class PackedForward:
         given = {name: inputs.get(name) for name in (*names, "image_embeds", "pixel_mask")}
         unused = {"pixel_values": None, "inputs_embeds": None}
         hidden, _ = self.core.embeddings(**given, **unused, image_token_type_idx=1)
-        self.valid = groups.any(1)
-        self.hidden = self.pack(hidden)
         one = 4 * self.core.config.num_attention_heads * hidden.shape[1] ** 2
         held = CACHE if hidden.device.type == "cpu" else GPU_SHARE
-        size = microbatch_size or max(1, held // one)
-        self.microbatches = split_microbatches(groups, inputs["input_ids"].shape[1], size)
+        self.size, self.n_text = (
+            microbatch_size or max(1, held // one),
+            inputs["input_ids"].shape[1],
+        )
+        self.lay_out(groups)
+        self.hidden = self.pack(hidden)
+        self.logits, self.blocked = None, {}
+
+    def lay_out(self, groups: Tensor) -> None:
+        """Say which tokens there are, and where each question's begin."""
+        self.groups, self.valid = groups, groups.any(1)
+        self.microbatches = split_microbatches(groups, self.n_text, self.size)
         self.starts = nn.functional.pad(self.valid.sum(1).cumsum(0), (1, 0)).int()
         self.cls_rows = self.starts[:-1]  # each [CLS]
-        self.logits, self.blocked = None, {}
+
+    def drop(self, kept: Tensor) -> "PackedForward":
+        """A copy that goes on with only some of the patches; kept: bool (batch, token), all text.
+
+        Its residual stream, and the z of the layer in hand, are the caller's to cut.
+        """
+        few, groups = copy(self), self.groups.clone()
+        counts = (kept & groups[:, 4]).sum(1, keepdim=True)
+        places = torch.arange(groups.shape[2], device=kept.device) - self.n_text - 1
+        groups[:, 4] = (places >= 0) & (places < counts)
+        few.lay_out(groups)
+        return few
 
     def pack(self, padded: Tensor) -> Tensor:
         """The valid tokens of (batch, token, ...), one after the other: (valid tokens, ...)."""
