@@ -29,7 +29,7 @@ TOLERANCES = "tolerances.json"
 LEFT_OUT = (
     "02_models", "02_predictions",  # of the model that 02 fine-tunes; large
     "06_candidates", "06_pareto",  # of models that 06 fine-tunes
-    "06_latency",  # times
+    "06_latency", "a6_speed",  # times
     "04_pairs", "05_pairs",  # large; their claims are compared
     "a5_truths",  # rounding errors among its numbers
     "07_*", "dictionary",  # made of the others

@@ -233,6 +233,24 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     return figure
 
 
+@style.styled("Accuracy when patches leave after a layer (95 % intervals)")
+def plot_thinned(table: pd.DataFrame, intact: float) -> Figure:
+    """Accuracy by the layer after which patches leave, a panel for each share that stays.
+
+    table: columns layer, share (that stays, in %), by (who chooses), estimate, low, high (in
+    points). intact: accuracy with all patches.
+    """
+    figure, panels = style.make_panels(table, "share", 2.8, sharey=True)
+    looks = {"attention": (IMAGE_COLOR, "o"), "fused": (GREEN, "^"), "random": (GREY, "s")}
+    for axis, share, rows in panels:
+        axis.axhline(intact, label="all patches stay", **style.BASELINE)
+        style.plot_layers(axis, rows, "by", looks, scale=1, spread=0.2)
+        axis.set(title=f"{share} % of the patches stay", xlabel="leave after layer", ylim=(0, 103))
+    panels[0][0].set_ylabel("VQA accuracy, %")
+    style.place_legend(figure, [axis for axis, *_ in panels])
+    return figure
+
+
 @style.styled("What a short training brings back (95 % intervals over images)")
 def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
     """What a short training brings back: accuracy before it (hollow) and after it (filled).

@@ -207,4 +207,4 @@ def weigh_edges(model: nn.Module, batch: dict[str, Tensor], blocked: Blocked) ->
     share = attentions.mean(1)[:, :n_text, n_text:].sum(2).mean(1)
     edges = {name: each[:, :n_text, n_text:].sum(2).mean(1) for name, each in totals.items()}
     rises = {name: torch.diff(each, prepend=each.new_zeros(1)) for name, each in edges.items()}
-    return {name: each.numpy() for name, each in {"image share": share, **rises}.items()}
+    return {name: each.cpu().numpy() for name, each in {"image share": share, **rises}.items()}
