@@ -16,7 +16,6 @@ from statsmodels.stats.proportion import proportion_confint
 from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean, rank_permutation_test
 from helpers.stats.cluster_robust import (
     compare_groups,
-    compare_within_strata,
     correct_p,
     divide_or_nan,
     has_enough_data,
@@ -103,7 +102,7 @@ def rejection_rates(
     pairs, runs = compare_groups(values, groups, image_ids, axes=("run",)), studies * HEADS
     rows = [("pair", SINGLE, _rejected_shares(pairs["p"], runs))]
     if strata is not None:
-        equal = compare_within_strata(values, groups, strata, image_ids, axes=("run",))
+        equal = compare_groups(values, groups, image_ids, axes=("run",), strata=strata)
         rows.append(("pair, within strata", SINGLE, _rejected_shares(equal["p"], runs)))
     tested = ~np.isnan(pairs["p"].to_numpy().reshape(studies, -1)).all(1)
     raised, equal = _raise_family(values, groups, pairs)

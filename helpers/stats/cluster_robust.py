@@ -69,7 +69,11 @@ def mean_difference_test(
 
 
 def compare_groups(
-    values: ArrayLike, groups: ArrayLike, image_ids: ArrayLike, axes: Sequence[str] = ()
+    values: ArrayLike,
+    groups: ArrayLike,
+    image_ids: ArrayLike,
+    axes: Sequence[str] = (),
+    strata: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Which pairs of groups of questions differ in mean? Errors are clustered by image.
 
@@ -80,47 +84,21 @@ def compare_groups(
     (Benjamini-Hochberg over every column and pair).
 
     Degrees of freedom follow from how the groups lie in the images: a group on few images counts as
-    few. How often these tests err was measured with `tools.calibrate`.
+    few. Groups without enough data are left out of the fit, and their pairs are NaN. Without
+    variance a difference has no error and no p. ValueError where the numbers of rows differ.
 
-    Groups without enough data are left out of the fit, and their pairs are NaN. Without variance a
-    difference has no error and no p. ValueError where the numbers of rows differ.
+    strata: (n,), or (n, c) columns that together make a stratum, without NaN, such as the
+    question's length. Then a pair is compared on the questions whose stratum holds both its groups,
+    which n_a, n_b, clusters_a and clusters_b count, and every stratum has a mean of its own. So the
+    difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b): nothing
+    is extrapolated, and it cannot be larger than two values differ by.
     """
-    return _compare_pairs(values, groups, image_ids, axes, None)
-
-
-def compare_within_strata(
-    values: ArrayLike,
-    groups: ArrayLike,
-    strata: ArrayLike,
-    image_ids: ArrayLike,
-    axes: Sequence[str] = (),
-) -> pd.DataFrame:
-    """Which pairs of groups differ in mean at an equal stratum, such as an equal question length?
-
-    strata: (n,), or (n, c) columns that together make a stratum, without NaN. A pair is compared on
-    the questions whose stratum holds both its groups, and every stratum has a mean of its own. So
-    the difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b):
-    nothing is extrapolated, and it cannot be larger than two values differ by.
-
-    Otherwise, and the result, as `compare_groups`; n_a, n_b, clusters_a, clusters_b count what the
-    pair shares. A pair that shares too little is NaN.
-    """
-    strata = pd.DataFrame(strata).groupby(list(pd.DataFrame(strata))).ngroup().to_numpy()
-    if len(strata) != len(values):
-        raise ValueError(f"{len(strata)} strata for {len(values)} questions")
-    return _compare_pairs(values, groups, image_ids, axes, strata)
-
-
-def _compare_pairs(
-    values: ArrayLike,
-    groups: ArrayLike,
-    image_ids: ArrayLike,
-    axes: Sequence[str],
-    strata: np.ndarray | None,
-) -> pd.DataFrame:
-    """`compare_groups`, or with strata `compare_within_strata`."""
     values, images = check_rows(values, image_ids)
     codes, names = code_groups(groups, len(values))
+    if strata is not None:
+        strata = pd.DataFrame(strata).groupby(list(pd.DataFrame(strata))).ngroup().to_numpy()
+        if len(strata) != len(values):
+            raise ValueError(f"{len(strata)} strata for {len(values)} questions")
     pairs = np.array([*combinations(range(len(names)), 2)], dtype=int).reshape(-1, 2).T
     index = index_cells(values.shape[1:], axes)
     flat, found = values.reshape(len(values), len(index)), {}

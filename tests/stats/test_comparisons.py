@@ -130,7 +130,7 @@ def test_within_strata_equals_what_statsmodels_gives_image_by_image():
     rng = np.random.default_rng(6)
     values, images, groups = draw_questions(rng, 40, families=[0.5, 0.3, 0.2])
     strata = np.minimum(rng.poisson(1, len(values)) + groups, 4)
-    table = stats.compare_within_strata(values, groups, strata, images)
+    table = stats.compare_groups(values, groups, images, strata=strata)
     for pair in table.itertuples():
         own = np.isin(groups, (pair.group_a, pair.group_b))
         shared = np.intersect1d(*(strata[groups == g] for g in (pair.group_a, pair.group_b)))
@@ -151,12 +151,12 @@ def test_a_difference_at_equal_strata_is_the_weighted_mean_of_theirs():
              for (name, length), (n, mean) in sizes.items() for i in range(n)]  # fmt: skip
     groups, lengths, values = (np.array(column) for column in zip(*parts, strict=True))
     images = np.arange(len(values)) % 11
-    pair = stats.compare_within_strata(values, groups, lengths, images).iloc[0]
+    pair = stats.compare_groups(values, groups, images, strata=lengths).iloc[0]
     weights = np.array([12 * 4 / 16, 6 * 6 / 12])
     assert pair["difference"] == pytest.approx(np.average([-0.4, -0.2], weights=weights))
     assert (pair["n_a"], pair["n_b"]) == (18, 10)
     two = pd.DataFrame({"length": lengths, "patches": 192})
-    again = stats.compare_within_strata(values, groups, two, images).iloc[0]
+    again = stats.compare_groups(values, groups, images, strata=two).iloc[0]
     assert again["p"] == pair["p"]
 
 
@@ -167,14 +167,14 @@ def test_strata_take_out_a_confounder_and_groups_that_share_none_are_not_compare
     length = rng.poisson(3, size=400) + 3 * (groups == "how many")
     values = 0.1 * length + 0.1 * rng.normal(size=400)
     raw = stats.compare_groups(values, groups, images).iloc[0]
-    equal = stats.compare_within_strata(values, groups, length, images).iloc[0]
+    equal = stats.compare_groups(values, groups, images, strata=length).iloc[0]
     assert abs(raw["difference"]) == pytest.approx(0.3, abs=0.06)
     assert raw["p"] < 1e-6
     assert abs(equal["difference"]) < 0.05
     assert equal["p"] > 0.01
-    same = stats.compare_within_strata(values, groups, np.full(400, 192), images).iloc[0]
+    same = stats.compare_groups(values, groups, images, strata=np.full(400, 192)).iloc[0]
     assert same["se"] == pytest.approx(raw["se"])
-    apart = stats.compare_within_strata(values, groups, groups, images).iloc[0]
+    apart = stats.compare_groups(values, groups, images, strata=groups).iloc[0]
     assert np.isnan(apart["p"])
     assert apart["n_a"] == 0
 
@@ -217,7 +217,7 @@ def test_degenerate_data_give_nan_not_errors(n, n_images, kind):
     assert np.isnan(interval.low) == (n == 0 or kind == "nan" or interval.n_clusters < 2)
     for groups in ([None] * n, (["a", "b"] * n)[:n]):
         result = stats.compare_groups(values, groups, images)
-        equal = [stats.compare_within_strata(values, groups, s, images) for s in (rows, rows % 3)]
+        equal = [stats.compare_groups(values, groups, images, strata=s) for s in (rows, rows % 3)]
         if kind != "random" or n < 40 or n_images < 20:
             assert all(pairs["p"].isna().all() for pairs in (result, *equal))
         table = stats.bootstrap_by_group(values, groups, images, n_resamples=20)
@@ -228,7 +228,7 @@ def test_degenerate_data_give_nan_not_errors(n, n_images, kind):
     (lambda: stats.bootstrap_mean([1, 2], [1]), "one row for each question"),
     (lambda: stats.bootstrap_by_group(np.ones((2, 3)), ["a", "b"], [1, 2]), "1 axes"),
     (lambda: stats.compare_groups([1, 2], ["a"], [1, 2]), "1 groups for 2 questions"),
-    (lambda: stats.compare_within_strata([1, 2], ["a", "b"], [1], [1, 2]), "1 strata for 2"),
+    (lambda: stats.compare_groups([1, 2], ["a", "b"], [1, 2], strata=[1]), "1 strata for 2"),
     (lambda: bootstrap.rank_correlation([1, 2], [1]), "2 values of x but 1"),
 ])  # fmt: skip
 def test_mistakes_get_one_clear_error(call, says):
