@@ -59,10 +59,8 @@ def bootstrap_mean(
     all but four, gets the interval of `_exact_limits`; without bounds it may have no width.
     Returns fields of shape (...). `low` and `high` are NaN with fewer than two images.
 
-    For a paired difference (intact minus ablated, on the same questions) pass
-    `values_a - values_b`. The same seed and images give the same resamples: multinomial counts of
-    whole images, so that a replicate is a ratio of two matrix products. The interval is widened for
-    few or unequal images (`_expand_tails`).
+    The same seed and images give the same resamples: multinomial counts of whole images. The
+    interval is widened for few or unequal images (`_expand_tails`).
     """
     values, codes = check_rows(values, image_ids)
     shape = values.shape[1:]
@@ -89,10 +87,9 @@ def bootstrap_by_group(
     axes: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """Mean and 95 % interval of each group of questions (question families), as a tidy table.
+    """`bootstrap_mean` of each group of questions (question families), as a tidy table.
 
-    values: (n, ...); groups, image_ids: (n,). axes: as in `to_table`; bounds: as in
-    `bootstrap_mean`. Columns: group, the axes,
+    values: (n, ...); groups, image_ids: (n,). Columns: group, the axes (as in `to_table`),
     estimate, low, high, n, n_clusters (images). Groups come in order of appearance (a pandas
     Categorical: its own order); questions without a group are left out.
     """
@@ -151,10 +148,8 @@ def rank_permutation_test(
     if size < 1e-9:
         return np.nan, np.nan
     drawn = np.random.default_rng(0).random((n_resamples, n)) + codes
-    within, places = np.argsort(drawn, axis=1), np.argsort(codes, kind="stable")
-    orders = np.empty_like(within)
-    orders[:, places] = within
-    orders = np.concatenate([np.arange(n)[None], orders])
+    places = np.argsort(np.argsort(codes, kind="stable"))
+    orders = np.concatenate([np.arange(n)[None], np.argsort(drawn, axis=1)[:, places]])
     rho = a @ b / size
     return float(rho), float(np.mean(np.abs(b[orders] @ a / size) >= abs(rho) - 1e-9))
 

@@ -50,10 +50,9 @@ def mean_difference_test(
     of values after the first. A row a column of values: the axes, estimate, se, df, low, high
     (95 %, t), p (not corrected), n, n_clusters (images).
 
-    A t test with the errors of `compare_groups`; with a question an image it is the ordinary one.
-    NaN where the questions are not enough, and p also where nothing differs from 0. A difference
-    that is the same in every question has no error to be measured by: its p is that of flipping the
-    images' signs, 2^(1 - images).
+    A t test; with a question an image it is the ordinary one. NaN where the questions are not
+    enough, and p also where nothing differs from 0. A difference that is the same in every question
+    has no error: its p is that of flipping the images' signs, 2^(1 - images).
     """
     values, images = check_rows(values, image_ids)
     index = index_cells(values.shape[1:], axes)
@@ -77,21 +76,16 @@ def compare_groups(
 ) -> pd.DataFrame:
     """Which pairs of groups of questions differ in mean? Errors are clustered by image.
 
-    values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"): every column
-    is compared, and p is corrected over all of them. groups, image_ids: (n,). A row a column of
-    values and pair: the axes, group_a, group_b, difference (a - b), se, df, low, high (95 %, not
-    corrected), p, n_a, n_b, clusters_a, clusters_b (images), p_corrected
-    (Benjamini-Hochberg over every column and pair).
-
-    Degrees of freedom follow from how the groups lie in the images: a group on few images counts as
-    few. Groups without enough data are left out of the fit, and their pairs are NaN. Without
-    variance a difference has no error and no p. ValueError where the numbers of rows differ.
+    values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"). groups,
+    image_ids: (n,). A row a column of values and pair: the axes, group_a, group_b, difference
+    (a - b), se, df, low, high (95 %, not corrected), p, n_a, n_b, clusters_a, clusters_b (images),
+    p_corrected (over every column and pair). NaN for pairs of a group without enough data, which is
+    left out of the fit, and where nothing varies. ValueError where the numbers of rows differ.
 
     strata: (n,), or (n, c) columns that together make a stratum, without NaN, such as the
     question's length. Then a pair is compared on the questions whose stratum holds both its groups,
     which n_a, n_b, clusters_a and clusters_b count, and every stratum has a mean of its own. So the
-    difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b): nothing
-    is extrapolated, and it cannot be larger than two values differ by.
+    difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b).
     """
     values, images = check_rows(values, image_ids)
     codes, names = code_groups(groups, len(values))
@@ -103,11 +97,12 @@ def compare_groups(
     index = index_cells(values.shape[1:], axes)
     flat, found = values.reshape(len(values), len(index)), {}
     for columns, valid in _split_by_missing(flat):
-        used, y = valid & (codes >= 0), flat[:, columns]
+        used = valid & (codes >= 0)
+        part = flat[np.ix_(used, columns)], codes[used], images[used]
         if strata is None or not pairs.size:
-            tests = _compare_columns(y, codes, images, np.empty((len(y), 0)), used, pairs)
+            tests = _compare_columns(*part, np.empty((used.sum(), 0)), pairs)
         else:
-            parts = [_compare_at_strata(y, codes, images, strata, used, *pair) for pair in pairs.T]
+            parts = [_compare_at_strata(*part, strata[used], pair) for pair in pairs.T]
             tests = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
         for name, array in tests.items():
             empty = np.empty((len(index), pairs.shape[1]), array.dtype)
@@ -119,21 +114,14 @@ def compare_groups(
 
 
 def _compare_at_strata(
-    y: np.ndarray,
-    codes: np.ndarray,
-    images: np.ndarray,
-    strata: np.ndarray,
-    used: np.ndarray,
-    a: int,
-    b: int,
+    y: np.ndarray, codes: np.ndarray, images: np.ndarray, strata: np.ndarray, pair: np.ndarray
 ) -> dict[str, np.ndarray]:
     """`_compare_columns` of two groups on the strata that both are in, a mean for each stratum."""
-    own = used & np.isin(codes, (a, b))
-    shared = np.intersect1d(*(strata[own & (codes == code)] for code in (a, b)))
-    rows = own & np.isin(strata, shared)
+    shared = np.intersect1d(*(strata[codes == code] for code in pair))
+    rows = np.isin(codes, pair) & np.isin(strata, shared)
     dummies = np.eye(len(shared))[np.searchsorted(shared, strata[rows])][:, 1:]
-    part = (codes[rows] == b).astype(int), images[rows], dummies, np.ones(rows.sum(), bool)
-    return _compare_columns(y[rows], *part, np.array([[0], [1]]))
+    is_second = (codes[rows] == pair[1]).astype(int)
+    return _compare_columns(y[rows], is_second, images[rows], dummies, np.array([[0], [1]]))
 
 
 def minimum_detectable_effect(
@@ -141,9 +129,9 @@ def minimum_detectable_effect(
 ) -> np.ndarray:
     """The smallest true difference (or mean) that a test with this error finds with this power.
 
-    se, df: of `compare_groups` or `mean_difference_test`, any shape; the result has the units of
-    se. level: of the single test, such as `effective_alpha`. (t_{1 - level / 2} + t_{power}) se,
-    with df degrees of freedom: Bloom (1995, "Minimum detectable effects", Evaluation Review 19).
+    se, df: of a test here, any shape; the result has the units of se. level: of the single test,
+    such as `effective_alpha`. (t_{1 - level / 2} + t_{power}) se, with df degrees of freedom: Bloom
+    (1995, "Minimum detectable effects", Evaluation Review 19).
     """
     return (stats.t.isf(level / 2, df) + stats.t.ppf(power, df)) * np.asarray(se, dtype=float)
 
@@ -162,10 +150,7 @@ def effective_alpha(p: ArrayLike, level: float = 0.05) -> float:
 
 
 def correct_p(p: ArrayLike) -> np.ndarray:
-    """Correct p over everything that was tested, after Benjamini and Hochberg.
-
-    p: any shape; NaN (not tested) stays NaN and does not count as a test.
-    """
+    """Benjamini and Hochberg's corrected p, of any shape; NaN (not tested) stays NaN."""
     corrected = np.array(p, dtype=float)
     tested = ~np.isnan(corrected)
     if tested.any():
@@ -178,8 +163,7 @@ def fit_columns(values: np.ndarray, design: np.ndarray, images: np.ndarray) -> F
 
     images: (n,) codes 0..c-1, all of them in use. With image g left out the coefficients change by
     -(X'X - Xg'Xg)^-1 Xg'eg; the covariance is (c - 1) / c times the sum of their outer products.
-    Where a coefficient cannot be told without g, the pseudo-inverse stands in (MacKinnon, Nielsen
-    and Webb).
+    Where a coefficient cannot be told without g, the pseudo-inverse stands in.
     """
     (n, p), k = design.shape, values.shape[1]
     members = _member_matrix(images)
@@ -239,10 +223,10 @@ def fit_means(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def sum_by_image(flat: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (c, k) and counts (c, k or 1) of what is not NaN in flat (n, k), by image, in float64.
+    """Sums (c, k) and counts (c, k) of what is not NaN in flat (n, k), by image, in float64.
 
-    Without NaN all columns have the same counts: then they are one column, and a bootstrap half the
-    work. images: (n,) codes 0..c-1. A float32 table never stands whole in float64.
+    images: (n,) codes 0..c-1. Without NaN counts are one column, and a bootstrap half the work. A
+    float32 table never stands whole in float64.
     """
     members = _member_matrix(images)
     (c, n), k = members.shape, flat.shape[1]
@@ -314,24 +298,18 @@ def _split_by_missing(flat: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def _compare_columns(
-    y: np.ndarray,
-    codes: np.ndarray,
-    images: np.ndarray,
-    dummies: np.ndarray,
-    used: np.ndarray,
-    pairs: np.ndarray,
+    y: np.ndarray, codes: np.ndarray, images: np.ndarray, dummies: np.ndarray, pairs: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Pairs of groups in columns (n, k) with the same questions used: arrays (k, n_pairs).
+    """Pairs of groups in columns (n, k) without NaN: arrays (k, n_pairs).
 
     dummies: (n, d), ones in a stratum, for all strata but one.
     """
     first, second = pairs
     n_groups = max(codes.max(initial=-1), pairs.max(initial=-1)) + 1
-    n = np.bincount(codes[used], minlength=n_groups)
-    sizes = [len(np.unique(images[used & (codes == code)])) for code in range(n_groups)]
-    n_images = np.array(sizes, dtype=int)
+    sizes = pd.Series(images).groupby(codes).agg(["size", "nunique"])
+    n, n_images = sizes.reindex(range(n_groups), fill_value=0).to_numpy().T
     told = np.flatnonzero(has_enough_data(n, n_images))
-    used = used & np.isin(codes, told)
+    used = np.isin(codes, told)
     y, codes, images = y[used].astype(float), np.searchsorted(told, codes[used]), images[used]
     images = np.unique(images, return_inverse=True)[1]
     shape = y.shape[1], len(first)

@@ -44,9 +44,8 @@ def mean_over_models(
     """Mean over models and questions, with a 95 % interval for further models and images.
 
     values: (model, n, ...), the same n questions for every model; NaN is left out question by
-    question, in all models. image_ids: (n,). A contrast within models is passed as the difference
-    of two values. limits: the least and most that a mean can be, which no bound passes: (0, 100) of
-    an accuracy in points.
+    question, in all models. image_ids: (n,). limits: the least and most that a mean can be, which
+    no bound passes: (0, 100) of an accuracy in points.
 
     The variance is s^2 / K of the K models' means plus the variance of the model-averaged values
     over images (`fit_means`). The critical value is the mean of those of t with K - 1 and with the
@@ -106,10 +105,9 @@ def difference_over_models(
 ) -> ModelMean:
     """Mean over the questions of one group minus that of another, as by `mean_over_models`.
 
-    values: (model, n, ...) without NaN; first, second: (n,) of bool, the groups (question types,
-    wordings); other questions do not enter. Each question enters with its influence on the
-    difference of the two means (Deville 1999, Survey Methodology 25), so that questions on one
-    image are taken together.
+    values: (model, n, ...) without NaN; first, second: (n,) of bool, the groups. Each question of
+    either enters with its influence on the difference of the two means (Deville 1999, Survey
+    Methodology 25), so that questions on one image are taken together.
     """
     first, second = np.asarray(first, bool), np.asarray(second, bool)
     either = first | second
@@ -133,8 +131,8 @@ def mean_of_models(
 
     numbers: (model,). n, n_images: the questions and images behind them. The interval is Student's
     t over the models, within `limits`, the least and most that a number can be. alone: the interval
-    to state for one model, or where all numbers are equal and so have no spread: over the heads of
-    a model (`rank_correlation`, a bootstrap over heads), which says nothing of other models.
+    to state for one model, or where all numbers are equal: over the heads of a model, for example,
+    which says nothing of other models.
     """
     numbers = np.asarray(numbers, dtype=float)
     estimate, (low, high) = numbers.mean(), alone
@@ -157,8 +155,7 @@ def jackknife_over_models(
     image_ids: (n,). Leaves out one of `n_groups` random groups of images at a time (Kott 2001, "The
     delete-a-group jackknife", Journal of Official Statistics 17); the groups' pseudo-values g t -
     (g - 1) t_without go to `mean_over_models`. The estimate is the statistic of all questions.
-    limits: the least and most that the statistic can be, such as (0, 1) of an AUC, which no bound
-    of the interval passes. NaN where a model has none.
+    limits: as in `mean_over_models`. NaN where a model has no statistic.
     """
     images = np.unique(image_ids, return_inverse=True)[1].reshape(-1)
     n_images = int(images.max()) + 1
