@@ -1,4 +1,4 @@
-"""The heavy steps of a study by several processes together: fine-tuning and attention.
+"""The heavy steps of a study by several processes: training and attention together, then samples.
 
     accelerate launch --multi_gpu --num_processes 4 -m tools.launch --profile full
     make run PROFILE=full
@@ -16,10 +16,16 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from datasets import DatasetDict
 
 from helpers.attention.extract import extract_once, measure_attention, measure_random_models
+from helpers.attention.knockout import measure_knockout
+from helpers.attention.modality import measure_modality
 from helpers.attention.relevance import RELEVANCE, relevance_measures
 from helpers.data import prepare
+from helpers.heads.compression import measure_importance_on_train
+from helpers.heads.joint import measure_joint
+from helpers.heads.removal import measure_removals
 from helpers.model import finetune
 from helpers.run.cache import cached_step
 from helpers.run.settings import Study
@@ -75,6 +81,32 @@ def run_steps(study: Study) -> None:
     measure_attention(study, model, encoded, **together)
     extract_once(study, "relevance", model, encoded, relevance_measures, RELEVANCE, **together)
     measure_random_models(study, model, encoded, **together)
+    measure_samples(study, data, state)
+    state.wait_for_everyone()
+
+
+def measure_samples(study: Study, data: DatasetDict, state: PartialState) -> None:
+    """What notebooks 03b to 06 measure of each model on a sample: one process a step, in turn.
+
+    A sample has few questions, too few for several processes to share.
+    """
+    train, validation = data["train"], data["validation"]
+    for number in range(max(1, len(study.models))):
+        model, processor = finetune.load_finetuned(study, number)
+        model.to(state.device)
+        given = (study, model, prepare.encode(study, validation, processor))
+        steps = [
+            partial(measure_removals, study, model, processor, validation, number),
+            partial(measure_knockout, *given, number),
+            partial(measure_joint, *given, "pairs", number),
+            partial(measure_joint, *given, "sets", number),
+            partial(measure_modality, *given, number),
+        ]
+        if number == 0:
+            steps.append(partial(measure_importance_on_train, study, model, processor, train))
+        first = (state.process_index - number) % state.num_processes
+        for step in steps[first :: state.num_processes]:
+            step()
 
 
 def main(words: list[str] | None = None) -> int:

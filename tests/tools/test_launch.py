@@ -28,7 +28,9 @@ from tools import launch
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"epochs": 2, "batch_size": 32, "shard_size": 16, "extract_batch_size": 8,
-         "random_models": 2}  # fmt: skip
+         "random_models": 2, "ablation_questions": 8, "knockout_questions": 8,
+         "joint_questions": 8, "pair_questions": 8, "joint_sets": 4, "withheld_questions": 8,
+         "shapley_questions": 2, "shapley_permutations": 1}  # fmt: skip
 NAMES = ("data_root", "runs_root", "checkpoint", "device", *SIZES)
 LAUNCH = "--multi_gpu --num_processes=2 --main_process_port=0 --num_machines=1 --dynamo_backend=no"
 
@@ -150,7 +152,10 @@ def test_two_processes_measure_the_same_table(studies, tmp_path):
 def test_what_is_up_to_date_is_not_done_again(studies, forks):
     _, two = studies
     made = {path: path.stat().st_mtime_ns for path in two.run_dir.rglob("made.json")}
-    assert len(made) == 4 + 2  # dataset, model, attention, relevance, random-weight models
+    samples = {"removals", "importance", "knockout_0", "pairs_0", "sets_0", "modality",
+               "spare_losses", "spare_gradients", "spare_attention", "spare_sets_0"}  # fmt: skip
+    assert samples < {path.parent.name for path in made}
+    assert len(made) == 6 + len(samples)  # dataset, model, attention, relevance, two random ones
     forks.start({**two.settings(*NAMES), "run_name": "two"})
     assert forks.ended() == [0, 0]
     assert made == {path: path.stat().st_mtime_ns for path in two.run_dir.rglob("made.json")}
