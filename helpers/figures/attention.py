@@ -1,4 +1,4 @@
-"""Figures of notebooks 03, 03b and 04: attention by layer and head, over pictures, as a flow.
+"""Attention by layer and head, over pictures, as a flow.
 
 Attention comes as shares in [0, 1] and is drawn in per cent; layers run downwards, heads across.
 """
@@ -52,11 +52,11 @@ BANDED = ("type of question", "asked about", "answer")  # lines of `plot_known` 
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
-HATCHES = {"img_cls": "////", "patches": "////", "sep": "...."}  # [SEP] is as grey as [CLS]
-FLOW_LOOKS = [
-    {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group), "linewidth": 0}
+HATCHES = {"image CLS": "////", "patches": "////", "[SEP]": "...."}  # [SEP] is as grey as [CLS]
+FLOW_LOOKS = {
+    group: {"facecolor": color, "edgecolor": "white", "hatch": HATCHES.get(group), "linewidth": 0}
     for group, color in style.GROUP_COLORS.items()
-]
+}
 
 
 @style.styled("Where attention goes and how spread it is, layer by layer (mean over heads)")
@@ -173,7 +173,7 @@ def plot_look(
 def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Follow the answer's [CLS] down through the layers: how much of it comes from each group.
 
-    flow: (layer, query group, key group), 5 groups each in the order of GROUP_NAMES: the mean over
+    flow: (layer, query group, key group), 5 groups each in the order of GROUP_COLORS: the mean over
     heads and over the group's queries of the attention on the group's keys. Rows sum to 1, or are
     NaN for a group without tokens. Returns masses (layer + 1, group) and bands (layer, query group,
     key group): masses[l] is what layer l reads, the last row is 1 on [CLS]. With T[l] =
@@ -198,7 +198,9 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return masses, bands
 
 
-@style.styled()
+@style.styled(
+    "Where the answer's [CLS] draws from (half attention, mean over heads; half residual path)"
+)
 def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
     """Where the answer's [CLS] draws from, a panel a case, as bands through the layers.
 
@@ -228,19 +230,17 @@ def plot_flow(panels: dict[str, np.ndarray]) -> Figure:
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("layer: what it reads at its left, what it hands on at its right")
-    names = zip(FLOW_LOOKS, style.GROUP_NAMES.values(), strict=True)
-    handles = [Patch(**look, label=name) for look, name in names]
+    handles = [Patch(**look, label=group) for group, look in FLOW_LOOKS.items()]
     handles.append(Patch(facecolor=TEXT_COLOR, alpha=FAINT, label="pale: residual path"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    halves = "half attention, mean over heads; half residual path"
-    return style.set_title(figure, f"Where the answer's [CLS] draws from ({halves})")
+    return figure
 
 
 def _plot_bands(axis: Axes, masses: np.ndarray, bands: np.ndarray) -> None:
     """Nodes as high as their mass, text above and image below, and the bands between them."""
-    tops = -(np.cumsum(masses, axis=1) - masses + FLOW_GAPS)
+    tops, looks = -(np.cumsum(masses, axis=1) - masses + FLOW_GAPS), list(FLOW_LOOKS.values())
     for (stage, group), mass in np.ndenumerate(masses):
-        axis.bar(stage, -mass, NODE_WIDTH, tops[stage, group], **FLOW_LOOKS[group])
+        axis.bar(stage, -mass, NODE_WIDTH, tops[stage, group], **looks[group])
     way = np.linspace(0, 1, 50)  # through a layer
     for layer, band in enumerate(bands):  # (query, key)
         left = tops[layer] - (np.cumsum(band, axis=0) - band)
@@ -250,9 +250,8 @@ def _plot_bands(axis: Axes, masses: np.ndarray, bands: np.ndarray) -> None:
             top = left[query, key] + (right - left)[query, key] * way**2 * (3 - 2 * way)
             # half of what a group had was its own; the rest is attention
             middle = top - (0.5 * masses[layer + 1, query] if query == key else 0)
-            look = FLOW_LOOKS[key]
-            axis.fill_between(x, top, middle, **look | {"hatch": None, "alpha": FAINT})
-            axis.fill_between(x, middle, top - band[query, key], **look, alpha=0.6)
+            axis.fill_between(x, top, middle, **looks[key] | {"hatch": None, "alpha": FAINT})
+            axis.fill_between(x, middle, top - band[query, key], **looks[key], alpha=0.6)
 
 
 @style.styled("The best head of each layer, chosen on one half of the images, scored on the other")
@@ -369,8 +368,7 @@ def tabulate_means(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLik
 def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> Figure:
     """Excess image share of [CLS] in the last layer by family, over models, in points."""
     unit = "image share above uniform, points ([CLS] query, image key)"
-    look = {"baselines": {"uniform attention": 0}, "dots": True}
-    look |= {"color": IMAGE_COLOR, "label": "mean, 95 %"}
+    look = {"color": IMAGE_COLOR, "label": "mean, 95 %", "baselines": {"uniform attention": 0}}
     return style.draw_forest(tabulate_means(means, random), "label", unit, **look)
 
 
@@ -393,8 +391,7 @@ def plot_scores(
     left, right = tabulate_means(within, random_within), tabulate_means(telling, random_telling)
     parts = left.assign(panel="within", nothing=0), right.assign(panel="telling", nothing=0.5)
     table = pd.concat([part for part in parts if len(part)])
-    look = {"baselines": {"nothing": "nothing"}, "dots": True, "sharey": False}
-    look |= {"color": IMAGE_COLOR, "label": "mean, 95 %"}
+    look = {"color": IMAGE_COLOR, "label": "mean, 95 %", "baselines": {"nothing": "nothing"}}
     return style.draw_forest(table, "label", "", "panel", labels, **look)
 
 
@@ -484,20 +481,18 @@ def plot_known(table: pd.DataFrame) -> Figure:
         colors |= dict(zip(rows["what"].unique(), sns.color_palette("colorblind"), strict=False))
     figure, panels = style.make_panels(table, "place", 4.2, sharey=True)
     for axis, place, rows in panels:
+        look = {"x": "level", "y": "percent", "hue": "what", "palette": colors, "ax": axis}
         own = rows[rows["model"] == "trained"]
-        look = {"hue": "what", "style": "what", "palette": colors, "markers": True, "dashes": False}
-        sns.lineplot(own, x="level", y="percent", ax=axis, **look)
+        sns.lineplot(own, style="what", markers=True, dashes=False, **look)
         what = next(name for name in BANDED if (own["what"] == name).any())
         line = own[own["what"] == what]
         bounds = line["level"], 100 * line["low"], 100 * line["high"]
         axis.fill_between(*bounds, color=colors[what], alpha=0.15, linewidth=0)
         for name, dashes in (("random weights", "--"), ("shuffled labels", ":")):
-            look = {"linestyle": dashes, "linewidth": 1, "zorder": 0}
-            control = rows[rows["model"] == name]
-            for what, line in control.groupby("what"):
-                axis.plot(line["level"], line["percent"], color=colors[what], **look)
+            control, line = rows[rows["model"] == name], {"linestyle": dashes, "linewidth": 1}
             if len(control):
-                axis.plot([], [], color=GREY, label=name, **look)
+                sns.lineplot(control, zorder=0, legend=False, **line, **look)
+                axis.plot([], [], color=GREY, label=name, **line)
         levels = range(rows["level"].max() + 1)
         axis.set_xticks(levels, ["in", *(f"L{layer}" for layer in levels[:-1])])
         axis.set(title=KNOWN[place], xlabel="after layer (in: embeddings)", ylabel="right, %")

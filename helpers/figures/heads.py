@@ -1,8 +1,4 @@
-"""Figures of notebooks 05 and 06: roles of heads, what their removal costs, lighter models.
-
-Layers run downwards, heads across. Tables come from helpers.heads: `roles.score_roles`,
-`effects.removal_effects`, `effects.rank_measures`.
-"""
+"""Roles of heads, what their removal costs, lighter models: layers downwards, heads across."""
 
 from collections.abc import Sequence
 
@@ -216,8 +212,7 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     """
     curves = curves.assign(share=100 * curves["share"])
     single = curves["order"].str.match("random .")
-    orders = curves[~single].assign(order="by " + curves["order"])
-    orders = orders.replace({"order": {"by random": "random, their mean"}})
+    orders = curves[~single].replace({"order": {"random": "random, their mean"}})
     looks = style.choose_looks(orders["order"])
     figure, axis = plt.subplots(figsize=(10, 4.2))
     axis.axhline(intact, label="whole model", **style.BASELINE)

@@ -1,4 +1,4 @@
-"""Figures of notebooks 01, 02, 07 and a3: study, data, training, accuracy, runs, calibration."""
+"""The study, its data, training, accuracy, runs, calibration."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -27,7 +27,8 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
     tokens: the question's tokens with [CLS] and [SEP]; grid: rows and columns of patches.
     """
     n_patches = grid[0] * grid[1]
-    groups = ["cls"] + ["words"] * (len(tokens) - 2) + ["sep", "img_cls"] + ["patches"] * n_patches
+    groups = ["[CLS]"] + ["words"] * (len(tokens) - 2) + ["[SEP]", "image CLS"]
+    groups += ["patches"] * n_patches
     figure, line = plt.subplots(figsize=(10, 2))
     line.bar(range(len(groups)), 1, 0.92, color=[style.GROUP_COLORS[group] for group in groups])
     names, look = [*tokens, "image\nCLS"], {"rotation": 55, "rotation_mode": "anchor"}
@@ -187,5 +188,5 @@ def plot_calibration(table: pd.DataFrame) -> Figure:
     table = table.assign(what=np.where(of_tests, "tests", "intervals"))
     table["stated"] = np.where(of_tests, 5, 95)
     look = {"hue": "kind", "value": "rate", "scale": 100, "spread": 0}
-    look |= {"baselines": {"stated rate": "stated"}, "sharey": False}
+    look |= {"baselines": {"stated rate": "stated"}}
     return style.draw_forest(table, "procedure", "", "what", RATES, **look)

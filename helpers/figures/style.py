@@ -33,12 +33,9 @@ TEXT_COLOR, IMAGE_COLOR, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 GREEN, PINK, SKY, ORANGE = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 PALE = "#EFEFEF"  # bands and empty cells
 COLORS = (GREEN, PINK, ORANGE, SKY, "#333333", "#882255", "#A6A000", TEXT_COLOR, IMAGE_COLOR, GREY)
-GROUP_COLORS = {
-    "cls": "#5A5A5A", "words": TEXT_COLOR, "sep": "#9A9A9A", "img_cls": ORANGE,
+GROUP_COLORS = {  # of tokens
+    "[CLS]": "#5A5A5A", "words": TEXT_COLOR, "[SEP]": "#9A9A9A", "image CLS": ORANGE,
     "patches": IMAGE_COLOR,
-}  # fmt: skip
-GROUP_NAMES = {
-    "cls": "[CLS]", "words": "words", "sep": "[SEP]", "img_cls": "image CLS", "patches": "patches",
 }  # fmt: skip
 BASELINE = {"color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 0}
 CLEAR = LinearSegmentedColormap.from_list(  # of a map: nothing hides nothing of the picture
@@ -196,22 +193,21 @@ def draw_forest(
     labels: Mapping[str, tuple[str, str]] | None = None,
     baselines: Mapping[str, float | str] | None = None,
     across: int | None = None,
-    sharey: bool = True,
-    dots: bool = False,
     hue: str | None = None,
     **look: object,
 ) -> Figure:
     """Names downwards, points with intervals across, a panel for each value of the column `panel`.
 
-    table: the names in `column`, in their order, estimate, low, high: see `plot_intervals`.
+    table: the names in `column`, in their order, estimate, low, high: see `plot_intervals`; and
+    perhaps by_model and random: see `plot_dots`. Panels that have a name in common share all.
     labels: title and unit of each panel, else its value and `xlabel`. baselines: grey lines by
-    their name in the legend: where they stand, or the column that says so. across: panels in a
-    row. sharey: all panels have the same names. dots: see `plot_dots`.
+    their name in the legend: where they stand, or the column that says so. across: panels in a row.
     """
-    table = table.assign(one="") if panel is None else table
-    names, rows_each = table[column].unique(), table.groupby(panel or "one")[column].nunique()
+    table = table.assign(panel="" if panel is None else table[panel])
+    names, rows_each = table[column].unique(), table.groupby("panel")[column].nunique()
+    sharey = rows_each.sum() > len(names)
     height = 0.9 + 0.42 * (len(names) if sharey else rows_each.max())
-    figure, panels = make_panels(table, panel or "one", height, across, sharey=sharey)
+    figure, panels = make_panels(table, "panel", height, across, sharey=sharey)
     look = {"looks": choose_looks(table[hue]) if hue else None, "spread": 0.4} | look
     for axis, name, rows in panels:
         for (label, at), line in zip((baselines or {}).items(), ("--", ":"), strict=False):
@@ -219,7 +215,7 @@ def draw_forest(
             axis.axvline(at, label=label, **BASELINE | {"linestyle": line})
         shown = names if sharey else rows[column].unique()
         rows = rows.assign(row=pd.Index(shown).get_indexer(rows[column]))
-        if dots:
+        if "by_model" in rows:
             plot_dots(axis, rows)
         plot_intervals(axis, rows, "row", hue, horizontal=True, **look)
         title, unit = (labels or {}).get(name, (name, xlabel))
@@ -302,15 +298,15 @@ def draw_grids(
     their number. Optional columns: text (in the cells, else the numbers) and framed (bools). label:
     of the colours, which go from blue over white at 0 to red. n_across: grids in a row.
     """
-    table = table.assign(one="") if panel is None else table
+    table = table.assign(panel="" if panel is None else table[panel])
     if (down, across) == ("layer", "head"):
         names = {"layer": "L" + table["layer"].astype(str), "head": "H" + table["head"].astype(str)}
         table = table.assign(**names)
     largest = np.nanmax([*table[value].abs(), 1e-12])
     height = 0.8 + row_height * table[down].nunique()
-    widths = 1.2 + table.groupby(panel or "one", sort=False)[across].nunique()
+    widths = 1.2 + table.groupby("panel", sort=False)[across].nunique()
     grid = {"width_ratios": widths[:n_across], "sharey": True}
-    figure, panels = make_panels(table, panel or "one", height, n_across, **grid)
+    figure, panels = make_panels(table, "panel", height, n_across, **grid)
     for axis, name, rows in panels:
         values = arrange(rows, down, across, value)
         texts = arrange(rows, down, across, "text") if "text" in rows else None

@@ -117,23 +117,18 @@ def test_a_flow_that_is_none_is_refused(flow, says):
         attention.flow_masses(flow)
 
 
-ORDERS = ("relevance", "random", "never heard of")
-
-
-def test_curves_draw_every_map_and_its_bounds():
+def test_curves_draw_every_map():
     rows = [(order, kind, fraction, 0.1 * o + 0.3 * k + 0.2 * fraction)
-            for o, order in enumerate(ORDERS) for k, kind in enumerate(("deletion", "insertion"))
+            for o, order in enumerate(("relevance", "random"))
+            for k, kind in enumerate(("deletion", "insertion"))
             for fraction in (0, 0.5, 1)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["order", "kind", "fraction", "estimate"])
-    table = table.assign(low=table["estimate"] - 0.02, high=table["estimate"] + 0.01)
-    figure = attention.plot_curves(table)
+    figure = attention.plot_curves(table.assign(low=0.0, high=1.0))
     render(figure)
     for k, axis in enumerate(figure.axes):
         for o, container in enumerate(axis.containers):
             expected = 100 * (0.1 * o + 0.3 * k + 0.2 * np.array([0, 0.5, 1]))
             np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
-            bounds = np.stack([expected - 2, expected + 1], axis=1)
-            np.testing.assert_allclose(read_bars(container), bounds)
 
 
 def make_families(families=("what", "why"), n_layers=3) -> pd.DataFrame:

@@ -40,20 +40,6 @@ def test_examples_with_maps_share_one_scale(n):
         assert axis.images[1].get_clim() == pytest.approx((0, 10 * n))
 
 
-def test_accuracy_of_each_answerer_stands_in_its_family():
-    rows = [
-        {"family": family, "answerer": answerer, "estimate": 0.1 * f + 0.2 * a, "low": 0.0,
-         "high": 0.9, "n": 9}
-        for f, family in enumerate(("all", "why")) for a, answerer in enumerate(("ViLT", "prior"))
-    ]  # fmt: skip
-    axis = figures.plot_accuracy(pd.DataFrame(rows[:-1])).axes[0]  # one of them was not asked
-    render(axis.figure)
-    vilt, prior = axis.containers
-    np.testing.assert_allclose(vilt.lines[0].get_xdata(), [0, 10])
-    np.testing.assert_allclose(prior.lines[0].get_xdata(), [20])
-    np.testing.assert_allclose(read_bars(vilt, 0), [[0, 90], [0, 90]])
-
-
 def test_runs_are_points_beside_the_threshold():
     rows = [
         ("a", "needs-image", 50.0, 40.0, 60.0),

@@ -53,7 +53,7 @@ def test_intervals_stand_at_their_estimates_and_end_at_their_bounds(axis, horizo
 
 
 def test_groups_stand_side_by_side(axis):
-    rows = [("a (n = 9)", 0, 1.0), ("b", 0, 1.0), ("a (n = 9)", 1, 2.0), ("b", 1, 3.0)]
+    rows = [("a", 0, 1.0), ("b", 0, 1.0), ("a", 1, 2.0), ("b", 1, 3.0)]
     rows = pd.DataFrame(rows, columns=["name", "at", "estimate"]).assign(low=np.nan, high=np.nan)
     looks = {"a": ("red", "s"), "b": ("blue", "o", "--")}
     style.plot_intervals(axis, rows, "at", "name", looks, spread=0.4)
@@ -98,20 +98,6 @@ def test_cells_hold_their_numbers_and_texts(axis):
     assert axis.yaxis_inverted()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (12, 12)])
-def test_a_grid_of_heads_has_layers_downwards_and_heads_across(shape):
-    layers, heads = (index.ravel() for index in np.indices(shape))
-    table = pd.DataFrame({"layer": layers, "head": heads, "share": -99.0 + heads})
-    table = pd.concat([table.assign(model=name) for name in ("trained", "random")])
-    figure = draw_grids(table, "share", panel="model", label="points")
-    render(figure)
-    left, right, _ = figure.axes
-    for axis in (left, right):
-        np.testing.assert_allclose(
-            read_grid(axis), np.tile(np.arange(shape[1]) - 99, (shape[0], 1))
-        )
-
-
 def test_a_grid_has_a_gap_where_the_table_has_no_row():
     rows = [("L0", "what", 5.4, True), ("L0", "why", -0.2, False), ("L1", "why", np.nan, False)]
     table = pd.DataFrame(rows, columns=["name", "family", "drop", "framed"])
@@ -135,10 +121,8 @@ def test_numbers_have_a_true_minus_and_no_minus_zero(value, sign, digits, text):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_map_is_stretched_over_the_whole_picture_with_its_boxes(axis, mode):
     weights = np.array([[0.0, 0.2], [0.1, 0.05], [0.0, 0.3]])
-    picture, boxes = (
-        Image.new(mode, (60, 40), 9 if mode == "L" else (9, 90, 200)),
-        [[5, 10, 20, 15]],
-    )
+    picture = Image.new(mode, (60, 40), 9 if mode == "L" else (9, 90, 200))
+    boxes = [[5, 10, 20, 15]]
     image = style.plot_map(axis, picture, weights, "costs $5 or $6?", boxes, largest=0.5)
     np.testing.assert_array_equal(image.get_array(), weights)
     assert image.get_extent() == axis.images[0].get_extent() == [0, 60, 40, 0]
