@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # slow to import
 
 COLUMNS = "data/columns.csv"
 PROFILE = "https://datapackage.org/profiles/2.0/datapackage.json"
+ENDS = {"low": "95 % from", "high": "to"}  # of an interval, in a displayed table
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum")
 
 
@@ -69,7 +70,8 @@ def show(
 ) -> None:
     """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
 
-    Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places.
+    Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places, with
+    interval ends named as such and without the number of clusters.
     slide: the slides show this figure, so it is saved for them as well.
     """
     from IPython.display import display
@@ -81,7 +83,8 @@ def show(
             save_slide(study, name, thing)
     else:
         save_table(study, name, thing)
-        display(thing.head(rows).round(2).set_index(thing.columns[0]))
+        rounded = thing.head(rows).round(2).drop(columns="n_clusters", errors="ignore")
+        display(rounded.rename(columns=ENDS).set_index(thing.columns[0]))
 
 
 def record_run(study: Study, steps: dict[str, float]) -> Path:
