@@ -19,10 +19,10 @@ from helpers.figures import style
 from helpers.figures.style import GREY, IMAGE_COLOR, TEXT_COLOR
 from helpers.stats.models import ModelMean
 
-QUERIES = {  # title, label of the mass on the image, colour
-    "cls": ("[CLS] as query", "text query, image key", TEXT_COLOR),
-    "words": ("words as queries", "text query, image key", TEXT_COLOR),
-    "patches": ("patches as queries", "image query, image key", IMAGE_COLOR),
+QUERIES = {  # title, label of trained models, colour
+    "cls": ("[CLS] as query", "trained, text query", TEXT_COLOR),
+    "words": ("words as queries", "trained, text query", TEXT_COLOR),
+    "patches": ("patches as queries", "trained, image query", IMAGE_COLOR),
 }
 MEASURES = {  # of `plot_layer_measures`: unit
     "image share": "attention on the image, %",
@@ -40,15 +40,15 @@ KNOCKOUTS = {  # column `panel` of the table: what its columns are
 }  # fmt: skip
 NEEDS = {  # of `plot_needs`: title, unit
     "image share, last layer": ("[CLS] looks\nat the image", "points above uniform"),
-    "image removed": ("answer without\nthe image", "points lost"),
-    "image exchanged": ("answer with\nanother image", "points lost"),
-    "words removed": ("answer with the\nfirst word only", "points lost"),
+    "image removed": ("accuracy lost:\nimage removed", "points"),
+    "image exchanged": ("accuracy lost:\nimage exchanged", "points"),
+    "words removed": ("accuracy lost: all words\nbut the first removed", "points"),
 }
 KNOWN = {  # places of `plot_known`
     "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
     "its patches": "told by a probe of the object's patches",
 }  # fmt: skip
-BANDED = ("type of question", "asked about", "answer")  # lines of `plot_known` with an interval
+BANDED = ("type of question", "asked about", "answer", "all types")  # lines of `plot_known` with an interval
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
@@ -74,19 +74,18 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
     for (row, column), axis in np.ndenumerate(axes):
         measure, query = list(MEASURES)[row], list(QUERIES)[column]
-        name, direction, color = QUERIES[query]
+        name, trained, color = QUERIES[query]
         rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
-        looks["trained"] = (color, "o")
+        rows, looks[trained] = rows.replace({"model": {"trained": trained}}), (color, "o")
         axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
         style.plot_layers(axis, rows, "model", looks, hollow="hollow", spread=0.1)
         axis.set_xlabel("layer" if row == 2 else "")
-        unit = f"{MEASURES[measure]}\n({direction})" if row == 0 else MEASURES[measure]
-        axis.set_ylabel(unit, fontsize=9)
+        axis.set_ylabel("" if column else MEASURES[measure], fontsize=9)
         if row == 0:
             axis.set_title(name, color=color)
     for axis in axes[:, 0]:  # once a row has all its points
         axis.set_ylim(bottom=0)
-    style.place_legend(figure, axes[0])
+    style.place_legend(figure, axes[0, ::-1])
     return figure
 
 
@@ -279,7 +278,8 @@ def plot_curves(table: pd.DataFrame) -> Figure:
     table: order (the map, a line each), kind ("deletion", "insertion"), fraction in [0, 1],
     estimate, low, high (probabilities).
     """
-    table, looks = table.assign(share=100 * table["fraction"]), style.choose_looks(table["order"])
+    table = table.assign(share=100 * table["fraction"]).replace({"random": "random order"})
+    looks = style.choose_looks(table["order"])
     figure, panels = style.make_panels(table, "kind", 3.7, sharey=True)
     for axis, kind, rows in panels:
         options = {"scale": 100, "spread": 4, "elinewidth": 0.9, "linestyle": "-"}
@@ -475,9 +475,11 @@ def plot_known(table: pd.DataFrame) -> Figure:
     table: of `readout.tabulate_known`. Bands, for one line a panel: 95 %. Dashed: random weights;
     dotted: labels shuffled.
     """
-    table = table.assign(percent=100 * table["estimate"])
-    colors = {"answer": "black"}
-    for _, rows in table[table["what"] != "answer"].groupby(table["place"] == "read-out"):
+    of_all = (table["place"] == "read-out") & (table["what"] == "answer")
+    what = table["what"].mask(of_all, "all types")  # beside which stand single types
+    table = table.assign(percent=100 * table["estimate"], what=what)
+    colors = {"answer": "black", "all types": "black"}
+    for _, rows in table[~what.isin(colors)].groupby(table["place"] == "read-out"):
         colors |= dict(zip(rows["what"].unique(), sns.color_palette("colorblind"), strict=False))
     figure, panels = style.make_panels(table, "place", 4.2, sharey=True)
     for axis, place, rows in panels:
