@@ -48,7 +48,7 @@ KNOWN = {  # places of `plot_known`
     "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
     "its patches": "told by a probe of the object's patches",
 }  # fmt: skip
-BANDED = ("type of question", "asked about", "answer", "all types")  # lines of `plot_known` with an interval
+BANDED = ("type of question", "asked about", "answer", "all types")  # lines with an interval
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
@@ -94,7 +94,7 @@ def plot_heads(heads: pd.DataFrame) -> Figure:
     """Excess image share of every head for the [CLS] query, a panel a model.
 
     heads: model, layer, head, estimate, low, high (shares above uniform, in [-1, 1]). In brackets:
-    the interval holds 0.
+    the interval includes 0.
     """
     unsure = (heads["low"] <= 0) & (heads["high"] >= 0)
     texts = style.format_cells(100 * heads["estimate"], "+", unsure=unsure)
@@ -311,7 +311,7 @@ def plot_knockout(table: pd.DataFrame) -> Figure:
     """Grids of points of accuracy lost by direction and layer or type, and of attention shares.
 
     table: columns panel (of KNOCKOUTS), direction, column (a layer such as "L2", or a question
-    type), estimate, low, high; rows in the order to draw them. In brackets: the interval holds 0.
+    type), estimate, low, high; rows in the order to draw them. In brackets: the interval includes 0.
     """
     unsure = (table["low"] <= 0) & (table["high"] >= 0)
     table = table.assign(text=style.format_cells(table["estimate"], unsure=unsure))
