@@ -311,7 +311,7 @@ def plot_knockout(table: pd.DataFrame) -> Figure:
     """Grids of points of accuracy lost by direction and layer or type, and of attention shares.
 
     table: columns panel (of KNOCKOUTS), direction, column (a layer such as "L2", or a question
-    type), estimate, low, high; rows in the order to draw them. In brackets: the interval includes 0.
+    type), estimate, low, high; rows in the order to draw. In brackets: the interval includes 0.
     """
     unsure = (table["low"] <= 0) & (table["high"] >= 0)
     table = table.assign(text=style.format_cells(table["estimate"], unsure=unsure))
