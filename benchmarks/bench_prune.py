@@ -64,7 +64,7 @@ def main() -> None:
         memory = measure_memory(model, batches[row.questions])
         parameters = models[row.model.partition(",")[0]].num_parameters()
         print(
-            f"{row.questions:3} at once  {row.model:24} {1000 * row.seconds:8.1f} ms  "
+            f"{row.questions:3} at once  {row.model:24} {row.milliseconds:8.1f} ms  "
             f"{row.faster:5.2f} times as fast "
             f"[{row.low:.2f}, {row.high:.2f}]  {parameters / 1e6:6.1f} M parameters  "
             f"weights {measure_weights(model) / 1e6:5.0f} MB, peak {memory / 1e6:5.0f} MB"

@@ -268,14 +268,14 @@ def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
 def plot_pareto(table: pd.DataFrame) -> Figure:
     """Accuracy and time of each model, the best at the top.
 
-    table: columns model, questions (a pass), seconds (of a pass), accuracy, low, high (in %),
+    table: columns model, questions (a pass), milliseconds (of a pass), accuracy, low, high (in %),
     chosen (the model that the selection half selects).
     """
     name = table["model"] + np.where(table["chosen"], " (selected)", "")
     table = table.assign(name=name).sort_values("accuracy", ascending=False, kind="stable")
     right = table.drop_duplicates("model").assign(panel="VQA accuracy, %")
     right["estimate"] = right["accuracy"]
-    times = table.assign(estimate=1000 * table["seconds"], low=np.nan, high=np.nan)
+    times = table.assign(estimate=table["milliseconds"], low=np.nan, high=np.nan)
     times["panel"] = "ms a pass, questions: " + times["questions"].astype(str)
     rows = pd.concat([right, times.sort_values("questions", kind="stable")])
     return style.draw_forest(rows, "name", panel="panel", color="black")

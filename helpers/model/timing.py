@@ -1,7 +1,7 @@
 """How long models take to answer, and what memory, in lower precisions too.
 
 turns = time_in_turns({"whole": model, "light": lighter}, {1: one, 32: many}, rounds=31, threads=2)
-compare_turns(turns, "whole")       # seconds, and how many times as fast as the whole model
+compare_turns(turns, "whole")       # milliseconds, and how many times as fast as the whole model
 """
 
 import copy
@@ -66,9 +66,9 @@ def time_in_turns(
 def compare_turns(turns: pd.DataFrame, reference: str) -> pd.DataFrame:
     """How many times as fast as the reference model each is, in pairs within a round.
 
-    turns: of `time_in_turns`. Columns: model, questions, seconds (median of a pass), faster (median
-    of the reference's seconds over the model's in the same round), low, high (95 %, from order
-    statistics: Conover 1999, "Practical Nonparametric Statistics", section 3.2; NaN below 6
+    turns: of `time_in_turns`. Columns: model, questions, milliseconds (median of a pass), faster
+    (median of the reference's seconds over the model's in the same round), low, high (95 %, from
+    order statistics: Conover 1999, "Practical Nonparametric Statistics", section 3.2; NaN below 6
     rounds), rounds.
     """
     rows = []
@@ -79,9 +79,9 @@ def compare_turns(turns: pd.DataFrame, reference: str) -> pd.DataFrame:
         low, high = np.nan, np.nan
         if len(ratios) >= 6:  # with fewer no two of them enclose the median with 95 % confidence
             low, high = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
-        seconds, faster = timed["seconds"].median(), np.median(ratios)
-        rows.append((model, questions, seconds, faster, low, high, len(ratios)))
-    columns = ["model", "questions", "seconds", "faster", "low", "high", "rounds"]
+        milliseconds, faster = 1000 * timed["seconds"].median(), np.median(ratios)
+        rows.append((model, questions, milliseconds, faster, low, high, len(ratios)))
+    columns = ["model", "questions", "milliseconds", "faster", "low", "high", "rounds"]
     return pd.DataFrame(rows, columns=columns)
 
 

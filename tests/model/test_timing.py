@@ -26,7 +26,7 @@ def test_ratios_are_paired_within_a_round():
     assert table["model"].tolist() == ["whole", "light"]
     assert table["faster"].tolist() == [1, 2]
     assert table["low"].tolist() == table["high"].tolist() == [1, 2]
-    assert table["seconds"].tolist() == [8, 4]
+    assert table["milliseconds"].tolist() == [8000, 4000]
     assert table["rounds"].tolist() == [7, 7]
 
 
