@@ -46,14 +46,15 @@ def plot_study(tokens: Sequence[str], grid: tuple[int, int]) -> Figure:
 
 
 @style.styled()
-def plot_dataset(questions: pd.DataFrame) -> Figure:
+def plot_dataset(questions: pd.DataFrame, families_in_order: Sequence[str]) -> Figure:
     """The data at a glance: families, answers, question lengths, patch counts.
 
     questions: one row a question with part (train, validation), family, multiple_choice_answer,
-    n_words, n_patches.
+    n_words, n_patches. Families without a question are not drawn.
     """
     figure, ((families, answers), (words, patches)) = plt.subplots(2, 2, figsize=(10, 6.2))
-    order = questions["family"].value_counts().index
+    asked = set(questions["family"])
+    order = [family for family in families_in_order if family in asked]
     palette = [SKY, GREY][: questions["part"].nunique()]
     sns.countplot(questions, y="family", hue="part", order=order, palette=palette, ax=families)
     families.set(xlabel="questions", ylabel="", title="Questions of each family")
@@ -62,13 +63,13 @@ def plot_dataset(questions: pd.DataFrame) -> Figure:
     look = {"order": common, "color": GREEN}
     sns.countplot(questions, y="multiple_choice_answer", ax=answers, **look)
     answers.set(xlabel="questions", ylabel="", title=f"The {len(common)} most common answers")
-    for axis, column, color, title in (
-        (words, "n_words", TEXT_COLOR, "Word pieces in a question"),
-        (patches, "n_patches", IMAGE_COLOR, "Patches in an image"),
+    for axis, column, color, label in (
+        (words, "n_words", TEXT_COLOR, "word pieces in a question"),
+        (patches, "n_patches", IMAGE_COLOR, "patches in a picture"),
     ):
         look = {"discrete": True, "shrink": 0.8, "alpha": 1, "color": color}
         sns.histplot(questions, x=column, ax=axis, **look)
-        axis.set(xlabel="number", ylabel="questions", title=title)
+        axis.set(xlabel=label, ylabel="questions", title=label.capitalize())
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
@@ -129,10 +130,10 @@ def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
     sns.lineplot(curves, x="step", y="loss", color=GREEN, marker=".", errorbar=None, ax=left)
     sns.lineplot(curves, x="step", y="accuracy", marker="o", errorbar=None, ax=right)
-    left.set(xlabel="training step", ylabel="BCE × number of answers")
-    left.set(title="Training loss (lower is better)", ylim=(0, None))
+    left.set(xlabel="training step", ylabel="cross-entropy, summed over answers")
+    left.set(title="Training loss (lower is better)", xlim=(0, None), ylim=(0, None))
     right.axhline(100 * prior, **style.BASELINE, label="type prior")
-    right.set(xlabel="training step", ylabel=ACCURACY, ylim=(0, 102))
+    right.set(xlabel="training step", ylabel=ACCURACY, xlim=(0, None), ylim=(0, 102))
     right.set_title("Accuracy on validation questions")
     right.legend()
     return figure
@@ -157,7 +158,7 @@ def plot_models(table: pd.DataFrame, lines: dict[str, float]) -> Figure:
     """
     other, label = table["image"] == "another", "with " + table["image"] + " image"
     table = table.assign(other=other, label=label)
-    looks = {"with its own image": (TEXT_COLOR, "o"), "with another image": (IMAGE_COLOR, "o")}
+    looks = {"with its own image": (GREEN, "o"), "with another image": (PINK, "s")}
     look = {"hue": "label", "looks": looks, "hollow": "other", "spread": 0}
     return style.draw_forest(table, "model", ACCURACY, baselines=lines, **look)
 
