@@ -158,8 +158,7 @@ def plot_models(table: pd.DataFrame, lines: dict[str, float]) -> Figure:
     """
     other, label = table["image"] == "another", "with " + table["image"] + " image"
     table = table.assign(other=other, label=label)
-    looks = {"with its own image": (GREEN, "o"), "with another image": (PINK, "s")}
-    look = {"hue": "label", "looks": looks, "hollow": "other", "spread": 0}
+    look = {"hue": "label", "hollow": "other", "spread": 0}  # colours as in `plot_accuracy`
     return style.draw_forest(table, "model", ACCURACY, baselines=lines, **look)
 
 
