@@ -35,7 +35,6 @@ from helpers.model.forward import patch_grids
 from helpers.model.vilt import random_weight_model
 from helpers.run.cache import cached_step, read_record, require, source_digest
 from helpers.run.settings import Study
-from helpers.stats.bootstrap import Interval
 from helpers.stats.models import mean_over_models
 
 Measure = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
@@ -102,27 +101,20 @@ def extract_attention(
 def describe_source(
     model: nn.Module, encoded: EncodedQuestions, shard_size: int, layout: Layout
 ) -> dict:
-    """What all shards of a folder share: the model, the questions, and the measures."""
+    """What a folder's shards share: model, questions, and type and shape of each measure."""
+    sizes = {"layer": model.config.num_hidden_layers, "head": model.config.num_attention_heads}
     digest = hashlib.sha256(encoded.questions["question_id"].to_numpy().tobytes())
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
     return {
-        "layers": model.config.num_hidden_layers,
-        "heads": model.config.num_attention_heads,
         "weights and questions": digest.hexdigest()[:16],
         "dtype": str(model.dtype),
         "questions": len(encoded),
         "shard_size": shard_size,
-        "measures": {name: [kind, *axes] for name, (kind, axes) in layout.items()},
-    }
-
-
-def measure_shapes(source: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of a question's measures: {"split": ("float32", (12, 12, 3, 5)), ...}."""
-    sizes = {"layer": source["layers"], "head": source["heads"]}
-    return {
-        name: (kind, tuple(sizes.get(axis, axis) for axis in axes))
-        for name, (kind, *axes) in source["measures"].items()
+        "measures": {
+            name: [kind, [sizes.get(axis, axis) for axis in axes]]
+            for name, (kind, axes) in layout.items()
+        },
     }
 
 
@@ -136,8 +128,8 @@ def measure_rows(
     measure: Measure,
 ) -> pa.Table:
     """One shard. Batches are bucketed within it; its rows are in the data set's order."""
-    shapes, size = measure_shapes(source).items(), len(rows)
-    measures = {name: np.zeros((size, *shape), kind) for name, (kind, shape) in shapes}
+    kinds, size = source["measures"].items(), len(rows)
+    measures = {name: np.zeros((size, *shape), kind) for name, (kind, shape) in kinds}
     counts, answers = np.zeros((size, len(COUNTS)), np.int16), np.zeros(size, np.int64)
     for indices, batch in encoded.batches(batch_size, rows):
         places = np.array(indices) - rows.start
@@ -186,20 +178,20 @@ class AttentionTable:
     """
 
     def __init__(
-        self, questions: pd.DataFrame, paths: list[Path], shapes: Mapping[str, tuple], dtype: str
+        self, questions: pd.DataFrame, paths: list[Path], measures: Mapping, dtype: str
     ) -> None:
-        self.questions, self.dtype, self._paths, self._shapes = questions, dtype, paths, shapes
+        self.questions, self.dtype, self._paths, self._measures = questions, dtype, paths, measures
 
     def __getattr__(self, name: str) -> np.ndarray:
-        if name.startswith("_") or name not in self._shapes:
-            held = "" if name.startswith("_") else f"; it holds {', '.join(self._shapes)}"
+        if name.startswith("_") or name not in self._measures:
+            held = "" if name.startswith("_") else f"; it holds {', '.join(self._measures)}"
             raise AttributeError(f"this table has no measure {name!r}{held}")
         setattr(self, name, self.reduce(name))
         return getattr(self, name)
 
     def reduce(self, name: str, function: Callable = np.asarray) -> np.ndarray:
         """`function` of a measure (question, ...), shard by shard; it keeps the first axis."""
-        kind, shape = self._shapes[name]
+        kind, shape = self._measures[name]
         whole, start = None, 0
         for path in self._paths:
             column = pq.read_table(path, columns=[name])[name].combine_chunks()
@@ -250,7 +242,7 @@ def read_attention(folder: str | Path) -> AttentionTable:
     if len(questions) != source["questions"]:
         held = f"{len(questions)} of {source['questions']} questions"
         raise ValueError(f"{folder} holds {held}: run extract_attention again.")
-    return AttentionTable(questions, paths, measure_shapes(source), source["dtype"])
+    return AttentionTable(questions, paths, source["measures"], source["dtype"])
 
 
 def read_source(path: Path) -> dict:
@@ -311,44 +303,50 @@ def extract_once(
     return read_attention(measure_once(study, name, extract, once, dtype=dtype, **inputs))
 
 
-def measure_attention(
+def extract_sample(
     study: Study,
+    name: str,
     model: nn.Module,
     encoded: EncodedQuestions,
-    once: Callable = cached_step,
-    process: tuple[int, int] = (0, 1),
-    number: int = 0,
+    count: int,
+    measure: Measure,
+    layout: Layout,
+    **inputs: object,
+) -> AttentionTable:
+    """`extract_once` of at most `count` questions, drawn with the seed, in measuring precision."""
+    some = encoded.select(sample_questions(len(encoded), count, study.seed))
+    lower, inputs = in_measuring_precision(model, study), {**study.settings("seed"), **inputs}
+    return extract_once(study, name, lower, some, measure, layout, **inputs)
+
+
+def measure_attention(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, number: int = 0, **together: object
 ) -> AttentionTable:
     """Measure the attention of every validation question; once, in run_dir/attention.
 
-    number: which of the study's models it is; the second one's folder is attention_1. once,
-    process: see `extract_once`.
+    number: which of the study's models it is; the second one's folder is attention_1. together:
+    once and process of `extract_once`.
     """
     name, model = f"attention_{number}", in_measuring_precision(model, study)
     name = name if number else "attention"
-    return extract_once(study, name, model, encoded, once=once, process=process, number=number)
+    return extract_once(study, name, model, encoded, number=number, **together)
 
 
 def measure_random_models(
-    study: Study,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    once: Callable = cached_step,
-    process: tuple[int, int] = (0, 1),
+    study: Study, model: nn.Module, encoded: EncodedQuestions, **together: object
 ) -> tuple[np.ndarray, list[AttentionTable]]:
     """What models that have learnt nothing attend to: the rows drawn, and a table for each model.
 
     study.random_models random-weight models of the architecture of `model`, from seeds study.seed,
     study.seed + 1, ..., on the same RANDOM_QUESTIONS of the encoded questions, drawn from the
-    study's seed. Kept in run_dir/attention_random. once, process: see `extract_once`.
+    study's seed. Kept in run_dir/attention_random. together: as of `measure_attention`.
     """
     rows = sample_questions(len(encoded), RANDOM_QUESTIONS, study.seed)
-    some = encoded.select(rows)
-    tables = []
+    some, tables = encoded.select(rows), []
     for number in range(study.random_models):
         random = in_measuring_precision(random_weight_model(model, study.seed + number), study)
         name, seed = f"attention_random/{number:02d}", study.seed + number
-        inputs = {"rows": len(rows), "random_seed": seed, "once": once, "process": process}
+        inputs = {"rows": len(rows), "random_seed": seed, **together}
         tables.append(extract_once(study, name, random, some, **inputs))
     return rows, tables
 
@@ -374,22 +372,19 @@ def tabulate_layers(
     with its interval; those with "untrained" the mean, lowest and highest of the random models.
     reaches_answer: False for words and patches in the last layer, which nothing reads.
     """
-    trained, image_ids = [average_heads(each) for each in tables], tables[0].questions["image_id"]
-    random, parts = [average_heads(each) for each in random_tables], []
-    for measure in trained[0]:
-        mean = mean_over_models([each[measure] for each in trained], image_ids)
+    trained, random = ([*map(average_heads, each)] for each in (tables, random_tables))
+    image_ids, random_ids = (each[0].questions["image_id"] for each in (tables, random_tables))
+    parts = []
+    for measure, values in trained[0].items():
+        limits = (-1 if measure == "excess" else 0, 1)
+        mean = mean_over_models([each[measure] for each in trained], image_ids, limits)
         spread = np.array([np.nanmean(each[measure], axis=0) for each in random])
-        least = -1 if measure == "excess" else 0  # an interval ends where a share does
-        ends = np.clip([mean.low, mean.high], least, 1)
-        fields = {"trained": (mean.estimate, *ends, mean.n, mean.n_images)}
-        some = random_tables[0].questions["image_id"]
-        bounds = (spread.mean(0), spread.min(0), spread.max(0))
-        fields["untrained"] = (*bounds, len(some), some.nunique())
-        for model, columns in fields.items():
-            shaped = Interval(*(np.broadcast_to(each, spread.shape[1:]) for each in columns))
-            rows = shaped.to_table(("layer", "query"))
-            parts.append(rows.assign(measure=measure, model=model))
-    table = pd.concat(parts, ignore_index=True).replace({"query": dict(enumerate(QUERY_GROUPS))})
+        bounds = {"estimate": spread.mean(0), "low": spread.min(0), "high": spread.max(0)}
+        untrained = mean._replace(n=len(random_ids), n_images=random_ids.nunique(), **bounds)
+        axes = {"layer": range(values.shape[1]), "query": QUERY_GROUPS}
+        for model, cells in {"trained": mean, "untrained": untrained}.items():
+            parts.append(cells.to_table(axes).assign(measure=measure, model=model))
+    table = pd.concat(parts, ignore_index=True)
     is_last = table["layer"] == table["layer"].max()
     return table.assign(reaches_answer=~is_last | (table["query"] == "cls"))
 

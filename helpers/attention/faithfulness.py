@@ -11,8 +11,8 @@ the model sees no made-up pixels. Words, the image's CLS and the other patches' 
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +30,12 @@ FRACTIONS = (0, 1 / 3, 2 / 3, 1)  # few, so that many models can be asked
 KINDS = ("deletion", "insertion")
 
 
-@dataclass
-class Curves:
+class Curves(NamedTuple):
     """How the answer fares as patches go or come.
 
-    fractions: of the patches removed (deletion) or kept (insertion). probability: of the intact
-    model's answer, the sigmoid of its logit: (order, KINDS, question, fraction). first_patch: the
-    one that goes or comes first: (order, question).
+    fractions: of the patches removed (deletion) or kept (insertion), from 0 to 1. probability: of
+    the intact model's answer, the sigmoid of its logit: (order, KINDS, question, fraction).
+    first_patch: the one that goes or comes first: (order, question).
     """
 
     orders: list[str]
@@ -122,11 +121,6 @@ def check_orders(
             raise ValueError(f"order {name!r} of question {index} {rule}.")
 
 
-def curve_area(values: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
-    """Area under curves (..., fraction) by the trapezoid rule, over the width: a mean value."""
-    return np.trapezoid(values, fractions, axis=-1) / (fractions[-1] - fractions[0])
-
-
 def rank_maps(
     model: nn.Module,
     encoded: EncodedQuestions,
@@ -155,7 +149,10 @@ def map_gains(curves: Curves) -> np.ndarray:
     In area under the curves: random minus map for deletion, map minus random for insertion; 0 for
     chance. The maps are all orders but "random", in their order.
     """
-    areas, random = curve_area(curves.probability, curves.fractions), curves.orders.index("random")
+    areas, random = (
+        np.trapezoid(curves.probability, curves.fractions),
+        curves.orders.index("random"),
+    )
     gains = (areas - areas[random]) * np.array([-1, 1])[:, None]
     return np.delete(gains, random, axis=0)
 
@@ -174,14 +171,13 @@ def measure_curves(
         counts = [len(order) for order in next(iter(orders.values()))]
         orders["random"] = random_orders(counts, study.seed)
         curves = perturbation_curves(model, encoded, rows, orders)
-        np.savez(folder / "curves.npz", **asdict(curves))
+        np.savez(folder / "curves.npz", **curves._asdict())
 
     name = f"faithfulness_{number}" if number else "faithfulness"
     inputs = {**study.settings("seed"), "rows": rows}
     folder = measure_once(study, name, measure, number=number, **inputs)
     with np.load(folder / "curves.npz") as kept:
-        arrays = {field.name: kept[field.name] for field in fields(Curves)}
-    return Curves(**arrays | {"orders": arrays["orders"].tolist()})
+        return Curves(**kept)._replace(orders=kept["orders"].tolist())
 
 
 def measure_random_gains(

@@ -146,16 +146,6 @@ def object_chance(questions: pd.DataFrame, dataset: Dataset) -> np.ndarray:
     return chance
 
 
-def hits_over_chance(hits: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """Values (question, ...) whose mean is the mean of hits over that of chance; 1 is chance.
-
-    Their variance over images is that of the ratio (`linearise_ratio`). hits: (question, ...);
-    chance: (question,); NaN where either is.
-    """
-    chance = np.where(np.isnan(hits), np.nan, chance.reshape(-1, *[1] * (hits.ndim - 1)))
-    return linearise_ratio(np.where(np.isnan(chance), np.nan, hits), chance)
-
-
 def hits_of_another_question(
     top_patch: np.ndarray, questions: pd.DataFrame, dataset: Dataset
 ) -> np.ndarray:
@@ -223,14 +213,17 @@ def tabulate_hits(
 def best_head_over_chance(
     hits: np.ndarray, chance: np.ndarray, chosen_on: np.ndarray
 ) -> np.ndarray:
-    """`hits_over_chance` of the best head, chosen on some questions and scored on the others.
+    """Values whose mean is the best head's mean of hits over that of chance; 1 is chance.
 
-    hits: as for `best_heads`; chance: (question,), of `object_chance`; chosen_on: bool (question,).
+    The head is chosen on some questions and scored on the others, of which these are the values,
+    NaN where hits or chance are. Their variance over images is that of the ratio. hits: as for
+    `best_heads`; chance: (question,), of `object_chance`; chosen_on: bool (question,).
     """
     heads, queries, rates = best_heads(hits[chosen_on])
     layer = rates.argmax()
-    of_best = hits[~chosen_on][:, layer, heads[layer], queries[layer]]
-    return hits_over_chance(of_best, chance[~chosen_on])
+    of_best, chance = hits[~chosen_on][:, layer, heads[layer], queries[layer]], chance[~chosen_on]
+    unknown = np.isnan(of_best) | np.isnan(chance)
+    return linearise_ratio(np.where(unknown, np.nan, of_best), np.where(unknown, np.nan, chance))
 
 
 @torch.no_grad()
@@ -249,17 +242,15 @@ def faithful_grounding(
     (row), stays, changes, grounded (both). No answer needs to be right. ValueError in train mode.
     """
     check_eval_mode(model)
-    answers, order = [], []
+    parts = []
     for rows, batch in encoded.batches(batch_size, indices):
         inputs, _, grids = prepare_batch(model, batch)
         masks = [inside[row, :n] for row, n in zip(rows, grids.prod(1).tolist(), strict=True)]
         relevant = keep_patches(inputs, [np.flatnonzero(mask) for mask in masks])
         rest = keep_patches(inputs, [np.flatnonzero(~mask) for mask in masks])
         logits = [forward_raster(model, each).logits for each in (inputs, relevant, rest)]
-        answers.append(torch.stack([each.argmax(1) for each in logits], 1).cpu())
-        order += rows
-    whole, alone, without = torch.cat(answers).numpy().T
-    columns = {"stays": alone == whole, "changes": without != whole}
-    table = pd.DataFrame({"question": order, **columns}).set_index("question")
-    table["grounded"] = table["stays"] & table["changes"]
-    return table.loc[[*indices]].reset_index()
+        whole, alone, without = torch.stack([each.argmax(1) for each in logits]).cpu().numpy()
+        columns = {"question": rows, "stays": alone == whole, "changes": without != whole}
+        parts.append(pd.DataFrame(columns))
+    table = pd.concat(parts).set_index("question").loc[[*indices]].reset_index()
+    return table.assign(grounded=table["stays"] & table["changes"])

@@ -19,13 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.extract import (
-    AttentionTable,
-    extract_once,
-    in_measuring_precision,
-    points_lost,
-    sample_questions,
-)
+from helpers.attention.extract import AttentionTable, extract_sample, points_lost
 from helpers.attention.image_share import mark_objects, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import PackedForward, answer_variants
@@ -142,15 +136,13 @@ def measure_knockout(
     knockout_<number>. directions: such as OBJECT_DIRECTIONS, for `grounding.MarkedQuestions`.
     inputs: what else tells this model from the study's own, such as the seed of random weights.
     """
-    some = encoded.select(sample_questions(len(encoded), study.knockout_questions, study.seed))
-    lower = in_measuring_precision(model, study)
     measure = partial(knockout_measures, directions=directions)
     axes = (len(directions), len(list_spans(model.config.num_hidden_layers)))
     layout = {"probability": ("float32", ()), "cut_answer": ("int16", axes),
               "cut_probability": ("float32", axes)}  # fmt: skip
-    inputs |= {"number": number, **study.settings("seed", "knockout_questions")}
-    name = name or f"knockout_{number}"
-    return extract_once(study, name, lower, some, measure, layout, **inputs)
+    inputs |= {"number": number, **study.settings("knockout_questions")}
+    given = (model, encoded, study.knockout_questions, measure, layout)
+    return extract_sample(study, name or f"knockout_{number}", *given, **inputs)
 
 
 def accuracy_lost(table: AttentionTable, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:

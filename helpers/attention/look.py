@@ -22,7 +22,6 @@ from helpers.attention.image_share import (
     attention_maps,
     attention_split,
     image_share,
-    prepare_batch,
     uniform_baseline,
 )
 from helpers.figures.attention import plot_look
@@ -76,21 +75,19 @@ def look(
     picture = open_upright(picture)
     batch = encode_one(processor, picture, question)
     with torch.no_grad():
-        prepared = prepare_batch(model, batch)
-        logits = forward_raster(model, prepared.inputs).logits[0].float().cpu()
-        split = attention_split(model, batch)[0].cpu().numpy()
-    maps = attention_maps(model, batch)[0]
+        logits = forward_raster(model, batch).logits[0].float().cpu()
+    split, maps = attention_split(model, batch)[0], attention_maps(model, batch)[0]
     names = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     maps = replace(maps, tokens=[*names, *maps.tokens[len(names) :]])
     best = logits.sigmoid().sort(descending=True)
     labels = [model.config.id2label[number] for number in best.indices[:5].tolist()]
-    n_words, n_patches = prepared.groups[0, [1, 4]].sum(1).tolist()
+    n_words, n_patches = (len(maps.tokens[maps.groups[name]]) for name in ("words", "patches"))
     return Look(
         question=question,
         picture=picture,
         answer=labels[0],
         answers=pd.Series(best.values[:5].numpy(), labels, name="probability"),
-        split=split,
+        split=split.cpu().numpy(),
         baseline=uniform_baseline(n_words, n_patches),
         attention=maps,
     )

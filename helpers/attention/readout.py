@@ -1,6 +1,6 @@
 """What is known where: the answer read out after each layer, and linear probes of its state.
 
-    read_out(model, batch)                           # logits (question, level, answer)
+    readout_measures(model, batch)["read_logits"]    # (question, level, answer)
     table = measure_readout(study, model, marked)    # of a data set: answers and states, once
     hits = probe(table.cls_state, types, learns_on)  # is a label told rightly? (question, level)
     known = score_levels(table, marked, labels, learns_on)          # both, of all that is asked
@@ -21,12 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.extract import (
-    AttentionTable,
-    extract_once,
-    in_measuring_precision,
-    sample_questions,
-)
+from helpers.attention.extract import AttentionTable, extract_sample
 from helpers.attention.image_share import mark_objects, prepare_batch, query_weights
 from helpers.attention.knockout import Labels
 from helpers.data.encode import EncodedQuestions
@@ -51,11 +46,6 @@ ROLES = {  # what a layer does: the evidence, each of which has to show it
         "rise: answer at [CLS]",
     ),
 }
-
-
-def read_out(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Logits (question, level, answer) that [CLS] would give if it were read at each level."""
-    return readout_measures(model, batch)["read_logits"]
 
 
 @torch.no_grad()
@@ -98,14 +88,11 @@ def measure_readout(
 
     number, name, inputs: as for `knockout.measure_knockout`.
     """
-    some = encoded.select(sample_questions(len(encoded), PROBED, study.seed))
-    lower, inputs = in_measuring_precision(model, study), {"number": number, **inputs}
-    inputs |= study.settings("seed")
     n_levels, size = model.config.num_hidden_layers + 1, model.config.hidden_size
     layout = {"read_answer": ("int16", (n_levels,)), "cls_state": ("float32", (n_levels, size)),
               "object_state": ("float32", ("layer", 2, size))}  # fmt: skip
-    name = name or f"readout_{number}"
-    return extract_once(study, name, lower, some, readout_measures, layout, **inputs)
+    given = (model, encoded, PROBED, readout_measures, layout)
+    return extract_sample(study, name or f"readout_{number}", *given, number=number, **inputs)
 
 
 def probe(states: np.ndarray, labels: Sequence, learns_on: np.ndarray) -> np.ndarray:

@@ -154,9 +154,9 @@ class TestErrors:
         copy_shards(folder, tmp_path)
         second = tmp_path / "part-00001.parquet"
         table = pq.read_table(second)
-        other = {"source": '{"layers": 2, "measures": {}, "dtype": "torch.float32"}'}
+        other = {"source": '{"questions": 2, "measures": {}, "dtype": "torch.float32"}'}
         pq.write_table(table.replace_schema_metadata(other), second)
-        with pytest.raises(ValueError, match=r"part-00001.parquet has .*'layers': 2"):
+        with pytest.raises(ValueError, match=r"part-00001.parquet has .*'questions': 2"):
             read_attention(tmp_path)
         second.write_bytes(second.read_bytes()[:100])
         with pytest.raises(ValueError, match=r"00001.* is no attention shard of this version"):

@@ -12,7 +12,6 @@ from helpers.attention.grounding import (
     boxes_to_patch_mask,
     faithful_grounding,
     hits_of_another_question,
-    hits_over_chance,
     object_chance,
     pointing_hits,
     tabulate_hits,
@@ -89,15 +88,16 @@ class TestObjectChance:
 def test_a_ratio_of_means_with_the_spread_of_the_ratio():
     """Against leaving out one image at a time; a question without a chance is left out."""
     rng = np.random.default_rng(0)
-    hits, chance = (rng.random(400) < 0.6).astype(float), rng.uniform(0.1, 0.4, 400)
-    chance[:7], hits[7:9] = np.nan, np.nan
-    values, kept = hits_over_chance(hits, chance), slice(9, None)
+    hits, chance = (rng.random(450) < 0.6).astype(float), rng.uniform(0.1, 0.4, 450)
+    chance[50:57], hits[57:59] = np.nan, np.nan
+    one_head = np.stack([hits, 0 * hits], axis=1)[:, None, None]
+    values, kept = best_head_over_chance(one_head, chance, np.arange(450) < 50), slice(59, None)
     assert np.isnan(values[:9]).all()
     assert np.nanmean(values) == pytest.approx(hits[kept].mean() / chance[kept].mean())
     total = np.array([hits[kept].sum(), chance[kept].sum()])
     left_out = total[:, None] - np.array([hits[kept], chance[kept]])
     spread = np.sqrt(390 * (left_out[0] / left_out[1]).var())
-    assert values[kept].std(ddof=1) / np.sqrt(391) == pytest.approx(spread, rel=0.02)
+    assert values[9:].std(ddof=1) / np.sqrt(391) == pytest.approx(spread, rel=0.02)
 
 
 def test_hits_of_another_question_by_hand():

@@ -14,7 +14,6 @@ from helpers.attention.readout import (
     assign_roles,
     measure_readout,
     probe,
-    read_out,
     readout_measures,
     score_levels,
     tabulate_known,
@@ -37,7 +36,8 @@ def marked(model, encoded):
 
 @torch.no_grad()
 def test_the_last_level_gives_the_models_answers_and_the_first_is_blind(model, batch):
-    found, stock = read_out(model, batch), forward_raster(model, batch).logits
+    found = readout_measures(model, batch)["read_logits"]
+    stock = forward_raster(model, batch).logits
     assert found.shape == (6, 5, len(stock[0]))
     torch.testing.assert_close(found[:, -1], stock, atol=1e-5, rtol=1e-4)
     assert found[:, 0].std(0).max() < 1e-6  # [CLS] has seen nothing yet
