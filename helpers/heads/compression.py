@@ -47,7 +47,6 @@ from helpers.heads.removal import (
     scale_heads,
 )
 from helpers.model.finetune import hash_model, load_finetuned, train_model
-from helpers.model.forward import check_trace
 from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
@@ -125,8 +124,7 @@ def predict_without(
     predicted = np.zeros((len(encoded), len(removals)), dtype=int)
     shape = model.config.num_hidden_layers, model.config.num_attention_heads
     gains = np.ones((len(removals), *shape))
-    for of_heads, (heads, layers) in zip(gains, removals, strict=True):
-        check_trace(model, (), skip=layers)
+    for of_heads, (heads, _) in zip(gains, removals, strict=True):
         for layer, own in group_heads(model, heads).items():
             of_heads[layer, own] = 0
     scaled = zip(scale_heads(gains), removals, strict=True)

@@ -179,7 +179,6 @@ def trace(
     read: Collection[str] = (),
     edit: Mapping[str, Callable[[int, Tensor], Tensor]] | None = None,
     layers: Iterable[int] | None = None,
-    skip: Collection[int] = (),
 ) -> Iterator[dict[str, list[Tensor | None]]]:
     """Read or edit the forward passes of a model while the block runs.
 
@@ -195,17 +194,15 @@ def trace(
     layer (question, token, hidden).
     read: sites to keep, after any edit: the block gets seen[site][layer], None where none passed.
     edit: for each site a function (layer, value) that returns the new value.
-    layers: where to read and edit, by default everywhere. skip: layers that are left out.
+    layers: where to read and edit, by default everywhere.
 
     A `PackedForward` is traced alike at "value" and "z", where it has (valid token, head, d_head),
     and of the last layer's z each question's [CLS] alone. Its patterns and residual stream are what
-    walking it gives. Raises ValueError for an unknown site, for a pattern where there is none to
-    see, and where all layers are skipped.
+    walking it gives. ValueError for an unknown site, and for a pattern where there is none to see.
     """
-    edit, encoder = edit or {}, getattr(model, "vilt", model).encoder
-    whole, seen = encoder.layer, {site: [None] * len(encoder.layer) for site in read}
-    sites = {*read, *edit}
-    check_trace(model, sites, skip)
+    edit, modules = edit or {}, getattr(model, "vilt", model).encoder.layer
+    seen, sites = {site: [None] * len(modules) for site in read}, {*read, *edit}
+    check_trace(model, sites)
 
     def visit(site: str, layer: int, value: Tensor) -> Tensor:
         if site in edit:
@@ -215,14 +212,10 @@ def trace(
         return value
 
     with ExitStack() as stack:
-        for number in range(len(whole)) if layers is None else layers:
+        for number in range(len(modules)) if layers is None else layers:
             for site in sites:
-                handle = add_hook(whole[number], site, partial(visit, site, number))
+                handle = add_hook(modules[number], site, partial(visit, site, number))
                 stack.callback(handle.remove)
-        if skip:
-            stack.callback(setattr, encoder, "layer", whole)
-            rest = [layer for number, layer in enumerate(whole) if number not in skip]
-            encoder.layer = nn.ModuleList(rest)
         yield seen
 
 
@@ -241,12 +234,9 @@ def add_hook(layer: nn.Module, site: str, visit: Callable[[Tensor], Tensor]) -> 
     return module.register_forward_hook(hook)
 
 
-def check_trace(model: nn.Module, sites: Collection[str], skip: Collection[int]) -> None:
-    """ValueError for an unknown site, for attention that cannot be seen, and for no layer left."""
-    layers = getattr(model, "vilt", model).encoder.layer
-    if not set(range(len(layers))) - set(skip):
-        raise ValueError(f"all {len(layers)} layers are left out: keep one at least.")
-    if unknown := set(sites) - set(SITES):
+def check_trace(model: nn.Module, sites: set[str]) -> None:
+    """ValueError for an unknown site, and for attention that cannot be seen."""
+    if unknown := sites - set(SITES):
         raise ValueError(f"unknown site {min(unknown)!r}: known are {', '.join(SITES)}.")
     if "pattern" not in sites:
         return
@@ -254,6 +244,7 @@ def check_trace(model: nn.Module, sites: Collection[str], skip: Collection[int])
         raise ValueError(TRAINING)
     if (used := model.config._attn_implementation) != "eager":
         raise ValueError(f"with attention {used!r} ViLT does not mask padding: load it as 'eager'.")
+    layers = getattr(model, "vilt", model).encoder.layer
     if any("forward" in vars(layer.attention.attention) for layer in layers):
         raise ValueError(FUSED)
 
@@ -319,17 +310,15 @@ class PackedForward:
     """One forward pass of ViLT in eval mode, walked layer by layer; the stock pass up to rounding.
 
     model: a ViLT of transformers, or its inner ViltModel. inputs: a batch with image_embeds (see
-    `image_share.prepare_batch`). groups: its tokens' groups. microbatch_size: questions whose
-    attention is held at once, by default as many as fit the cache of a CPU or 1 GB of a GPU.
+    `image_share.prepare_batch`). groups: its tokens' groups. Attention is held at once of as many
+    questions as fit the cache of a CPU or 1 GB of a GPU.
     Each layer must be run to its end, as its microbatches make the z that the next one reads.
     hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
     (question, answer): after the last layer; None for a model without a classifier. blocked: for a
     layer, bool (group, group), from which groups of queries to which of keys no attention can go.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: dict, groups: Tensor, microbatch_size: int | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: dict, groups: Tensor) -> None:
         if model.training:
             raise ValueError(TRAINING)
         check_packed(model)
@@ -340,10 +329,7 @@ class PackedForward:
         hidden, _ = self.core.embeddings(**given, **unused, image_token_type_idx=1)
         one = 4 * self.core.config.num_attention_heads * hidden.shape[1] ** 2
         held = CACHE if hidden.device.type == "cpu" else GPU_SHARE
-        self.size, self.n_text = (
-            microbatch_size or max(1, held // one),
-            inputs["input_ids"].shape[1],
-        )
+        self.size, self.n_text = max(1, held // one), inputs["input_ids"].shape[1]
         self.lay_out(groups)
         self.hidden = self.pack(hidden)
         self.logits, self.blocked = None, {}
