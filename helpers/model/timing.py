@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.model.forward import forward_raster, fused_attention
 
-HALF = {"cuda": ("fp16", torch.float16), "cpu": ("bf16", torch.bfloat16)}
 WARM_UP = 3  # rounds that are not counted: first calls choose kernels and fill caches
 
 
@@ -71,11 +70,10 @@ def compare_turns(turns: pd.DataFrame, reference: str) -> pd.DataFrame:
     order statistics: Conover 1999, "Practical Nonparametric Statistics", section 3.2; NaN below 6
     rounds), rounds.
     """
-    rows = []
-    for (questions, model), timed in turns.groupby(["questions", "model"], sort=False):
-        both = turns[(turns["questions"] == questions) & (turns["model"] == reference)]
-        paired = timed.merge(both, on="round", suffixes=("", "_reference"))
-        ratios = (paired["seconds_reference"] / paired["seconds"]).to_numpy()
+    references, rows = turns[turns["model"] == reference], []
+    paired = turns.merge(references, on=["questions", "round"], suffixes=("", "_reference"))
+    for (questions, model), timed in paired.groupby(["questions", "model"], sort=False):
+        ratios = (timed["seconds_reference"] / timed["seconds"]).to_numpy()
         low, high = np.nan, np.nan
         if len(ratios) >= 6:  # with fewer no two of them enclose the median with 95 % confidence
             low, high = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)
@@ -90,21 +88,15 @@ def lower_precisions(model: nn.Module) -> dict[str, nn.Module]:
 
     int8: PyTorch's dynamic quantisation of linear layers, left out where there is none.
     """
-    name, dtype = HALF[model.device.type]
-    copies = {name: copy.deepcopy(model).to(dtype)}
-    if model.device.type == "cpu" and (quantized := quantize_int8(model)) is not None:
-        copies["int8"] = quantized
-    return copies
-
-
-def quantize_int8(model: nn.Module) -> nn.Module | None:
-    """A copy on the CPU with linear layers in int8, or None where PyTorch cannot."""
+    if model.device.type == "cuda":
+        return {"fp16": copy.deepcopy(model).half()}
+    copies = {"bf16": copy.deepcopy(model).bfloat16()}
     quantize = getattr(getattr(torch.ao, "quantization", None), "quantize_dynamic", None)
-    if quantize is None or torch.backends.quantized.engine == "none":
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated; its successor is another package
-        return quantize(model, {nn.Linear}, dtype=torch.qint8)
+    if quantize is not None and torch.backends.quantized.engine != "none":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated; its successor is another package
+            copies["int8"] = quantize(model, {nn.Linear}, dtype=torch.qint8)
+    return copies
 
 
 def measure_weights(model: nn.Module) -> int:
@@ -118,8 +110,8 @@ def measure_weights(model: nn.Module) -> int:
 def measure_memory(model: nn.Module, batch: dict[str, Tensor]) -> int:
     """Bytes of tensors held at the peak of a forward pass, weights included and the batch not.
 
-    On a GPU what PyTorch's allocator counts. On a CPU what operations return, counted as it comes
-    and goes: the same on every machine, without what kernels hold inside and the process takes.
+    On a GPU what PyTorch's allocator counts. On a CPU what operations return (`MemoryLedger`): the
+    same on every machine, without what kernels hold inside and the process takes.
     """
     inputs = {name: value.to(model.device) for name, value in batch.items()}
     with fused_attention(model):
