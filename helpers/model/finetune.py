@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,7 @@ def load_checkpoint(
     study: Study, answers: Sequence[str]
 ) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
     """The model that fine-tuning starts from, with a new head for these answers; its processor."""
-    loaded = load_vilt(study.path(study.checkpoint), answers=answers, seed=study.seed)
-    return refuse_uneven(*loaded, study.checkpoint)
+    return load_even(study.path(study.checkpoint), answers=answers, seed=study.seed)
 
 
 def load_finetuned(study: Study, number: int = 0) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
@@ -93,18 +93,18 @@ def load_finetuned(study: Study, number: int = 0) -> tuple[ViltForQuestionAnswer
 
     Where the study names none, the one that notebook 02 fine-tuned; FileNotFoundError if missing.
     """
-    folder = model_folder(study, number)
-    return refuse_uneven(*load_vilt(folder, device=study.device_name()), str(folder))
+    return load_even(model_folder(study, number), device=study.device_name())
 
 
-def refuse_uneven(
-    model: ViltForQuestionAnswering, processor: ViltProcessor, name: str
+def load_even(
+    checkpoint: str | Path, **options: Any
 ) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
-    """Model and processor; ValueError if heads were cut out of some layers: tables need a grid."""
+    """`load_vilt`; ValueError if heads were cut out of some layers: tables need a grid."""
+    model, processor = load_vilt(checkpoint, **options)
     counts = {len(heads) for _, heads in name_original(model)}
     if len(counts) > 1:
         has = f"{min(counts)} to {max(counts)} heads in its layers"
-        raise ValueError(f"{name} has {has}: analyse the model that it was cut from.")
+        raise ValueError(f"{checkpoint} has {has}: analyse the model that it was cut from.")
     return model, processor
 
 
@@ -113,25 +113,18 @@ def check_models(study: Study) -> None:
 
     Questions are encoded once for all, so ValueError where processors encode otherwise.
     """
-    _, expected = load_checkpoint(study, ["any"])
+    _, first = load_checkpoint(study, ["any"])
+    picture = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
+    pixels = first.image_processor(picture, return_tensors="np")["pixel_values"]
     for number, name in enumerate(study.models):
         _, processor = load_finetuned(study, number)
-        if not encode_alike(expected, processor):
+        own = processor.image_processor(picture, return_tensors="np")["pixel_values"]
+        same_words = processor.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+        if not (same_words and np.array_equal(own, pixels)):
             raise ValueError(
                 f"{name} knows other words or picture sizes than {study.checkpoint}: analyse it in "
                 "a run of its own, as checkpoint with finetune=False."
             )
-
-
-def encode_alike(processor: ViltProcessor, other: ViltProcessor) -> bool:
-    """Do two processors give the same tokens, and the same pixels of a picture?"""
-    picture = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
-    pixels = [
-        each.image_processor(picture, return_tensors="np")["pixel_values"]
-        for each in (processor, other)
-    ]
-    words = processor.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    return words and np.array_equal(*pixels)
 
 
 def load_all_finetuned(study: Study) -> list[ViltForQuestionAnswering]:
@@ -289,11 +282,10 @@ def choose_precision(setting: str, device: str) -> str:
 
 def build_optimizer(model: nn.Module, study: Study) -> torch.optim.Optimizer:
     """AdamW with a higher rate for the new head and no decay of biases and norms, as in ViLT."""
-    by_rates: dict[tuple[float, float], list] = {}
+    by_rates = defaultdict(list)
     for name, parameter in model.named_parameters():
-        is_head, is_matrix = name.startswith("classifier"), parameter.ndim > 1
-        rate = study.head_learning_rate if is_head else study.learning_rate
-        by_rates.setdefault((rate, 0.01 if is_matrix else 0.0), []).append(parameter)
+        rate = study.head_learning_rate if name.startswith("classifier") else study.learning_rate
+        by_rates[rate, 0.01 if parameter.ndim > 1 else 0.0].append(parameter)
     groups = [
         {"params": own, "lr": rate, "weight_decay": decay}
         for (rate, decay), own in by_rates.items()

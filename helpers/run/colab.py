@@ -40,8 +40,8 @@ def set_up() -> None:
         print(install_missing(root))  # noqa: T201
 
 
-def mount_drive(folder: str = "vilt-attention-runs") -> str | None:
-    """Mount Google Drive and name a folder on it for runs: `Study.load(runs_root=mount_drive())`.
+def mount_drive() -> str | None:
+    """Mount Google Drive and name its folder for runs: `Study.load(runs_root=mount_drive())`.
 
     None where this is not Colab, which for Study.load means: as in the profile.
     """
@@ -50,7 +50,7 @@ def mount_drive(folder: str = "vilt-attention-runs") -> str | None:
     from google.colab import drive
 
     drive.mount("/content/drive")
-    return f"/content/drive/MyDrive/{folder}"
+    return "/content/drive/MyDrive/vilt-attention-runs"
 
 
 def missing_packages(root: str | Path) -> list[str]:
@@ -95,18 +95,9 @@ def _run_pip(missing: list[str]) -> None:
     command += ["--disable-pip-version-check", *kept, *missing]
     pip = subprocess.run(command, capture_output=True, text=True)
     if pip.returncode:
-        reason = _read_reason(pip.stdout, pip.stderr)
+        errors = re.findall(r"^ERROR: (.*?[^:])(?: \(from versions:.*)?$", pip.stderr, re.MULTILINE)
+        reason = (errors or pip.stderr.splitlines()[-1:] or ["pip did not say why"])[0]
         raise SystemExit(f"{', '.join(missing)} could not be installed: {reason}")
-
-
-def _read_reason(stdout: str, stderr: str) -> str:
-    """pip's first error, and what it says conflicts, on one line."""
-    errors = re.findall(r"^error: (.*[^:])$", stderr, flags=re.MULTILINE | re.IGNORECASE)
-    errors = errors or stderr.strip().splitlines()[-1:] or ["pip did not say why"]
-    causes = re.search(r"The conflict is caused by:\n(.+?)\n\s*\n", stdout, flags=re.DOTALL)
-    lines = [re.sub(r" \(from versions:.+\)", "", errors[0])]
-    lines += causes[1].splitlines() if causes else []
-    return "; ".join(line.strip().rstrip(".") for line in lines) + "."
 
 
 def _find_version(name: str) -> str | None:

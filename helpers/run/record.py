@@ -40,11 +40,10 @@ def save_table(study: Study, name: str, frame: pd.DataFrame, parquet: bool = Fal
 
     parquet: for free text; read_csv takes answers such as "None" and "n/a" for empty cells.
     """
-    form = "parquet" if parquet else "csv"
-    data = (
-        frame.to_parquet(index=False) if parquet else frame.to_csv(index=False, lineterminator="\n")
-    )
-    return write_atomic(study.folder("tables") / f"{check_plain_name(name)}.{form}", data)
+    path = study.folder("tables") / check_plain_name(name)
+    if parquet:
+        return write_atomic(Path(f"{path}.parquet"), frame.to_parquet(index=False))
+    return write_atomic(Path(f"{path}.csv"), frame.to_csv(index=False, lineterminator="\n"))
 
 
 def save_figure(study: Study, name: str, fig: Figure, dpi: int = 110) -> Path:
