@@ -79,7 +79,7 @@ def test_text_cut_off_from_the_image_answers_as_without_any_image_token(model, b
 @torch.no_grad()
 def test_cut_edges_have_no_mass_and_rows_still_sum_to_one(model, batch):
     inputs, groups, _ = prepare_batch(model, batch)
-    forward = PackedForward(model, inputs, groups, microbatch_size=2)
+    forward = PackedForward(model, inputs, groups)
     forward.blocked = {1: number_edges([("words", "patches")]), 2: number_edges([("cls", "image")])}
     for index, layer in enumerate(forward):
         for part, attention in layer:
