@@ -6,9 +6,8 @@ requests with urllib3's Retry: pooch asks for one file at a time, each over a co
 import os
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from functools import partial
@@ -55,18 +54,14 @@ TIMEOUT = (10.0, 20.0)  # seconds to connect, and without a byte
 CHUNK = 1 << 14  # bytes; on a slow line, what an interrupt waits for
 ABSENT = (403, 404, 410, 451)  # statuses of a file that is not there; S3 says 403
 IMAGE_BYTES = 165_000  # of a COCO image, on average
-GIVE_UP = 50  # images in a row from the start that the server lacks
 
 
 class DownloadError(OSError):
-    """Which file failed, what was wrong and what to do, in one sentence.
+    """Which file failed, what was wrong and what to do, in one sentence."""
 
-    absent: why the server has no right file ("HTTP 404"); "" where that is not the trouble.
-    """
 
-    def __init__(self, message: str, absent: str = "") -> None:
-        super().__init__(message)
-        self.absent = absent
+class AbsentError(DownloadError):
+    """The server has no file of that name, or has it only broken."""
 
 
 def download_questions(
@@ -84,11 +79,11 @@ def download_questions(
         return not (whole or (folder / JSON_OF[name]).is_file())
 
     if absent := list(filter(is_absent, files)):
-        needed = sum(files[name][0] for name in absent)
-        with _use_folder(folder, needed), open_session() as session:
-            for name in tqdm(list(filter(is_absent, files)), desc="question files", unit="file"):
+        with _use_folder(folder, sum(files[name][0] for name in absent)), open_session() as session:
+            # asked again, as another process may have fetched some
+            for name in tqdm(list(filter(is_absent, absent)), desc="question files", unit="file"):
                 check = partial(check_sha256, expected=files[name][1])
-                fetch_file(_join_url(base_url, name), folder / name, check, session)
+                fetch_file(base_url, name, folder, check, session)
     return folder
 
 
@@ -102,54 +97,38 @@ def download_images(
     """Fetch the images that a folder lacks: `download_images([name_image("val", 262148)], folder)`.
 
     names: below the folder as below base_url. Returns those that the server does not have, or has
-    only broken; DownloadError if they are more than the share max_missing of all names, or if
+    only broken; DownloadError once they are more than the share max_missing of all names, or if
     anything else fails. What has arrived stays, so that the next call fetches the rest.
     """
     folder, names = Path(folder), sorted(set(names))
+    stop, missing = threading.Event(), []
 
-    def is_absent(name: str) -> bool:
-        return not (folder / name).is_file()
-
-    if not (absent := list(filter(is_absent, names))):
-        return []
-    with _use_folder(folder, len(absent) * IMAGE_BYTES):
-        urls = {folder / name: _join_url(base_url, name) for name in filter(is_absent, names)}
-        reasons = _fetch_images(urls, workers, tolerated=max(max_missing * len(names), GIVE_UP))
-    missing = [name for name in names if folder / name in reasons]
-    if missing and len(missing) / len(names) > max_missing:
-        counts = ", ".join(f"{n} x {why}" for why, n in Counter(reasons.values()).most_common())
-        first = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
-        limit = f"more than the share {max_missing=:g}: check the address, or allow more"
-        share = f"{len(missing)} of {len(names)} images are not to be had at {_name_host(base_url)}"
-        raise DownloadError(f"{share} ({counts}: {first}), {limit}")
-    return missing
-
-
-def _fetch_images(urls: Mapping[Path, str], workers: int, tolerated: float) -> dict[Path, str]:
-    """Fetch all; returns those that the server lacks, and why.
-
-    Ends early where more than `tolerated` images were asked for and the server had none of them.
-    """
-    stop, absent = threading.Event(), {}
-    with open_session(workers) as session, ThreadPoolExecutor(workers) as pool:
-        futures = {
-            pool.submit(fetch_file, url, target, read_picture, session, stop): target
-            for target, url in urls.items()
-        }
+    def fetch(name: str) -> AbsentError | None:
+        if stop.is_set() or (folder / name).is_file():  # another process may have fetched it
+            return None
         try:
-            bar = tqdm(as_completed(futures), total=len(futures), desc="images", unit="image")
-            for n_done, future in enumerate(bar, 1):
-                error = future.exception()
-                if error and not getattr(error, "absent", ""):
-                    raise error
-                if error:
-                    absent[futures[future]] = error.absent
-                if len(absent) == n_done > tolerated:
-                    break
-        finally:  # on an error or Ctrl-C: drop what waits, end what runs after its next CHUNK
+            fetch_file(base_url, name, folder, read_picture, session, stop)
+        except AbsentError as error:
+            return error
+
+    if not (absent := [name for name in names if not (folder / name).is_file()]):
+        return []
+    with (
+        _use_folder(folder, len(absent) * IMAGE_BYTES),
+        open_session(workers) as session,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        try:
+            bar = tqdm(pool.map(fetch, absent), total=len(absent), desc="images", unit="image")
+            for name, error in zip(absent, bar, strict=True):
+                missing += [name] if error else []
+                if error and len(missing) / len(names) > max_missing:
+                    counts = f"{len(missing)} of {len(names)} images are missing"
+                    limit = f"more than the share {max_missing=:g}"
+                    raise DownloadError(f"{counts}, {limit}; the last of them: {error}")
+        finally:  # on an error or Ctrl-C: what waits does nothing, what runs ends after its CHUNK
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-    return absent
+    return missing
 
 
 def open_session(workers: int = 1) -> requests.Session:
@@ -162,23 +141,25 @@ def open_session(workers: int = 1) -> requests.Session:
 
 
 def fetch_file(
-    url: str,
-    target: Path,
+    base_url: str,
+    name: str,
+    folder: Path,
     check: Callable[[Path], object],
     session: requests.Session,
     stop: threading.Event | None = None,
-) -> Path:
+) -> None:
     """Fetch a file that appears whole and checked, or not at all.
 
     check: called with the whole file before it gets its name; ValueError if its bytes are wrong.
     stop: once set, the transfer ends with a CancelledError.
     A transfer that breaks off or stalls begins again, ATTEMPTS times in all.
     """
-    place, part = f"{target.name} at {_name_host(url)}", target.with_name(f".{target.name}.part")
+    target, url = folder / name, f"{base_url.rstrip('/')}/{quote(name)}"
+    host = re.match(r"https?://(?:[^/@]*@)?([^/]+)", url)  # without user and password
+    place = f"{target.name} at {host[1] if host else 'this address'}"
+    part = target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        if stop and stop.is_set():
-            raise CancelledError
         try:
             with _request(session, url, place) as response, part.open("wb") as file:
                 for chunk in response.iter_content(CHUNK):
@@ -189,13 +170,14 @@ def fetch_file(
                 os.fsync(file.fileno())
             check(part)
             os.replace(part, target)
-            return target
+            return
         except RequestException:
-            absent, problem = "", "the connection broke: check the network, then run this again"
+            problem = "the connection broke: check the network, then run this again"
+            failure = DownloadError(f"{place}: {problem}")
         except ValueError as error:
-            absent, problem = str(error), f"it arrives wrong ({error}): check the address"
+            failure = AbsentError(f"{place}: it arrives wrong ({error}): check the address")
     part.unlink()
-    raise DownloadError(f"{place}: {problem}", absent)
+    raise failure
 
 
 def _request(session: requests.Session, url: str, place: str) -> requests.Response:
@@ -214,15 +196,13 @@ def _request(session: requests.Session, url: str, place: str) -> requests.Respon
         elif isinstance(error, ValueError | TooManyRedirects):
             problem = "the address leads nowhere: check it, and the proxy's"
         raise DownloadError(f"{place}: {problem}, then run this again") from None
-    if response.status_code == 200:
+    if (status := response.status_code) == 200:
         return response
     response.close()
-    status = f"HTTP {response.status_code}"
-    if response.status_code in ABSENT:
-        raise DownloadError(f"{place} is not there ({status}): check the address", status)
-    if response.status_code in RETRY.status_forcelist:
-        raise DownloadError(f"{place} is not served now ({status}): try later")
-    raise DownloadError(f"{place} is refused ({status}): check the address")
+    if status in ABSENT:
+        raise AbsentError(f"{place} is not there (HTTP {status}): check the address")
+    remedy = "try later" if status in RETRY.status_forcelist else "check the address"
+    raise DownloadError(f"{place} is not served (HTTP {status}): {remedy}")
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -237,7 +217,6 @@ def _use_folder(folder: Path, needed: int) -> Iterator[None]:
 
     needed: bytes that are still to come, which the error says where the disk is full.
     """
-    name = "/".join(folder.absolute().parts[1:][-2:])  # without the machine's own path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_path(folder / "download"):
@@ -245,17 +224,8 @@ def _use_folder(folder: Path, needed: int) -> Iterator[None]:
     except DownloadError:
         raise
     except OSError as error:
-        problem = f"cannot write in {name} ({error.strerror}): check the folder"
-        if error.errno in (ENOSPC, EDQUOT):
-            problem = f"no space left for {name}: free about {needed / 1e6:.1f} MB"
+        full = error.errno in (ENOSPC, EDQUOT)
+        remedy = f"free about {needed / 1e6:.1f} MB" if full else "check the folder"
+        name = "/".join(folder.absolute().parts[1:][-2:])  # without the machine's own path
+        problem = f"cannot write in {name} ({error.strerror}): {remedy}"
         raise DownloadError(f"{problem}, then run this again") from None
-
-
-def _join_url(base_url: str, name: str) -> str:
-    return f"{base_url.rstrip('/')}/{quote(name)}"
-
-
-def _name_host(url: str) -> str:
-    """The host and port of an address, for a message: without user, password and path."""
-    match = re.match(r"https?://(?:[^/@]*@)?([^/]+)", url)
-    return match[1] if match else "this address"

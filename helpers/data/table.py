@@ -15,7 +15,6 @@ from helpers.data.vqa import (
     N_ANSWERS,
     QUESTION_TYPES,
     has_words,
-    is_usable,
     question_type,
     rank,
     warn_left_out,
@@ -91,7 +90,7 @@ def _read_row(place: str, number: int, row: dict, folder: Path) -> dict:
     answers = [answer.strip() if isinstance(answer, str) else answer for answer in answers]
     answers = [answer for answer in answers if answer != ""]
     for name, value in [("question", row["question"]), *(("answers", text) for text in answers)]:
-        if not is_usable(value, str):
+        if not isinstance(value, str):
             raise ValueError(f"{place}: no usable '{name}'")
     kind = row.get("question_type") or question_type(row["question"])
     family = row.get("family") or QUESTION_TYPES.get(kind, "other")

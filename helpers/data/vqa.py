@@ -1,7 +1,5 @@
 """VQAv2 as it comes: files, question types, the official accuracy, targets, subsets, baselines."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json
@@ -13,13 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic.types import FailFast
 from torch import nn
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 FAMILIES = (
     "what", "what color", "where", "why", "how many", "how", "who", "which", "is/are", "other"
@@ -33,13 +34,6 @@ FILES = {
     "questions": ("v2_OpenEnded_mscoco_{0}2014_questions.json", "v2_Questions_{1}_mscoco.zip"),
     "annotations": ("v2_mscoco_{0}2014_annotations.json", "v2_Annotations_{1}_mscoco.zip"),
 }
-FIELDS = {
-    "questions": {"question_id": int, "image_id": int, "question": str},
-    "annotations": {
-        "question_id": int, "image_id": int, "question_type": str, "answer_type": str,
-        "multiple_choice_answer": str, "answers": list,
-    },
-}  # fmt: skip
 TEXTS = ("question", "question_type", "family", "answer_type")
 COLUMNS = Features(
     {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
@@ -91,6 +85,20 @@ def question_family(question_type: str) -> str:
     if question_type not in QUESTION_TYPES:
         raise ValueError(f"{question_type!r} is none of the 65 in data/question_types.csv")
     return QUESTION_TYPES[question_type]
+
+
+Number = Annotated[int, Field(ge=0, lt=10**18)]
+Text = Annotated[str, Field(min_length=0)]  # any limit makes pydantic refuse half characters
+TypeName = Annotated[str, AfterValidator(lambda name: question_family(name) and name)]
+RECORDS = {  # the fields of the official files that are read
+    "questions": TypedDict(
+        "Question", {"question_id": Number, "image_id": Number, "question": Text}
+    ),
+    "annotations": TypedDict("Annotation", {
+        "question_id": Number, "image_id": Number, "question_type": TypeName, "answer_type": Text,
+        "multiple_choice_answer": Text, "answers": list[TypedDict("Answer", {"answer": Text})],
+    }),
+}  # fmt: skip
 
 
 def _clean_answer(answer: str) -> str:
@@ -230,37 +238,32 @@ def read_vqa(root: str | Path, split: str) -> Dataset:
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     root = Path(root)
-    questions_file, questions = _read_records(root, split, "questions")
-    file, annotations = _read_records(root, split, "annotations")
-    both = [key for key in questions if key in annotations]
-    if not both:
+    file, questions = _read_records(root, split, "questions")
+    answers_file, annotations = _read_records(root, split, "annotations")
+    both = questions.join(annotations.rename(columns={"image_id": "annotated"}), how="inner")
+    if both.empty:
         problem = "share no question: are they of the same split?"
-        raise ValueError(f"{questions_file} and {file} {problem}")
-    for key in both:
-        if questions[key]["image_id"] != annotations[key]["image_id"]:
-            problem = f"is about another image than in {questions_file.name}"
-            raise ValueError(f"{file}: question_id {key} {problem}")
-    wordless = [key for key in both if not has_words(questions[key]["question"])]
-    odd = [key for key in both if len(annotations[key]["answers"]) != N_ANSWERS]
+        raise ValueError(f"{file} and {answers_file} {problem}")
+    if len(moved := both.index[both["image_id"] != both["annotated"]]):
+        problem = f"question_id {moved[0]} is about another image than in {file.name}"
+        raise ValueError(f"{answers_file}: {problem}")
+    wordless = both.index[~both["question"].map(has_words)]
+    odd = both.index[both["answers"].map(len) != N_ANSWERS]
     for place, what, left_out in (
-        (questions_file, "questions without annotation", questions.keys() - annotations),
-        (file, "annotations without question", annotations.keys() - questions),
-        (questions_file, "questions without words", wordless),
-        (file, f"questions without exactly {N_ANSWERS} answers", odd),
+        (file, "questions without annotation", questions.index.difference(annotations.index)),
+        (answers_file, "annotations without question", annotations.index.difference(both.index)),
+        (file, "questions without words", wordless),
+        (answers_file, f"questions without exactly {N_ANSWERS} answers", odd),
     ):
         warn_left_out(place, what, sorted(left_out))
-    ids = [key for key in both if key not in {*wordless, *odd}]
-    if not ids:
-        raise ValueError(f"{file}: no question has exactly {N_ANSWERS} answers; {OFFICIAL}")
-    columns = {name: [questions[key][name] for key in ids] for name in FIELDS["questions"]}
-    for name in ("question_type", "answer_type", "multiple_choice_answer"):
-        columns[name] = [annotations[key][name] for key in ids]
-    columns["family"] = [QUESTION_TYPES[name] for name in columns["question_type"]]
-    columns["answers"] = [[item["answer"] for item in annotations[key]["answers"]] for key in ids]
+    both = both.drop(wordless.union(odd)).reset_index()
+    if both.empty:
+        raise ValueError(f"{answers_file}: no question has exactly {N_ANSWERS} answers; {OFFICIAL}")
+    both["family"] = both["question_type"].map(QUESTION_TYPES)
     folder = f"{root.absolute()}/"  # joined as text: pathlib takes nine times as long
-    paths = (folder + name_image(split, image) for image in columns["image_id"])
-    columns["image"] = [{"bytes": None, "path": path} for path in paths]
-    return Dataset(pa.table({name: columns[name] for name in COLUMNS}, schema=COLUMNS.arrow_schema))
+    paths = (folder + name_image(split, image) for image in both["image_id"])
+    both["image"] = [{"bytes": None, "path": path} for path in paths]
+    return Dataset.from_pandas(both[list(COLUMNS)], COLUMNS, preserve_index=False)
 
 
 def has_words(question: str) -> bool:
@@ -273,25 +276,29 @@ def name_image(split: str, image_id: int) -> str:
     return f"{split}2014/COCO_{split}2014_{image_id:012d}.jpg"
 
 
-def _read_records(root: Path, split: str, kind: str) -> tuple[Path, dict[int, dict]]:
+def _read_records(root: Path, split: str, kind: str) -> tuple[Path, pd.DataFrame]:
     """The file that was read, and its checked records by question_id, in the file's order."""
     file, data = _read_json(root, split, kind)
-    records = data.get(kind) if isinstance(data, dict) else None
-    if not isinstance(records, list):
-        raise ValueError(f"{file}: not a VQAv2 file, it has no list '{kind}'; {OFFICIAL}")
+    data = data if isinstance(data, dict) else {}
     other = SPLITS[split == SPLITS[0]]
     if data.get("data_subtype") == f"{other}2014":
         raise ValueError(f"{file}: holds the {other} split (data_subtype); expected {split}")
-    known, repeated = {}, []
-    for position, record in enumerate(records):
-        _check_record(f"{file}: {kind}[{position}]", record, FIELDS[kind])
-        number = record["question_id"]
-        if (first := known.setdefault(number, record)) is not record:
-            if first != record:
-                raise ValueError(f"{file}: question_id {number} occurs twice and differs")
-            repeated.append(number)
-    warn_left_out(file, f"exact copies of other {kind}", repeated)
-    return file, known
+    schema = TypeAdapter(Annotated[list[RECORDS[kind]], FailFast()])
+    try:
+        records = schema.validate_python(data.get(kind), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, (kind, *problem["loc"])))  # annotations.1.answers.0.answer
+        raise ValueError(f"{file}: {place}: {problem['msg']}; {OFFICIAL}") from None
+    for record in records if kind == "annotations" else ():
+        record["answers"] = tuple(item["answer"] for item in record["answers"])
+    frame = pd.DataFrame(records, columns=list(RECORDS[kind].__annotations__))
+    copies = frame.duplicated()
+    numbers = frame.loc[~copies, "question_id"]
+    if len(twice := numbers[numbers.duplicated()]):
+        raise ValueError(f"{file}: question_id {twice.iloc[0]} occurs twice and differs")
+    warn_left_out(file, f"exact copies of other {kind}", frame.loc[copies, "question_id"].tolist())
+    return file, frame[~copies].set_index("question_id")
 
 
 def _read_json(root: Path, split: str, kind: str) -> tuple[Path, object]:
@@ -312,26 +319,6 @@ def _read_json(root: Path, split: str, kind: str) -> tuple[Path, object]:
     raise FileNotFoundError(
         f"{root} has neither {name} nor {zip_name}: the setting download=True fetches VQAv2"
     )
-
-
-def _check_record(place: str, record: object, fields: dict[str, type]) -> None:
-    record = record if type(record) is dict else {}
-    place += f" (question_id {record.get('question_id')})"
-    for name, kind in fields.items():
-        if not is_usable(record.get(name), kind):
-            raise ValueError(f"{place}: no usable '{name}'; {OFFICIAL}")
-    if "question_type" in fields and (kind := record["question_type"]) not in QUESTION_TYPES:
-        raise ValueError(f"{place}: question_type {kind!r} is none of VQAv2's 65; {OFFICIAL}")
-    for item in record.get("answers", []) if "answers" in fields else []:
-        if not (type(item) is dict and is_usable(item.get("answer"), str)):
-            raise ValueError(f"{place}: an answer without text; {OFFICIAL}")
-
-
-def is_usable(value: object, kind: type) -> bool:
-    """Whether a field is of this type: a number up to 18 digits, a text without half characters."""
-    if type(value) is not kind or (kind is int and not 0 <= value < 10**18):
-        return False
-    return kind is not str or value.isascii() or not re.search(r"[\ud800-\udfff]", value)
 
 
 def warn_left_out(place: str | Path, what: str, ids: Sequence[int]) -> None:

@@ -321,21 +321,22 @@ def test_files_that_are_broken_as_a_whole(tmp_path, records, name, content):
 
 
 @pytest.mark.parametrize(
-    ("kind", "field", "value"),
+    ("kind", "field", "value", "place"),
     [
-        ("questions", "question_id", None), ("questions", "image_id", "7"),
-        ("questions", "question_id", 10**19), ("questions", "image_id", -1),
-        ("questions", "question", "half an emoji: \ud83d"), ("annotations", "question_id", True),
-        ("annotations", "question_type", "what colour"), ("annotations", "answer_type", None),
-        *(("annotations", "answers", given) for given in ("yes", [{}], [{"answer": "\ude00"}])),
+        ("questions", "question_id", None, ""), ("questions", "image_id", "7", ""),
+        ("questions", "question_id", 10**19, ""), ("questions", "image_id", -1, ""),
+        ("questions", "question", "half an emoji: \ud83d", ""),
+        ("annotations", "question_id", True, ""), ("annotations", "answer_type", None, ""),
+        ("annotations", "question_type", "what colour", ": .*'what colour' is none of the 65"),
+        ("annotations", "answers", "yes", ""), ("annotations", "answers", [{}], r"\.0\.answer"),
+        ("annotations", "answers", [{"answer": "\ude00"}], r"\.0\.answer"),
     ],
 )  # fmt: skip
-def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, value):
+def test_missing_or_wrong_fields_name_the_place(tmp_path, records, kind, field, value, place):
     record = records[kind == "annotations"][1]
     record.pop(field) if value is None else record.update({field: value})
-    key = value if field == "question_id" else 7001
     name = QUESTIONS if kind == "questions" else ANNOTATIONS
-    with pytest.raises(ValueError, match=rf"{name}: {kind}\[1\] \(question_id {key}\): .*"):
+    with pytest.raises(ValueError, match=rf"{name}: {kind}\.1\.{field}{place}"):
         read_vqa(write_files(tmp_path, *records), "train")
 
 
