@@ -2,20 +2,18 @@
 
 import copy
 import io
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
 from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -27,8 +25,6 @@ from helpers.data.vqa import score_answers, soft_targets
 from helpers.run.cache import write_atomic
 
 logger = logging.getLogger(__name__)
-
-PART_SIZE = 512  # pictures a file: 0.3 GB at ViLT-B/32 size, and what a kill can cost
 
 
 class EncodedQuestions(torch.utils.data.Dataset):
@@ -225,24 +221,11 @@ class Pictures:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.sizes: dict[int, tuple[int, int]] = {}
-        self._part_of: dict[int, Path] = {}
-        self._files: dict[Path, Any] = {}  # opened when first read
-        for part in sorted(self.folder.glob("part-*.safetensors")):
-            with safe_open(part, "np") as file:
-                keys = file.keys()
-                shapes = {int(key): file.get_slice(key).get_shape() for key in keys}
-            self.sizes |= {image_id: tuple(shape[1:]) for image_id, shape in shapes.items()}
-            self._part_of |= dict.fromkeys(shapes, part)
+        sizes = json.loads((self.folder / "sizes.json").read_text())
+        self.sizes = {int(image_id): tuple(size) for image_id, size in sizes.items()}
 
     def __getitem__(self, image_id: int) -> Tensor:
-        part = self._part_of[image_id]
-        if part not in self._files:  # through numpy: torch would hand out the file's own memory
-            self._files[part] = safe_open(part, "np")
-        return torch.from_numpy(self._files[part].get_tensor(str(image_id)))
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_files": {}}  # an open file does not travel
+        return torch.from_numpy(np.load(self.folder / f"{image_id}.npy"))
 
 
 def write_pictures(
@@ -250,28 +233,28 @@ def write_pictures(
 ) -> Path:
     """Resize the pictures at `paths` (by image_id) into `folder`, for `Pictures(folder)` to read.
 
-    Parts part-00000.safetensors hold PART_SIZE pictures each, by image_id. Those that stand are
-    kept, so a killed call goes on where it was. ValueError names a picture that cannot be resized.
+    Each becomes <image_id>.npy, their sizes sizes.json. Files that stand are kept, so a killed call
+    goes on where it was. ValueError names a picture that cannot be resized.
     """
-    folder, image_ids = Path(folder), sorted(paths)
+    folder = Path(folder)
 
-    def resize(image_id: int) -> Tensor:
-        path = Path(paths[image_id])
+    def resize(image_id: int) -> tuple[int, ...]:
+        path, target = Path(paths[image_id]), folder / f"{image_id}.npy"
+        if target.is_file():
+            return np.load(target, mmap_mode="r").shape
         try:
-            return resize_image(read_picture(path), image_processor)
+            resized = resize_image(read_picture(path), image_processor)
         except (OSError, ValueError) as error:
             reason = str(error).replace(str(path), path.name)
             raise ValueError(f"image_id {image_id} ({path.name}): {reason}") from None
+        np.save(file := io.BytesIO(), resized.numpy())
+        write_atomic(target, file.getvalue())
+        return resized.shape
 
-    bar = tqdm(desc="resizing", total=len(paths), unit="picture")
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-        for start in range(0, len(image_ids), PART_SIZE):
-            chosen = image_ids[start : start + PART_SIZE]
-            part = folder / f"part-{start // PART_SIZE:05d}.safetensors"
-            if not part.is_file():
-                pictures = zip(map(str, chosen), pool.map(resize, chosen), strict=True)
-                write_atomic(part, save(dict(pictures)))
-            bar.update(len(chosen))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shapes = tqdm(pool.map(resize, paths), desc="resizing", total=len(paths), unit="picture")
+        sizes = {image_id: shape[1:] for image_id, shape in zip(paths, shapes, strict=True)}
+    write_atomic(folder / "sizes.json", json.dumps(sizes))
     return folder
 
 

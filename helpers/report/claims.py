@@ -52,15 +52,16 @@ def record_claim(
     most = random.max() if len(random) else np.nan
     if claim["relation"] == ">":
         threshold = np.fmax(threshold, most)
-    by_model = np.ravel(mean.by_model).astype(float)
-    verdict = judge(mean.low, mean.high, claim["relation"], threshold)
-    row = {
-        "verdict": verdict, "estimate": mean.estimate, "low": mean.low, "high": mean.high,
-        "threshold": threshold, "random": most, "n_questions": mean.n, "n_images": mean.n_images,
-        "n_models": mean.n_models,
-        "k_models": sum(holds(value, claim["relation"], threshold) for value in by_model),
+    of_models = [judge(one, one, claim["relation"], threshold) for one in np.ravel(mean.by_model)]
+    numbers = {
+        "estimate": mean.estimate, "low": mean.low, "high": mean.high, "threshold": threshold,
+        "random": most, "n_questions": mean.n, "n_images": mean.n_images,
+        "n_models": mean.n_models, "k_models": of_models.count("supported"),
     }  # fmt: skip
-    return _keep(study, key, {name: _plain(value) for name, value in row.items()})
+    numbers = {name: float(np.ravel(value)[0]) for name, value in numbers.items()}
+    known = {name: value for name, value in numbers.items() if np.isfinite(value)}
+    verdict = judge(mean.low, mean.high, claim["relation"], threshold)
+    return _keep(study, key, {"verdict": verdict, **known})
 
 
 def judge_means(
@@ -171,25 +172,12 @@ def judge(low: float, high: float, relation: str, threshold: float) -> str:
     return "contradicted" if high < threshold else "undecided"
 
 
-def holds(value: float, relation: str, threshold: float) -> bool:
-    """Whether one model's own number lies on the claimed side of the threshold."""
-    return judge(value, value, relation, threshold) == "supported"
-
-
 def find_claim(key: str) -> pd.Series:
     """A claim's row in data/claims.csv; ValueError that lists the keys where there is none."""
     claims = pd.read_csv(CLAIMS, dtype={"notebook": str}).set_index("key")
     if key not in claims.index:
         raise ValueError(f"there is no claim {key!r}; known: {', '.join(claims.index)}")
     return claims.loc[key]
-
-
-def _plain(value: object) -> object:
-    """A number as JSON has it: None for NaN."""
-    if isinstance(value, str):
-        return value
-    number = float(np.ravel(value)[0])
-    return number if np.isfinite(number) else None
 
 
 def _keep(study: Study, key: str, row: dict) -> Markdown:
@@ -206,7 +194,7 @@ def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
     """
     if len(set(names)) < len(names):
         raise ValueError(f"RUNS={list(names)}: a run is named twice, which would hide the spread")
-    shared = {name: getattr(study, name) for name in SHARED}
+    own = {field.name for field in fields(Study)} - {*SHARED, "run_name"}
     found = []
     for name in names:
         run = replace(study, run_name=name)
@@ -214,23 +202,14 @@ def find_runs(study: Study, names: Sequence[str]) -> list[Study]:
             known = sorted(path.parent.name for path in run.run_dir.parent.glob("[!.]*/claims"))
             known = f"Runs that do: {', '.join(known) or 'none'}"
             raise ValueError(f"RUNS: {name!r} holds no claims in {study.runs_root}. {known}")
-        found.append(replace(run, **(_read_settings(run) | shared | {"run_name": name})))
+        recorded = (read_json(run.run_dir / "run.json") or {}).get("settings", {})
+        found.append(replace(run, **{key: recorded[key] for key in own & set(recorded)}))
     return found
-
-
-def _read_settings(run: Study) -> dict:
-    """The settings in a run's run.json that Study still knows."""
-    known = {field.name for field in fields(Study)}
-    recorded = read_json(run.run_dir / "run.json") or {}
-    settings = recorded.get("settings", {})
-    return {name: value for name, value in settings.items() if name in known}
 
 
 def compare_claims(runs: Sequence[Study]) -> pd.DataFrame:
     """Every claim that some run has judged, a row a run: run, seed, and what `read_claims` has."""
-    tables = [
-        read_claims(run.run_dir).assign(run=run.run_name, seed=run.seed) for run in runs
-    ]  # fmt: skip
+    tables = (read_claims(run.run_dir).assign(run=run.run_name, seed=run.seed) for run in runs)
     table = pd.concat(tables, ignore_index=True)
     judged = table.loc[table["verdict"] != "not measured yet", "key"]
     columns = ["run", "seed", "key", "claim", "verdict", "estimate", "low", "high", "unit",

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import nbformat
 import pandas as pd
-from bs4 import BeautifulSoup
 from IPython.display import Image, Markdown, display
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
@@ -157,20 +156,20 @@ def write_pages(study: Study, runs: Sequence[str] = ()) -> list[Path]:
     names = [study.run_name, *(name for name in runs if name != study.run_name)]
     compared = tabulate_runs(compare_claims(find_runs(study, names))) if names[1:] else None
     report = {
-        "hero": load_figure(study, HERO),
+        "hero": find_figure(study, HERO),
         "sentences": say_sentences(study),
         "claims": claims.to_dict("records"),
         "verdicts": VERDICTS,
         "sections": [
             section._asdict() | {
                 "claims": claims[claims["notebook"] == section.notebook].to_dict("records"),
-                "figure": load_figure(study, section.figures)}
+                "figure": find_figure(study, section.figures)}
             for section in SECTIONS
         ],
         "runs": [] if compared is None else compared.to_dict("records"),
     }  # fmt: skip
     slides = [
-        {"claim": claims.loc[key].to_dict(), "figure": load_figure(study, names, "_slide")}
+        {"claim": claims.loc[key].to_dict(), "figure": find_figure(study, names, "_slide")}
         for key, *names in SLIDES
     ]
     pages = {
@@ -225,15 +224,20 @@ def say_sentences(study: Study) -> list[str]:
     return [sentence.format_map(said) for sentence in SENTENCES]
 
 
-def find_figure(study: Study, names: Sequence[str], ending: str = "") -> tuple[Path, str] | None:
-    """The first of these figures that the run holds, and its caption in the notebooks; or None.
+def find_figure(study: Study, names: Sequence[str], ending: str = "") -> dict | None:
+    """The first of these figures that the run holds, or None: path, src, caption, and its shape.
 
-    ending: "_slide" prefers it as it was saved for slides.
+    ending: "_slide" prefers it as it was saved for slides. src: its bytes as an address. caption:
+    of the notebooks. wide: whether it is, for a slide.
     """
     for name in names:
         for path in (study.run_dir / "figures" / f"{name}{end}.png" for end in (ending, "")):
             if path.is_file():
-                return path, find_caption(study.root, name)
+                src = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+                with PictureFile.open(path) as image:
+                    wide = image.width > WIDE * image.height
+                caption = find_caption(study.root, name)
+                return {"path": path, "src": src, "caption": caption, "wide": wide}
     return None
 
 
@@ -256,22 +260,10 @@ def show_section(study: Study, section: Section) -> None:
     claims = claims[claims["notebook"] == section.notebook]
     display(Markdown(f"### {section.notebook} · {section.question}\n\n{format_claims(claims)}"))
     if figure := find_figure(study, section.figures):
-        path, caption = figure
-        display(Image(path.read_bytes(), alt=caption), Markdown(f"*{caption}*"))
+        caption = figure["caption"]
+        display(Image(figure["path"].read_bytes(), alt=caption), Markdown(f"*{caption}*"))
     reading = f"**How to read it.** {section.reading}"
     display(Markdown(f"{reading}\n\n**What it does not show.** {section.limits}"))
-
-
-def load_figure(study: Study, names: Sequence[str], ending: str = "") -> dict | None:
-    """What `find_figure` finds: its bytes as an address, caption, shape."""
-    found = find_figure(study, names, ending)
-    if found is None:
-        return None
-    path, caption = found
-    with PictureFile.open(path) as image:
-        wide = image.width > WIDE * image.height
-    data = base64.b64encode(path.read_bytes()).decode()
-    return {"src": f"data:image/png;base64,{data}", "caption": caption, "wide": wide}
 
 
 def render(template: str, **values: object) -> str:
@@ -283,7 +275,7 @@ def render(template: str, **values: object) -> str:
     values["script_hash"] = f"sha256-{base64.b64encode(digest).decode()}"
     options = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, **options)
-    environment.filters |= {"markdown": render_markdown, "line": render_line, "plain": render_plain}
+    environment.filters |= {"markdown": render_markdown, "line": render_line}
     return environment.get_template(template).render(**values)
 
 
@@ -302,8 +294,3 @@ def render_markdown(source: str) -> Markup:
 def render_line(source: str) -> Markup:
     """A line of Markdown as safe HTML, without the paragraph around it."""
     return Markup(re.sub(r"^<p>(.*)</p>$", r"\1", str(render_markdown(source)), flags=re.DOTALL))
-
-
-def render_plain(source: str) -> str:
-    """The text of Markdown, for an attribute or a title."""
-    return BeautifulSoup(render_markdown(source), "html.parser").get_text().strip()

@@ -137,9 +137,8 @@ def check_cards(cards: Sequence[dict]) -> tuple[int, int]:
     shapes = [{name: maps.shape[:-3] for name, maps in card["maps"].items()} for card in cards]
     for number, shape in enumerate(shapes, start=1):
         if shape != shapes[0]:
-            raise ValueError(
-                f"question {number} has other methods, layers or heads than question 1"
-            )
+            problem = "has other methods, layers or heads than question 1"
+            raise ValueError(f"question {number} {problem}")
     if not shapes[0]:
         raise ValueError("the cards hold no maps")
     axes = list(shapes[0].values())
@@ -180,16 +179,11 @@ def pack_maps(card: dict, method: str) -> dict[str, str]:
 
 
 def encode_picture(picture: Image.Image) -> str:
-    """A picture as a data address, at most LONGEST_SIDE pixels: as PNG or JPEG, what is smaller."""
+    """A picture as a data address (WebP), at most LONGEST_SIDE pixels."""
     small = picture.convert("RGB")
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    encoded = {}
-    for kind, settings in {"png": {"optimize": True}, "jpeg": {"quality": 88}}.items():
-        file = io.BytesIO()
-        small.save(file, kind, **settings)
-        encoded[kind] = file.getvalue()
-    kind = min(encoded, key=lambda name: len(encoded[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+    small.save(file := io.BytesIO(), "webp", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def escape_json(value: object) -> str:
