@@ -26,6 +26,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image as PictureFile
 
 from helpers.report.claims import (
+    CLAIMS,
     compare_claims,
     find_runs,
     format_claims,
@@ -186,6 +187,7 @@ def describe_claims(study: Study) -> pd.DataFrame:
     said["asked"] += " " + table["unit"]
     places = find_places(study.root)
     table = table[["key", "notebook", "claim", "verdict", "n_models"]].join(said)
+    table["measure"] = pd.read_csv(CLAIMS)["measure"]
     table["look"] = table["verdict"].str.replace(" ", "-")
     table["place"] = [places.get(key) for key in table["key"]]
     return table.set_index("key", drop=False)
