@@ -65,10 +65,9 @@ def measure_importance_on_train(
     """Measure the importance of each head and layer in four ways on training questions; once.
 
     On `sample_for_removal` of the training questions, so that no validation question decides what
-    is removed. Returns the increase of the loss without each (LOSS_INCREASES), the gradient
-    (IMPORTANCE), the attention split, and what each head contributes to random sets of heads
-    (`joint.fit_contributions`); kept in shards in run_dir/spare_losses, spare_gradients,
-    spare_attention and spare_sets_0; a killed run continues.
+    is removed. Returns `loss_increases`, `importance_measures`, the attention split, and
+    `fit_contributions` of random sets of heads; kept in shards in run_dir/spare_losses,
+    spare_gradients, spare_attention and spare_sets_0; a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, train)
     lower, split = in_measuring_precision(model, study), {"split": MEASURES["split"]}
@@ -118,7 +117,7 @@ def predict_without(
     """Number of the answer to each question without these heads and layers: (question, removal).
 
     removals: heads and layers that are silenced together, ([], []) for the intact model. rows: some
-    of the questions. Removals that begin alike share the computation up to where they part.
+    of the questions.
     """
     rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
     predicted = np.zeros((len(encoded), len(removals)), dtype=int)
@@ -129,11 +128,10 @@ def predict_without(
             of_heads[layer, own] = 0
     scaled = zip(scale_heads(gains), removals, strict=True)
     variants = [edits | dict.fromkeys(layers) for edits, (_, layers) in scaled]  # None: left out
-    with tqdm(total=len(rows), desc="removals", unit="question") as progress:
-        for batch_rows, batch in encoded.batches(batch_size, rows):
-            found = answer_variants(pack_forward(model, batch), variants)
-            predicted[batch_rows] = found["variant_answer"].cpu()
-            progress.update(len(batch_rows))
+    batches = encoded.batches(batch_size, rows)
+    for batch_rows, batch in tqdm(batches, "removals", -(-len(rows) // batch_size), unit="batch"):
+        found = answer_variants(pack_forward(model, batch), variants)
+        predicted[batch_rows] = found["variant_answer"].cpu()
     return predicted[rows]
 
 
@@ -143,10 +141,9 @@ def prune_and_finetune(
     """Prune heads and layers of the fine-tuned model and fine-tune the rest; once.
 
     As `finetune.finetune`, for `prune_epochs` passes over TRAIN_SHARE of the training questions at
-    LEARNING_RATE_FACTOR times `learning_rate` throughout (the answer head is no longer new); a
-    killed training continues. selection_rows:
-    validation questions whose accuracy selects the checkpoint and stops the training, none of them
-    one that the model is tested on. Returns run_dir/light_<name>, which `load_vilt` loads.
+    LEARNING_RATE_FACTOR times `learning_rate` throughout; a killed training continues.
+    selection_rows: validation questions whose accuracy selects the checkpoint, none of them one
+    that the model is tested on. Returns run_dir/light_<name>, which `load_vilt` loads.
     """
     heads, layers = [*map(tuple, removal[0])], [*removal[1]]
     names = ("seed", "prune_epochs", "batch_size", "learning_rate", "precision", "patience")
@@ -188,10 +185,7 @@ def select_smallest(candidates: pd.DataFrame, tolerance: float) -> str:
 
 
 def save_selected(study: Study, model: nn.Module, processor: ViltProcessor, name: str) -> Path:
-    """Save the selected model and its processor in run_dir/model_light; once.
-
-    name: what it is called in the run's tables; kept in chosen.json. `load_vilt` loads the folder.
-    """
+    """Save the selected model, its processor and its name in run_dir/model_light; once."""
     digest = hashlib.sha256()
     for weight in model.state_dict().values():
         digest.update(weight.cpu().numpy().tobytes())

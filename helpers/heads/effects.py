@@ -41,12 +41,10 @@ def removal_effects(
 ) -> pd.DataFrame:
     """What each removal costs over all questions and per family: a row a removal and family.
 
-    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,);
-    bounds: as in `bootstrap_mean`.
-    Columns: layer, head and name (where lost has heads), family ("all" first), drop (mean points
-    lost), low, high (95 %, bootstrap over images), p (of neither loss nor gain, errors clustered by
-    image), p_corrected (Benjamini-Hochberg over all rows), told (whether there are enough
-    questions), significant, n, n_clusters.
+    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,); bounds:
+    as in `bootstrap_mean`. Columns: layer, head and name (where lost has heads), family ("all"
+    first), drop (mean points lost), low, high, p (of `mean_difference_test`), p_corrected (over all
+    rows that are told), told (enough questions), significant, n, n_clusters.
     """
     families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = ("layer", "head")[: lost.ndim - 1], []
@@ -139,8 +137,8 @@ def mean_lead(
 ) -> ModelMean:
     """Mean over models of the sums of `count_needed`, for further models.
 
-    leads: (heads,) of each model; image_ids: of the questions counted in. With one model, or where
-    all models have the same lead, the interval is of a bootstrap over the first one's heads.
+    leads: (heads,) of each model; image_ids: of the questions counted in. With one model, or equal
+    leads, the interval is of a bootstrap over the first one's heads.
     """
     n_heads = len(leads[0])
     by_head = bootstrap_mean(leads[0], np.arange(n_heads), n_resamples, seed, bounds=(-1, 1))
@@ -159,7 +157,7 @@ def rank_over_models(
     """Does a measure rank heads as their removal does? Mean rank correlation over models.
 
     measures: (layer, head) of each model; lost: (question, layer, head) of each. With one model the
-    interval is over its heads (`rank_correlation`). NaN where a model has none.
+    interval is over its heads. NaN where a model has no correlation.
     """
     pairs = zip(measures, lost, strict=True)
     ranks = [rank_correlation(one, cost.mean(0), n_resamples, seed) for one, cost in pairs]
@@ -200,9 +198,9 @@ def rank_measures(
     """Do measures of importance (layer, head) rank the heads alike? A row a pair of measures.
 
     Columns: over ("all heads", or "within layers": each less its layer's mean), first, second,
-    correlation (Spearman), low, high (95 %, bootstrap over heads, as if drawn independently), n
-    (heads), p (`rank_permutation_test` within layers: heads of a layer are alike, so that an
-    interval over all heads leaves out 0 in 8 to 20 % of cases where nothing is in common).
+    correlation, low, high (of `rank_correlation`), n (heads), p (`rank_permutation_test` within
+    layers: heads of a layer are alike, so that an interval over all heads leaves out 0 in 8 to 20 %
+    of cases where nothing is in common).
     """
     rows = []
     for over in ("all heads", "within layers"):

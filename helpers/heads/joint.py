@@ -1,6 +1,5 @@
 """Heads removed or emphasised together: what each contributes, and which stand in for each other.
 
-    pairs = measure_joint(study, model, encoded, "pairs")  # singles, pairs, heads emphasised
     sets = measure_joint(study, model, encoded, "sets")    # random sets of heads removed
     contributions, r2 = fit_contributions(sets.gains, logits_lost(sets.table).mean(0))
 
@@ -62,10 +61,7 @@ def list_pairs(n_heads: int, n_pairs: int, seed: int = 0) -> np.ndarray:
 
 
 def pair_gains(shape: tuple[int, int], pairs: np.ndarray) -> np.ndarray:
-    """Gains (variant, layer, head): each head removed, each at all FACTORS, then each pair removed.
-
-    shape: layers and heads a layer.
-    """
+    """Gains (variant, layer, head): each head removed, each at all FACTORS; each pair removed."""
     n_heads = shape[0] * shape[1]
     factors = np.repeat([0.0, *FACTORS], n_heads)
     gains = np.ones((len(factors) + len(pairs), n_heads))
@@ -89,9 +85,9 @@ def measure_joint(
 ) -> Variants:
     """The answers to a sample of questions with heads scaled together; once, in shards.
 
-    kind: "pairs", `pair_gains` on `pair_questions`, with all pairs of heads or at most `joint_sets`
-    of them; or "sets", `joint_sets` of `sample_sets` on `joint_questions`. number: which of the
-    study's models it is. Kept in run_dir/<kind>_<number>; another kind is sets of that name.
+    kind: "pairs", `pair_gains` of at most `joint_sets` pairs on `pair_questions`; else `joint_sets`
+    of `sample_sets` on `joint_questions`. number: which of the study's models it is. Kept in
+    run_dir/<kind>_<number>.
     """
     shape = model.config.num_hidden_layers, model.config.num_attention_heads
     setting, gains = "joint_questions", sample_sets(shape, study.joint_sets, study.seed)
@@ -109,8 +105,8 @@ def measure_joint(
     layout = {"probability": ("float32", ()), **of_variants}
     inputs = study.settings("seed", "joint_sets", setting) | {"number": number}
     inputs["used"] = source_digest("helpers/heads")
-    lower, name = in_measuring_precision(model, study), f"{kind}_{number}"
-    return Variants(extract_once(study, name, lower, some, measure, layout, **inputs), gains)
+    step = f"{kind}_{number}", in_measuring_precision(model, study), some, measure, layout
+    return Variants(extract_once(study, *step, **inputs), gains)
 
 
 def logits_lost(table: AttentionTable) -> np.ndarray:
@@ -125,9 +121,9 @@ def logits_lost(table: AttentionTable) -> np.ndarray:
 def fit_contributions(gains: np.ndarray, lost: ArrayLike) -> tuple[np.ndarray, float]:
     """What each head contributes, from sets of heads removed: contributions (layer, head), R^2.
 
-    gains: of `sample_sets`; lost: (set,), such as the mean of `logits_lost`. Ridge regression of
-    what a set costs on the heads in it; the penalty is the one of PENALTIES that predicts best.
-    R^2: of each set predicted from the others (leave-one-out, in closed form from the leverages).
+    gains: of `sample_sets`; lost: (set,), such as the mean of `logits_lost`. Ridge regression on
+    the heads of each set. R^2: of each set predicted from the others (leave-one-out, from the
+    leverages), with the one of PENALTIES that predicts best.
     """
     removed, lost = 1 - gains.reshape(len(gains), -1), np.asarray(lost, dtype=float)
     x, y, n = removed - removed.mean(0), lost - lost.mean(), len(lost)
@@ -143,10 +139,9 @@ def fit_contributions(gains: np.ndarray, lost: ArrayLike) -> tuple[np.ndarray, f
 
 
 def split_variants(values: np.ndarray, n_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values (question, variant) of `pair_gains` apart.
+    """Values (question, variant) of `pair_gains` apart; n_heads: over all layers.
 
-    n_heads: over all layers. Returns those of heads removed (question, head), of heads emphasised
-    (question, factor, head) and of pairs removed (question, pair).
+    Of heads removed (question, head), emphasised (question, factor, head), pairs (question, pair).
     """
     ends = n_heads, n_heads * (len(FACTORS) + 1)
     single, emphasised, pairs = np.split(values, ends, axis=1)
@@ -154,9 +149,9 @@ def split_variants(values: np.ndarray, n_heads: int) -> tuple[np.ndarray, np.nda
 
 
 def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray:
-    """What a pair costs beyond the sum of what its two heads cost alone: (question, pair).
+    """What a pair costs beyond what its two heads cost alone: (question, pair), from `pair_gains`.
 
-    lost: (question, variant) of `pair_gains`. Above 0 where two heads stand in for each other.
+    Above 0 where two heads stand in for each other.
     """
     single, _, together = split_variants(lost, n_heads)
     return together - single[:, pairs].sum(2)
@@ -165,10 +160,7 @@ def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray
 def share_of_backups(
     excess: Sequence[np.ndarray], image_ids: ArrayLike, least: float = 2
 ) -> ModelMean:
-    """Percent of the pairs that cost more than `least` points beyond the sum, mean over models.
-
-    excess: (question, pair) of each model, of `pair_excess`, on the same questions.
-    """
+    """Percent of pairs whose `pair_excess` (of each model) is over `least` points, over models."""
 
     def share(model: int, rows: np.ndarray) -> float:
         return 100 * np.mean(excess[model][rows].mean(0) > least + 1e-6)  # not by rounding
@@ -179,10 +171,10 @@ def share_of_backups(
 def tabulate_pairs(
     excess: Sequence[np.ndarray], pairs: np.ndarray, n_heads_a_layer: int, half: np.ndarray
 ) -> pd.DataFrame:
-    """Every pair of heads of every model: a row each.
+    """Every pair of heads of every model: a row each; half: (question,), half of the images.
 
-    half: (question,), half of the images. Columns: model, first, second (heads as L3H7), excess
-    (points, `pair_excess`), excess_a, excess_b (on each half of the images).
+    Columns: model, first, second (heads as L3H7), excess (points, `pair_excess`), excess_a,
+    excess_b (on each half).
     """
     first, second = (
         name_heads(
@@ -204,8 +196,8 @@ def tabulate_emphasis(
     """What rises and what falls when one head says more, or nothing: a row a family and factor.
 
     lost: (question, variant) of `pair_gains`, a model each. Columns: family ("all" first), factor
-    (0: removed), estimate, low, high (points of accuracy lost, mean over heads and models), risen
-    and fallen (heads a model that gain or lose more than 2 points), n, n_models.
+    (0: removed), estimate, low, high (points lost, mean over heads and models), risen and fallen
+    (heads a model that gain or lose more than 2 points), n, n_models.
     """
     parts = [split_variants(of_model, n_heads)[:2] for of_model in lost]
     lost = np.stack([np.concatenate([one[:, None], more], axis=1) for one, more in parts])
@@ -228,8 +220,8 @@ def compare_contributions(
     """Do measures rank heads as their contributions to sets do? A row a measure.
 
     measures: name -> (layer, head) of each model; sets: of `measure_joint`, of each model. Columns:
-    measure, correlation, low, high (Spearman over heads, mean over models), r2 (of the linear model
-    of sets, of sets that it has not seen, mean over models), n_models.
+    measure, correlation, low, high (of `rank_over_models`), r2 (of `fit_contributions`, mean over
+    models), n_models.
     """
     fits = [fit_contributions(each.gains, logits_lost(each.table).mean(0)) for each in sets]
     contributions, r2 = [of_heads[None] for of_heads, _ in fits], np.mean([r2 for _, r2 in fits])

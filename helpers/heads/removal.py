@@ -5,8 +5,6 @@ with ablate_heads(model, [(3, 7), (5, 0)]):
 
 removals, gradients = measure_removals(study, model, processor, data)    # every one in turn
 lost = score_removals(removals, "zero_head", answers, model.config.id2label)
-pairs, change, total_change = measure_patching(study, model, processor, data, table)
-patching_effect(change, total_change)     # percent of the change that a head carries
 """
 
 from collections import defaultdict
@@ -163,9 +161,8 @@ def removal_measures(
 ) -> dict[str, Tensor]:
     """The answers to a batch without each head and each layer in turn, as `list_measures` says.
 
-    means: of `mean_z`, for mean_head. <name>_answer, for the names of the modes: number of the
-    answer. <name>_probability, and probability of the intact model: sigmoid of the logit of the
-    intact model's answer, which moves before the answer does. logits: intact, (question, answer).
+    means: of `mean_z`, for mean_head. <name>_answer and <name>_probability, for the names of the
+    modes, and the intact model's logits and probability: as in `answer_variants`.
     """
     layers = range(model.config.num_hidden_layers)
     make = {
@@ -191,8 +188,8 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     """How much the loss on each question rises without each head and each whole layer.
 
     Loss: binary cross-entropy with batch["labels"], summed over answers, as in training. Returns
-    head_loss (question, layer, head), with 0 in place of the head's z; layer_loss (question,
-    layer); logits, intact (question, answer).
+    head_loss (question, layer, head); layer_loss (question, layer); intact logits (question,
+    answer).
     """
     labels, n_layers = batch["labels"].to(model.device), model.config.num_hidden_layers
     variants = remove_each_head(model) + [{layer: None} for layer in range(n_layers)]
@@ -239,27 +236,24 @@ def measure_removals(
     """Remove each head and each layer in turn, and measure each head's gradient importance; once.
 
     On `sample_for_removal` of data, the validation questions; number: which of the study's models.
-    Returns `removal_measures`, of the first model in all ABLATION_MODES and of the others with
-    heads put to zero alone, in half precision on a GPU as attention is; and IMPORTANCE, in the
-    model's own precision. Kept in shards in run_dir/removals and run_dir/importance (of the second
-    model removals_1 and importance_1), so that a killed run continues.
+    Returns `removal_measures`, of the first model in all ABLATION_MODES and of the others in
+    zero_head alone, in half precision on a GPU as attention is; and `importance_measures`, in the
+    model's own precision. Kept in run_dir/removals and run_dir/importance (removals_1, ... of the
+    second model) in shards, so that a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, data)
-    lower, modes = (
-        in_measuring_precision(model, study),
-        ("zero_head",) if number else ABLATION_MODES,
-    )
+    modes, suffix = (("zero_head",), f"_{number}") if number else (ABLATION_MODES, "")
+    lower, inputs = in_measuring_precision(model, study), inputs | {"number": number}
     means = cache(lambda: mean_z(lower, encoded, study.extract_batch_size))  # only when needed
 
     def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return removal_measures(model, batch, means() if "mean_head" in modes else None, modes)
 
-    gradient, suffix = (importance_measures, IMPORTANCE), f"_{number}" if number else ""
-    inputs, names = inputs | {"number": number}, ("removals" + suffix, "importance" + suffix)
-    removals = extract_once(
-        study, names[0], lower, encoded, measure, list_measures(modes), **inputs
+    steps = (
+        (f"removals{suffix}", lower, encoded, measure, list_measures(modes)),
+        (f"importance{suffix}", model, encoded, importance_measures, IMPORTANCE),
     )
-    return removals, extract_once(study, names[1], model, encoded, *gradient, **inputs)
+    return tuple(extract_once(study, *step, **inputs) for step in steps)
 
 
 def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -317,12 +311,11 @@ def patch_heads(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far does the answer move when one head's z comes from another question?
 
-    pairs: of `find_pairs`. The target's forward pass is run with one head's z taken from the
-    source's, at every token (Vig et al. 2020, "Causal mediation analysis for interpreting neural
-    NLP"; Wang et al. 2023, "Interpretability in the wild"). With D the logit of the source's answer
-    minus that of the target's answer, returns change (pair, layer, head): D patched - D target, and
-    total_change (pair,): D source - D target. Their ratio is 0 where a head carries nothing and 1
-    where it carries everything. Heads overlap and oppose each other: ratios need not sum to 1.
+    pairs: of `find_pairs`. The target's pass takes one head's z from the source's, at every token
+    (Vig et al. 2020, "Causal mediation analysis for interpreting neural NLP"; Wang et al. 2023,
+    "Interpretability in the wild"). With D the logit of the source's answer minus that of the
+    target's answer, returns change (pair, layer, head): D patched - D target, and total_change
+    (pair,): D source - D target. Heads overlap and oppose each other: ratios need not sum to 1.
     """
     n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
     order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][0]))
@@ -345,8 +338,8 @@ def patch_heads(
 def patching_effect(change: np.ndarray, total_change: np.ndarray) -> np.ndarray:
     """Percent of the total change that each head carries: (pair, layer, head).
 
-    The mean over pairs is the ratio sum(change) / sum(total_change), about which each pair's value
-    is linearised (`linearise_ratio`): a pair's own would be extreme where total_change is small.
+    The mean over pairs is sum(change) / sum(total_change) (`linearise_ratio`): a pair's own ratio
+    would be extreme where its total_change is small.
     """
     return 100 * linearise_ratio(change, total_change[:, None, None])
 
@@ -361,9 +354,9 @@ def measure_patching(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patch each head between pairs of validation questions; once.
 
-    data: the validation questions. table: their attention, with the model's answers. Of the pairs
-    of `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs
-    (pair, 2) as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
+    data: the validation questions. table: their attention, with the model's answers. Of
+    `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs (pair, 2)
+    as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
     """
 
     def patch(folder: Path) -> None:

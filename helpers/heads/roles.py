@@ -104,13 +104,12 @@ def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None)
     chance, 1 the most possible; NaN where a question cannot tell (no box, a single word). With mass
     m on the role's keys and m0 that of uniform attention over all tokens:
 
-    readers:        (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
-    local:          m (1 - d / d0), with d the mean distance to keys of the query's own kind and
-                    d0 that of uniform attention over them, the token itself included.
-    global:         (m - m0) / (1 - m0), times 0 for d / d0 <= 1/2, rising to 1 for d / d0 >= 1.
-    sink:           as readers, m being the mass on sinks that reads next to nothing:
-                    attention on empty tokens whose values are as large as others' is no sink.
-    grounding:      (hit - chance) / (1 - mean chance), the mean of the [CLS] and the words query.
+    readers:    (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
+    local:      m (1 - d / d0), with d the mean distance to keys of the query's own kind and d0 that
+                of uniform attention over them, the token itself included.
+    global:     (m - m0) / (1 - m0), times 0 for d / d0 <= 1/2, rising to 1 for d / d0 >= 1.
+    sink:       as readers, m being the mass on sinks whose values are small (reads nothing).
+    grounding:  (hit - chance) / (1 - mean chance), the mean of the [CLS] and the words query.
 
     Text includes [CLS] and [SEP], image its CLS: a sink can be a reader too.
     """
@@ -188,13 +187,10 @@ def score_roles(
     by_question: of `score_by_question`; image_ids: (question,). random: `mean_scores` of models
     with random weights. Roles of which no question tells anything are left out.
     Columns: layer, head, name, role, score, low, high, n, n_clusters, null (score of the highest
-    random head), p, p_corrected (Benjamini-Hochberg over roles and heads), reaches_answer, passes.
-
-    p is the chance that a random head scores as high: (1 + random heads at least as high) / (1 +
-    random heads), over all heads of all random models, since a head has no partner in a model with
-    other weights. passes: the questions are enough, score >= min_score, and p_corrected < 0.05.
-    reaches_answer is False where no answer depends on the queries: in the last layer only [CLS]
-    is read.
+    random head), p (`empirical_p` over all heads of all random models, as a head has no partner in
+    a model with other weights), p_corrected (over roles and heads), reaches_answer (False where no
+    answer depends on the queries: in the last layer only [CLS] is read), passes (the questions are
+    enough, score >= min_score, and p_corrected < 0.05).
     """
     tables = []
     for role, values in by_question.items():
@@ -228,8 +224,7 @@ def count_roles(scores: pd.DataFrame, min_score: float = 0.1) -> pd.DataFrame:
     """How many heads have each role, and for how many it is not certain: a row a role.
 
     scores: of `score_roles`. Columns: role, meaning, heads (that have it), undecided (the interval
-    of the score reaches both sides of min_score), highest (score), random (the highest random
-    head's).
+    reaches both sides of min_score), highest (score), random (the highest random head's).
     """
     near = (scores["low"] < min_score) & (scores["high"] >= min_score)
     near &= scores["p_corrected"] < 0.05
@@ -245,9 +240,9 @@ def find_example(
 ) -> dict:
     """What a card's head looks at in a typical question, the one whose score is nearest its mean.
 
-    card: a row of `score_roles`; by_question: of `score_by_question`. Returns row (of encoded)
-    and question; weights, from the role's queries (the first of them): over text tokens and, last,
-    all patches, with their names in tokens; or, where the role is about patches, (rows, columns).
+    card: a row of `score_roles`; by_question: of `score_by_question`. Returns row (of encoded),
+    question and weights, from the first of the role's queries: over text tokens and, last, all
+    patches, with their names in tokens; or, where the role is about patches, (rows, columns).
     """
     layer, head, role = card["layer"], card["head"], card["role"]
     scores = by_question[role][:, layer, head]
@@ -307,9 +302,9 @@ def compare_image_halves(
 ) -> pd.DataFrame:
     """Would the roles be found on other images? Two random halves of the images, a row a role.
 
-    by_question, image_ids, random: of `score_roles`. Columns: role, correlation, low, high
-    (Spearman over heads, 95 % bootstrap over heads), passes_a, passes_b (heads that pass in each
-    half), agreement (share of heads with the same verdict), n_heads.
+    by_question, image_ids, random: of `score_roles`. Columns: role, correlation, low, high (of
+    `rank_correlation`), passes_a, passes_b (heads that pass in each half), agreement (share of
+    heads with the same verdict), n_heads.
     """
     half, image_ids, tables = split_images(image_ids, seed), np.asarray(image_ids), []
     for rows in (half, ~half):

@@ -93,13 +93,12 @@ def bootstrap_by_group(
     estimate, low, high, n, n_clusters (images). Groups come in order of appearance (a pandas
     Categorical: its own order); questions without a group are left out.
     """
-    values, codes = check_rows(values, image_ids)
-    group_codes, names = code_groups(groups, len(values))
+    values, images = check_rows(values, image_ids)
+    codes, names = code_groups(groups, len(values))
     columns = ["group", *axes, *Interval._fields]
     tables = [pd.DataFrame(columns=columns)]
-    for code, name in enumerate(names):
-        rows = group_codes == code
-        interval = bootstrap_mean(values[rows], codes[rows], n_resamples, seed, bounds=bounds)
+    for rows, name in ((codes == code, name) for code, name in enumerate(names)):
+        interval = bootstrap_mean(values[rows], images[rows], n_resamples, seed, bounds=bounds)
         tables.append(interval.to_table(axes).assign(group=name))
     return pd.concat(tables[1:] or tables, ignore_index=True)[columns]
 
