@@ -276,6 +276,16 @@ def test_the_auc_compares_within_families_only():
     assert np.isnan(stratified_auc(values[groups == "c"], positive[groups == "c"], ["c"] * 15))
 
 
+def test_words_that_only_one_kind_has_tell_the_kinds_apart_on_other_images():
+    texts = pd.Series(["Is a car a vehicle?", "Is the car red?"] * 20)
+    positive, images = np.arange(40) % 2 == 1, np.arange(40) // 2
+    scores = modality.score_by_words(texts, positive, images)
+    assert stratified_auc(scores, positive, ["is"] * 40) == 1
+    alike = modality.score_by_words(pd.Series(["Is it red?"] * 40), positive, images)
+    assert stratified_auc(alike, positive, ["is"] * 40) == pytest.approx(0.5)
+    assert np.isnan(modality.score_by_words(texts, np.ones(40, dtype=bool), images)).all()
+
+
 def test_ranks_within_families_are_spearmans_and_ignore_what_lies_between_them():
     rng = np.random.default_rng(1)
     x, y, groups = rng.normal(size=40), rng.integers(0, 5, 40).astype(float), np.arange(40) // 20
