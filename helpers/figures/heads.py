@@ -194,12 +194,13 @@ def plot_agreement(
 
 @style.styled("The answer's change that comes with one head from another image, %")
 def plot_carriers(table: pd.DataFrame) -> Figure:
-    """Which heads carry an answer from one image to another.
+    """Which heads carry an answer from one question to another, a panel for each kind of pair.
 
-    table: a row a head with layer, head, share (in % of the whole change), significant (framed).
+    table: layer, head, kind, share (in % of the whole change), significant (framed).
     """
     table = table.assign(framed=table["significant"])
-    return style.draw_grids(table, "share", label="% of the change carried", row_height=0.5)
+    look = {"label": "% of the change carried", "row_height": 0.5}
+    return style.draw_grids(table, "share", panel="kind", **look)
 
 
 @style.styled("Accuracy as heads are removed, by the order of removal (95 % intervals)")

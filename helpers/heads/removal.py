@@ -305,25 +305,55 @@ def find_pairs(
     return pairs
 
 
+def find_rewordings(encoded: EncodedQuestions) -> list[Pair]:
+    """Pairs of questions that differ in a single word piece: rows (other, row), one an image.
+
+    Asked about the picture of the second, the first is the same question with one word changed.
+    """
+    written, pairs = defaultdict(dict), {}
+    holes = [
+        (row, (*ids[:at], None, *ids[at + 1 :]), ids[at])
+        for row, ids in enumerate(ids.tolist() for ids in encoded.input_ids)
+        for at in range(1, len(ids) - 1)
+    ]
+    for row, rest, piece in holes:
+        written[rest].setdefault(piece, row)
+    for row, rest, piece in holes:
+        others = [other for own, other in written[rest].items() if own != piece]
+        if others:
+            pairs.setdefault(int(encoded.image_of[row]), (others[0], row))
+    return list(pairs.values())
+
+
 @torch.no_grad()
 def patch_heads(
-    model: nn.Module, encoded: EncodedQuestions, pairs: Sequence[Pair], batch_size: int = 32
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    pairs: Sequence[Pair],
+    batch_size: int = 32,
+    reworded: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far does the answer move when one head's z comes from another question?
 
-    pairs: of `find_pairs`. The target's pass takes one head's z from the source's, at every token
-    (Vig et al. 2020, "Causal mediation analysis for interpreting neural NLP"; Wang et al. 2023,
-    "Interpretability in the wild"). With D the logit of the source's answer minus that of the
-    target's answer, returns change (pair, layer, head): D patched - D target, and total_change
-    (pair,): D source - D target. Heads overlap and oppose each other: ratios need not sum to 1.
+    pairs: rows (source, target), of `find_pairs`; or of `find_rewordings`, whose source asks its
+    words about the target's picture (reworded; as Golovanevsky et al. 2025, "NOTICE"). The target's
+    pass takes one head's z from the source's, at every token (Vig et al. 2020, "Causal mediation
+    analysis for interpreting neural NLP"; Wang et al. 2023, "Interpretability in the wild"). With D
+    the logit of the source's answer minus that of the target's answer, returns change (pair, layer,
+    head): D patched - D target, and total_change (pair,): D source - D target. Heads overlap and
+    oppose each other: ratios need not sum to 1.
     """
     n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][0]))
+    order = sorted(range(len(pairs)), key=lambda number: encoded.length_key(pairs[number][1]))
     change, total_change = np.zeros((len(pairs), n_layers * n_heads)), np.zeros(len(pairs))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         rows = zip(*(pairs[number] for number in numbers), strict=True)
-        batches = (encoded.collate([encoded[row] for row in side]) for side in rows)
+        sources, targets = ([encoded[row] for row in side] for side in rows)
+        if reworded:
+            words = ({"input_ids": source["input_ids"]} for source in sources)
+            sources = [target | own for target, own in zip(targets, words, strict=True)]
+        batches = map(encoded.collate, (sources, targets))
         source, target = (pack_forward(model, batch) for batch in batches)
         runs = run_variants(target, replace_heads([layer.run() for layer in source]))
         _, intact = next(runs)
@@ -350,25 +380,36 @@ def logit_difference(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def measure_patching(
-    study: Study, model: nn.Module, processor: ViltProcessor, data: Dataset, table: AttentionTable
+    study: Study,
+    model: nn.Module,
+    processor: ViltProcessor,
+    data: Dataset,
+    table: AttentionTable,
+    reworded: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patch each head between pairs of validation questions; once.
 
     data: the validation questions. table: their attention, with the model's answers. Of
-    `find_pairs` at most `ablation_questions`, drawn with the study's seed. Returns pairs (pair, 2)
-    as rows of data, and `patch_heads` of them; kept in run_dir/patching/pairs.npz.
+    `find_pairs` (reworded: `find_rewordings`, those with two answers) at most `ablation_questions`,
+    drawn with the study's seed. Returns pairs (pair, 2) as rows of data, and `patch_heads` of them;
+    kept in run_dir/patching/pairs.npz, reworded in patching_words.
     """
 
     def patch(folder: Path) -> None:
         encoded, asked = encode(study, data, processor), table.questions
         correct = (asked["accuracy"] >= 0.5).tolist()
-        pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
+        pairs = find_rewordings(encoded)
+        if not reworded:
+            pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
         drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
         pairs = [pairs[number] for number in drawn]
-        change, total_change = patch_heads(model, encoded, pairs, study.extract_batch_size)
-        pairs = np.array(pairs, int).reshape(-1, 2)
+        size, rows = study.extract_batch_size, np.array(pairs, int).reshape(-1, 2)
+        change, total_change = patch_heads(model, encoded, pairs, size, reworded)
+        told = total_change != 0  # else both answers are one
+        pairs, change, total_change = rows[told], change[told], total_change[told]
         np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
 
     inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
-    with np.load(measure_once(study, "patching", patch, **inputs) / "pairs.npz") as arrays:
+    name = "patching_words" if reworded else "patching"
+    with np.load(measure_once(study, name, patch, **inputs) / "pairs.npz") as arrays:
         return arrays["pairs"], arrays["moved"], arrays["whole"]

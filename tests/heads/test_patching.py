@@ -57,6 +57,23 @@ def test_patching_equals_hooks(vilt, alike):
             assert change[pair, layer, head] == pytest.approx(expected, abs=1e-4)
 
 
+def test_another_word_is_asked_about_the_same_picture(vilt, encoded):
+    """Against patching two rows that show one picture."""
+    some = encoded.select([0, 1, 2, 3, 9])
+    some.input_ids[4] = some.input_ids[0].clone()
+    some.input_ids[4][2] += 1
+    pairs = removal.find_rewordings(some)
+    assert pairs == [(4, 0), (0, 4)]
+
+    other, row = pairs[-1]
+    asked = some.select([other, row])  # both about the second's picture
+    asked.image_of = asked.image_of[[1, 1]]
+    expected = removal.patch_heads(vilt[0], asked, [(0, 1)])
+    found = removal.patch_heads(vilt[0], some, pairs, reworded=True)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one[-1:], two, atol=1e-4)
+
+
 def test_pairs_by_hand():
     words = ["what", "what", "what", "why", "what", "what", "what"]
     encoded = SimpleNamespace(
