@@ -256,7 +256,7 @@ def attention_split(
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     forward, layers = PackedForward(model, inputs, groups), []
     fused = groups.device.type == "cuda" if fused is None else fused
-    marks = forward.pack(groups.mT)[:, None]  # (valid token, 1, 5)
+    marks = groups.mT[forward.valid][:, None]  # (valid token, 1, 5)
     for layer in forward:
         if fused:
             sums, _ = layer.attend(marks.expand(-1, layer.values.shape[1], -1))

@@ -313,9 +313,10 @@ class PackedForward:
     `image_share.prepare_batch`). groups: its tokens' groups. Attention is held at once of as many
     questions as fit the cache of a CPU or 1 GB of a GPU.
     Each layer must be run to its end, as its microbatches make the z that the next one reads.
-    hidden: the residual stream (valid tokens, hidden) that enters the layer in hand. logits
-    (question, answer): after the last layer; None for a model without a classifier. blocked: for a
-    layer, bool (group, group), from which groups of queries to which of keys no attention can go.
+    hidden: the residual stream (valid tokens, hidden) that enters the layer in hand, questions end
+    to end. logits (question, answer): after the last layer; None for a model without a classifier.
+    blocked: for a layer, bool (group, group), from which groups of queries to which of keys no
+    attention can go.
     """
 
     def __init__(self, model: nn.Module, inputs: dict, groups: Tensor) -> None:
@@ -331,7 +332,7 @@ class PackedForward:
         held = CACHE if hidden.device.type == "cpu" else GPU_SHARE
         self.size, self.n_text = max(1, held // one), inputs["input_ids"].shape[1]
         self.lay_out(groups)
-        self.hidden = self.pack(hidden)
+        self.hidden = hidden[self.valid]
         self.logits, self.blocked = None, {}
 
     def lay_out(self, groups: Tensor) -> None:
@@ -352,10 +353,6 @@ class PackedForward:
         groups[:, 4] = (places >= 0) & (places < counts)
         few.lay_out(groups)
         return few
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """The valid tokens of (batch, token, ...), one after the other: (valid tokens, ...)."""
-        return padded[self.valid]
 
     def __iter__(self) -> Iterator["PackedLayer"]:
         for index in range(len(self.core.encoder.layer)):

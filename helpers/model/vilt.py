@@ -1,7 +1,6 @@
 """Load a ViLT that answers questions, from a folder or the hub, and the processor that feeds it."""
 
 import copy
-import json
 import logging
 import re
 import warnings
@@ -18,6 +17,7 @@ from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.utils import logging as hf_logging
 
 from helpers.model.prune import LighterViltForQuestionAnswering
+from helpers.run.cache import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +258,8 @@ def check_folder(folder: Path) -> None:
     if "config.json" not in files:
         raise FileNotFoundError(f"{folder} holds no config.json, which describes the model.")
     content = {name: read_json(folder / name) for name in sorted(files & JSON_FILES)}
+    if broken := [name for name, found in content.items() if found is None]:
+        raise OSError(f"{folder / broken[0]} is no valid JSON file of a model: fetch it anew.")
     if (kind := content["config.json"].get("model_type", "vilt")) != "vilt":
         raise OSError(f"{folder / 'config.json'} describes a model of type {kind!r}, not a ViLT.")
 
@@ -270,17 +272,6 @@ def list_names(folder: Path) -> set[str]:
 def holds_weights(files: Collection[str]) -> bool:
     """Whether a list of file names holds safetensors weights, whole or as an index of parts."""
     return any(name in files for name in WEIGHTS)
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in a file; OSError in one sentence where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON, or no text
-        raise OSError(f"{path} is no valid JSON file ({shorten(error)}).") from None
-    if not isinstance(content, dict):
-        raise OSError(f"{path} is no valid file of a model: it holds no JSON object.")
-    return content
 
 
 def shorten(error: Exception) -> str:

@@ -18,7 +18,6 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.vqa import build_vocabulary, read_vqa
 from helpers.model import finetune
 from helpers.model.finetune import predict
-from helpers.model.forward import forward_raster, fused_attention
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
 
@@ -340,52 +339,3 @@ def test_half_precision_trains_and_saves_full_weights(study, data):
     np.testing.assert_allclose(bf16, fp32, rtol=0.05)
     model, _ = finetune.load_finetuned(runs[1])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-@pytest.fixture(scope="module")
-def padded(phantom_root):
-    """Eight questions of several lengths on pictures of several sizes: padding on both axes."""
-    data = read_vqa(phantom_root, "train")
-    answers = build_vocabulary(data["answers"], 50)
-    _, processor = load_vilt("fresh-small", answers=answers)
-    processor.image_processor.size = {"shortest_edge": 80}  # at 64 pixels 5 to 6 becomes square
-    encoded = EncodedQuestions(data.select(range(0, 160, 20)), processor, answers)
-    batch = encoded.collate([encoded[i] for i in range(8)])
-    assert not batch["attention_mask"].all()
-    assert not batch["pixel_mask"].all()
-    return answers, batch
-
-
-class TestFusedAttention:
-    def test_losses_and_gradients_equal_the_stock_models(self, padded):
-        """The stock model (eager, random patch order) against ours: 1e-4, relative."""
-        answers, inputs = padded
-        model, _ = load_vilt("fresh-small", answers=answers)
-        stock = model(**inputs).loss
-        stock.backward()
-        parameters = dict(model.named_parameters())
-        expected = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-        model.zero_grad()
-        with fused_attention(model):
-            loss = forward_raster(model, inputs).loss
-            loss.backward()
-        torch.testing.assert_close(loss, stock, rtol=1e-4, atol=0)
-        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        assert found.keys() == expected.keys()
-        total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-        for name, gradient in found.items():
-            # a key's bias has no gradient but rounding: softmax ignores it
-            allowed = 1e-4 * expected[name].norm() + 1e-7 * total
-            assert (gradient - expected[name]).norm() < allowed, name
-
-    def test_dropout_of_attention_is_kept(self, padded):
-        answers, inputs = padded
-        model, _ = load_vilt("fresh-small", answers=answers)
-        for layer in model.vilt.encoder.layer:
-            layer.attention.attention.dropout.p = 0.5
-        with fused_attention(model), torch.no_grad():
-            calm = [forward_raster(model, inputs).logits for _ in range(2)]
-            model.train()
-            wild = [forward_raster(model, inputs).logits for _ in range(2)]
-        assert torch.equal(*calm)
-        assert not torch.allclose(*wild, atol=1e-3)

@@ -1,5 +1,6 @@
 """helpers/model/forward.py: traces and the packed pass, against transformers' own outputs."""
 
+import copy
 import weakref
 
 import pytest
@@ -175,3 +176,37 @@ def test_at_most_two_microbatches_are_alive(model, batch, monkeypatch):
             seen.append(weakref.ref(attention))
             assert sum(each() is not None for each in seen) <= 2
     assert len(seen) == 4 * 6
+
+
+def test_fused_losses_and_gradients_equal_the_stock_models(vilt, batch):
+    """The stock model (eager, random patch order) against ours: 1e-4, relative."""
+    model, inputs = copy.deepcopy(vilt[0]), batch | {"labels": torch.arange(48.0).view(6, 8) / 48}
+    stock = model(**inputs).loss
+    stock.backward()
+    parameters = dict(model.named_parameters())
+    expected = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    model.zero_grad()
+    with fused_attention(model):
+        loss = forward_raster(model, inputs).loss
+        loss.backward()
+    torch.testing.assert_close(loss, stock, rtol=1e-4, atol=0)
+    found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, gradient in found.items():
+        # a key's bias has no gradient but rounding: softmax ignores it
+        allowed = 1e-4 * expected[name].norm() + 1e-7 * total
+        assert (gradient - expected[name]).norm() < allowed, name
+
+
+@torch.no_grad()
+def test_fused_attention_keeps_dropout(vilt, batch):
+    model = copy.deepcopy(vilt[0])
+    for layer in model.vilt.encoder.layer:
+        layer.attention.attention.dropout.p = 0.5
+    with fused_attention(model):
+        calm = [forward_raster(model, batch).logits for _ in range(2)]
+        model.train()
+        wild = [forward_raster(model, batch).logits for _ in range(2)]
+    assert torch.equal(*calm)
+    assert not torch.allclose(*wild, atol=1e-3)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-import shutil
 from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
@@ -113,25 +112,6 @@ class TestLoading:
         model, _ = load_vilt(tmp_path)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
-    @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
-    def test_old_layout_of_the_hub(self, loaded, tmp_path):
-        source = SHARED / "official" / "vilt-b32-mlm"
-        small = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-        config = json.loads((source / "config.json").read_text())
-        config |= {name: getattr(loaded[0].config, name) for name in small}
-        loaded[1].tokenizer.save_pretrained(tmp_path)
-        model = ViltForMaskedLM(type(loaded[0].config)(**config))
-        model.save_pretrained(tmp_path)
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        shutil.copy(source / "preprocessor_config.json", tmp_path)
-        model, processor = load_vilt(tmp_path, answers=ANSWERS)
-        assert processor.image_processor.size["shortest_edge"] == 384
-        assert processor.image_processor.do_rescale
-        assert processor.image_processor.do_pad
-        picture = make_picture((640, 480))
-        pixels = processor(picture, "what?", return_tensors="pt")["pixel_values"]
-        assert pixels.shape == (1, 3, 384, 512)
-
     def test_no_random_state_moves(self, loaded, tmp_path):
         save_checkpoint(tmp_path, ViltForMaskedLM, *loaded)
         states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
@@ -154,11 +134,6 @@ class TestLoading:
             load_vilt(tmp_path / "nowhere")
         with pytest.raises(FileNotFoundError, match="there is no folder tests/nowhere"):
             load_vilt("tests/nowhere")
-        (tmp_path / "pickled").mkdir()
-        torch.save(loaded[0].state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
-        loaded[0].config.save_pretrained(tmp_path / "pickled")
-        with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is pickled"):
-            load_vilt(tmp_path / "pickled")
         save_checkpoint(tmp_path / "mlm", ViltForMaskedLM, *loaded)
         with pytest.raises(ValueError, match="no answer head: pass answers"):
             load_vilt(tmp_path / "mlm")

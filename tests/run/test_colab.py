@@ -22,15 +22,6 @@ ADDRESS = re.search(r"https://github\.com/[\w/-]+", SETUP)[0]
 PINS = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
 
 
-def write_colab(folder):
-    """A `google.colab` whose Drive says where it was mounted."""
-    package = folder / "google" / "colab"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "drive.py").write_text("def mount(place):\n    print('mounted', place)\n")
-    return folder
-
-
 def run_cells(code, folder, *paths, on_colab=True, **environment):
     """Run cells as a kernel started in `folder` would; `paths` are searched for modules first."""
     code = "import google.colab\n" * on_colab + code
@@ -48,7 +39,13 @@ def redirect_git(folder, target):
 
 @pytest.fixture(scope="module")
 def fake_colab(tmp_path_factory):
-    return write_colab(tmp_path_factory.mktemp("colab"))
+    """A `google.colab` whose Drive says where it was mounted."""
+    folder = tmp_path_factory.mktemp("colab")
+    package = folder / "google" / "colab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "drive.py").write_text("def mount(place):\n    print('mounted', place)\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
