@@ -70,13 +70,13 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     random = "random weights (lowest to highest model)"
     layers = layers.assign(hollow=~layers["reaches_answer"].astype(bool))
     layers = layers.replace({"model": {"untrained": random}})
-    looks = style.choose_looks([random])
     figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
     for (row, column), axis in np.ndenumerate(axes):
         measure, query = list(MEASURES)[row], list(QUERIES)[column]
         name, trained, color = QUERIES[query]
         rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
-        rows, looks[trained] = rows.replace({"model": {"trained": trained}}), (color, "o")
+        rows = rows.replace({"model": {"trained": trained}})
+        looks = style.choose_looks([random]) | {trained: (color, "o")}
         axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
         style.plot_layers(axis, rows, "model", looks, hollow="hollow", spread=0.1)
         axis.set_xlabel("layer" if row == 2 else "")
@@ -361,7 +361,7 @@ def tabulate_means(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLik
     rows = [mean._asdict() | {"name": name, "random": np.ravel(random.get(name, ()))}
             for name, mean in means.items()]  # fmt: skip
     table = pd.DataFrame(rows)
-    return table.assign(label=style.name_with_n(table, "name")) if rows else table
+    return table.assign(label=style.name_with_n(table, "name"))
 
 
 @style.styled("How much does [CLS] look at the image in the last layer? All models")
@@ -376,21 +376,19 @@ def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, Arra
 def plot_scores(
     within: Mapping[str, ModelMean],
     telling: Mapping[str, ModelMean],
-    random_within: Mapping[str, ArrayLike],
-    random_telling: Mapping[str, ArrayLike],
+    random: Mapping[str, ArrayLike],
 ) -> Figure:
     """Left: rank correlation of share and loss by family; right: AUC of measures for controls.
 
-    random_within, random_telling: the same numbers of the random-weight models. A score without
-    numbers has no panel.
+    random: the same numbers of the random-weight models. A score without numbers has no panel.
     """
     labels = {
         "within": ("share and loss, within a type", "Spearman's rank correlation"),
         "telling": ("needs the image, or a control?", "AUC, at equal type"),
     }
-    left, right = tabulate_means(within, random_within), tabulate_means(telling, random_telling)
-    parts = left.assign(panel="within", nothing=0), right.assign(panel="telling", nothing=0.5)
-    table = pd.concat([part for part in parts if len(part)])
+    table = tabulate_means({**within, **telling}, random)
+    table["panel"] = np.where(table["name"].isin(within), "within", "telling")
+    table["nothing"] = table["panel"].map({"within": 0, "telling": 0.5})
     look = {"color": IMAGE_COLOR, "label": "mean, 95 %", "baselines": {"nothing": "nothing"}}
     return style.draw_forest(table, "label", "", "panel", labels, **look)
 
@@ -413,20 +411,6 @@ def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) 
     right.set(ylim=(0, None), title="of all heads and pairs, %")
     right.grid(axis="y")
     return figure
-
-
-@style.styled("Image share of the words of each family, above uniform (word query, image key)")
-def plot_class_families(table: pd.DataFrame) -> Figure:
-    """Excess image share by question family (down) and class of words (across) in one layer.
-
-    table: family, word_class, estimate, n, enough; families and classes in order. A class that a
-    family's questions have not is hatched; with too few questions the number stands in brackets.
-    """
-    table = table.assign(points=100 * table["estimate"])
-    numbers = style.format_cells(table["points"], "+", unsure=~table["enough"].astype(bool))
-    table["text"] = [f"{x}   n = {n:,}" for x, n in zip(numbers, table["n"], strict=True)]
-    look = {"label": "points above uniform", "row_height": 0.42}
-    return style.draw_grids(table, "points", "family", "word_class", **look)
 
 
 @style.styled()

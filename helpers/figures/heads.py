@@ -19,7 +19,7 @@ ROLE_LOOKS = {  # role: short name, colour
     "patch local": ("P near", PINK), "patch global": ("P far", "#EBC9DC"),
     "sink": ("sink", "#B0B0B0"), "grounding": ("box", "#F0E442"),
 }  # fmt: skip
-MOST_NAMES = 24  # heads in the figure of their removal
+MOST_NAMES = 24  # rows in a figure of what is lost
 MODES = {  # what stands in for what is taken away
     "zero": "head's output replaced by zero",
     "mean": "head's output replaced by its mean",
@@ -130,8 +130,11 @@ def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figur
     """Accuracy lost, as grids side by side: one for each value of the column `panel`.
 
     costs: columns `panel`, `down` and `across` (names in the order to be shown; one of them is
-    "family"), drop (points), n, told (enough questions), significant (framed).
+    "family"), drop (points), n, told (enough questions), significant (framed). Of more than
+    MOST_NAMES rows, those with the largest effects are shown.
     """
+    largest = costs["drop"].abs().where(costs["told"], 0).groupby(costs[down]).max()
+    costs = costs[costs[down].isin(largest.nlargest(MOST_NAMES).index)].replace({panel: MODES})
     family = style.name_with_n(costs, "family")
     if across == "family":
         family = [name.replace(" (n = ", "\nn=").strip(")").replace(" ", "\n") for name in family]
@@ -139,17 +142,6 @@ def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figur
     costs["framed"] = costs["significant"] & costs["drop"].notna()
     look = {"label": "accuracy lost, points", "row_height": 0.42 if down == "family" else 0.27}
     return style.draw_grids(costs, "drop", down, across, panel, **look)
-
-
-def plot_ablation(effects: pd.DataFrame) -> Figure:
-    """Accuracy lost without each head or layer, families across, a panel a mode.
-
-    effects: columns mode (of MODES), name, family, and those of `plot_costs`. Of more than
-    MOST_NAMES, those with the largest effects are shown.
-    """
-    largest = effects["drop"].abs().where(effects["told"], 0).groupby(effects["name"]).max()
-    shown = effects[effects["name"].isin(largest.nlargest(MOST_NAMES).index)]
-    return plot_costs(shown.replace({"mode": MODES}), "mode", "name", "family")
 
 
 @style.styled("What predicts the accuracy lost without a head? One point a head (95 % intervals)")
@@ -280,17 +272,6 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     times["panel"] = "ms a pass, questions: " + times["questions"].astype(str)
     rows = pd.concat([right, times.sort_values("questions", kind="stable")])
     return style.draw_forest(rows, "name", panel="panel", color="black")
-
-
-@style.styled("Methods against planted truths (blue: passes; red, framed: fails)")
-def plot_truths(table: pd.DataFrame) -> Figure:
-    """Which methods pass which planted truth? A cell a verdict, with the number behind it.
-
-    table: columns method, truth, passed, value, in the order to be drawn.
-    """
-    text = [f"{round(value, 1) + 0:g}" for value in table["value"]]
-    cells = table.assign(text=text, framed=~table["passed"], fails=2 * ~table["passed"] - 1)
-    return style.draw_grids(cells, "fails", "method", "truth", limits=(-1.8, 1.8))
 
 
 @style.styled("Heads removed in pairs, and heads removed or emphasised")

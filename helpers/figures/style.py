@@ -53,12 +53,13 @@ STYLE = {
 def styled(title: str = "") -> Callable:
     """Decorate a plotting function: the project's look, a title over all panels if there is one.
 
-    pyplot lets go of the figure, so that a notebook shows it once and memory stays flat.
+    The function then takes another `title` as well. pyplot lets go of the figure, so that a
+    notebook shows it once and memory stays flat.
     """
 
     def decorate(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         @wraps(plot)
-        def plot_with_style(*args: object, **kwargs: object) -> Figure:
+        def plot_with_style(*args: object, title: str = title, **kwargs: object) -> Figure:
             with mpl.rc_context(STYLE):
                 figure = plot(*args, **kwargs)
                 if title:
@@ -185,6 +186,7 @@ def plot_dots(axis: Axes, rows: pd.DataFrame) -> None:
             axis.scatter(points[column], points["row"] + shift, label=label, linewidths=1, **look)
 
 
+@styled()
 def draw_forest(
     table: pd.DataFrame,
     column: str,
@@ -281,6 +283,7 @@ def arrange(rows: pd.DataFrame, down: str, across: str, value: str) -> pd.DataFr
     return pd.DataFrame(cells.reshape(len(downwards), -1), downwards, sideways)
 
 
+@styled()
 def draw_grids(
     table: pd.DataFrame,
     value: str,

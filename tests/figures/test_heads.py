@@ -72,7 +72,7 @@ def test_each_head_is_a_point_before_and_after():
 
 
 def test_ablation_draws_what_each_head_costs_each_family():
-    figure = figures.plot_ablation(make_effects())
+    figure = figures.plot_costs(make_effects(), "mode", "name", "family")
     render(figure)
     for m, axis in enumerate(figure.axes[:2]):
         expected = [[0.4 * m, np.nan], [10 + 0.4 * m, 11 + 0.4 * m]]  # too few questions: a gap

@@ -10,7 +10,6 @@ from reading import is_hollow, read_bars, read_grid, read_texts, read_ticks, ren
 from helpers.figures import style
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
-draw_forest, draw_grids = (style.styled()(draw) for draw in (style.draw_forest, style.draw_grids))
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def make_forest() -> pd.DataFrame:
 
 def test_a_forest_has_the_same_rows_in_every_panel():
     labels = {"x": ("first", "points")}
-    figure = draw_forest(make_forest(), "name", "%", "panel", labels, {"chance": "chance"})
+    figure = style.draw_forest(make_forest(), "name", "%", "panel", labels, {"chance": "chance"})
     render(figure)
     left, right = figure.axes
     assert read_ticks(left, "y") == ["b", "a"]
@@ -101,7 +100,7 @@ def test_cells_hold_their_numbers_and_texts(axis):
 def test_a_grid_has_a_gap_where_the_table_has_no_row():
     rows = [("L0", "what", 5.4, True), ("L0", "why", -0.2, False), ("L1", "why", np.nan, False)]
     table = pd.DataFrame(rows, columns=["name", "family", "drop", "framed"])
-    figure = draw_grids(table, "drop", "name", "family")
+    figure = style.draw_grids(table, "drop", "name", "family")
     render(figure)
     axis = figure.axes[0]
     np.testing.assert_allclose(read_grid(axis), [[5.4, -0.2], [np.nan, np.nan]])

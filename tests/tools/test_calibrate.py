@@ -159,14 +159,10 @@ def test_procedures_over_models_and_of_choice_err_at_the_stated_rate():
     assert calibrate.rank_rates(runs=500)["rate"].between(0.03, 0.07).all()
 
 
-def test_images_alone_would_cover_too_little_and_choosing_where_one_judges_as_well(monkeypatch):
+def test_images_alone_would_cover_too_little(monkeypatch):
     def forget_models(values, images):
         return stats.mean_over_models(np.mean(values, axis=0, keepdims=True), images)
 
     monkeypatch.setattr(calibrate, "mean_over_models", forget_models)
     row = calibrate.model_rates((3,), runs=300).iloc[0]
     assert row["rate"] < 0.9
-    values = np.random.default_rng(0).normal(size=(100, 16, 300))
-    chosen = values.mean(axis=0).argmax(axis=0)
-    same = stats.bootstrap_mean(values[:, chosen, np.arange(300)], np.arange(100), 200)
-    assert np.mean(same.low <= 0) < 0.6

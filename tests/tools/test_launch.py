@@ -1,13 +1,10 @@
 """A study on two processes (gloo, on the CPU) against the same study on one."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,11 +12,7 @@ import psutil
 import pytest
 import torch
 
-from helpers.attention.extract import (
-    extract_attention,
-    random_weight_model,
-    read_attention,
-)
+from helpers.attention.extract import extract_attention, random_weight_model, read_attention
 from helpers.attention.relevance import relevance_measures
 from helpers.data import prepare
 from helpers.model import finetune
@@ -35,84 +28,48 @@ NAMES = ("data_root", "runs_root", "checkpoint", "device", *SIZES)
 LAUNCH = "--multi_gpu --num_processes=2 --main_process_port=0 --num_machines=1 --dynamo_backend=no"
 
 
-def launch_two(settings: dict[str, object]) -> None:
+def start_two(settings: dict[str, object], **piped: int) -> subprocess.Popen:
     """`accelerate launch` with two CPU processes."""
     given = [f"{name}={value}" for name, value in settings.items()]
     options = [*LAUNCH.split(), "--mixed_precision=no", "-m", "tools.launch", "--set"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "2 processes" in done.stdout
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **piped)
 
 
-# What accelerate launch does: two processes that know their rank and a common port. Each line of
-# settings forks two of them from one process, so that torch is imported once for all lines.
-FORK = """
-import json, os, socket, sys
-from tools import launch
-for line in sys.stdin:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2",
-                      LOCAL_WORLD_SIZE="2", ACCELERATE_USE_CPU="true")
-    pids = []
-    for rank in range(2):
-        pids.append(os.fork())
-        if not pids[-1]:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-            os.dup2(2, 1)
-            os._exit(launch.main(["--set", *json.loads(line)]))
-    print(*pids, flush=True)
-    print(*[os.waitpid(pid, 0)[1] for pid in pids], flush=True)
-"""
+def launch_two(settings: dict[str, object]) -> None:
+    process = start_two(settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "2 processes" in said
 
 
-@pytest.fixture(scope="module")
-def forks():
-    """A function that starts two processes and returns their ids; `ended()` waits for both."""
-    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", FORK], cwd=ROOT, env=environment, **piped)
-
-    def start(settings):
-        given = [f"{name}={value}" for name, value in settings.items()]
-        print(json.dumps(given), file=process.stdin, flush=True)
-        return read()
-
-    def read():
-        return [int(word) for word in process.stdout.readline().split()]
-
-    yield SimpleNamespace(start=start, ended=read)
-    process.kill()
-    process.communicate()
-
-
-def kill_in_second_epoch(forks, settings: dict[str, object], run_dir: Path) -> None:
+def kill_in_second_epoch(settings: dict[str, object], run_dir: Path) -> None:
     """Start a study on two processes and kill both once the second epoch has a checkpoint."""
-    pids, wanted = forks.start(settings), {f"checkpoint-{step}" for step in range(9, 16)}
+    process, wanted = start_two(settings), {f"checkpoint-{step}" for step in range(9, 16)}
     checkpoints = ".model.*.part/checkpoints/checkpoint-*/trainer_state.json"
     deadline = time.monotonic() + 600  # beside other load
     while not {path.parent.name for path in run_dir.glob(checkpoints)} & wanted:
         assert time.monotonic() < deadline
-        assert all(map(psutil.pid_exists, pids)), "a process ended by itself"
+        assert process.poll() is None, "it ended by itself"
         time.sleep(0.01)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    assert forks.ended() == [signal.SIGKILL, signal.SIGKILL]
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for each in (process, *workers):
+        each.kill()
+    process.wait()
+    psutil.wait_procs(workers)
     assert not (run_dir / "model").is_dir(), "it ended before it could be killed"
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory, phantom_root, float64_checkpoint, forks):
+def studies(tmp_path_factory, phantom_root, float64_checkpoint):
     """The study on one process; and on two, killed inside the second epoch and started again."""
     runs_root = tmp_path_factory.mktemp("runs")
     given = {"data_root": phantom_root, "runs_root": runs_root, "checkpoint": float64_checkpoint}
     settings = {**given, "device": "cpu", **SIZES}
     one, two = (Study.load("phantom", **settings, run_name=name) for name in ("one", "two"))
     launch.run_steps(one)
-    kill_in_second_epoch(forks, {**settings, "run_name": "two"}, two.run_dir)
+    kill_in_second_epoch({**settings, "run_name": "two"}, two.run_dir)
     launch_two({**settings, "run_name": "two"})
     return one, two
 
@@ -149,15 +106,14 @@ def test_two_processes_measure_the_same_table(studies, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_up_to_date_is_not_done_again(studies, forks):
+def test_what_is_up_to_date_is_not_done_again(studies):
     _, two = studies
     made = {path: path.stat().st_mtime_ns for path in two.run_dir.rglob("made.json")}
     samples = {"removals", "importance", "knockout_0", "pairs_0", "sets_0", "modality",
                "spare_losses", "spare_gradients", "spare_attention", "spare_sets_0"}  # fmt: skip
     assert samples < {path.parent.name for path in made}
     assert len(made) == 6 + len(samples)  # dataset, model, attention, relevance, two random ones
-    forks.start({**two.settings(*NAMES), "run_name": "two"})
-    assert forks.ended() == [0, 0]
+    launch_two({**two.settings(*NAMES), "run_name": "two"})
     assert made == {path: path.stat().st_mtime_ns for path in two.run_dir.rglob("made.json")}
 
 
