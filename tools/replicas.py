@@ -263,7 +263,7 @@ def train(
     steps: int,
     batch_size: int,
     seed: int,
-    state: Path | None = None,
+    state: Path,
 ) -> None:
     """Train in place, stage by stage: Muon for the encoder's matrices, AdamW for all else.
 
@@ -287,7 +287,7 @@ def train(
     rng = np.random.default_rng(seed)
     model.train()
     done = 0
-    if state is not None and state.is_file():
+    if state.is_file():
         kept = torch.load(state, weights_only=True)
         done, rng.bit_generator.state = kept["done"], kept["rng"]
         for keeper, values in zip(keepers, kept["keepers"], strict=True):
@@ -305,7 +305,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        if state is not None and (step + 1) % SAVE_EVERY == 0:
+        if (step + 1) % SAVE_EVERY == 0:
             kept = {"done": step + 1, "rng": rng.bit_generator.state}
             kept["keepers"] = [keeper.state_dict() for keeper in keepers]
             part = state.with_suffix(".part")
@@ -375,16 +375,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--batch-size", type=int, default=64)
-    arguments = parser.parse_args()
+    recipe = vars(parser.parse_args())
+    numbers = range(recipe.pop("replicas"))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make = partial(
-        make_replica,
-        scenes=arguments.scenes,
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-    )
     with ProcessPoolExecutor(os.cpu_count()) as pool:  # one thread each: two take as long as one
-        for line in pool.map(make, range(arguments.replicas)):
+        for line in pool.map(partial(make_replica, **recipe), numbers):
             logger.info(line)
 
 

@@ -183,8 +183,7 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     flow = np.asarray(flow, dtype=float)
     if flow.ndim != 3 or flow.shape[1:] != (5, 5):
-        shape = f"but its shape is {flow.shape}"
-        raise ValueError(f"flow must be (layer, 5 query groups, 5 key groups), {shape}.")
+        raise ValueError(f"flow must have the shape (layer, 5, 5), but has {flow.shape}.")
     mixing = 0.5 * np.where(np.isnan(flow), 0, flow) + 0.5 * np.eye(5)  # nothing from empty groups
     masses, bands = np.zeros((len(flow) + 1, 5)), np.zeros_like(flow)
     masses[-1, 0] = 1
@@ -192,8 +191,7 @@ def flow_masses(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bands[layer] = masses[layer + 1][:, None] * mixing[layer]
         masses[layer] = bands[layer].sum(0)
         if abs(masses[layer].sum() - 1) > 0.01:
-            problem = "a row that counts does not sum to 1; pass shares, not per cent"
-            raise ValueError(f"flow of L{layer}: {problem}.")
+            raise ValueError(f"flow of L{layer} does not sum to 1: pass shares, not per cent.")
     return masses, bands
 
 

@@ -96,14 +96,14 @@ def make_panels(
     return figure, [(axis, name, table[table[column] == name]) for axis, name in panels]
 
 
-def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5, **look: object) -> None:
+def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5) -> None:
     """One legend below the figure for all axes, each label once."""
     entries = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         entries = dict(zip(labels, handles, strict=True)) | entries
     if entries:
-        look |= {"loc": "outside lower center", "ncols": min(len(entries), ncols)}
+        look = {"loc": "outside lower center", "ncols": min(len(entries), ncols)}
         figure.legend(entries.values(), entries, **look)
 
 

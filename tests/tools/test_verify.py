@@ -99,8 +99,8 @@ def test_a_tolerance_set_by_hand_stays(folders):
     assert verify.main(["--run", str(run)], golden) == 0
 
 
-def test_without_golden_tables_or_a_run_it_stops_with_the_reason(tmp_path, capsys):
+def test_without_golden_tables_or_a_run_it_stops_with_the_reason(folders, tmp_path, capsys):
     assert verify.main([], tmp_path) == 1
     assert "no golden tables" in capsys.readouterr().err
-    assert verify.main(["--run", "nowhere"], tmp_path) == 1
+    assert verify.main(["--run", "nowhere"], folders[1]) == 1
     assert "no run 'nowhere'" in capsys.readouterr().err
