@@ -68,13 +68,10 @@ def bootstrap_mean(
     sums, counts = sum_by_image(flat, codes)
     n, n_images = counts.sum(0).astype(int), (counts > 0).sum(0)
     replicates = _resample_means(sums, counts, n_resamples, seed)
-    low, high = _percentiles(replicates, _expand_tails(counts, level))
+    limits = _percentiles(replicates, _expand_tails(counts, level))
     if bounds is not None:
-        is_few, *exact = _exact_limits(flat, codes, counts, bounds, level)
-        low, high = (
-            np.where(is_few, new, old) for new, old in zip(exact, (low, high), strict=True)
-        )
-    fields = divide_or_nan(sums.sum(0), n), low, high, n, n_images
+        limits = np.where(*_exact_limits(flat, codes, counts, bounds, level), limits)
+    fields = divide_or_nan(sums.sum(0), n), *limits, n, n_images
     return Interval(*(np.broadcast_to(f, flat.shape[1:]).reshape(shape)[()] for f in fields))
 
 
@@ -112,11 +109,8 @@ def rank_correlation(
     drawn independently: it describes this model's heads, not other models. NaN below 3 heads or
     where a score is constant.
     """
-    x, y = np.ravel(x).astype(float), np.ravel(y).astype(float)
-    if len(x) != len(y):
-        raise ValueError(f"rank_correlation: {len(x)} values of x but {len(y)} of y")
-    known = ~(np.isnan(x) | np.isnan(y))
-    x, y, n = x[known], y[known], int(known.sum())
+    x, y, known = _pair_scores(x, y)
+    n = int(known.sum())
     if n < 3:
         return Interval(np.nan, np.nan, np.nan, n, n)
     rows = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
@@ -135,13 +129,12 @@ def rank_permutation_test(
     The permutations are `n_resamples` random ones, of which the data is one more. NaN below 3 pairs
     or where a score is constant.
     """
-    x, y = np.ravel(x).astype(float), np.ravel(y).astype(float)
-    strata = np.zeros(len(x)) if strata is None else np.ravel(strata)
-    known = ~(np.isnan(x) | np.isnan(y))
+    x, y, known = _pair_scores(x, y)
+    strata = np.zeros(len(known)) if strata is None else np.ravel(strata)
     n, codes = int(known.sum()), np.unique(strata[known], return_inverse=True)[1].reshape(-1)
     if n < 3:
         return np.nan, np.nan
-    a, b = (pd.Series(stats.rankdata(scores[known])) for scores in (x, y))
+    a, b = (pd.Series(stats.rankdata(scores)) for scores in (x, y))
     a, b = (ranks.sub(ranks.groupby(codes).transform("mean")).to_numpy() for ranks in (a, b))
     size = np.sqrt((a**2).sum() * (b**2).sum())
     if size < 1e-9:
@@ -151,6 +144,15 @@ def rank_permutation_test(
     orders = np.concatenate([np.arange(n)[None], np.argsort(drawn, axis=1)[:, places]])
     rho = a @ b / size
     return float(rho), float(np.mean(np.abs(b[orders] @ a / size) >= abs(rho) - 1e-9))
+
+
+def _pair_scores(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two scores (n,) without the pairs that have a NaN, and which pairs have none."""
+    x, y = np.ravel(x).astype(float), np.ravel(y).astype(float)
+    if len(x) != len(y):
+        raise ValueError(f"rank correlation: {len(x)} values of x but {len(y)} of y")
+    known = ~(np.isnan(x) | np.isnan(y))
+    return x[known], y[known], known
 
 
 def _resample_means(
@@ -171,8 +173,8 @@ def _resample_means(
 
 def _exact_limits(
     flat: np.ndarray, codes: np.ndarray, counts: np.ndarray, bounds: tuple, level: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where fewer than FEW_IMAGES images differ from the rest (k,), and limits of the mean (k,).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where fewer than FEW_IMAGES images differ from the rest (k,), and limits of the mean (2, k).
 
     A mean is the common value (the median), plus the share p of the way up to the upper bound that
     the questions go on average, minus the share q of the way down to the lower one. Each gets
@@ -182,22 +184,20 @@ def _exact_limits(
     below.
     """
     common = np.nanmedian(flat, axis=0) if len(flat) else np.full(flat.shape[1], np.nan)
-    shift, known = flat - common, ~np.isnan(flat)
-    differs = sum_by_image(np.where(known, shift != 0, 0.0), codes)[0] > 0
+    shift, n = flat - common, counts.sum(0)
+    differs = sum_by_image(np.nan_to_num(shift) != 0, codes)[0] > 0
     n_trials = divide_or_nan(counts.sum(0) ** 2, (counts**2).sum(0))
     tail, moved = (1 - level) / 2, []
     for bound, sign in zip(bounds, (-1, 1), strict=True):
         room = np.maximum(sign * (bound - common), 0)
-        share = divide_or_nan(
-            np.where(known, sign * shift, 0).clip(min=0).sum(0), room * known.sum(0)
-        )
+        share = divide_or_nan(np.nansum((sign * shift).clip(min=0), axis=0), room * n)
         hits = np.nan_to_num(share).clip(0, 1) * n_trials
         least = np.nan_to_num(stats.beta.ppf(tail, hits, n_trials - hits + 1))
         most = np.where(hits < n_trials, stats.beta.isf(tail, hits + 1, n_trials - hits), 1)
         moved.append((room * least, room * most))
     (least_down, most_down), (least_up, most_up) = moved
     is_few = (differs.sum(0) < FEW_IMAGES) & ((counts > 0).sum(0) > 1)
-    return is_few, common - most_down + least_up, common - least_down + most_up
+    return is_few, np.stack([common - most_down + least_up, common - least_down + most_up])
 
 
 def _expand_tails(counts: np.ndarray, level: float) -> np.ndarray:
