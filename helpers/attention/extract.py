@@ -24,16 +24,19 @@ from tqdm.auto import tqdm
 
 from helpers.attention.image_share import (
     QUERY_GROUPS,
+    WORD_MEASURES,
     attention_measures,
     image_share,
     special_mass,
     uniform_baseline,
+    word_measures,
 )
+from helpers.attention.word_classes import LEXICON
 from helpers.data.encode import EncodedQuestions
 from helpers.model.finetune import hash_model
 from helpers.model.forward import patch_grids
 from helpers.model.vilt import random_weight_model
-from helpers.run.cache import cached_step, read_record, require, source_digest
+from helpers.run.cache import cached_step, hash_file, read_record, require, source_digest
 from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
@@ -330,6 +333,18 @@ def measure_attention(
     name, model = f"attention_{number}", in_measuring_precision(model, study)
     name = name if number else "attention"
     return extract_once(study, name, model, encoded, number=number, **together)
+
+
+def measure_words(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, name: str = "words", **inputs: object
+) -> AttentionTable:
+    """`word_measures` of every question, in the model's own precision; once, in run_dir/<name>.
+
+    inputs: what else tells this model and these questions from the study's own, such as the seed of
+    random weights.
+    """
+    known = {"lexicon": hash_file(LEXICON), **inputs}
+    return extract_once(study, name, model, encoded, word_measures, WORD_MEASURES, **known)
 
 
 def measure_random_models(

@@ -88,13 +88,10 @@ def test_curves_begin_with_the_answer_and_are_those_of_single_questions(model, e
     for place, (index, each) in enumerate(zip(chosen, order, strict=True)):
         with torch.no_grad():
             logits = forward_raster(model, encoded.collate([encoded[index]])).logits[0]
-        assert curves.probability[0, 0, place, 0] == pytest.approx(
-            float(logits.max().sigmoid()), abs=1e-5
-        )
+        found, sure = curves.probability[0, :, place], float(logits.max().sigmoid())
+        assert found[0, 0] == pytest.approx(sure, abs=1e-5)
         alone = perturbation_curves(model, encoded, [index], {"order": [each]}, (0, 0.5, 1))
-        np.testing.assert_allclose(
-            alone.probability[0, :, 0], curves.probability[0, :, place], atol=1e-5
-        )
+        np.testing.assert_allclose(alone.probability[0, :, 0], found, atol=1e-5)
     deleted, inserted = curves.probability[0, 0], curves.probability[1, 1]
     np.testing.assert_allclose(deleted, inserted[:, ::-1], atol=1e-5)
 

@@ -1,6 +1,7 @@
 """helpers/attention/image_share.py against transformers' attentions in raster order."""
 
 import copy
+from functools import partial
 from itertools import pairwise, product
 
 import numpy as np
@@ -29,6 +30,8 @@ from helpers.attention.image_share import (
 from helpers.model import forward
 from helpers.model.forward import attend_padded, forward_raster
 from helpers.model.vilt import load_vilt
+
+assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def stock_attentions(model, batch):
@@ -131,9 +134,8 @@ class TestShares:
     def test_baseline_counts_keys(self):
         # the design's example: uniform is 94 % visual
         assert uniform_baseline(10, 192) == 193 / 205
-        np.testing.assert_allclose(
-            uniform_baseline(np.array([0, 5]), np.array([1, 24])), [2 / 4, 25 / 32]
-        )
+        found = uniform_baseline(np.array([0, 5]), np.array([1, 24]))
+        np.testing.assert_allclose(found, [2 / 4, 25 / 32])
 
 
 def test_rollout_of_two_layers_by_hand():
@@ -148,11 +150,8 @@ def test_rollout_of_two_layers_by_hand():
 
 class TestGroups:
     def test_by_hand(self):
-        text, image = (
-            torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
-            torch.tensor([[1, 1, 0], [1, 1, 1]]),
-        )
-        groups = token_groups(text, image)
+        text = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+        groups = token_groups(text, torch.tensor([[1, 1, 0], [1, 1, 1]]))
         where = [[row.nonzero()[:, 0].tolist() for row in question] for question in groups]
         assert where == [[[0], [1, 2], [3], [4], [5]], [[0], [], [1], [4], [5, 6]]]
 
@@ -176,29 +175,24 @@ class TestAgainstStock:
             n_text, n = lengths[place], full.shape[-1]
             ends = [0, 1, n_text - 1, n_text, n_text + 1, n]
             mass = np.stack([full[..., a:b].sum(-1) for a, b in pairwise(ends)], axis=-1)
-            queries = (
-                mass[:, :, 0],
-                mass[:, :, 1 : n_text - 1].mean(2),
-                mass[:, :, n_text + 1 :].mean(2),
-            )
+            words, patches = mass[:, :, 1 : n_text - 1], mass[:, :, n_text + 1 :]
+            queries = (mass[:, :, 0], words.mean(2), patches.mean(2))
             np.testing.assert_allclose(split[place], np.stack(queries, axis=2), rtol=0, atol=5e-6)
         assert split[..., 4].std() > 0.01  # not all the same
 
     def test_all_measures(self, model, batch):
         found, full = attention_measures(model, batch), stock_attentions(model, batch)
-        torch.testing.assert_close(found["split"], attention_split(model, batch), rtol=0, atol=1e-6)
+        assert_close(found["split"], attention_split(model, batch))
         for place, (grid, length) in enumerate(zip(GRIDS, LENGTHS, strict=True)):
             for name, expected in reduce_by_hand(full[place], length, grid).items():
                 np.testing.assert_allclose(
                     found[name][place], expected, rtol=1e-5, atol=5e-6, err_msg=name
                 )
         with torch.no_grad():
-            torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=1e-5, atol=1e-5)
+            assert_close(found["logits"], model(**batch).logits)
 
     def test_bodies_of_other_classes(self, model, batch):
-        torch.testing.assert_close(
-            attention_split(model.vilt, batch), attention_split(model, batch)
-        )
+        assert_close(attention_split(model.vilt, batch), attention_split(model, batch))
         assert "logits" not in attention_measures(model.vilt, batch)
 
 
@@ -215,9 +209,7 @@ class TestInvariance:
                 model, make_batch([GRIDS[i] for i in part], [LENGTHS[i] for i in part])
             )
             for name, value in found.items():
-                torch.testing.assert_close(
-                    value, whole[name][list(part)], rtol=1e-5, atol=1e-5, msg=name
-                )
+                assert_close(value, whole[name][list(part)], msg=name)
         assert torch.equal(state, torch.get_rng_state())
 
     @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.003), (torch.bfloat16, 0.03)])
@@ -226,13 +218,11 @@ class TestInvariance:
         found, exact = attention_measures(half, batch), attention_measures(model, batch)
         for name in ("split", "entropy", "flow", "rollout"):
             assert found[name].dtype == torch.float32
-            torch.testing.assert_close(found[name], exact[name], rtol=0, atol=bound, msg=name)
+            assert_close(found[name], exact[name], rtol=0, atol=bound, msg=name)
             apart = (found[name] - exact[name]).nanmean(0).abs()  # questions even out
             assert apart.max() < bound / 5
-        torch.testing.assert_close(
-            found["split"].sum(-1), torch.ones(6, 4, 4, 3), rtol=0, atol=1e-5
-        )
-        torch.testing.assert_close(attention_split(half, batch), found["split"], rtol=0, atol=1e-6)
+        assert_close(found["split"].sum(-1), torch.ones(6, 4, 4, 3))
+        assert_close(attention_split(half, batch), found["split"])
 
     def test_a_picture_that_questions_share_may_stand_once(self, model):
         alone = make_batch([(4, 6), (4, 6), (5, 5)], [5, 5, 7])
@@ -241,11 +231,10 @@ class TestInvariance:
         for name in ("pixel_values", "pixel_mask"):
             shared[name] = alone[name][[2, 0]]
         for name, value in attention_measures(model, shared).items():
-            torch.testing.assert_close(value, attention_measures(model, alone)[name], msg=name)
+            assert_close(value, attention_measures(model, alone)[name], msg=name)
         with torch.no_grad():
-            torch.testing.assert_close(
-                forward_raster(model, shared).logits, forward_raster(model, alone).logits
-            )
+            logits = [forward_raster(model, each).logits for each in (shared, alone)]
+        assert_close(*logits)
 
 
 GRID_CASES = st.lists(st.tuples(st.sampled_from(GRIDS), st.integers(2, 12)), min_size=1, max_size=5)
@@ -280,10 +269,8 @@ class TestFused:
             found = attention_measures(model, batch, matrix=False)
         assert set(expected) - set(found) == {"patch_distance", "top_patch"}
         for name, value in found.items():
-            torch.testing.assert_close(
-                value, expected[name], rtol=1e-5, atol=1e-5, equal_nan=True, msg=name
-            )
-        torch.testing.assert_close(split, found["split"], rtol=0, atol=1e-6, equal_nan=True)
+            assert_close(value, expected[name], msg=name)
+        assert_close(split, found["split"])
 
 
 class TestUniformAndEmpty:
@@ -300,9 +287,8 @@ class TestUniformAndEmpty:
     def test_measures_by_hand(self, flat):
         found = attention_measures(flat, make_batch([(4, 4), (4, 6)], [7, 3]))
         np.testing.assert_allclose(found["entropy"], 1, atol=1e-6)
-        np.testing.assert_allclose(
-            image_share(found["split"])[0], uniform_baseline(5, 16), atol=1e-6
-        )
+        shares = image_share(found["split"])[0]
+        np.testing.assert_allclose(shares, uniform_baseline(5, 16), atol=1e-6)
         # mean |i - j|
         np.testing.assert_allclose(found["text_distance"][0], (5**2 - 1) / (3 * 5), atol=1e-6)
         np.testing.assert_array_equal(found["text_distance"][1], 0)  # one word
@@ -313,9 +299,8 @@ class TestUniformAndEmpty:
         # query 1 looks outside only
         attention = torch.tensor([[[[0.5, 0.5, 0], [0, 0, 1], [0, 0, 1]]]])
         steps = torch.tensor([[[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]])
-        assert mean_distance(attention, steps, torch.tensor([[True, True, False]])).tolist() == [
-            [0.5]
-        ]
+        members = torch.tensor([[True, True, False]])
+        assert mean_distance(attention, steps, members).tolist() == [[0.5]]
 
     def test_question_without_words_is_nan(self, flat):
         found = attention_measures(flat, make_batch([(4, 4), (4, 6)], [2, 5]))
@@ -414,9 +399,8 @@ class TestMaps:
         pictures = [Image.new("RGB", (96, 64), color) for color in ("red", "blue")]
         batch = processor(pictures, ["is it red?", "a"], padding=True, return_tensors="pt")
         maps = attention_maps(model, batch)
-        words = processor.tokenizer.convert_ids_to_tokens(
-            processor.tokenizer("is it red?")["input_ids"]
-        )
+        tokenizer = processor.tokenizer
+        words = tokenizer.convert_ids_to_tokens(tokenizer("is it red?")["input_ids"])
         first, n_text = maps[0], len(words)
         assert first.grid == (4, 6)
         assert first.tokens[:n_text] == words
@@ -432,11 +416,9 @@ class TestMaps:
         assert len(maps[1].tokens) == 1 + 1 + 1 + 1 + 24
         split = attention_split(model, batch)[0]
         for place, part in enumerate(first.groups.values()):
-            torch.testing.assert_close(
-                first.attention[:, :, 0, part].sum(-1), split[:, :, 0, place]
-            )
+            assert_close(first.attention[:, :, 0, part].sum(-1), split[:, :, 0, place])
         del model.tokenizer
-        assert attention_maps(model, batch)[0].tokens[0] == str(processor.tokenizer.cls_token_id)
+        assert attention_maps(model, batch)[0].tokens[0] == str(tokenizer.cls_token_id)
 
 
 class TestRefusals:

@@ -1,5 +1,7 @@
 """Knockout against patterns edited by hand, and against models that never had the cut edges."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,8 @@ from helpers.attention.knockout import (
 )
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.forward import PackedForward, forward_raster, trace
+
+assert_close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -47,18 +51,14 @@ def cut_by_hand(model, batch, edges, layers):
 def test_knockout_equals_edited_patterns(model, batch, name, layers):
     edges = DIRECTIONS[name]
     expected = cut_by_hand(model, batch, edges, layers)
-    torch.testing.assert_close(
-        knockout(model, batch, edges, layers), expected, atol=1e-5, rtol=1e-4
-    )
+    assert_close(knockout(model, batch, edges, layers), expected)
 
 
 @torch.no_grad()
 def test_nothing_cut_is_the_stock_pass(model, batch):
     stock = forward_raster(model, batch).logits
     for edges, layers in (([], range(4)), ([("text", "image")], [])):
-        torch.testing.assert_close(
-            knockout(model, batch, edges, layers), stock, atol=1e-5, rtol=1e-4
-        )
+        assert_close(knockout(model, batch, edges, layers), stock)
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def test_text_cut_off_from_the_image_answers_as_without_any_image_token(model, b
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         rows.append(model.classifier(core.pooler(core.layernorm(hidden))))
     cut = knockout(model, batch, [("text", "image")], range(4))
-    torch.testing.assert_close(cut, torch.cat(rows), atol=1e-5, rtol=1e-4)
+    assert_close(cut, torch.cat(rows))
     assert (cut - forward_raster(model, batch).logits).abs().max() > 1e-3
 
 
@@ -94,7 +94,7 @@ def test_cut_edges_have_no_mass_and_rows_still_sum_to_one(model, batch):
 def test_measures_agree_with_single_knockouts(model, batch):
     found, spans = knockout_measures(model, batch), list_spans(4)
     stock = forward_raster(model, batch).logits
-    torch.testing.assert_close(found["logits"], stock, atol=1e-5, rtol=1e-4)
+    assert_close(found["logits"], stock)
     best = stock.argmax(1)
     for direction, edges in enumerate(DIRECTIONS.values()):
         for first, last in ((0, 0), (1, 3), (0, 2), (3, 3)):
@@ -102,7 +102,7 @@ def test_measures_agree_with_single_knockouts(model, batch):
             cut = knockout(model, batch, edges, range(first, last + 1))
             sure = cut.gather(1, best[:, None])[:, 0].sigmoid()
             own = found["cut_probability"][:, direction, span]
-            torch.testing.assert_close(own, sure, atol=1e-5, rtol=1e-4)
+            assert_close(own, sure)
             top = cut.topk(2, dim=1).values
             clear = top[:, 0] - top[:, 1] > 1e-3
             assert (found["cut_answer"][:, direction, span] == cut.argmax(1))[clear].all()
@@ -209,9 +209,8 @@ def test_the_objects_patches_are_cut_apart_from_the_others(model, batch):
     with trace(model, edit={"pattern": rescale}):
         expected = forward_raster(model, batch).logits
     found = knockout(model, marked, [("cls", "object")], range(4))
-    close = {"atol": 1e-5, "rtol": 1e-4}
-    torch.testing.assert_close(found, expected, **close)
+    assert_close(found, expected)
     parts, whole = [("cls", "object"), ("cls", "other patches")], [("cls", "patches")]
     expected = knockout(model, batch, whole, range(4))
     for edges in (parts, whole):
-        torch.testing.assert_close(knockout(model, marked, edges, range(4)), expected, **close)
+        assert_close(knockout(model, marked, edges, range(4)), expected)

@@ -1,6 +1,7 @@
 """Answers read out layer by layer, and probes, against the stock model and planted directions."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from helpers.data.vqa import vqa_accuracy
 from helpers.figures.attention import plot_known
 from helpers.model.forward import forward_raster
 
+assert_close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
+
 
 @pytest.fixture(scope="module")
 def marked(model, encoded):
@@ -39,7 +42,7 @@ def test_the_last_level_gives_the_models_answers_and_the_first_is_blind(model, b
     found = readout_measures(model, batch)["read_logits"]
     stock = forward_raster(model, batch).logits
     assert found.shape == (6, 5, len(stock[0]))
-    torch.testing.assert_close(found[:, -1], stock, atol=1e-5, rtol=1e-4)
+    assert_close(found[:, -1], stock)
     assert found[:, 0].std(0).max() < 1e-6  # [CLS] has seen nothing yet
     assert found[:, 1].std(0).max() > 1e-4
 
@@ -52,8 +55,7 @@ def test_states_are_those_of_the_stock_model(model, marked):
     n_text = batch["input_ids"].shape[1]
     for place, row in enumerate(rows):
         for level, states in enumerate(hidden):
-            cls = found["cls_state"][place, level]
-            torch.testing.assert_close(cls, states[place, 0], atol=1e-5, rtol=1e-4)
+            assert_close(found["cls_state"][place, level], states[place, 0])
         # grid 4 x 6 of 16 pixels: the first patch, and that in row 2, column 2
         patches = {4: (0, 14), 5: (14, 0)}.get(row)
         if patches is None:
@@ -61,8 +63,7 @@ def test_states_are_those_of_the_stock_model(model, marked):
             continue
         for layer, states in enumerate(hidden[:-1]):
             expected = states[place, [n_text + 1 + patch for patch in patches]]
-            state = found["object_state"][place, layer]
-            torch.testing.assert_close(state, expected, atol=1e-5, rtol=1e-4)
+            assert_close(found["object_state"][place, layer], expected)
 
 
 def test_without_boxes_no_patch_is_marked(model, encoded, marked):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from small import ANSWERS, encode_noise, stub_study
 
-from helpers.attention import word_attention, word_classes
-from helpers.attention.image_share import attention_maps
-from helpers.attention.word_attention import word_measures
+from helpers.attention import extract, word_classes
+from helpers.attention.image_share import attention_maps, word_measures
 from helpers.attention.word_classes import (
     CLASSES,
     classify_pieces,
@@ -107,12 +106,12 @@ def test_measures_are_means_over_single_words(model, encoded, batch):
 
 def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
     study = stub_study(tmp_path)
-    table = word_attention.measure_words(study, model, encoded)
+    table = extract.measure_words(study, model, encoded)
     expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
     np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
     assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
-    monkeypatch.setattr(word_attention, "word_measures", None)  # a second call does not measure
-    again = word_attention.measure_words(study, model, encoded)
+    monkeypatch.setattr(extract, "word_measures", None)  # a second call does not measure
+    again = extract.measure_words(study, model, encoded)
     np.testing.assert_array_equal(again.word_read, table.word_read)
 
 
