@@ -126,14 +126,13 @@ def rank_maps(
     encoded: EncodedQuestions,
     rows: Sequence[int],
     explained_by: nn.Module | None = None,
-    batch_size: int = 8,
 ) -> dict[str, list[np.ndarray]]:
     """Each of `patch_maps` as an order of every question's patches: name -> an order a question.
 
     The maps are of the model's answers. explained_by: whose maps they are; by default the model's.
     """
     orders = defaultdict(dict)
-    for part, batch in encoded.batches(batch_size, rows):
+    for part, batch in encoded.batches(8, rows):  # few: an explanation holds whole matrices
         with torch.no_grad():
             answers = forward_raster(model, batch).logits.argmax(1).tolist()
         explanations = explain(explained_by or model, batch, answers)

@@ -31,6 +31,7 @@ from helpers.stats.models import mean_over_models
 
 PROBED = 5000  # questions at most: a state of ViLT-B/32 takes 3 KB
 PENALTY, LEAST = 0.1, 5  # of a probe: the ridge beside a mean square, questions that teach a label
+MATTERS = 5  # points that a piece of evidence for a layer's role has to show
 PROBES = {  # what is asked about: the question families whose answer names it
     "object": ("what", "who"),
     "colour": ("what color",),
@@ -197,14 +198,12 @@ def tabulate_known(
     return pd.concat(parts, ignore_index=True)[names]
 
 
-def assign_roles(
-    evidence: Mapping[str, tuple[np.ndarray, np.ndarray]], least: float = 5
-) -> pd.DataFrame:
+def assign_roles(evidence: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
     """What each layer does, by the evidence of ROLES: a row a role, layer and piece of evidence.
 
     evidence: name -> points (model, question, layer) that are lost with edges cut in the layer, or
     gained across it, and image_ids (question,). A piece says yes where its 95 % interval over
-    models and images lies above `least` points, no where it lies below, else it is undecided. A
+    models and images lies above MATTERS points, no where it lies below, else it is undecided. A
     layer has the role where all say yes, and has it not where one says no; a missing piece leaves
     it undecided.
     Columns: role, layer, evidence, estimate, low, high, n, n_clusters, says, has_role.
@@ -217,7 +216,7 @@ def assign_roles(
             rows = mean.to_table({"layer": [f"L{layer}" for layer in range(values.shape[2])]})
             parts.append(rows.assign(role=role, evidence=name))
     table = pd.concat(parts, ignore_index=True)
-    sure = [table["low"] > least, table["high"] <= least]
+    sure = [table["low"] > MATTERS, table["high"] <= MATTERS]
     table["says"] = np.select(sure, ["yes", "no"], "undecided")
     said = table.groupby(["role", "layer"])["says"]
     complete = said.transform("size") == table["role"].map(ROLES).map(len)

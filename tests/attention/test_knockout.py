@@ -28,21 +28,23 @@ from helpers.model.forward import PackedForward, forward_raster, trace
 assert_close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
-def cut_by_hand(model, batch, edges, layers):
-    """Logits of the stock modules whose patterns lose these edges and are rescaled to sum to 1."""
-    groups = prepare_batch(model, batch).groups  # five: no object is known
-    kept = torch.ones(len(groups), groups.shape[2], groups.shape[2])
-    for queries, keys in number_edges(edges)[:5, :5].nonzero().tolist():
-        kept[groups[:, queries][:, :, None] & groups[:, keys][:, None]] = 0
+def mark_cut(groups, edges):
+    """Which query cannot attend to which key: bool (question, query, key)."""
+    cut = torch.zeros(len(groups), groups.shape[2], groups.shape[2], dtype=torch.bool)
+    for queries, keys in number_edges(edges)[:5, :5].nonzero().tolist():  # no object is known
+        cut |= groups[:, queries][:, :, None] & groups[:, keys][:, None]
+    return cut
 
-    def rescale(layer, pattern):
-        if layer not in layers:
-            return pattern
-        left = pattern * kept[:, None]
+
+@torch.no_grad()
+def answer_without(model, batch, cut, layers):
+    """Logits of the stock modules whose patterns lose these edges and are rescaled to sum to 1."""
+
+    def rescale(_, pattern):
+        left = pattern * ~cut[:, None]
         return left / left.sum(-1, keepdim=True).clamp_min(1e-30)
 
-    with trace(model, edit={"pattern": rescale}):
+    with trace(model, edit={"pattern": rescale}, layers=layers):
         return forward_raster(model, batch).logits
 
 
@@ -50,7 +52,8 @@ def cut_by_hand(model, batch, edges, layers):
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_knockout_equals_edited_patterns(model, batch, name, layers):
     edges = DIRECTIONS[name]
-    expected = cut_by_hand(model, batch, edges, layers)
+    cut = mark_cut(prepare_batch(model, batch).groups, edges)
+    expected = answer_without(model, batch, cut, layers)
     assert_close(knockout(model, batch, edges, layers), expected)
 
 
@@ -159,9 +162,7 @@ def test_edge_shares_are_the_mean_mass_on_cut_edges(model, batch):
     counts = {"n_words": groups[:, 1].sum(1), "n_patches": groups[:, 4].sum(1)}
     shares = edge_shares(measures["flow"].numpy(), pd.DataFrame(counts))
     for direction, edges in enumerate(DIRECTIONS.values()):
-        cut = torch.zeros(len(groups), groups.shape[2], groups.shape[2], dtype=torch.bool)
-        for queries, keys in number_edges(edges)[:5, :5].nonzero().tolist():
-            cut |= groups[:, queries][:, :, None] & groups[:, keys][:, None]
+        cut = mark_cut(groups, edges)
         asking = cut.any(2)
         for index, layer in enumerate(PackedForward(model, inputs, groups, len(groups))):
             ((_, attention),) = layer
@@ -199,17 +200,10 @@ def test_the_objects_patches_are_cut_apart_from_the_others(model, batch):
     objects = torch.zeros(6, 2, 36, dtype=torch.bool)
     objects[:, 0, [3, 7]] = True  # raster indices
     marked, n_text = {**batch, "objects": objects}, batch["input_ids"].shape[1]
-    own = [n_text + 1 + patch for patch in (3, 7)]
-
-    def rescale(_, pattern):
-        pattern = pattern.clone()
-        pattern[:, :, 0, own] = 0
-        return pattern / pattern.sum(-1, keepdim=True).clamp_min(1e-30)
-
-    with trace(model, edit={"pattern": rescale}):
-        expected = forward_raster(model, batch).logits
+    cut = mark_cut(prepare_batch(model, batch).groups, [])  # none yet
+    cut[:, 0, [n_text + 1 + patch for patch in (3, 7)]] = True
     found = knockout(model, marked, [("cls", "object")], range(4))
-    assert_close(found, expected)
+    assert_close(found, answer_without(model, batch, cut, range(4)))
     parts, whole = [("cls", "object"), ("cls", "other patches")], [("cls", "patches")]
     expected = knockout(model, batch, whole, range(4))
     for edges in (parts, whole):
