@@ -164,7 +164,7 @@ def test_edge_shares_are_the_mean_mass_on_cut_edges(model, batch):
     for direction, edges in enumerate(DIRECTIONS.values()):
         cut = mark_cut(groups, edges)
         asking = cut.any(2)
-        for index, layer in enumerate(PackedForward(model, inputs, groups, len(groups))):
+        for index, layer in enumerate(PackedForward(model, inputs, groups)):
             ((_, attention),) = layer
             mass = (attention.mean(1) * cut).sum(2)  # (question, query)
             expected = (mass * asking).sum(1) / asking.sum(1)
