@@ -25,7 +25,6 @@ from PIL import Image
 from helpers.run.cache import write_atomic
 
 LONGEST_SIDE = 384  # pixels of an embedded picture: ViLT itself sees as much of the shorter side
-LEVELS = 255  # of a weight's byte
 
 
 class Method(NamedTuple):
@@ -139,8 +138,6 @@ def check_cards(cards: Sequence[dict]) -> tuple[int, int]:
         if shape != shapes[0]:
             problem = "has other methods, layers or heads than question 1"
             raise ValueError(f"question {number} {problem}")
-    if not shapes[0]:
-        raise ValueError("the cards hold no maps")
     axes = list(shapes[0].values())
     return axes[0][0], max(axis[1] if len(axis) == 2 else 0 for axis in axes)
 
@@ -171,7 +168,7 @@ def pack_maps(card: dict, method: str) -> dict[str, str]:
         wrong = f"the {method} maps of {card['question']!r} hold negative numbers or NaN"
         raise ValueError(f"{wrong}: a heatmap starts at 0.")
     maxima = maps.max((-2, -1))
-    levels = maps * (LEVELS / np.where(maxima > 0, maxima, 1))[..., None, None]
+    levels = maps * (255 / np.where(maxima > 0, maxima, 1))[..., None, None]
     exact = {"maxima": maxima, "sums": maps.sum((-2, -1)), "totals": card["totals"][method]}
     floats = {name: np.asarray(values, dtype="<f4").tobytes() for name, values in exact.items()}
     packed = {"bytes": levels.round().astype(np.uint8).tobytes(), **floats}

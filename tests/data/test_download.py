@@ -2,14 +2,12 @@
 
 import hashlib
 import io
-import json
 import os
 import re
 import signal
 import sys
 import threading
 import time
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +29,9 @@ from PIL import Image
 from helpers.data import download
 from helpers.data.download import DownloadError, download_images, download_questions
 from helpers.data.encode import read_picture
-from helpers.data.prepare import check_images
-from helpers.data.vqa import FILES, name_image, read_vqa
+from helpers.data.vqa import name_image
 
 QUESTIONS_ZIP = "v2_Questions_Train_mscoco.zip"
-QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 DATA = np.random.default_rng(0).bytes(200_000)
 
 
@@ -180,46 +176,14 @@ def test_no_network_and_a_file_where_the_folder_should_be(tmp_path, blocked, pro
 # Questions
 
 
-def zip_files(members: dict) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
 def state_files(zips: dict[str, bytes]) -> dict:
     return {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in zips.items()}
 
 
 @pytest.fixture
 def official():
-    """The four zips, small: two questions on one image in each split."""
-    annotation = dict.fromkeys(("answer_type", "multiple_choice_answer"), "yes")
-    annotation |= {"question_type": "is it", "answers": [{"answer": "yes"}] * 10}
-    zips = {}
-    for split, image_id in (("train", 7), ("val", 9)):
-        ids = [{"image_id": image_id, "question_id": image_id * 1000 + i} for i in range(2)]
-        for kind, columns in (("questions", {"question": "Is it?"}), ("annotations", annotation)):
-            name, zipped = (pattern.format(split, split.title()) for pattern in FILES[kind])
-            records = [own | columns for own in ids]
-            text = json.dumps({"data_subtype": f"{split}2014", kind: records})
-            zips[zipped] = zip_files({name: text})
-    return zips
-
-
-def test_questions_and_images_are_read_as_vqav2(tmp_path, official):
-    images = {name_image("train", 7): make_image(7), name_image("val", 9): make_image(9)}
-    folder = tmp_path / "data" / "vqav2"
-    with Loopback(official | images) as server:
-        for _ in range(2):  # the second time, nothing is asked for
-            assert download_questions(folder, server.url, state_files(official)) == folder
-            assert download_images(list(images), folder, server.url) == []
-            assert len(server.seen) == 6
-    for split, image_id in (("train", 7), ("val", 9)):
-        dataset = check_images(read_vqa(folder, split))
-        assert dataset["question_id"][:] == [image_id * 1000, image_id * 1000 + 1]
-        assert dataset[0]["image"].size == (60, 40)
+    """Bytes for each of the four zips."""
+    return {name: name.encode() * 50 for name in download.JSON_OF}
 
 
 def test_only_what_the_folder_lacks_is_fetched(tmp_path, official):
@@ -318,14 +282,11 @@ def test_an_address_that_has_no_image_at_all_is_given_up_early(gallery, tmp_path
 # Kills
 
 
-def fetch_all(folder: Path, url: str, files) -> None:
-    """In another process: fetch zips (a dict) or images (a list); exits with 3 on SIGINT."""
+def fetch_all(folder: Path, url: str, names: list[str]) -> None:
+    """In another process: fetch images; exits with 3 on SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
-        if isinstance(files, dict):
-            download_questions(folder, url, files)
-        else:
-            download_images(files, folder, url, workers=4)
+        download_images(names, folder, url, workers=4)
     except KeyboardInterrupt:
         sys.exit(3)
 
@@ -336,18 +297,14 @@ def wait_until(condition, process) -> None:
         time.sleep(0.005)
 
 
-def kill(process) -> None:
-    process.kill()
-    process.join()
-
-
 def test_killed_images_end_with_identical_files(fork, gallery, tmp_path):
     names = list(gallery.files)
     for name in names:
         gallery.script(name, trickle(1000, 0.02))
     killed = fork(fetch_all, tmp_path, gallery.url, names)
     wait_until(lambda: len(list(tmp_path.glob("val2014/COCO*"))) >= 8, killed)
-    kill(killed)
+    killed.kill()
+    killed.join()
     whole = [name for name in names if (tmp_path / name).exists()]
     assert 8 <= len(whole) < 40
     assert all((tmp_path / name).read_bytes() == gallery.files[name] for name in whole)

@@ -90,17 +90,6 @@ def test_question_type(question, expected):
     assert question_type(question) == expected
 
 
-TYPE_WORDS = st.sampled_from(sorted({word for name in QUESTION_TYPES for word in name.split()}))
-
-
-@given(st.lists(TYPE_WORDS, max_size=8))
-def test_question_type_is_the_longest_listed_beginning(words):
-    found = question_type(" ".join(words) + "?")
-    beginnings = [" ".join(words[:n]) for n in range(len(words) + 1)]
-    listed = [beginning for beginning in beginnings if beginning in QUESTION_TYPES]
-    assert found == max(listed, key=len, default="none of the above")
-
-
 @needs_shared
 def test_the_committed_table_lists_the_official_types():
     assert list(QUESTION_TYPES) == (OFFICIAL / "mscoco_question_types.txt").read_text().splitlines()

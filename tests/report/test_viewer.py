@@ -31,13 +31,11 @@ HOSTILE = (
 WORDS = ("[CLS]", "what", "is", "it", "[SEP]")
 
 
-def plant_card(
-    question="What is it?", tokens=WORDS, grid=(3, 4), seed=0, methods=METHODS, heads=HEADS
-) -> dict:
+def plant_card(question="What is it?", tokens=WORDS, grid=(3, 4), seed=0, heads=HEADS) -> dict:
     """A card by hand: random weights, of which the patches get a random part."""
     rng = np.random.default_rng(seed)
     maps, totals = {}, {}
-    for method in methods:
+    for method in METHODS:
         axes = (LAYERS,) if method in COMBINED else (LAYERS, heads)
         weights = rng.random((*axes, len(tokens), *grid)).astype(np.float32)
         maps[method] = weights / (grid[0] * grid[1])
@@ -135,8 +133,6 @@ def test_cards_that_cannot_be_shown_together_are_an_error():
         render_page([], "Title")
     with pytest.raises(ValueError, match="question 2 has other methods, layers or heads"):
         render_page([plant_card(), plant_card(heads=HEADS + 1)], "Title")
-    with pytest.raises(ValueError, match="hold no maps"):
-        show_page([plant_card(methods=[])], "Title")
 
 
 def test_the_page_holds_the_cards_numbers():
@@ -318,28 +314,10 @@ def test_methods_layers_heads_and_words_draw_what_they_name(page, cards, place):
 
 
 @pytest.mark.browser
-def test_hostile_texts_stay_texts(driver, tmp_path):
-    from selenium.common.exceptions import NoAlertPresentException
-
-    card = plant_card(HOSTILE, ["[CLS]", HOSTILE, "[SEP]"]) | {"answer": HOSTILE}
-    browser.open_page(driver, write_page(tmp_path / "page.html", [card], HOSTILE))
-    click_word(driver, 1)
-    for selector in ("h1", "#answer", "#words button:nth-child(2)"):
-        assert list_texts(driver, selector) == [HOSTILE]
-    assert list_texts(driver, "#question option") == [f"1: {HOSTILE}"]
-    assert HOSTILE in find(driver, "#status").get_attribute("textContent")
-    assert len(driver.find_elements("css selector", "script")) == 2
-    assert len(driver.find_elements("css selector", "img")) == 2
-    with pytest.raises(NoAlertPresentException):
-        driver.switch_to.alert.accept()
-    assert browser.console_errors(driver) == []
-    assert browser.list_requests(driver) == []
-
-
-@pytest.mark.browser
-def test_the_widgets_frame_runs_and_reaches_nothing_outside(driver, cards, tmp_path):
+def test_hostile_texts_stay_texts_in_a_frame_that_reaches_nothing_outside(driver, tmp_path):
     """As a notebook does, the frame is put into a page by innerHTML."""
-    box = show_page(cards, HOSTILE, token=2)
+    card = plant_card(HOSTILE, ["[CLS]", HOSTILE, "is", "[SEP]"]) | {"answer": HOSTILE}
+    box = show_page([card], HOSTILE, token=1)
     box.children[0].children[1].value = 1
     path = tmp_path / "notebook.html"
     path.write_text('<meta charset="utf-8"><div></div>')
@@ -347,10 +325,16 @@ def test_the_widgets_frame_runs_and_reaches_nothing_outside(driver, cards, tmp_p
     script = "document.querySelector('div').innerHTML = arguments[0]"
     driver.execute_script(script, box.children[1].value)
     driver.switch_to.frame(find(driver, "iframe"))
-    assert list_texts(driver, "h1") == [HOSTILE]
-    check_drawn(driver, cards[0], "attention", 1, MEAN, 2)
-    assert list_texts(driver, "#words [aria-pressed=true]") == ["is"]
+    for selector in ("h1", "#answer", "#words [aria-pressed=true]"):
+        assert list_texts(driver, selector) == [HOSTILE]
+    assert list_texts(driver, "#question option") == [f"1: {HOSTILE}"]
+    assert HOSTILE in find(driver, "#status").get_attribute("textContent")
+    assert len(driver.find_elements("css selector", "script")) == 2
+    assert len(driver.find_elements("css selector", "img")) == 2
+    check_drawn(driver, card, "attention", 1, MEAN, 1)
     assert find(driver, "#layer").get_attribute("value") == "1"
     outside = "try { return String(parent.document) } catch (error) { return error.name }"
     assert driver.execute_script(outside) == "SecurityError"
     driver.switch_to.default_content()
+    assert browser.console_errors(driver) == []
+    assert browser.list_requests(driver) == []
