@@ -8,11 +8,6 @@ A claim (`data/claims.csv`) is a sentence, a threshold and a direction, written 
 are seen. A run never rewords one: it gives a verdict. **supported**: the interval lies beyond the
 threshold. **contradicted**: it lies on the other side. **undecided**: the threshold is in it.
 **not testable**: this data or model cannot say, and why. Without a record: not measured yet.
-
-How far do verdict and estimate depend on the run? Several runs side by side:
-
-    runs = find_runs(study, ["phantom-seed0", "phantom-seed1"])
-    tabulate_runs(compare_claims(runs))                            # a row a claim, a column a run
 """
 
 import json
@@ -218,7 +213,7 @@ def compare_claims(runs: Sequence[Study]) -> pd.DataFrame:
 
 
 def tabulate_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a claim and a column a run, "supported: 12.3 [10.1, 14.5] points"."""
+    """Of `compare_claims`, a row a claim and a column a run: "supported: 12.3 [10.1, 14.5] %"."""
     says = [f"{row['verdict']}: {say_estimate(row)}".strip(": ") for _, row in table.iterrows()]
     wide = table.assign(says=says).set_index(["claim", "run"])["says"].unstack()  # noqa: PD010
     return wide.loc[table["claim"].unique(), table["run"].unique()].reset_index()

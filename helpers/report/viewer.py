@@ -134,10 +134,8 @@ def check_cards(cards: Sequence[dict]) -> tuple[int, int]:
     if not cards:
         raise ValueError("the viewer needs at least one question: pass a list of make_card(...)")
     shapes = [{name: maps.shape[:-3] for name, maps in card["maps"].items()} for card in cards]
-    for number, shape in enumerate(shapes, start=1):
-        if shape != shapes[0]:
-            problem = "has other methods, layers or heads than question 1"
-            raise ValueError(f"question {number} {problem}")
+    if odd := [number for number, shape in enumerate(shapes, start=1) if shape != shapes[0]]:
+        raise ValueError(f"question {odd[0]} has other methods, layers or heads than question 1")
     axes = list(shapes[0].values())
     return axes[0][0], max(axis[1] if len(axis) == 2 else 0 for axis in axes)
 

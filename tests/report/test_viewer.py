@@ -4,7 +4,6 @@ import base64
 import json
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
 
 import browser
 import ipywidgets as widgets
@@ -12,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,26 +55,13 @@ def select(values, method, layer, head, token):
     return np.mean([values[method][layer, each, token] for each in heads], axis=0)
 
 
-class Elements(HTMLParser):
-    """Names and attributes of a page's elements, and the text of those that have an id."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.found, self.texts, self.names = [], {}, []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        self.names.append(dict(attributes).get("id"))
-
-    def handle_data(self, data):
-        if self.names:
-            self.texts.setdefault(self.names[-1], data)
+def parse(page: str) -> BeautifulSoup:
+    return BeautifulSoup(page, "html.parser")
 
 
 def read_data(page: str) -> dict:
     """The data in a page, as a browser finds it."""
-    return json.loads(Elements(page).texts["data"])
+    return json.loads(parse(page).find(id="data").string)
 
 
 def unpack(text: str, kind: str, shape) -> np.ndarray:
@@ -160,10 +147,10 @@ def test_the_page_holds_the_cards_numbers():
 
 def test_texts_are_never_read_as_html():
     card = plant_card(HOSTILE, ["[CLS]", HOSTILE, "[SEP]"]) | {"answer": HOSTILE}
-    pages = (render_page([card], HOSTILE), render_page([plant_card()], "T"))
-    elements, plain = map(Elements, pages)
-    assert [tag for tag, _ in elements.found] == [tag for tag, _ in plain.found]
-    data = json.loads(elements.texts["data"])
+    page, plain = render_page([card], HOSTILE), render_page([plant_card()], "T")
+    tags = [[element.name for element in parse(each).find_all()] for each in (page, plain)]
+    assert tags[0] == tags[1]
+    data = read_data(page)
     card = data["cards"][0]
     assert [data["title"], card["question"], card["answer"], card["tokens"][1]] == [HOSTILE] * 4
 
@@ -182,9 +169,8 @@ def test_the_page_loads_nothing_and_is_the_same_each_time(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
     page = path.read_text(encoding="utf-8")
     assert page == render_page([plant_card()], "Title")
-    elements = Elements(page).found
-    assert not [tag for tag, attributes in elements if {"src", "href", "srcset"} & set(attributes)]
-    assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in elements}
+    fetching = "[src], [href], [srcset], link, iframe, object, base, form"
+    assert not parse(page).select(fetching)
     assert not re.search(r"https?://|@import|url\(", page)
     assert "default-src 'none'" in page  # a browser would not follow an address either
 
@@ -202,9 +188,9 @@ def test_maps_that_cannot_be_drawn_are_an_error_and_the_old_file_stands(tmp_path
 
 def read_frame(box: widgets.VBox) -> str:
     """The page that the widget shows."""
-    _, attributes = Elements(box.children[1].value).found[0]
-    assert attributes["sandbox"] == "allow-scripts"
-    return attributes["srcdoc"]
+    (frame,) = parse(box.children[1].value).find_all()
+    assert frame["sandbox"] == ["allow-scripts"]
+    return frame["srcdoc"]
 
 
 @pytest.mark.parametrize("odd", [HOSTILE, "", "half \ud83d", "100 %s {0} \n ünï"])
@@ -216,7 +202,6 @@ def test_the_widget_steps_through_questions_and_layers(odd):
     assert (layer.min, layer.value, layer.max) == (0, LAYERS - 1, LAYERS - 1)
     assert not any(each.description_allow_html for each in (question, layer))
     json.dumps([box.children[1].value, question.options], ensure_ascii=False).encode("utf-8")
-    assert len(Elements(box.children[1].value).found) == 1
     first = read_data(read_frame(box))
     assert first["cards"] == [json.loads(json.dumps(pack_card(cards[0])))]
     assert first["start"] == {"layer": LAYERS - 1, "token": 3}
