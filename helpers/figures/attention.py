@@ -91,10 +91,8 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
 
 @style.styled("Each head's image share for the [CLS] query, against uniform attention")
 def plot_heads(heads: pd.DataFrame) -> Figure:
-    """Excess image share of every head for the [CLS] query, a panel a model.
-
-    heads: model, layer, head, estimate, low, high (shares above uniform, in [-1, 1]). In brackets:
-    the interval includes 0.
+    """Grids of a table: model (a panel each), layer, head, estimate, low, high (shares above
+    uniform, in [-1, 1]). In brackets: the interval includes 0.
     """
     unsure = (heads["low"] <= 0) & (heads["high"] >= 0)
     texts = style.format_cells(100 * heads["estimate"], "+", unsure=unsure)
@@ -253,9 +251,8 @@ def _plot_bands(axis: Axes, masses: np.ndarray, bands: np.ndarray) -> None:
 
 @style.styled("The best head of each layer, chosen on one half of the images, scored on the other")
 def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
-    """How often the favoured patch lies in the box asked about: each layer's best head.
+    """Lines of a table: layer, against (the head, or what stands against it), estimate, low, high.
 
-    table: rows with layer, against (the head, or what stands against it), estimate, low, high.
     chance: share of patches in the box; by_object: of a random object of the picture, or NaN.
     """
     figure, axis = plt.subplots(figsize=(10, 4.2))
@@ -271,10 +268,8 @@ def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
 
 @style.styled("Does the answer need the patches that a map calls important?")
 def plot_curves(table: pd.DataFrame) -> Figure:
-    """How the answer fares while patches go (left) or come (right), the most important first.
-
-    table: order (the map, a line each), kind ("deletion", "insertion"), fraction in [0, 1],
-    estimate, low, high (probabilities).
+    """Lines of a table: order (the map), kind ("deletion", left, or "insertion"), fraction of the
+    patches in [0, 1], the most important first, estimate, low, high (probabilities).
     """
     table = table.assign(share=100 * table["fraction"]).replace({"random": "random order"})
     looks = style.choose_looks(table["order"])
@@ -292,9 +287,8 @@ def plot_curves(table: pd.DataFrame) -> Figure:
 
 @style.styled("Which map finds the patches that the answer needs?")
 def plot_scoreboard(table: pd.DataFrame) -> Figure:
-    """Maps downwards, a panel for each measure of SCORES: points with intervals, and chance.
-
-    table: order (the map), measure, estimate, low, high (shares in [0, 1]), and chance.
+    """Forests of a table: order (the map), measure (of SCORES, a panel each), estimate, low, high
+    (shares in [0, 1]), and chance.
     """
     table = table[table["measure"].isin(SCORES)].dropna(subset=["estimate"])
     place = table["measure"].map(list(SCORES).index)
@@ -438,10 +432,8 @@ def plot_strips(examples: Sequence[dict]) -> Figure:
 
 @style.styled("What do the answers of each question type need?")
 def plot_needs(table: pd.DataFrame) -> Figure:
-    """The measures of what answers need: a family a row, a panel each of NEEDS.
-
-    table: family, kind (the first in colour; a second, controls, grey), measure (of NEEDS),
-    estimate, low, high (points), n, enough (else hollow). Measures without numbers get no panel.
+    """Forests of a table: family, kind (the first in colour; a second, controls, grey), measure (of
+    NEEDS, a panel each if it has numbers), estimate, low, high (points), n, enough (else hollow).
     """
     table = table.dropna(subset=["estimate"])
     table = table.assign(few=~table["enough"].astype(bool))

@@ -30,10 +30,8 @@ MODES = {  # what stands in for what is taken away
 
 @style.styled("Role scores (0: uniform or chance, 1: the most possible; framed: the head has it)")
 def plot_role_scores(scores: pd.DataFrame) -> Figure:
-    """Every head's score on every role: a grid a role, heads that have the role framed.
-
-    scores: columns layer, head, role, score, passes, null (the highest random head). Colours end at
-    -1 and 1, numbers do not.
+    """A grid a role, of a table: layer, head, role, score, passes (framed), null (the highest
+    random head). Colours end at -1 and 1, numbers do not.
     """
     null = scores.groupby("role")["null"].transform("max")
     role = [f"{role} (random heads: at most {x:.2f})"
@@ -146,10 +144,8 @@ def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figur
 
 @style.styled("What predicts the accuracy lost without a head? One point a head (95 % intervals)")
 def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
-    """What predicts importance? Accuracy lost without a head against cheap measures of it.
-
-    table: a row a head with layer, name, drop, low, high and the columns of `measures`,
-    {column: axis label with its unit}. Colour and marker of a point: its layer.
+    """Points of a table, a row a head: layer (colour and marker), name, drop, low, high and the
+    columns of `measures`, {column: axis label with its unit}.
     """
     layers = [f"L{layer}" for layer in range(table["layer"].max() + 1)]
     colors = sns.color_palette("cividis", len(layers) + 1)
@@ -241,10 +237,8 @@ def plot_thinned(table: pd.DataFrame, intact: float) -> Figure:
 
 @style.styled("What a short training brings back (95 % intervals over images)")
 def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
-    """What a short training brings back: accuracy before it (hollow) and after it (filled).
-
-    candidates: columns model (a shape's name, and the name with ", trained"), judged, low, high:
-    difference from the whole model in points (95 % interval over images).
+    """Forest of a table: model (a shape's name, hollow, and the name with ", trained", filled),
+    judged, low, high: difference from the whole model in points (95 % interval over images).
     """
     shape = candidates["model"].str.removesuffix(", trained")
     rows = candidates.assign(shape=shape, cut=shape == candidates["model"])
@@ -259,10 +253,8 @@ def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
 
 @style.styled("Accuracy and measured latency of each model (95 % intervals over images)")
 def plot_pareto(table: pd.DataFrame) -> Figure:
-    """Accuracy and time of each model, the best at the top.
-
-    table: columns model, questions (a pass), milliseconds (of a pass), accuracy, low, high (in %),
-    chosen (the model that the selection half selects).
+    """Forests of a table, the best model on top: model, questions (a pass), milliseconds (of a
+    pass), accuracy, low, high (in %), chosen (the model that the selection half selects).
     """
     name = table["model"] + np.where(table["chosen"], " (selected)", "")
     table = table.assign(name=name).sort_values("accuracy", ascending=False, kind="stable")

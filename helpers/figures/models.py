@@ -141,20 +141,16 @@ def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
 
 @style.styled("Accuracy by question family (95 % intervals over images)")
 def plot_accuracy(table: pd.DataFrame) -> Figure:
-    """VQA accuracy of each answerer by family with intervals.
-
-    table: columns family, answerer, estimate, low, high (in [0, 1]) and n; in the order shown.
-    """
+    """Forest of a table: family, answerer, estimate, low, high (in [0, 1]), n; in their order."""
     table = table.assign(name=style.name_with_n(table, "family"))
     return style.draw_forest(table, "name", ACCURACY, hue="answerer", scale=100)
 
 
 @style.styled("Accuracy of each model, with its own image and with another")
 def plot_models(table: pd.DataFrame, lines: dict[str, float]) -> Figure:
-    """Accuracy of several models with each question's own image and with another image.
+    """Forest of a table: model, image ("its own", "another"), estimate, low, high (accuracy in %).
 
-    table: columns model, image ("its own", "another"), estimate, low, high (accuracy in %). lines:
-    accuracy in % of what sees no image, by name, drawn as upright lines.
+    lines: accuracy in % of what sees no image, by name, drawn as upright lines.
     """
     other, label = table["image"] == "another", "with " + table["image"] + " image"
     table = table.assign(other=other, label=label)
@@ -164,10 +160,8 @@ def plot_models(table: pd.DataFrame, lines: dict[str, float]) -> Figure:
 
 @style.styled("Do the claims hold in every run? (95 % intervals)")
 def plot_runs(table: pd.DataFrame) -> Figure:
-    """A panel a claim, a point a run with its 95 % interval; dashed: the threshold.
-
-    table: run, key, claim, unit, threshold, estimate, low, high (of `compare_claims`). Claims
-    without a number in any run are left out.
+    """Forests of a table: run, key, claim (a panel each), unit, threshold, estimate, low, high (of
+    `compare_claims`). Claims without a number in any run are left out.
     """
     table = table[table.groupby("key")["estimate"].transform("count") > 0]
     labels = {key: (fill(rows["claim"].iloc[0].replace("*", ""), 34), rows["unit"].iloc[0])

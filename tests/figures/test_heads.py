@@ -34,18 +34,6 @@ def make_effects(names=("L0H0", "L0H1"), modes=("zero", "mean")) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (3, 12)])
-def test_role_scores_are_a_grid_a_role(n_layers, n_heads):
-    scores = make_scores(n_layers, n_heads)
-    figure = figures.plot_role_scores(scores)
-    render(figure)
-    panels = [axis for axis in figure.axes if axis.axison]
-    assert len(panels) == 3  # an odd number of roles leaves one empty
-    for axis, (_, rows) in zip(panels, scores.groupby("role", sort=False), strict=True):
-        expected = rows["score"].to_numpy().reshape(n_layers, n_heads)
-        np.testing.assert_allclose(read_grid(axis), expected)
-
-
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (2, 3), (12, 12)])
 def test_role_map_names_the_roles_of_each_head(n_layers, n_heads):
     scores = make_scores(n_layers, n_heads)

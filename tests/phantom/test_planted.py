@@ -47,13 +47,6 @@ def test_edits_leave_the_model_that_they_are_given(model, logits_of):
     assert torch.equal(before, logits_of(model))
 
 
-def test_attention_moves_with_permuted_heads(model, batch):
-    order = [2, 0, 3, 1]
-    split = attention_split(model, batch)
-    moved = attention_split(edits.permute_heads(model, order), batch)
-    torch.testing.assert_close(moved, split[:, :, order])
-
-
 def test_a_decoy_keeps_its_attention_and_its_removal_changes_nothing(freed, model, batch):
     at = (slice(None), HEAD[0], SLOT)
     splits = [attention_split(each, batch)[at] for each in (model, freed)]

@@ -157,12 +157,3 @@ def test_procedures_over_models_and_of_choice_err_at_the_stated_rate():
     assert coverage["rate"].between(0.92, 0.98).all()
     assert calibrate.limit_rates()["rate"].item() >= 0.95  # exact limits promise at least that
     assert calibrate.rank_rates(runs=500)["rate"].between(0.03, 0.07).all()
-
-
-def test_images_alone_would_cover_too_little(monkeypatch):
-    def forget_models(values, images):
-        return stats.mean_over_models(np.mean(values, axis=0, keepdims=True), images)
-
-    monkeypatch.setattr(calibrate, "mean_over_models", forget_models)
-    row = calibrate.model_rates((3,), runs=300).iloc[0]
-    assert row["rate"] < 0.9
