@@ -44,10 +44,8 @@ POOL = 50  # batches whose questions are sorted by picture size together
 EVALUATIONS = 8  # points on the accuracy curve, each with a checkpoint
 
 
-def finetune(
-    study: Study, data: DatasetDict, once: Callable = cache.cached_step, name: str = "model"
-) -> Path:
-    """Fine-tune the study's checkpoint with a new answer head: run_dir/<name>, for `load_vilt`.
+def finetune(study: Study, data: DatasetDict, once: Callable = cache.cached_step) -> Path:
+    """Fine-tune the study's checkpoint with a new answer head: run_dir/model, for `load_vilt`.
 
     The answers are those of the training questions. Keeps the weights with the best accuracy on
     `study.watched_questions` of the validation questions, drawn with its seed, and stops after
@@ -78,7 +76,7 @@ def finetune(
         start_bias(model, train)
         return model, train, watched
 
-    return once(study.folder() / name, lambda folder: train_model(study, load, folder), inputs)
+    return once(study.folder() / "model", lambda folder: train_model(study, load, folder), inputs)
 
 
 def load_checkpoint(

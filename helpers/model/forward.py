@@ -564,10 +564,8 @@ def has_packed_kernel(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     tokens = torch.linspace(-20, 20, 7 * 2 * 56, device=device).sin().view(7, 2, 56)
     packed = tokens.to(dtype).split((16, 16, 24), dim=-1)
-    starts, bound = (
-        torch.tensor([0, 3, 7], device=device).int(),
-        max(1e-4, 4 * torch.finfo(dtype).eps),
-    )
+    starts = torch.tensor([0, 3, 7], device=device).int()
+    bound = max(1e-4, 4 * torch.finfo(dtype).eps)
     try:
         found = torch.cat(attend_packed(*packed, starts, 7), dim=-1).float()
         for part in (slice(0, 3), slice(3, 7)):

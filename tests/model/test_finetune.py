@@ -72,8 +72,6 @@ def test_soft_accuracy_reads_the_target_of_the_top_answer():
     assert finetune.soft_accuracy(logits, targets).tolist() == pytest.approx([0.9, 0.3])
 
 
-SETTINGS = ("data_root", "runs_root", "checkpoint", "epochs", "batch_size", "device",
-            "train_per_family", "validation_per_family")  # fmt: skip
 LONG = {"patience": 9}  # trains to the end
 
 
@@ -95,7 +93,7 @@ def data(study):
 
 def run_again(study, name, data, **settings):
     """The study once more under another name, with other settings; returns it, fine-tuned."""
-    other = Study.load("phantom", **{**study.settings(*SETTINGS), "run_name": name, **settings})
+    other = replace(study, run_name=name, **settings)
     shutil.copytree(study.run_dir, other.run_dir, dirs_exist_ok=True)  # prepared
     finetune.finetune(other, data)
     return other
@@ -157,7 +155,7 @@ def test_training_lowers_the_loss_and_the_model_loads_again(whole, data):
     assert (folder / "made.json").stat().st_mtime_ns == made
 
 
-def train_and_die(settings):
+def train_and_die(study):
     """In another process: fine-tune until SIGKILL in step 12 of 14, after a checkpoint."""
 
     def die(self, args, state, control, **kwargs):
@@ -165,16 +163,15 @@ def train_and_die(settings):
             os.kill(os.getpid(), signal.SIGKILL)
 
     finetune.StepsBar.on_step_end = die
-    study = Study.load("phantom", **settings)
     finetune.finetune(study, prepare.load_dataset(study))
 
 
 @pytest.fixture(scope="module")
 def killed(study, start_process):
     """The study, killed in the second epoch; returns its checkpoints."""
-    settings = study.settings(*SETTINGS) | LONG | {"run_name": "killed"}
-    shutil.copytree(study.run_dir, Study.load("phantom", **settings).run_dir)
-    process = start_process(train_and_die, settings)
+    unlucky = replace(study, run_name="killed", **LONG)
+    shutil.copytree(study.run_dir, unlucky.run_dir)
+    process = start_process(train_and_die, unlucky)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     (folder,) = Path(study.run_dir).parent.glob("killed/.model.*.part/checkpoints")

@@ -22,12 +22,11 @@ from helpers.model.forward import (
     split_microbatches,
     trace,
 )
-from helpers.model.vilt import load_vilt
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_vilt("fresh-small", answers=["yes", "no", "red"])[0].requires_grad_(False)
+def model(vilt):
+    return copy.deepcopy(vilt[0]).requires_grad_(False)
 
 
 def pack(model, batch):

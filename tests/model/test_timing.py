@@ -86,16 +86,11 @@ def test_the_ledger_by_hand():
 def test_a_lighter_model_takes_less(vilt, encoded):
     model = vilt[0]
     lighter = prune.prune_model(model, [(layer, head) for layer in range(4) for head in (0, 1)])
-    batches = [encoded.collate([encoded[row] for row in range(size)]) for size in (1, 12)]
-    whole, light = (
-        [timing.measure_memory(each, batch) for batch in batches] for each in (model, lighter)
-    )
-    assert light[0] < whole[0]
-    assert light[1] < whole[1]
-    assert whole[0] < whole[1]
-    assert whole[0] > timing.measure_weights(model)
-    again = [timing.measure_memory(model, batch) for batch in batches]
-    assert whole == again  # counted, not sampled
+    one, many = (encoded.collate([encoded[row] for row in range(size)]) for size in (1, 12))
+    whole = timing.measure_memory(model, one)
+    assert timing.measure_memory(lighter, one) < whole < timing.measure_memory(model, many)
+    assert whole > timing.measure_weights(model)
+    assert whole == timing.measure_memory(model, one)  # counted, not sampled
 
 
 def test_models_take_turns(vilt, encoded, monkeypatch):
