@@ -214,11 +214,8 @@ def test_heads_that_a_family_needs_are_counted_against_the_next():
 
 def test_needed_heads_are_counted_over_models_with_those_undecided():
     drops = {"what": [9, 6, 1], "why": [4, 0, 0], "all": [9, 9, 9]}
-    rows = [
-        (family, drop, drop - 2, drop + 2, True, 20) for family in drops for drop in drops[family]
-    ]
-    columns = ["family", "drop", "low", "high", "told", "n"]
-    first = pd.DataFrame(rows, columns=columns)
+    first = pd.DataFrame(drops).melt(var_name="family", value_name="drop")
+    first = first.assign(low=first["drop"] - 2, high=first["drop"] + 2, told=True, n=20)
     second = first.assign(drop=first["drop"] - 3)
     table = effects.needed_heads([first, second])
     assert table["family"].tolist() == ["what", "why"]

