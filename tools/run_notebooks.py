@@ -38,7 +38,7 @@ from helpers.run.record import record_run, write_datapackage
 from helpers.run.settings import Study
 from tools.command import NAMED, add_settings, read_settings
 
-# what notebooks are made with
+# what notebooks are made with: the helpers, their page templates, the small tables that they read
 CODE = ("helpers/**/*.py", "helpers/**/*.html*", "phantom/*.py", "data/*.csv")
 MADE = ("tables/*", "figures/*", "claims/*", "notebooks/*", "notebooks/appendix/*",
         f"*/{cache.RECORD}", "report.html", "slides.html")  # fmt: skip
@@ -68,7 +68,9 @@ def run_notebooks(
     """
     sources, folder = list_notebooks(study.root), study.folder("notebooks")
     finished = read_finished(study)
-    inputs = {"files": list_input_files(study), "code": digest_code(study.root)}
+    code = sorted(file for pattern in CODE for file in study.root.glob(pattern))
+    code = fingerprint([hash_file(file) for file in code])
+    inputs = {"files": list_input_files(study), "code": code}
     inputs |= {source.stem: describe_notebook(study, source, parameters) for source in sources}
     targets = {source: folder / source.relative_to(sources[0].parent) for source in sources}
 
@@ -199,12 +201,6 @@ def list_input_files(study: Study) -> list:
     folders = [Path(study.path(name)) for name in names if name]
     files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def digest_code(root: Path) -> str:
-    """SHA-256 of all helpers, their page templates, and the small tables in data/ they read."""
-    files = sorted(file for pattern in CODE for file in root.glob(pattern))
-    return fingerprint([hash_file(file) for file in files])
 
 
 def describe_notebook(study: Study, source: Path, parameters: dict) -> dict:
