@@ -318,7 +318,7 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
     }
     captions = [CAPTION.match(cell.source) for cell in notebook.cells[1:]] + [None]
     for cell, found in zip(notebook.cells, captions, strict=True):
-        caption = found and " ".join(found[1].split())
+        caption = found and " ".join(found[1].split()).replace("*", "")
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]

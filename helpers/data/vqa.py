@@ -87,6 +87,12 @@ def question_family(question_type: str) -> str:
     return QUESTION_TYPES[question_type]
 
 
+def order_families(names: Iterable[str]) -> list[str]:
+    """Each name once, in the order of FAMILIES; other names last, as they appear."""
+    rank_of = {name: place for place, name in enumerate(FAMILIES)}
+    return sorted(dict.fromkeys(names), key=lambda name: rank_of.get(name, len(FAMILIES)))
+
+
 Number = Annotated[int, Field(ge=0, lt=10**18)]
 Text = Annotated[str, Field(min_length=0)]  # any limit makes pydantic refuse half characters
 TypeName = Annotated[str, AfterValidator(lambda name: question_family(name) and name)]

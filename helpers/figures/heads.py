@@ -13,7 +13,7 @@ from helpers.figures import style
 from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, ORANGE, PINK, SKY, TEXT_COLOR
 
 ROLE_LOOKS = {  # role: short name, colour
-    "text->image reader": ("W←I", IMAGE_COLOR), "image->text reader": ("P←T", TEXT_COLOR),
+    "text reader of image": ("W←I", IMAGE_COLOR), "image reader of text": ("P←T", TEXT_COLOR),
     "[CLS] reader of words": ("C←W", SKY), "[CLS] reader of patches": ("C←P", ORANGE),
     "text local": ("T near", GREEN), "text global": ("T far", "#8FD9C0"),
     "patch local": ("P near", PINK), "patch global": ("P far", "#EBC9DC"),
@@ -153,6 +153,8 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     table = table.assign(label="L" + table["layer"].astype(str)).sort_values("layer")
     figure, axes = plt.subplots(1, len(measures), figsize=(10, 4), sharey=True, squeeze=False)
     axes[0, 0].set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
+    ticks = mpl.ticker.SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5))
+    axes[0, 0].yaxis.set_major_locator(ticks)
     axes[0, 0].yaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
     for axis, (column, label) in zip(axes.flat, measures.items(), strict=True):
@@ -180,7 +182,7 @@ def plot_agreement(
     return style.draw_forest(table, "first", "rank correlation over heads", "over", **look)
 
 
-@style.styled("The answer's change that comes with one head from another image, %")
+@style.styled("How much of the change from one answer to another a single head carries, %")
 def plot_carriers(table: pd.DataFrame) -> Figure:
     """Which heads carry an answer from one question to another, a panel for each kind of pair.
 
@@ -261,7 +263,8 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     right = table.drop_duplicates("model").assign(panel="VQA accuracy, %")
     right["estimate"] = right["accuracy"]
     times = table.assign(estimate=table["milliseconds"], low=np.nan, high=np.nan)
-    times["panel"] = "ms a pass, questions: " + times["questions"].astype(str)
+    unit = np.where(times["questions"] == 1, " question", " questions")
+    times["panel"] = "milliseconds for " + times["questions"].astype(str) + unit
     rows = pd.concat([right, times.sort_values("questions", kind="stable")])
     return style.draw_forest(rows, "name", panel="panel", color="black")
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from helpers.attention.extract import name_heads
+from helpers.data.vqa import order_families
 from helpers.stats.bootstrap import (
     bootstrap_by_group,
     bootstrap_mean,
@@ -43,14 +44,16 @@ def removal_effects(
 
     lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,); bounds:
     as in `bootstrap_mean`. Columns: layer, head and name (where lost has heads), family ("all"
-    first), drop (mean points lost), low, high, p (of `mean_difference_test`), p_corrected (over all
+    first, then as in FAMILIES), drop (mean points lost), low, high, p (of `mean_difference_test`), p_corrected (over all
     rows that are told), told (enough questions), significant, n, n_clusters.
     """
     families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = ("layer", "head")[: lost.ndim - 1], []
     for groups in (np.repeat("all", len(lost)), families):
-        table = bootstrap_by_group(lost, groups, image_ids, n_resamples, seed, axes, bounds)
-        members = [groups == group for group in pd.unique(groups)]
+        names = order_families(groups)
+        of_names = pd.Categorical(groups, names)
+        table = bootstrap_by_group(lost, of_names, image_ids, n_resamples, seed, axes, bounds)
+        members = [groups == name for name in names]
         tests = [mean_difference_test(lost[rows], image_ids[rows], axes) for rows in members]
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
     table = pd.concat(tables, ignore_index=True)

@@ -28,7 +28,7 @@ from helpers.attention.extract import (
     sample_questions,
 )
 from helpers.data.encode import EncodedQuestions
-from helpers.data.vqa import score_answers
+from helpers.data.vqa import order_families, score_answers
 from helpers.heads.effects import rank_over_models
 from helpers.heads.removal import answer_variants, pack_forward, scale_heads
 from helpers.run.cache import source_digest
@@ -202,7 +202,7 @@ def tabulate_emphasis(
     parts = [split_variants(of_model, n_heads)[:2] for of_model in lost]
     lost = np.stack([np.concatenate([one[:, None], more], axis=1) for one, more in parts])
     families, image_ids, tables = np.asarray(families), np.asarray(image_ids), []
-    for family in ("all", *pd.unique(families)):
+    for family in ("all", *order_families(families)):
         own = (families == family) | (family == "all")
         means = lost[:, own].mean(1)  # (model, factor, head)
         risen, fallen = ((sign * means > 2).sum(2).mean(0) for sign in (-1, 1))

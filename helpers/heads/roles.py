@@ -42,8 +42,8 @@ EMPTY = 1  # in the measure `sink`: the part of the mass that reads next to noth
 
 
 ROLES = {  # role: its queries, and what it means; what 0 and 1 mean: `score_by_question`
-    "text->image reader": (("words",), "words look at the picture"),
-    "image->text reader": (("patches",), "patches look at the question"),
+    "text reader of image": (("words",), "words look at the picture"),
+    "image reader of text": (("patches",), "patches look at the question"),
     "[CLS] reader of words": (("cls",), "[CLS] collects the question's words"),
     "[CLS] reader of patches": (("cls",), "[CLS] collects the picture's patches"),
     "text local": (("words",), "words look at their neighbours"),
@@ -54,7 +54,7 @@ ROLES = {  # role: its queries, and what it means; what 0 and 1 mean: `score_by_
     "grounding": (("cls", "words"), "points at the object asked about"),
 }
 OF_WORDS = (  # roles that are about words, which a card shows as bars
-    "image->text reader", "[CLS] reader of words", "text local", "text global", "sink",
+    "image reader of text", "[CLS] reader of words", "text local", "text global", "sink",
 )  # fmt: skip
 
 
@@ -123,8 +123,8 @@ def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None)
     word_ratio = divide_or_nan(table.text_distance * 3 * words, words**2 - 1)
     patch_ratio = divide_or_nan(table.patch_distance, uniform_patch_distance(grids)[:, None, None])
     scores = {
-        "text->image reader": _rescale(image[..., WORDS], baseline),
-        "image->text reader": _rescale(1 - image[..., PATCHES], 1 - baseline),
+        "text reader of image": _rescale(image[..., WORDS], baseline),
+        "image reader of text": _rescale(1 - image[..., PATCHES], 1 - baseline),
         "[CLS] reader of words": _rescale(split[..., CLS, WORD_KEYS], words / keys),
         "[CLS] reader of patches": _rescale(split[..., CLS, PATCH_KEYS], patches / keys),
         "text local": word_mass * (1 - word_ratio),

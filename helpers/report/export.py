@@ -37,7 +37,7 @@ from helpers.report.claims import (
 from helpers.run.cache import write_atomic
 from helpers.run.settings import Study
 
-CAPTION = re.compile(r"\*(Figure [^*]+)\*\s*")  # the cell under a figure begins with it
+CAPTION = re.compile(r"\*(Figure .+?)\*\s*(?:\n\n|\Z)", re.DOTALL)  # begins the cell below it
 TITLE = "Where does a vision-language transformer look?"
 HERO = ("03b_knockout", "03_flow", "03_layers")  # figures, the first that a run holds is taken
 SENTENCES = (
@@ -55,11 +55,13 @@ SENTENCES = (
 )
 VERDICTS = (
     "**Supported**: the 95 % interval lies beyond what the claim asks. **Contradicted**: it "
-    "lies on the other side. **Undecided**: the interval holds it. That was fixed before these "
-    "models were measured, as a number or as a rule (*more than random weights*: beyond the "
-    "most extreme of 24 models with random weights). Intervals are for further images and, "
-    "where several models are analysed, further models; *models* says in how many the estimate "
-    "alone is on the claimed side. The intervals are not corrected for the number of claims."
+    "lies on the other side. **Undecided**: what the claim asks lies in the interval. What it asks "
+    "was fixed before these models were measured, as a number or as a rule (*more than random "
+    "weights*: beyond the most extreme of 24 models with random weights). *Chosen / judged*: "
+    "picked on one half of the images, measured on the other. Intervals are for further images "
+    "and, where several models are analysed, further models. *models* says in how many the "
+    "estimate alone is on the claimed side. The intervals are not corrected for the number of "
+    "claims. *r* and *rho* are correlations (*rho*: of ranks)."
 )
 DRAWINGS = (
     "The pictures of this run are drawings of a generated data set, and its models are small: "
@@ -82,7 +84,7 @@ SECTIONS = (
         "02", "Does the model need the image?", ("02_accuracy",),
         "VQA accuracy gives full marks for an answer that at least three of ten people gave (on "
         "the drawings, ten made-up annotators with realistic disagreement). Each model "
-        "answers with the right picture and with another question's picture, and is held against "
+        "answers with the right picture and with another question's picture, and is compared with "
         "a classifier that sees only the question. The difference is what the picture is worth.",
         "It does not show which part of a picture was used. Accuracy on held-out questions of one "
         "data set says little about other kinds of pictures.",

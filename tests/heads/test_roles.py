@@ -76,8 +76,8 @@ def concentrate(table, head, queries, keys, text=None, patch=None):
 
 
 PLANTED = {  # role: queries, keys, ratios of text and patch distance to those of uniform attention
-    "text->image reader": ((1,), [4], None, None),
-    "image->text reader": ((2,), [1], None, None),
+    "text reader of image": ((1,), [4], None, None),
+    "image reader of text": ((2,), [1], None, None),
     "[CLS] reader of words": ((0,), [1], None, None),
     "[CLS] reader of patches": ((0,), [4], None, None),
     "text local": ((1,), [1], 0.0, None),
@@ -161,8 +161,8 @@ def test_scores_by_hand():
     facts = make_facts(table, [0, 0, 10, 10], n_sinks=5, chance=0.3)  # two words are empty
     scores = roles.score_by_question(table, facts)
     assert {role: float(score[0, 0, 0]) for role, score in scores.items()} == pytest.approx({
-        "text->image reader": (0.4 - 0.65) / 0.35,
-        "image->text reader": (0.3 - 0.35) / 0.65,
+        "text reader of image": (0.4 - 0.65) / 0.35,
+        "image reader of text": (0.3 - 0.35) / 0.65,
         "[CLS] reader of words": (0.5 - 0.25) / 0.75,
         "[CLS] reader of patches": (0.2 - 0.6) / 0.4,
         "text local": 0.4 * 0.3,
@@ -181,7 +181,7 @@ def test_planted_heads_score_one_and_get_their_role():
     for head, role in enumerate([*PLANTED, "grounding"]):
         assert scores.loc[(f"L0H{head}", role), "score"] == pytest.approx(1, abs=1e-5)
         # [CLS] and [SEP] are text, so patches that rest on them also read text
-        also = ["image->text reader"] if role == "sink" else []
+        also = ["image reader of text"] if role == "sink" else []
         assert set(passed[passed.get_level_values("name") == f"L0H{head}"]) == {
             (f"L0H{head}", name) for name in [role, *also]
         }
@@ -253,7 +253,7 @@ def test_random_heads_score_the_mean_over_their_questions():
 
 
 def test_one_role_against_264_random_heads_by_hand():
-    (table, uniform, facts), role = planted_tables(), "text->image reader"
+    (table, uniform, facts), role = planted_tables(), "text reader of image"
     table.split[:, :, 10] = (table.split[:, :, 0] + uniform.split[:, :, 0]) / 2  # half of head 0
     row = score_one(table, facts, random_heads(0.4), role, 10)
     assert (row["score"], row["null"]) == pytest.approx((0.5, 0.4), abs=1e-4)
@@ -295,7 +295,7 @@ def test_agreement_of_scores_leaves_out_roles_without_a_rank():
 
 
 def test_small_effects_and_few_questions_do_not_pass():
-    (table, uniform, facts), role = planted_tables(), "image->text reader"
+    (table, uniform, facts), role = planted_tables(), "image reader of text"
     table.split = 0.95 * uniform.split + 0.05 * table.split
     weak = score_one(table, facts, random_heads(), role, 1)
     assert weak["score"] == pytest.approx(0.05, abs=1e-4)
