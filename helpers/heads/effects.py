@@ -44,8 +44,8 @@ def removal_effects(
 
     lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,); bounds:
     as in `bootstrap_mean`. Columns: layer, head and name (where lost has heads), family ("all"
-    first, then as in FAMILIES), drop (mean points lost), low, high, p (of `mean_difference_test`), p_corrected (over all
-    rows that are told), told (enough questions), significant, n, n_clusters.
+    first, then as in FAMILIES), drop (mean points lost), low, high, p (of `mean_difference_test`),
+    p_corrected (over all rows that are told), told (enough questions), significant, n, n_clusters.
     """
     families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = ("layer", "head")[: lost.ndim - 1], []
