@@ -280,9 +280,13 @@ class Microbatch:
         return rows.view(*self.rows.shape, *packed.shape[1:]).transpose(1, 2)
 
     def scatter(self, packed: Tensor, values: Tensor) -> None:
-        """Write (question, head, token, d) to these tokens' rows of (valid tokens, head, d)."""
-        rows, values = self.rows.flatten(), values.transpose(1, 2).flatten(0, 1)
-        if self.inside is not None:
+        """Write (question, head, token, d) to these tokens' rows of (valid tokens, head, d).
+
+        A single token of each question is its [CLS].
+        """
+        rows = self.rows[:, : values.shape[2]].flatten()
+        values = values.transpose(1, 2).flatten(0, 1)
+        if self.inside is not None and len(rows) == self.rows.numel():
             rows, values = (each.index_select(0, self.inside) for each in (rows, values))
         packed.index_copy_(0, rows, values)
 
@@ -373,6 +377,11 @@ class PackedForward:
         module = self.core.encoder.layer[index]
         return PackedLayer(module, hidden, self.microbatches, self.starts, blocked)
 
+    def attend(self, index: int, hidden: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """A layer's z without a look; of the last, 0 but at each [CLS], which alone is read."""
+        layer = self.enter(index, hidden, blocked)
+        return layer.run(index == len(self.core.encoder.layer) - 1)
+
     def leave(self, index: int, z: Tensor, hidden: Tensor) -> Tensor:
         """The residual stream after layer `index`, from its z and the stream before it.
 
@@ -417,10 +426,10 @@ def run_variants(
             if edit is None:
                 onward = hidden if layer < n_layers - 1 else hidden[forward.cls_rows]
             elif isinstance(edit, Tensor):
-                cut = forward.enter(layer, hidden, edit).run()
+                cut = forward.attend(layer, hidden, edit)
                 onward = forward.leave(layer, cut, hidden)
             else:
-                z = forward.enter(layer, hidden).run() if z is None else z
+                z = forward.attend(layer, hidden) if z is None else z
                 onward = forward.leave(layer, edit(z), hidden)
             yield from walk(layer + 1, onward, own)
 
@@ -474,16 +483,21 @@ class PackedLayer:
         self.z, self.starts, self.blocked = torch.empty_like(self.values), starts, blocked
 
     def __iter__(self) -> Iterator[tuple[Microbatch, Tensor]]:
+        return self.walk()
+
+    def walk(self, n_queries: int | None = None) -> Iterator[tuple[Microbatch, Tensor]]:
+        """Attend from the first queries of each question alone, by default from all."""
         scale, packed = self.query.shape[-1] ** -0.5, (self.query, self.key, self.values)
         for microbatch in self.microbatches:
             query, key, values = map(microbatch.gather, packed)
+            query = query[:, :, :n_queries]
             # half precision would blur the softmax
             scores = (query.float() * scale) @ key.float().mT
             if microbatch.valid is not None:
                 scores.masked_fill_(~microbatch.valid[:, None, None], float("-inf"))
             if self.blocked is not None:
                 of = microbatch.groups.int().argmax(1)  # the group of each token
-                edges = self.blocked[of[:, :, None], of[:, None]]
+                edges = self.blocked[of[:, :n_queries, None], of[:, None]]
                 scores.masked_fill_(edges[:, None], float("-inf"))
             attention = scores.softmax(-1)
             microbatch.scatter(self.z, attention.to(values.dtype) @ values)
@@ -512,9 +526,11 @@ class PackedLayer:
         self.z = sums[..., :width]
         return sums[..., width : sums.shape[-1] - spare].float(), lse
 
-    def run(self) -> Tensor:
-        """Attend in all microbatches without a look: z."""
-        for _ in self:
+    def run(self, from_cls: bool = False) -> Tensor:
+        """Attend in all microbatches without a look: z; or from each [CLS] alone, 0 elsewhere."""
+        if from_cls:
+            self.z.zero_()
+        for _ in self.walk(1 if from_cls else None):
             pass
         return self.z
 
