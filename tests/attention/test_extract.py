@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -34,11 +35,6 @@ def table(folder):
 
 def read_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def copy_shards(source, target):
-    for name, content in read_bytes(source).items():
-        (target / name).write_bytes(content)
 
 
 def assert_same_measures(first, second):
@@ -146,7 +142,7 @@ class TestErrors:
     def test_shards_that_do_not_fit_are_not_read(self, folder, tmp_path):
         with pytest.raises(FileNotFoundError, match="holds no attention shards"):
             read_attention(tmp_path)
-        copy_shards(folder, tmp_path)
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         second = tmp_path / "part-00001.parquet"
         table = pq.read_table(second)
         other = {"source": '{"questions": 2, "measures": {}, "dtype": "torch.float32"}'}

@@ -327,26 +327,15 @@ def plant(model, layer, head, channel=5):
         attention.key.weight[mine.start, channel] = 10.0
 
 
-def show_patch(grid, row, column, length=6):
-    """A black picture with one white patch."""
-    batch = make_batch([grid], [length])
-    batch["pixel_values"][:] = -1
-    batch["pixel_values"][:, :, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)] = 1
+def show_patches(cells, mates=()):
+    """Black pictures of 4 x 6 patches with one white patch each, after noise pictures."""
+    lengths = [*range(3, 3 + len(mates)), *[6] * len(cells)]
+    batch = make_batch([*mates, *[(4, 6)] * len(cells)], lengths)
+    for pixels, cell in zip(batch["pixel_values"][len(mates) :], cells, strict=True):
+        row, column = divmod(cell, 6)
+        pixels[:, :64, :96] = -1
+        pixels[:, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)] = 1
     return batch
-
-
-def join(batches):
-    """Questions of several batches as one."""
-    joined = {}
-    for name in batches[0]:
-        shape = [
-            max(batch[name].shape[axis] for batch in batches)
-            for axis in range(1, batches[0][name].ndim)
-        ]
-        joined[name] = torch.zeros(len(batches), *shape, dtype=batches[0][name].dtype)
-        for place, batch in enumerate(batches):
-            joined[name][(place, *(slice(size) for size in batch[name].shape[1:]))] = batch[name][0]
-    return joined
 
 
 @pytest.fixture(scope="module", params=[(0, 1), (2, 3)], ids=["L0H1", "L2H3"])
@@ -359,31 +348,25 @@ def planted(request):
 class TestPlantedPatch:
     """The golden test: the map lights the patch that the head looks for, and no other."""
 
-    def check(self, planted, batch, cells):
-        """In the batch's last pictures the head finds these cells."""
-        (model, layer, head), first = planted, -len(cells)
-        for shown, cell in zip(attention_maps(model, batch)[first:], cells, strict=True):
+    @pytest.mark.parametrize("mates", [[], [(4, 6)], [(5, 5), (6, 4), (4, 5)]])
+    def test_every_position_in_company(self, planted, mates):
+        (model, layer, head), batch, first = planted, show_patches(range(24), mates), len(mates)
+        for cell, shown in enumerate(attention_maps(model, batch)[first:]):
             heat = shown.attention[layer, head, :, shown.groups["patches"]]
             assert shown.grid == (4, 6)
             assert (heat.argmax(-1) == cell).all()
             assert heat[:, cell].min() > 0.99
         found = attention_measures(model, batch)
         top_patch = found["top_patch"][first:, layer, head]
-        assert torch.equal(top_patch, torch.tensor(cells)[:, None].expand(-1, 3).to(top_patch))
+        assert torch.equal(top_patch, torch.arange(24)[:, None].expand(-1, 3).to(top_patch))
         assert found["split"][first:, layer, head, :, 4].min() > 0.99
         assert found["entropy"][first:, layer, head].max() < 0.02
         assert found["logits"].isfinite().all()
 
-    @pytest.mark.parametrize("mates", [[], [(4, 6)], [(5, 5), (6, 4), (4, 5)]])
-    def test_every_position_in_company(self, planted, mates):
-        company = [make_batch([grid], [3 + place]) for place, grid in enumerate(mates)]
-        lit = [show_patch((4, 6), *divmod(cell, 6)) for cell in range(24)]
-        self.check(planted, join([*company, *lit]), list(range(24)))
-
     def test_stock_maps_do_not(self, planted):
         """Why the module exists: through output_attentions the same head lights random patches."""
         model, layer, head = planted
-        batch, lit = show_patch((4, 6), 1, 2), set()
+        batch, lit = show_patches([8]), set()
         for seed in range(8):
             torch.manual_seed(seed)
             with torch.no_grad():
