@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,9 @@ def bench_data(model, processor, dataset: Dataset, folder: Path, batch_size: int
     theirs = time_run(follow_tutorials) / len(some)
     batches = [batch for _, batch in encoded.batches(batch_size)]
     split = time_run(lambda: [attention_split(model, batch) for batch in batches])
-    split, ours, prepared = (seconds / len(dataset) for seconds in (split, ours, prepared))
+    work = sum(count_operations(partial(attention_measures, model, batch)) for batch in batches)
+    known = (split, ours, prepared, work / measure_rate())
+    split, ours, prepared, products = (seconds / len(dataset) for seconds in known)
     pictures = len(encoded.sizes)
     print(
         f"\n{len(dataset)} questions about {pictures} pictures, batches of {batch_size}; "
@@ -174,6 +177,7 @@ def bench_data(model, processor, dataset: Dataset, folder: Path, batch_size: int
         (split, "ours: split"),
         (ours, "ours: all measures, written to shards"),
         (ours + prepared, "the same, with resizing each picture once"),
+        (products, "its matrix products alone, at the rate above: no way of measuring saves them"),
     ):
         print(f"{seconds:7.3f} s a question  {seconds / theirs:.2f}  {name}")
 
