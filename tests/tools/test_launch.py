@@ -24,7 +24,6 @@ SIZES = {"epochs": 2, "batch_size": 32, "shard_size": 16, "extract_batch_size": 
          "random_models": 2, "ablation_questions": 8, "knockout_questions": 8,
          "joint_questions": 8, "pair_questions": 8, "joint_sets": 4, "withheld_questions": 8,
          "shapley_questions": 2, "shapley_permutations": 1}  # fmt: skip
-NAMES = ("data_root", "runs_root", "checkpoint", "device", *SIZES)
 LAUNCH = "--multi_gpu --num_processes=2 --main_process_port=0 --num_machines=1 --dynamo_backend=no"
 
 
@@ -113,7 +112,7 @@ def test_what_is_up_to_date_is_not_done_again(studies):
                "spare_losses", "spare_gradients", "spare_attention", "spare_sets_0"}  # fmt: skip
     assert samples < {path.parent.name for path in made}
     assert len(made) == 6 + len(samples)  # dataset, model, attention, relevance, two random ones
-    launch_two({**two.settings(*NAMES), "run_name": "two"})
+    launch.run_steps(two)
     assert made == {path: path.stat().st_mtime_ns for path in two.run_dir.rglob("made.json")}
 
 
