@@ -59,9 +59,9 @@ test-quick: $(VENV)/made
 	$(PYTEST) $(SHARED) -m "not slow and not browser and not notebooks and not gpu"
 
 test-plain: $(VENV)/made
-	nice -n 3 env $(PYTEST) $(SHARED) -m "not gpu and not notebooks"
+	$(PYTEST) $(SHARED) -m "not gpu and not notebooks"
 
-# The chain begins with a single process, which the tests beside it leave a core to itself (nice).
+# The chain begins and ends with a single process: the tests beside it keep the second core busy.
 test: $(VENV)/made
 	$(MAKE) --no-print-directory -j2 --output-sync=target test-plain test-chain
 
