@@ -30,7 +30,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertTokenizer
+from transformers import BertTokenizer, ViltProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -140,16 +140,20 @@ def make_questions(folder: Path, n_images: int, per_image: int) -> Dataset:
     return Dataset.from_list(rows).cast_column("image", ImageFeature())
 
 
+def give_words(processor: ViltProcessor, dataset: Dataset) -> None:
+    """A tokenizer that knows a data set's words: BERT's own is on the hub."""
+    words = {
+        word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()
+    }
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
+    processor.tokenizer = BertTokenizer(
+        vocab={word: place for place, word in enumerate(vocabulary)}
+    )
+
+
 def bench_data(model, processor, dataset: Dataset, folder: Path, batch_size: int) -> None:
     """A whole data set: ours from prepared pictures, the tutorials' one question at a time."""
-    words = sorted(
-        {word for text in dataset["question"] for word in text.lower().replace("?", " ?").split()}
-    )
-    # BERT's own tokenizer is on the hub
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    processor.tokenizer = BertTokenizer(
-        vocab={word: index for index, word in enumerate(vocabulary)}
-    )
+    give_words(processor, dataset)
     start = time.perf_counter()
     encoded = EncodedQuestions(dataset, processor)  # decodes and resizes each picture once
     prepared = time.perf_counter() - start

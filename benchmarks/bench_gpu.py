@@ -120,16 +120,14 @@ def bench_data(options: argparse.Namespace) -> Iterator[dict]:
 
     Knockout: seven directions in all spans of layers. Removal: each head, each layer.
     """
-    from bench_extract import make_questions  # these need datasets
-    from transformers import BertTokenizer
+    from bench_extract import give_words, make_questions  # these need datasets
 
     from helpers.data.encode import EncodedQuestions
 
     model, processor = load_vilt(options.model, options.device, answers=[*map(str, range(3129))])
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(50))]
-    processor.tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(words)})
     with tempfile.TemporaryDirectory() as folder:
         data = make_questions(Path(folder), options.batch_sizes[-1], 4)
+        give_words(processor, data)
         encoded = EncodedQuestions(data, processor)
     size, remove = options.batch_sizes[-1], partial(removal_measures, modes=MODES)
     measures = ((attention_split, "split", len(data)),

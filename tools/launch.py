@@ -23,6 +23,7 @@ from helpers.attention.knockout import measure_knockout
 from helpers.attention.modality import measure_modality
 from helpers.attention.relevance import RELEVANCE, relevance_measures
 from helpers.data import prepare
+from helpers.data.encode import EncodedQuestions
 from helpers.heads.compression import measure_importance_on_train
 from helpers.heads.joint import measure_joint
 from helpers.heads.removal import measure_removals
@@ -81,20 +82,23 @@ def run_steps(study: Study) -> None:
     measure_attention(study, model, encoded, **together)
     extract_once(study, "relevance", model, encoded, relevance_measures, RELEVANCE, **together)
     measure_random_models(study, model, encoded, **together)
-    measure_samples(study, data, state)
+    measure_samples(study, data, encoded, state)
     state.wait_for_everyone()
 
 
-def measure_samples(study: Study, data: DatasetDict, state: PartialState) -> None:
-    """What notebooks 03b to 06 measure of each model on a sample: one process a step, in turn.
+def measure_samples(
+    study: Study, data: DatasetDict, encoded: EncodedQuestions, state: PartialState
+) -> None:
+    """Removals, knockout, pairs and sets of heads, words withheld: one process a step, in turn.
 
-    A sample has few questions, too few for several processes to share.
+    On samples, whose questions are too few for several processes to share; encoded: the validation
+    questions, for all models (`check_models`).
     """
     train, validation = data["train"], data["validation"]
     for number in range(max(1, len(study.models))):
         model, processor = finetune.load_finetuned(study, number)
         model.to(state.device)
-        given = (study, model, prepare.encode(study, validation, processor))
+        given = (study, model, encoded)
         steps = [
             partial(measure_removals, study, model, processor, validation, number),
             partial(measure_knockout, *given, number),

@@ -227,7 +227,7 @@ def plot_thinned(table: pd.DataFrame, intact: float) -> Figure:
     points). intact: accuracy with all patches.
     """
     figure, panels = style.make_panels(table, "share", 2.8, sharey=True)
-    looks = {"attention": (IMAGE_COLOR, "o"), "fused": (GREEN, "^"), "random": (GREY, "s")}
+    looks = style.choose_looks(table["by"])
     for axis, share, rows in panels:
         axis.axhline(intact, label="all patches stay", **style.BASELINE)
         style.plot_layers(axis, rows, "by", looks, scale=1, spread=0.2)

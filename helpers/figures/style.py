@@ -228,7 +228,9 @@ def draw_forest(
     return figure
 
 
-def plot_layers(axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, **options: object) -> None:
+def plot_layers(
+    axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, scale: float = 100, **options: object
+) -> None:
     """A line over layers in per cent for each value of `hue`, with intervals; L0 at the left.
 
     rows: a row a layer, with layer, estimate, low, high (shares in [0, 1]).
@@ -236,7 +238,7 @@ def plot_layers(axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, **option
     n_layers = int(rows["layer"].max()) + 1
     rows = rows.sort_values("layer", kind="stable")
     looks = {name: (*look, "-")[:3] for name, look in looks.items()}
-    plot_intervals(axis, rows, "layer", hue, looks, **{"scale": 100} | options)
+    plot_intervals(axis, rows, "layer", hue, looks, scale=scale, **options)
     axis.set_xticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
     axis.set(xlabel="layer (L0 reads the embeddings)", xlim=(-0.5, n_layers - 0.5))
     axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7.5)

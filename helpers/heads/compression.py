@@ -18,10 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset, DatasetDict
-from torch import nn
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 from transformers import ViltProcessor
 
 from helpers.attention.extract import (
@@ -42,11 +40,12 @@ from helpers.heads.removal import (
     group_heads,
     importance_measures,
     loss_increases,
-    pack_forward,
+    predict_in_batches,
     sample_for_removal,
     scale_heads,
 )
 from helpers.model.finetune import hash_model, load_finetuned, train_model
+from helpers.model.forward import PackedForward
 from helpers.model.prune import prune_model
 from helpers.model.vilt import list_answers, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
@@ -106,7 +105,6 @@ def choose_counts(n: int, n_points: int = 10) -> list[int]:
     return np.unique(np.linspace(0, n, points).round().astype(int))[1:].tolist()
 
 
-@torch.no_grad()
 def predict_without(
     model: nn.Module,
     encoded: EncodedQuestions,
@@ -119,8 +117,6 @@ def predict_without(
     removals: heads and layers that are silenced together, ([], []) for the intact model. rows: some
     of the questions.
     """
-    rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
-    predicted = np.zeros((len(encoded), len(removals)), dtype=int)
     shape = model.config.num_hidden_layers, model.config.num_attention_heads
     gains = np.ones((len(removals), *shape))
     for of_heads, (heads, _) in zip(gains, removals, strict=True):
@@ -128,11 +124,11 @@ def predict_without(
             of_heads[layer, own] = 0
     scaled = zip(scale_heads(gains), removals, strict=True)
     variants = [edits | dict.fromkeys(layers) for edits, (_, layers) in scaled]  # None: left out
-    batches = encoded.batches(batch_size, rows)
-    for batch_rows, batch in tqdm(batches, "removals", -(-len(rows) // batch_size), unit="batch"):
-        found = answer_variants(pack_forward(model, batch), variants)
-        predicted[batch_rows] = found["variant_answer"].cpu()
-    return predicted[rows]
+
+    def answer(forward: PackedForward) -> Tensor:
+        return answer_variants(forward, variants)["variant_answer"]
+
+    return predict_in_batches(model, encoded, answer, len(variants), batch_size, rows)
 
 
 def prune_and_finetune(

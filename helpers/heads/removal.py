@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
 from helpers.attention.extract import (
@@ -150,6 +151,27 @@ def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
     """A packed forward pass over a batch."""
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     return PackedForward(model, inputs, groups)
+
+
+@torch.no_grad()
+def predict_in_batches(
+    model: nn.Module,
+    encoded: EncodedQuestions,
+    answer: Callable[[PackedForward], Tensor],
+    n_variants: int,
+    batch_size: int = 64,
+    rows: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Number of the answer to each question in each variant of a pass: (question, variant).
+
+    answer: gets a batch's pass, not begun, and gives (question, n_variants). rows: some questions.
+    """
+    rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
+    predicted = np.zeros((len(encoded), n_variants), dtype=int)
+    batches = encoded.batches(batch_size, rows)
+    for own, batch in tqdm(batches, "answers", -(-len(rows) // batch_size), unit="batch"):
+        predicted[own] = answer(pack_forward(model, batch)).cpu()
+    return predicted[rows]
 
 
 @torch.no_grad()
@@ -398,8 +420,9 @@ def measure_patching(
     def patch(folder: Path) -> None:
         encoded, asked = encode(study, data, processor), table.questions
         correct = (asked["accuracy"] >= 0.5).tolist()
-        pairs = find_rewordings(encoded)
-        if not reworded:
+        if reworded:
+            pairs = find_rewordings(encoded)
+        else:
             pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
         drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
         pairs = [pairs[number] for number in drawn]

@@ -16,11 +16,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from helpers.attention.image_share import query_weights
 from helpers.data.encode import EncodedQuestions
-from helpers.heads.removal import pack_forward
+from helpers.heads.removal import predict_in_batches
 from helpers.model.forward import PackedForward, PackedLayer
 
 
@@ -32,32 +31,36 @@ class Thinning(NamedTuple):
     by: Literal["attention", "fused", "random"] = "attention"
 
 
-@torch.no_grad()
 def predict_thinned(
     model: nn.Module,
     encoded: EncodedQuestions,
     plans: Sequence[Thinning],
     batch_size: int = 64,
     rows: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Number of the answer to each question with each plan: (question, plan).
 
-    rows: some of the questions.
+    rows: some of the questions. seed: of the random choices, begun anew in each batch.
     """
-    rows = np.arange(len(encoded)) if rows is None else np.asarray(rows)
-    predicted = np.zeros((len(encoded), len(plans)), dtype=int)
-    with tqdm(total=len(rows), desc="thinned", unit="question") as progress:
-        for batch_rows, batch in encoded.batches(batch_size, rows):
-            for plan, logits in run_thinned(pack_forward(model, batch), plans):
-                predicted[batch_rows, plan] = logits.argmax(1).cpu()
-            progress.update(len(batch_rows))
-    return predicted[rows]
+
+    def answer(forward: PackedForward) -> Tensor:
+        logits = dict(run_thinned(forward, plans, seed))
+        return torch.stack([logits[number].argmax(1) for number in range(len(plans))], dim=1)
+
+    return predict_in_batches(model, encoded, answer, len(plans), batch_size, rows)
 
 
-def run_thinned(forward: PackedForward, plans: Sequence[Thinning]) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the plan, logits) of a packed pass; what comes before is computed once."""
-    generator = torch.Generator().manual_seed(0)
-    for index, layer in enumerate(forward):
+def run_thinned(
+    forward: PackedForward, plans: Sequence[Thinning], seed: int = 0
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (number of the plan, logits) of a packed pass; what comes before is computed once.
+
+    The pass itself is walked no further than the last plan needs. seed: of the random choices.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    needed = 1 + max((plan.layer for plan in plans), default=-1)
+    for index, layer in zip(range(needed), forward, strict=False):
         looked = look_at_patches(forward, layer)
         chance = torch.rand(looked.shape, generator=generator).to(looked.device)
         for number, plan in enumerate(plans):
@@ -94,7 +97,7 @@ def go_on(forward: PackedForward, index: int, z: Tensor, weights: Tensor, plan: 
     few, rows = forward.drop(kept), kept[valid]
     hidden = few.leave(index, z[rows], hidden[rows])
     for number in range(index + 1, len(forward.core.encoder.layer)):
-        hidden = few.leave(number, few.enter(number, hidden).run(), hidden)
+        hidden = few.leave(number, few.attend(number, hidden), hidden)
     return few.read_answer(hidden)
 
 
