@@ -39,7 +39,7 @@ from helpers.run.settings import Study
 from tools.command import NAMED, add_settings, read_settings
 
 # what notebooks are made with: the helpers, their page templates, the small tables that they read
-CODE = ("helpers/**/*.py", "helpers/**/*.html*", "phantom/*.py", "data/*.csv")
+CODE = ("helpers/**/*.py", "helpers/**/*.html*", "helpers/**/*.toml", "phantom/*.py", "data/*.csv")
 MADE = ("tables/*", "figures/*", "claims/*", "notebooks/*", "notebooks/appendix/*",
         f"*/{cache.RECORD}", "report.html", "slides.html")  # fmt: skip
 REPORT = "07_report"  # the notebook that makes report.html and slides.html
@@ -50,6 +50,8 @@ LEGEND = (
     "beforehand; where random weights reach further, it is what they reach.\n"
     "Models: in how many of them the estimate alone passes it."
 )
+# what a notebook links to, and what stands in its place in a run's folder
+RUN_LINKS = ((r"((?:\.\./)+)README\.md", r"\1report.html"), (r"explorer\.html", "../explorer.html"))
 PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -277,9 +279,12 @@ def fill_openings(study: Study, executed: list[Path]) -> bool:
 
 
 def write_notebook(notebook: NotebookNode, target: Path) -> None:
-    """Write a notebook, and beside it the same as HTML."""
+    """Write a notebook, and beside it the same as HTML, whose links lead to what a run holds."""
     exporter = HTMLExporter(template_name="classic")  # the template that keeps alternative texts
     page, _ = exporter.from_notebook_node(notebook)
+    docs = Path(os.path.relpath(cache.ROOT / "docs", target.parent)).as_posix()
+    for link, new in (*RUN_LINKS, (r"(?:\.\./)+docs(?=/)", docs)):
+        page = re.sub(rf'(?<=href="){link}', new, page)
     write_atomic(target.with_suffix(".html"), page)
     write_atomic(target, nbformat.writes(notebook) + "\n")
 

@@ -11,7 +11,7 @@ from small import claim_by_hand
 
 from helpers.report import export
 from helpers.report.claims import CLAIMS
-from helpers.report.export import SLIDES, render_markdown, write_pages
+from helpers.report.export import TEXT, render_markdown, write_pages
 from helpers.run.settings import Study
 
 driver = browser.make_fixture()
@@ -70,8 +70,8 @@ def test_each_slide_is_a_claim_with_its_verdict_and_number(pages):
 
 
 def test_every_figure_that_the_pages_want_is_shown_in_a_notebook_with_a_caption():
-    wanted = [export.HERO[0], *(names[0] for _, *names in SLIDES)]
-    wanted += [section.figures[0] for section in export.SECTIONS]
+    wanted = [*TEXT["hero"], *(name for _, *names in TEXT["slides"] for name in names)]
+    wanted += [name for section in TEXT["sections"] for name in section["figures"]]
     root = Study.load().root
     assert [name for name in wanted if not export.find_caption(root, name)] == []
 

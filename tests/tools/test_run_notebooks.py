@@ -277,6 +277,22 @@ def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
     assert set(cleaned.metadata) == {"kernelspec", "language_info"}
 
 
+@pytest.mark.parametrize("folder", ["notebooks", "notebooks/appendix"])
+def test_links_of_a_page_lead_to_what_a_run_holds(tmp_path, folder, monkeypatch):
+    """The index is its report, the viewer lies beside that, the docs are the project's."""
+    monkeypatch.setattr(runner, "HTMLExporter", SourcesAsPage)
+    up, target = "../" * (folder.count("/") + 1), tmp_path / "run" / folder / "01_a.ipynb"
+    links = [f"{up}README.md", f"{up}docs/own-data.md", "02_b.html", "https://x.org/README.md"]
+    links += ["explorer.html"] * (folder == "notebooks")
+    source = "\n".join(f'<a href="{link}">' for link in links)
+    runner.write_notebook(new_notebook(cells=[new_markdown_cell(source)]), target)
+    lines = target.with_suffix(".html").read_text().splitlines()
+    index, docs, *others = [line.removeprefix('<a href="').removesuffix('">') for line in lines]
+    assert index == f"{up}report.html"
+    assert (target.parent / docs).resolve() == Study.load().root / "docs" / "own-data.md"
+    assert others == ["02_b.html", "https://x.org/README.md", "../explorer.html"][: len(others)]
+
+
 def test_a_step_made_anew_unsettles_the_run_only_where_no_notebook_made_it(world):
     """It once unsettled the notebooks before the one that made it."""
     sources, study, run, lines = world
