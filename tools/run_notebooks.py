@@ -24,6 +24,9 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
@@ -58,6 +61,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 class NotebookError(RuntimeError):
     """A notebook failed: the message names the notebook, the cell and what was raised."""
+
+
+class OwnKernel(AsyncKernelManager):
+    """The kernel of this interpreter, whatever another environment has installed as "python3"."""
+
+    kernel_spec = KernelSpec(**get_kernel_dict())
 
 
 def run_notebooks(
@@ -237,7 +246,8 @@ def execute(source: Path, target: Path, parameters: dict) -> None:
     running, failed = (target.with_suffix(f".{end}.ipynb") for end in ("running", "failed"))
     chosen = choose_parameters(source, parameters)
     folder = {"metadata": {"path": str(source.parent)}}  # papermill's cwd would be this process's
-    options = {"kernel_name": "python3", "resources": folder, "progress_bar": False}
+    options = {"kernel_name": "python3", "kernel_manager_class": OwnKernel}
+    options |= {"resources": folder, "progress_bar": False}
     try:
         papermill.execute_notebook(source, running, chosen, **options)
     except PapermillExecutionError as error:
@@ -406,6 +416,7 @@ def main(words: list[str] | None = None) -> int:
     add("--runs", nargs="*", default=[], metavar="RUN", help="finished runs to compare with")
     add("--seeds", nargs="*", type=int, metavar="SEED", help="a sweep: a run a seed, compared")
     given = parser.parse_args(words)
+    sys.stdout.reconfigure(errors="backslashreplace")  # no letter of a path may fail a finished run
     try:
         if given.render:
             render(Study.load())

@@ -195,7 +195,7 @@ def tabulate_known(
                 table = mean.to_table({"level": levels})
                 parts.append(table.assign(place=place, what=what, model=kind))
     names = ["place", "what", "model", "level", "estimate", "low", "high", "n", "n_clusters"]
-    return pd.concat(parts, ignore_index=True)[names]
+    return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
 
 
 def assign_roles(evidence: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:

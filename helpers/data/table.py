@@ -33,7 +33,7 @@ def read_table(table: str | Path | Dataset, pictures: str | Path | None = None) 
     question_id is the row's number, from 1, and rows with one image share its image_id; a type that
     is not given follows the question's words. ValueError for a column that is lacking and for a
     cell that cannot be used. Questions without words, or without answers where others have some,
-    are left out with a warning; another says that accuracy is exact match with fewer than ten.
+    are left out with a warning; another says what accuracy is with fewer than ten answers or none.
     """
     if isinstance(table, Dataset):
         place, folder = "the Dataset", Path(pictures or "")
@@ -55,9 +55,13 @@ def read_table(table: str | Path | Dataset, pictures: str | Path | None = None) 
     rows = [row for row in rows if row["question_id"] not in {*wordless, *silent}]
     if not rows:
         raise ValueError(f"{place}: it holds no question")
-    if n_few := sum(len(row["answers"]) < N_ANSWERS for row in rows):
-        what = f"{n_few} questions have fewer than {N_ANSWERS} answers"
-        warnings.warn(f"{place}: {what}, so accuracy is exact match with any of them", stacklevel=2)
+    n_few = sum(len(row["answers"]) < N_ANSWERS for row in rows)
+    what = f"{n_few} questions have fewer than {N_ANSWERS} answers"
+    effect = "accuracy is exact match with any of them"
+    if not rows[0]["answers"]:
+        what, effect = "no question has an answer", "attention can be measured, accuracy not"
+    if n_few:
+        warnings.warn(f"{place}: {what}, so {effect}", stacklevel=2)
     keys = [row["image"]["bytes"] or row["image"]["path"] for row in rows]
     for row, number in zip(rows, pd.factorize(pd.Series(keys, dtype=object))[0], strict=True):
         row["image_id"] = int(number) + 1

@@ -222,7 +222,8 @@ def build_vocabulary(answers: Iterable[Sequence[str]], max_answers: int) -> list
         raise ValueError(f"max_answers={max_answers}: expected 1 or more")
     answers = [of_question for of_question in answers if len(of_question)]
     if not answers:
-        raise ValueError("no question has an answer: a model cannot be trained on these")
+        remedy = "finetune=False measures a fine-tuned checkpoint as it is"
+        raise ValueError(f"no question has an answer to train on: {remedy}")
     majorities = Counter(rank(map(_clean_answer, of_question))[0] for of_question in answers)
     return rank(majorities)[:max_answers]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from IPython.display import Markdown
 from numpy.typing import ArrayLike
 
@@ -86,6 +87,20 @@ def judge_means(
 def record_untestable(study: Study, key: str, reason: str) -> Markdown:
     """Keep that this data or model cannot judge a claim, and why; returns its row to be shown."""
     return _keep(study, key, {"verdict": "not testable", "reason": reason})
+
+
+def stop_without_answers(study: Study, dataset: Dataset, *keys: str) -> None:
+    """End a notebook in one sentence where no question of `dataset` has an answer to be scored.
+
+    The claims `keys`, which it would have judged, are kept as not testable. Nothing happens where
+    answers are known, or where the study has to train a model: that says itself what it lacks.
+    SystemExit(0) ends a notebook in Jupyter, and papermill takes it for its good end.
+    """
+    if study.models and not any(dataset["answers"][:]):
+        for key in keys:
+            record_untestable(study, key, "no answers are known")
+        print("No question has an answer: there is nothing to score from here on.")  # noqa: T201
+        raise SystemExit(0)
 
 
 def read_claims(run_folder: str | Path) -> pd.DataFrame:

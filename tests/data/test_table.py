@@ -116,7 +116,8 @@ def test_ten_answers_are_scored_as_vqav2s(answers, tmp_path):
 
 def test_a_table_without_answers_is_for_attention(tmp_path, vilt):
     path = write_table(tmp_path, "image,question\na.png,Is it?\nb.png,Is it?\n")
-    dataset, _ = read(path)
+    dataset, (note,) = read(path)
+    assert "exact match" not in note
     encoded = EncodedQuestions(dataset, vilt[1])
     (indices, batch), *_ = encoded.batches(2)
     assert torch.isfinite(attention_split(vilt[0], batch)).all()

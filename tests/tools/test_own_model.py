@@ -45,7 +45,10 @@ def run_here(path: Path, names: dict, **parameters) -> None:
         tags = cell.metadata.get("tags", [])
         if "setup" in tags:
             continue
-        exec(compile(cell.source, path.name, "exec"), names)
+        try:
+            exec(compile(cell.source, path.name, "exec"), names)
+        except SystemExit:  # the notebook is done
+            return
         if "parameters" in tags:
             names.update(parameters)
 
@@ -67,6 +70,33 @@ def test_the_notebooks_analyse_a_model_without_training_it(tmp_path, phantom_roo
     claims = read_claims(run).set_index("key")["verdict"]
     assert claims[["habits-inherited", "quarter-free"]].tolist() == ["not testable"] * 2
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_without_answers_attention_is_measured_and_every_claim_says_why_not(
+    tmp_path, phantom_root, checkpoint
+):
+    asked = "What is it?", "Is it red?", "What color is it?"
+    rows = [f"{path},{q}" for path in sorted(phantom_root.glob("val2014/*"))[:4] for q in asked]
+    (tmp_path / "questions.csv").write_text("\n".join(["image,question", *rows]))
+    given = {"RUN_NAME": "own", "CHECKPOINT": str(checkpoint), "DATA_ROOT": str(tmp_path)}
+    settings = {**FEW, "finetune": False, "runs_root": str(tmp_path), "device": "cpu"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for path in list_notebooks(ROOT):
+            if path.stem[0] == "0" and path.stem[:2] != "00":
+                run_here(path, {"display": print}, **given, SETTINGS=settings)
+    tables = {path.name for path in (tmp_path / "own" / "tables").iterdir()}
+    assert {"03_layers.csv", "04_layers.csv", "05_role_scores.csv", "07_claims.csv"} <= tables
+    assert not {"02_accuracy.csv", "05_ablation.csv", "06_curves.csv"} & tables
+    claims = read_claims(tmp_path / "own").set_index("key")
+    claims = claims.drop(["map-trust", "layers-together"])  # of the appendix
+    assert "not measured yet" not in set(claims["verdict"])
+    answered = claims[claims["notebook"].isin(["02", "05", "06"])]
+    assert set(answered["verdict"]) == {"not testable"}
+    settings |= {"finetune": True}
+    with pytest.raises(ValueError, match="no question has an answer to train on"):
+        run_here(ROOT / "notebooks" / "02_finetune.ipynb", {}, **given, SETTINGS=settings)
 
 
 @pytest.mark.parametrize(("mode", "size"), [("LA", (40, 30)), ("RGBA", (1500, 1000))])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 
 import nbformat
@@ -227,11 +228,20 @@ def test_a_failing_notebook_stops_the_others_and_keeps_what_was_done(world):
 
 
 @pytest.mark.slow
-def test_in_kernels_side_by_side_one_that_dies_does_not_undo_the_other(world):
+def test_in_kernels_side_by_side_one_that_dies_does_not_undo_the_other(
+    world, tmp_path, monkeypatch
+):
+    """In kernels of this Python, whatever "python3" is elsewhere; and a notebook may end early."""
+    foreign = tmp_path / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "Python 3", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     sources, study, run, lines = world
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     write_notebook(sources, "04_fourth", "x = 1", kill, "y = 2")
-    write_notebook(sources, "05_fifth", f"import os; assert os.getcwd() == {str(sources)!r}")
+    check = f"import os; assert os.getcwd() == {str(sources)!r}"
+    write_notebook(sources, "05_fifth", check, "raise SystemExit(0)", "1 / 0")
     (sources / "02_second.ipynb").unlink()
     here = Path.cwd()
     with pytest.raises(runner.NotebookError, match=r"04_fourth, cell 5: .*died"):
@@ -304,6 +314,12 @@ def test_a_step_made_anew_unsettles_the_run_only_where_no_notebook_made_it(world
     cached_step(study.run_dir / "model", lambda folder: None, {"x": 1})  # by hand
     run(SEED=2)
     assert not any("up to date" in line for line in lines)
+
+
+def test_a_terminal_that_lacks_a_letter_fails_no_run(monkeypatch):
+    monkeypatch.setattr(runner, "run_study", lambda settings, runs: print("/home/rené/report.html"))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert runner.main([]) == 0
 
 
 @pytest.mark.parametrize(
