@@ -19,10 +19,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
+from helpers.attention.extract import AttentionTable
 from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster, patch_grids
-from helpers.stats.bootstrap import Interval, bootstrap_mean
+from helpers.stats.bootstrap import Interval, bootstrap_mean, spearman_rows
 from helpers.stats.models import linearise_ratio
 
 
@@ -224,6 +225,42 @@ def best_head_over_chance(
     of_best, chance = hits[~chosen_on][:, layer, heads[layer], queries[layer]], chance[~chosen_on]
     unknown = np.isnan(of_best) | np.isnan(chance)
     return linearise_ratio(np.where(unknown, np.nan, of_best), np.where(unknown, np.nan, chance))
+
+
+def score_locators(table: AttentionTable) -> np.ndarray:
+    """How much each head looks at few patches, for which no box need be known.
+
+    Of the queries [CLS] and words: attention on patches times 1 - entropy, (question, layer, head,
+    2), from 0 (nothing on patches, or all keys alike) to 1 (one patch). After Kang et al. (2025,
+    "Your large vision-language model only needs a few attention heads for visual grounding"), who
+    ask for much attention on the image and few connected regions of it; the entropy here is that of
+    the attention over all keys, which is in the table.
+    """
+    return table.split[..., :2, 4] * (1 - table.entropy[..., :2])
+
+
+def judge_locators(
+    table: AttentionTable, inside: np.ndarray, chosen_on: np.ndarray
+) -> dict[str, float]:
+    """Do `score_locators` find the heads that point at the boxes?
+
+    inside: of `mask_boxes`; chosen_on: bool (question,). Scores are means over the questions chosen
+    on, hits over the others. rank: Spearman's correlation of both over heads and queries; then how
+    often heads hit, in percent: the one with the best score, the one that hits best where chosen
+    on, and the mean over all.
+    """
+    hits = find_hits(table.top_patch[..., :2], inside)
+    by_question = (score_locators(table)[chosen_on], hits[chosen_on], hits[~chosen_on])
+    scores, known, judged = (np.nanmean(values, axis=0) for values in by_question)
+    for values in (scores, known, judged):
+        values[-1, :, 1] = np.nan  # what words attend to in the last layer, nothing reads
+    is_read = ~np.isnan(judged)
+    return {
+        "rank": spearman_rows(scores[is_read][None], judged[is_read][None])[0],
+        "best score": 100 * judged.flat[np.nanargmax(scores)],
+        "best hits": 100 * judged.flat[np.nanargmax(known)],
+        "mean head": 100 * np.nanmean(judged),
+    }
 
 
 @torch.no_grad()

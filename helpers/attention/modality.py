@@ -28,7 +28,7 @@ from helpers.run.settings import Study
 from helpers.stats.bootstrap import spearman_rows, split_images
 from helpers.stats.cluster_robust import divide_or_nan
 
-CONDITIONS = ("intact", "image removed", "image exchanged", "words removed")
+CONDITIONS = ("intact", "image removed", "image exchanged", "words removed", "both removed")
 SHAPLEY_COLUMNS = ["question", "text_share", "phi_text", "phi_image", "signed_text", "signed_image",
                    "n_words", "n_blocks"]  # fmt: skip
 
@@ -60,9 +60,10 @@ def withheld_accuracy(
     """Answer each question with everything, and with a modality withheld or exchanged.
 
     CONDITIONS: "intact"; "image removed" (no patches); "image exchanged" (`shuffle_images(seed)`;
-    NaN where there is a single picture); "words removed" (all but the first: what, where, is).
-    Columns: condition, question (row), accuracy (VQA accuracy, NaN without answers), probability
-    (of the intact model's answer, the sigmoid of its logit). ValueError in train mode.
+    NaN where there is a single picture); "words removed" (all but the first: what, where, is);
+    "both removed" (no patches, and the first word alone). Columns: condition, question (row),
+    accuracy (VQA accuracy, NaN without answers), probability (of the intact model's answer, the
+    sigmoid of its logit). ValueError in train mode.
     """
     check_eval_mode(model)
     indices, n = [int(index) for index in indices], len(encoded)
@@ -80,9 +81,11 @@ def withheld_accuracy(
     for rows, batch in encoded.batches(batch_size, indices):
         inputs = prepare_batch(model, batch).inputs
         answer("intact", rows, inputs)
-        answer("image removed", rows, keep_patches(inputs, [np.arange(0)] * len(rows)))
+        no_image = keep_patches(inputs, [np.arange(0)] * len(rows))
+        answer("image removed", rows, no_image)
         first = find_first_words(batch["input_ids"], encoded.processor.tokenizer)
         answer("words removed", rows, keep_words(inputs, first))
+        answer("both removed", rows, keep_words(no_image, first))
     if len(encoded.sizes) > 1:
         for rows, batch in encoded.shuffle_images(seed).batches(batch_size, indices):
             answer("image exchanged", rows, prepare_batch(model, batch).inputs)
@@ -92,13 +95,25 @@ def withheld_accuracy(
     return pd.DataFrame(values, asked).reset_index()
 
 
-def lose_points(withheld: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
-    """Points lost, 100 (intact - condition): a row a question, a column a condition.
+def lose_points(
+    parts: Sequence[pd.DataFrame], n_questions: int, value: str = "accuracy"
+) -> dict[str, np.ndarray]:
+    """Points lost by each condition, 100 (intact - condition): (model, question), NaN if not asked.
 
-    withheld: of `withheld_accuracy`; value: "accuracy" or "probability".
+    parts: `withheld_accuracy` of each model; value: "accuracy" or "probability". "joint" is what
+    words and image bring only together: 100 (intact - image removed - words removed + both
+    removed), of two players the dividend of Harsanyi (1963, "A simplified bargaining model for the
+    n-person cooperative game") and the interaction index of Grabisch and Roubens (1999, "An
+    axiomatic approach to the concept of interaction among players in cooperative games"). So what
+    is lost with both removed is what the words bring alone, plus the image alone, plus joint.
     """
-    values = withheld.set_index(["condition", "question"])[value]
-    return pd.DataFrame({name: 100 * (values["intact"] - values[name]) for name in CONDITIONS[1:]})
+    cells = pd.MultiIndex.from_product([range(n_questions), CONDITIONS])
+    of_parts = [part.set_index(["question", "condition"])[value].reindex(cells) for part in parts]
+    values = 100 * np.reshape(of_parts, (len(parts), n_questions, -1))
+    gaps = np.moveaxis(values[..., :1] - values[..., 1:], 2, 0)
+    lost = dict(zip(CONDITIONS[1:], gaps, strict=True))
+    joint = lost["image removed"] + lost["words removed"] - lost["both removed"]
+    return lost | {"joint": joint}
 
 
 def cut_blocks(grid: tuple[int, int], count: int) -> np.ndarray:

@@ -43,6 +43,7 @@ NEEDS = {  # of `plot_needs`: title, unit
     "image removed": ("accuracy lost:\nimage removed", "points"),
     "image exchanged": ("accuracy lost:\nimage exchanged", "points"),
     "words removed": ("accuracy lost: all words\nbut the first removed", "points"),
+    "joint": ("accuracy that words and\nimage bring only together", "points"),
 }
 KNOWN = {  # places of `plot_known`
     "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
@@ -432,12 +433,14 @@ def plot_strips(examples: Sequence[dict]) -> Figure:
 
 @style.styled("What do the answers of each question type need?")
 def plot_needs(table: pd.DataFrame) -> Figure:
-    """Forests of a table: family, kind (the first in colour; a second, controls, grey), measure (of
-    NEEDS, a panel each if it has numbers), estimate, low, high (points), n, enough (else hollow).
+    """Forests of a table: family, kind (the first in colour; controls and random weights grey),
+    measure (those of NEEDS have a panel if they have numbers), estimate, low, high (points), n,
+    enough (else hollow).
     """
-    table = table.dropna(subset=["estimate"])
+    table = table[table["measure"].isin(NEEDS)].dropna(subset=["estimate"])
     table = table.assign(few=~table["enough"].astype(bool))
-    kinds = dict(zip(table["kind"].unique(), ((IMAGE_COLOR, "o"), (GREY, "s")), strict=False))
+    looks = (IMAGE_COLOR, "o"), (GREY, "s"), (GREY, "d")
+    kinds = dict(zip(table["kind"].unique(), looks, strict=False))
     look = {"hue": "kind", "looks": kinds, "hollow": "few"}
     return style.draw_forest(table, "family", "", "measure", NEEDS, {"no effect": 0}, **look)
 

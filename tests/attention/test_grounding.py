@@ -1,23 +1,36 @@
 """helpers/attention/grounding.py: boxes, the pointing game, the best heads."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import concatenate_datasets
 from small import make_boxes
 
+from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.grounding import (
     best_head_over_chance,
     best_heads,
     boxes_to_patch_mask,
     faithful_grounding,
     hits_of_another_question,
+    judge_locators,
     object_chance,
     pointing_hits,
+    score_locators,
     tabulate_hits,
 )
 from helpers.attention.image_share import prepare_batch
+from helpers.data.encode import EncodedQuestions
+from helpers.data.vqa import read_vqa
 from helpers.model.forward import forward_raster
+from helpers.model.vilt import load_vilt
+from helpers.run.cache import ROOT
+from helpers.stats.bootstrap import spearman_rows, split_images
+
+SAMPLE = ROOT.parent / "shared" / "vqav2_sample"
 
 
 def test_boxes_by_hand():
@@ -151,3 +164,45 @@ def test_grounding_asks_for_the_answer_of_masked_patches(model, encoded):
         assert found.stays == (answers[1] == answers[0])
         assert found.changes == (answers[2] != answers[0])
         assert found.grounded == (found.stays and found.changes)
+
+
+def make_locators(split, entropy, top_patch) -> SimpleNamespace:
+    return SimpleNamespace(split=split, entropy=entropy, top_patch=top_patch)
+
+
+def test_locators_score_by_hand():
+    split, entropy = np.zeros((1, 1, 4, 3, 5)), np.zeros((1, 1, 4, 3))
+    split[0, 0, ..., 4] = [[1, 1, 0], [0.5, 1, 0], [0.25, 0, 0], [0, 0, 0]]
+    entropy[0, 0] = [[0, 0, 0], [0.4, 1, 0], [0.2, 0.1, 0], [0, 0.5, 0]]
+    scores = score_locators(make_locators(split, entropy, None))
+    np.testing.assert_allclose(scores[0, 0], [[1, 1], [0.3, 0], [0.2, 0], [0, 0]])
+
+
+def test_heads_that_locate_are_found_without_boxes_by_hand():
+    """Head h looks at patches with mass h / 3, and hits in h of 3 questions of the other half."""
+    split, entropy = np.zeros((6, 1, 4, 3, 5)), np.full((6, 1, 4, 3), 0.5)
+    split[..., 4] = np.arange(4)[:, None] / 3  # (head, query)
+    top = np.ones((6, 1, 4, 3), int)
+    for head in range(4):
+        top[3 : 3 + head, 0, head, 0] = 0
+    top[:3, 0, 1, 0] = 0  # hits best where heads are chosen: one of three on the others
+    inside, chosen_on = np.tile([True, False], (6, 1)), np.arange(6) < 3
+    told = judge_locators(make_locators(split, entropy, top), inside, chosen_on)
+    expected = {"rank": 1, "best score": 100, "best hits": 100 / 3, "mean head": 50}
+    assert told == pytest.approx(expected)
+    turned = make_locators(split[:, :, ::-1], entropy, top)
+    assert judge_locators(turned, inside, chosen_on)["rank"] == pytest.approx(-1)
+    assert judge_locators(turned, inside, chosen_on)["best score"] == pytest.approx(0)
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="asks for real VQAv2 beside the project")
+def test_heads_have_locating_scores_on_photographs_without_boxes(tmp_path):
+    data = concatenate_datasets([read_vqa(SAMPLE, split) for split in ("train", "val")])
+    model, processor = load_vilt(ROOT / "data" / "replicas" / "0")
+    extract_attention(model, EncodedQuestions(data, processor), tmp_path, 64, 512)
+    table = read_attention(tmp_path)
+    scores, first = score_locators(table), split_images(np.array(data["image_id"]))
+    assert scores.shape == (71, 4, 4, 2)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    halves = [scores[rows].mean(0).ravel()[None] for rows in (first, ~first)]
+    assert spearman_rows(*halves)[0] > 0.9  # other photographs rank the heads alike

@@ -87,7 +87,8 @@ def test_conditions_are_those_asked_one_question_at_a_time(vilt, encoded):
         slow = {"intact": answer_without(model, inputs, everything, patches),
                 "image removed": answer_without(model, inputs, everything, []),
                 "image exchanged": answer_without(model, exchanged, everything, others),
-                "words removed": answer_without(model, inputs, [0], patches)}  # fmt: skip
+                "words removed": answer_without(model, inputs, [0], patches),
+                "both removed": answer_without(model, inputs, [0], [])}  # fmt: skip
         own = table[table["question"] == index].set_index("condition")
         best = int(slow["intact"].argmax())
         for condition, logits in slow.items():
@@ -102,16 +103,42 @@ def test_one_picture_cannot_be_exchanged(vilt):
     alone = encode_noise(vilt[1], [(64, 64)])
     table = withheld_accuracy(vilt[0], alone, range(4), seed=0)
     known = table.dropna().groupby("condition").size()
-    assert known.to_dict() == {"intact": 4, "image removed": 4, "words removed": 4}
-    assert lose_points(table)["image exchanged"].isna().all()
+    assert known.to_dict() == dict.fromkeys(set(CONDITIONS) - {"image exchanged"}, 4)
+    assert np.isnan(lose_points([table], 4)["image exchanged"]).all()
 
 
 def test_points_lost_by_hand():
-    accuracy = [1, 0.3, 0, 0.3, 0.5, 0.9, 1, 0]
-    columns = {"condition": np.repeat(CONDITIONS, 2), "question": [8, 3] * 4}
-    lost = lose_points(pd.DataFrame({**columns, "accuracy": accuracy}))
-    np.testing.assert_allclose(lost.loc[8], [100, 50, 0])
-    np.testing.assert_allclose(lost.loc[3], [0, -60, 30])
+    accuracy = [1, 0.3, 0, 0.3, 0.5, 0.9, 1, 0, 0, 0.3]
+    columns = {"condition": np.repeat(CONDITIONS, 2), "question": [2, 0] * 5}
+    table = pd.DataFrame({**columns, "accuracy": accuracy})
+    lost = lose_points([table, table.assign(accuracy=0.5)], 3)
+    of_first = np.array([values[0] for values in lost.values()])  # (condition, question)
+    np.testing.assert_allclose(of_first[:4, 2], [100, 50, 0, 100])
+    np.testing.assert_allclose(of_first[:4, 0], [0, -60, 30, 0])
+    assert np.isnan(of_first[:, 1]).all()  # not asked
+    assert all((values[1, [0, 2]] == 0).all() for values in lost.values())
+
+
+@pytest.mark.parametrize(
+    ("both", "words", "image", "none", "joint"),
+    [(1, 0, 0, 0, 100),  # the answer needs both
+     (1, 1, 0, 0, 0),  # the words are enough, as in a control
+     (0.9, 0.5, 0.6, 0.2, 0),  # each brings its own part: 30 and 40 points
+     (1, 1, 1, 0, -100),  # either is enough: one stands in for the other
+     (1, 0.3, 0.3, 0.3, 70)],
+)  # fmt: skip
+def test_what_words_and_image_bring_only_together_by_hand(both, words, image, none, joint):
+    of = {"intact": both, "image removed": words, "image exchanged": 0, "words removed": image,
+          "both removed": none}  # fmt: skip
+    table = pd.DataFrame({"condition": [*of], "question": 0, "accuracy": [*of.values()]})
+    lost = {name: values.item() for name, values in lose_points([table], 1).items()}
+    assert lost["joint"] == pytest.approx(joint)
+    alone = 100 * (words - none) + 100 * (image - none)
+    assert lost["both removed"] == pytest.approx(alone + lost["joint"])
+    game = {(True, True): both, (True, False): words, (False, True): image, (False, False): none}
+    orders = np.array([*permutations(range(2))])
+    phi = shapley_values(lambda asked: np.array([game[tuple(row)] for row in asked]), orders)
+    assert 100 * phi[1] == pytest.approx(100 * (image - none) + joint / 2)  # shared out equally
 
 
 def test_blocks_are_rectangles_that_cover_every_patch_once():
