@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from batches import make_batch
 
-from helpers.model.prune import prune_model
 from helpers.model.timing import (
     compare_turns,
     lower_precisions,
@@ -26,7 +25,7 @@ from helpers.model.timing import (
     measure_weights,
     time_in_turns,
 )
-from helpers.model.vilt import load_vilt
+from helpers.model.vilt import load_vilt, prune_model
 
 
 def make_models(device: str) -> dict:

@@ -46,8 +46,7 @@ from helpers.heads.removal import (
 )
 from helpers.model.finetune import hash_model, load_finetuned, train_model
 from helpers.model.forward import PackedForward
-from helpers.model.prune import prune_model
-from helpers.model.vilt import list_answers, quiet_transformers
+from helpers.model.vilt import list_answers, prune_model, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
 

@@ -6,8 +6,7 @@ Modules are imported when they are asked for: to measure a batch takes no `datas
 import importlib
 
 from helpers.model.forward import forward_raster, trace
-from helpers.model.prune import prune_model
-from helpers.model.vilt import list_answers, load_vilt
+from helpers.model.vilt import list_answers, load_vilt, prune_model
 
 __all__ = [
     "finetune",  # fine-tune a study's checkpoint, continue after a kill, score its answers

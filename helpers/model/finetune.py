@@ -33,8 +33,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import load_pictures
 from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.forward import forward_raster, fused_attention
-from helpers.model.prune import name_original
-from helpers.model.vilt import find_checkpoint, load_vilt, quiet_transformers
+from helpers.model.vilt import find_checkpoint, load_vilt, name_original, quiet_transformers
 from helpers.run import cache
 from helpers.run.settings import Study
 

@@ -1,22 +1,30 @@
-"""Load a ViLT that answers questions, from a folder or the hub, and the processor that feeds it."""
+"""ViLT and its processor, from a folder or the hub; a physically smaller one without some heads.
+
+    lighter = prune_model(model, heads=[(0, 3), (2, 1)], layers=[3])
+    lighter.save_pretrained(folder)         # its shape stands in config.json
+    lighter, processor = load_vilt(folder)  # in any later process
+
+Before any further training a pruned model answers as under `heads.ablate_heads` in mode "zero".
+`attention_split` wants as many heads in every layer, and `extract_attention` a model of which only
+whole layers were left out.
+"""
 
 import copy
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, ViltConfig, ViltForQuestionAnswering, ViltProcessor
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.utils import logging as hf_logging
 
-from helpers.model.prune import LighterViltForQuestionAnswering
 from helpers.run.cache import read_json
 
 logger = logging.getLogger(__name__)
@@ -34,18 +42,38 @@ PHANTOM_FOLDER = Path(__file__).parents[2] / "data" / "phantom-vilt"
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9_][\w.-]*/[\w.-]+)(@(?P<revision>\S+))?")
 FILES = {"allow_patterns": ["*.json", "*.txt", "*.safetensors"], "ignore_patterns": ["*/*"]}
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # what from_pretrained looks for
+INDEX = "model.safetensors.index.json"  # of weights in parts
+WEIGHTS = {"model.safetensors", INDEX}  # what from_pretrained looks for
 PICKLED = re.compile(r"pytorch_model.*\.bin|.+\.(ckpt|pth?|pkl)")
 JSON_FILES = {
-    "config.json", "preprocessor_config.json", "processor_config.json", WEIGHTS[1],
+    "config.json", "preprocessor_config.json", "processor_config.json", INDEX,
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 }  # fmt: skip
+PARTS = ("query", "key", "value")  # projections that heads are cut out of
 CONVERTER = "SFconvertbot"  # the hub's account that offers safetensors to old repositories
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 CONVERT = (
     "convert them at https://huggingface.co/spaces/safetensors/convert, or load them with "
     "transformers elsewhere and save the model by save_pretrained, which writes safetensors"
 )
+
+
+class LighterViltForQuestionAnswering(ViltForQuestionAnswering):
+    """ViLT whose layers may have fewer heads than config.num_attention_heads.
+
+    config.kept_heads, config.kept_layers: each layer's heads, and the layers, by their numbers in
+    the model that was first pruned. `load_vilt` takes this class where a config has kept_heads.
+    """
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        for layer, kept in zip(self.vilt.encoder.layer, config.kept_heads, strict=True):
+            inner = layer.attention.attention
+            width = len(kept) * inner.attention_head_size
+            inner.num_attention_heads, inner.all_head_size = len(kept), width
+            for part in PARTS:
+                setattr(inner, part, nn.Linear(config.hidden_size, width, bias=config.qkv_bias))
+            layer.attention.output.dense = nn.Linear(width, config.hidden_size)
 
 
 def load_vilt(
@@ -201,11 +229,9 @@ def fetch_checkpoint(repo: str, revision: str) -> Path:
     """
     try:
         folder = Path(snapshot_download(repo, revision=revision, **FILES))
-    except errors.RevisionNotFoundError:
-        raise FileNotFoundError(f"{repo} has no revision {revision!r} on the hub.") from None
     except Exception as error:  # of the hub, the network, the disk or the cache
         raise explain_failure(error, repo, revision) from None
-    if holds_weights(list_names(folder)):
+    if WEIGHTS & list_names(folder):
         return folder
     if revision == "main" and (converted := find_converted(repo)):
         logger.info("%s has safetensors at %s, made by the hub's own converter", repo, converted)
@@ -219,19 +245,22 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
     if not isinstance(error, errors.HTTPError) and error.__cause__:
         error = error.__cause__  # what kept huggingface_hub from asking, before it tried the cache
     status = getattr(getattr(error, "response", None), "status_code", None)
-    hub = f"the hub at {constants.ENDPOINT}"
-    lack = f"{repo} at {revision!r} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}"
+    page, kind = f"{constants.ENDPOINT}/{repo}", OSError
+    lack = f"not, or not wholly, in the cache {constants.HF_HUB_CACHE}"
     if constants.HF_HUB_OFFLINE:
-        return OSError(f"{lack}, and HF_HUB_OFFLINE=1 forbids fetching it: unset that once.")
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        page = f"{constants.ENDPOINT}/{repo}"
-        return PermissionError(f"{hub} gives no access to {repo}: ask at {page}, then {LOGIN}.")
-    if isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+        problem = f"is {lack}, and HF_HUB_OFFLINE=1 forbids fetching it: unset that once"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        kind, problem = FileNotFoundError, f"is no revision that {page} has"
+    elif isinstance(error, errors.GatedRepoError) or status == 403:
+        kind, problem = PermissionError, f"is closed to you: ask at {page}, then {LOGIN}"
+    elif isinstance(error, errors.RepositoryNotFoundError) or status == 404:
         advice = f"check the name; if it is private, {LOGIN}"
-        return FileNotFoundError(f"{hub} knows no model {repo}: {advice}.")
-    if status == 401:
-        return PermissionError(f"{hub} refuses your login for {repo}: {LOGIN}, anew.")
-    return OSError(f"{repo} cannot be fetched from {hub} ({shorten(error)}), and {lack}.")
+        kind, problem = FileNotFoundError, f"is not known at {page}: {advice}"
+    elif status == 401:
+        kind, problem = PermissionError, f"needs another login at {page}: {LOGIN}, anew"
+    else:
+        problem = f"cannot be fetched from {page} ({shorten(error)}), and is {lack}"
+    return kind(f"{repo} at {revision!r} {problem}.")
 
 
 def find_converted(repo: str) -> str | None:
@@ -240,7 +269,7 @@ def find_converted(repo: str) -> str | None:
     try:
         pulls = hub.get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request")
         for name in [f"refs/pr/{pull.num}" for pull in pulls if pull.author == CONVERTER]:
-            if holds_weights(hub.list_repo_files(repo, revision=name)):
+            if WEIGHTS.intersection(hub.list_repo_files(repo, revision=name)):
                 return name
     except Exception as error:  # without the hub's answer none is known
         logger.info("no converted weights of %s are known: %s", repo, shorten(error))
@@ -250,11 +279,11 @@ def find_converted(repo: str) -> str | None:
 def check_folder(folder: Path) -> None:
     """Check that a checkpoint can be read; else OSError in one sentence that names the file."""
     files = list_names(folder)
-    if not holds_weights(files):
+    if not WEIGHTS & files:
         why = "save the model there first"
         if pickled := sorted(filter(PICKLED.fullmatch, files)):
             why = f"its {pickled[0]} is pickled and never loaded here: {CONVERT}"
-        raise FileNotFoundError(f"{folder} holds neither {WEIGHTS[0]} nor {WEIGHTS[1]}; {why}.")
+        raise FileNotFoundError(f"{folder} holds neither model.safetensors nor {INDEX}; {why}.")
     if "config.json" not in files:
         raise FileNotFoundError(f"{folder} holds no config.json, which describes the model.")
     content = {name: read_json(folder / name) for name in sorted(files & JSON_FILES)}
@@ -267,11 +296,6 @@ def check_folder(folder: Path) -> None:
 def list_names(folder: Path) -> set[str]:
     """Names of the files in a folder, without links that point nowhere."""
     return {path.name for path in folder.iterdir() if path.exists()}
-
-
-def holds_weights(files: Collection[str]) -> bool:
-    """Whether a list of file names holds safetensors weights, whole or as an index of parts."""
-    return any(name in files for name in WEIGHTS)
 
 
 def shorten(error: Exception) -> str:
@@ -323,3 +347,77 @@ def build_image_processor(config: ViltConfig) -> vilt_images.ViltImageProcessorP
     """ViLT's own rule at the model's size: resize the shorter side, then both to whole patches."""
     sizes = {"size": {"shortest_edge": config.image_size}, "size_divisor": config.patch_size}
     return vilt_images.ViltImageProcessorPil(**sizes, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+def prune_model(
+    model: nn.Module, heads: Sequence[tuple[int, int]] = (), layers: Sequence[int] = ()
+) -> LighterViltForQuestionAnswering:
+    """A copy of a model without these heads (layer, head) and without these whole layers.
+
+    Numbers count in `model` as it is, even if it has been pruned before (`name_original` gives the
+    first names). ValueError if something is removed twice or does not exist, or if nothing would be
+    left of a layer or of the model.
+    """
+    kept = choose_kept(model, heads, layers)
+    names = name_original(model)
+    config = copy.deepcopy(model.config)
+    config.kept_heads = [[names[layer][1][head] for head in own] for layer, own in kept.items()]
+    config.kept_layers = [names[layer][0] for layer in kept]
+    config.num_hidden_layers = len(kept)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn only to be replaced
+        lighter = LighterViltForQuestionAnswering(config)
+    lighter.load_state_dict(slice_weights(model, kept))
+    if hasattr(model, "tokenizer"):
+        lighter.tokenizer = model.tokenizer
+    return lighter.to(model.device, model.dtype).train(model.training)
+
+
+def name_original(model: nn.Module) -> list[tuple[int, list[int]]]:
+    """Each layer's number and those of its heads, as they were before any pruning."""
+    layers = model.vilt.encoder.layer
+    whole = [[*range(layer.attention.attention.num_attention_heads)] for layer in layers]
+    numbers = getattr(model.config, "kept_layers", None) or [*range(len(layers))]
+    return list(zip(numbers, getattr(model.config, "kept_heads", None) or whole, strict=True))
+
+
+def choose_kept(
+    model: nn.Module, heads: Sequence[tuple[int, int]], layers: Sequence[int]
+) -> dict[int, list[int]]:
+    """The heads that stay, by layer, for `prune_model`; its errors are raised here."""
+    counts = {layer: len(own) for layer, (_, own) in enumerate(name_original(model))}
+    whole = [(layer, head) for layer in layers for head in range(counts.get(layer, 1))]
+    gone = [*map(tuple, heads), *whole]
+    for layer, head in gone:
+        name = f"L{layer}H{head}"
+        if head not in range(counts.get(layer, 0)):
+            has = f"this model has {[*counts.values()]} heads in its layers"
+            raise ValueError(f"{name} cannot be removed: {has}.")
+        if gone.count((layer, head)) > 1:
+            raise ValueError(f"{name} is removed twice (a layer has its heads): name it once.")
+    kept = {
+        layer: [head for head in range(count) if (layer, head) not in gone]
+        for layer, count in counts.items()
+        if layer not in layers
+    }
+    if not kept:
+        raise ValueError(f"all {len(counts)} layers are removed: keep one at least.")
+    if empty := [f"L{layer}" for layer, own in kept.items() if not own]:
+        raise ValueError(f"nothing is left of {empty[0]}'s heads: keep one, or remove the layer.")
+    return kept
+
+
+def slice_weights(model: nn.Module, kept: dict[int, list[int]]) -> dict[str, Tensor]:
+    """The weights of these heads of these layers, under their names in the pruned model."""
+    prefix, weights = "vilt.encoder.layer.", model.state_dict()
+    weights = {name: weight for name, weight in weights.items() if not name.startswith(prefix)}
+    for new, (old, heads) in enumerate(kept.items()):
+        layer = model.vilt.encoder.layer[old]
+        size = layer.attention.attention.attention_head_size
+        rows = [head * size + row for head in heads for row in range(size)]
+        for name, weight in layer.state_dict().items():
+            if name.startswith(tuple(f"attention.attention.{part}." for part in PARTS)):
+                weight = weight[rows]
+            elif name == "attention.output.dense.weight":
+                weight = weight[:, rows]
+            weights[f"{prefix}{new}.{name}"] = weight
+    return weights

@@ -274,9 +274,9 @@ def make_repositories(folder, sharded):
 ERRORS = {  # name: (kind, what the sentence says)
     "owner/pickled": ("FileNotFoundError", "https://huggingface.co/spaces/safetensors/convert"),
     "owner/stranger": ("FileNotFoundError", "no safetensors weights at 'main'"),
-    "owner/nowhere": ("FileNotFoundError", "knows no model owner/nowhere: check the name"),
-    "owner/old@refs/pr/9": ("FileNotFoundError", "has no revision 'refs/pr/9'"),
-    "owner/gated": ("PermissionError", "no access to owner/gated: ask .*`hf auth login`"),
+    "owner/nowhere": ("FileNotFoundError", "is not known at .*/owner/nowhere: check the name"),
+    "owner/old@refs/pr/9": ("FileNotFoundError", "'refs/pr/9' is no revision"),
+    "owner/gated": ("PermissionError", "closed to you: ask at .*/owner/gated, .*`hf auth login`"),
     "owner/token": ("PermissionError", "`hf auth login`"),
     "owner/down": ("OSError", "503 Service Unavailable"),
     "owner/portal": ("OSError", "cannot be fetched"),

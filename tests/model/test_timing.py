@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.model import prune, timing
+from helpers.model import timing
 from helpers.model.forward import forward_raster
+from helpers.model.vilt import prune_model
 
 
 def make_turns(seconds: dict[str, list[float]], questions: int = 1) -> pd.DataFrame:
@@ -85,7 +86,7 @@ def test_the_ledger_by_hand():
 
 def test_a_lighter_model_takes_less(vilt, encoded):
     model = vilt[0]
-    lighter = prune.prune_model(model, [(layer, head) for layer in range(4) for head in (0, 1)])
+    lighter = prune_model(model, [(layer, head) for layer in range(4) for head in (0, 1)])
     one, many = (encoded.collate([encoded[row] for row in range(size)]) for size in (1, 12))
     whole = timing.measure_memory(model, one)
     assert timing.measure_memory(lighter, one) < whole < timing.measure_memory(model, many)
@@ -96,7 +97,7 @@ def test_a_lighter_model_takes_less(vilt, encoded):
 def test_models_take_turns(vilt, encoded, monkeypatch):
     """Each round times every model once, warm-up rounds left out; threads come back."""
     model, seen = vilt[0], []
-    models = {"whole": model, "light": prune.prune_model(model, layers=[0])}
+    models = {"whole": model, "light": prune_model(model, layers=[0])}
     names = {id(each): name for name, each in models.items()}
 
     def note(run):
