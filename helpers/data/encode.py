@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ViltProcessor
-from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from helpers.data.vqa import score_answers, soft_targets
@@ -182,14 +181,17 @@ def _resize_row(row: dict, processor: ViltProcessor) -> Tensor:
 
 
 def normalise_levels(image_processor: ViltImageProcessorPil) -> Tensor:
-    """The processor's value of each byte (3, 256), by its own arithmetic: pixels are equal."""
-    values = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (3, 256, 1))
-    if image_processor.do_rescale:
-        values = image_processor.rescale(values, image_processor.rescale_factor)
-    if image_processor.do_normalize:
-        mean, std = image_processor.image_mean, image_processor.image_std
-        values = image_processor.normalize(values, mean, std)
-    return torch.from_numpy(np.array(values[..., 0], dtype=np.float32))
+    """The processor's value of each byte (3, 256), as it says itself of a ramp of greys."""
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (1, 1, 3)))
+    values = image_processor(ramp, do_resize=False, return_tensors="pt")["pixel_values"]
+    return values[0, :, 0].float()
+
+
+def read_levels(pixels: Tensor, levels: Tensor) -> Tensor:
+    """The values that bytes (picture, 3, height, width) stand for; levels: `normalise_levels`."""
+    channels = zip(levels, pixels.unbind(1), strict=True)  # index_select: 3 times as fast as []
+    values = [of.index_select(0, channel.flatten().int()) for of, channel in channels]
+    return torch.stack(values).view(3, *pixels[:, 0].shape).transpose(0, 1)
 
 
 def pad_pictures(pictures: list[Tensor], levels: Tensor | None = None) -> dict[str, Tensor]:
@@ -198,16 +200,13 @@ def pad_pictures(pictures: list[Tensor], levels: Tensor | None = None) -> dict[s
     levels: of `normalise_levels`; None: the bytes themselves.
     """
     height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
-    dtype = torch.uint8 if levels is None else torch.float32
+    dtype = torch.uint8 if levels is None else levels.dtype
     values = torch.zeros(len(pictures), 3, height, width, dtype=dtype)
     mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)  # an eighth of long
     for number, picture in enumerate(pictures):
         _, rows, columns = picture.shape
-        if levels is not None:  # index_select is 3 times as fast as levels[pixels]
-            pixels = zip(levels, picture.flatten(1).int(), strict=True)
-            found = [values_of.index_select(0, channel) for values_of, channel in pixels]
-            picture = torch.stack(found).view(picture.shape)
-        values[number, :, :rows, :columns] = picture
+        shown = picture if levels is None else read_levels(picture[None], levels)[0]
+        values[number, :, :rows, :columns] = shown
         mask[number, :rows, :columns] = True
     return {"pixel_values": values, "pixel_mask": mask}
 
@@ -259,24 +258,19 @@ def write_pictures(
 
 
 def resize_image(picture: Image.Image, image_processor: ViltImageProcessorPil) -> Tensor:
-    """An RGB picture as bytes (3, height, width), pixel for pixel as ViLT's processor resizes it.
+    """An RGB picture as bytes (3, height, width), resized by ViLT's processor.
 
     ValueError for a picture that is too long and thin, and for a processor without a size for it.
     """
-    shorter = image_processor.size.get("shortest_edge")
-    if not (shorter and image_processor.do_resize):
+    if not (image_processor.do_resize and image_processor.size.get("shortest_edge")):
         given = f"do_resize={image_processor.do_resize}, size={dict(image_processor.size)}"
         raise ValueError(f"the processor does not resize to a shortest_edge, as ViLT's do: {given}")
-    longer = int(vilt_images.MAX_LONGER_EDGE / vilt_images.MAX_SHORTER_EDGE * shorter)
-    empty = np.broadcast_to(np.uint8(0), (3, picture.height, picture.width))  # read for its shape
-    height, width = vilt_images.get_resize_output_image_size(
-        empty, shorter, longer, image_processor.size_divisor, input_data_format="channels_first"
-    )
-    if not (height and width):
+    as_bytes = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    try:
+        return image_processor(picture, **as_bytes)["pixel_values"][0]
+    except ValueError:  # a side of no patch
         size = f"{picture.width}x{picture.height}"
-        raise ValueError(f"a picture of {size} is too long and thin for ViLT.")
-    resized = np.array(picture.resize((width, height), resample=image_processor.resample))
-    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+        raise ValueError(f"a picture of {size} is too long and thin for ViLT.") from None
 
 
 def read_picture(path: str | Path) -> Image.Image:

@@ -114,9 +114,9 @@ def embed_batch(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
         return batch["image_embeds"].to(some), given["pixel_mask"]
     pixels = batch["pixel_values"].to(some.device)
     if "levels" in batch:
-        levels = zip(batch["levels"].to(some), pixels.unbind(1), strict=True)
-        found = [of.index_select(0, channel.flatten().int()) for of, channel in levels]
-        pixels = torch.stack(found).view(3, *pixels[:, 0].shape).transpose(0, 1)
+        from helpers.data.encode import read_levels  # here, as it takes `datasets`
+
+        pixels = read_levels(pixels, batch["levels"].to(some))
     embeds, mask = embed_images(model, pixels.to(some), given.get("pixel_mask"))
     picture_of = given.get("picture_of", slice(None))
     return embeds[picture_of], mask[picture_of]
