@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.heads import compression
-from helpers.model import finetune, prune
+from helpers.model import finetune
 from helpers.model.finetune import predict
-from helpers.model.vilt import load_vilt
+from helpers.model.vilt import load_vilt, name_original, prune_model
 
 
 def test_order_by_hand():
@@ -52,7 +52,7 @@ def test_predictions_equal_those_of_pruned_models(vilt, encoded):
     removals = [([], []), ([(0, 0), (2, 1)], []), ([], [1, 3]), ([(0, 0)], [2])]
     predicted = compression.predict_without(model, encoded, removals, batch_size=5)
     for numbers, removal in zip(predicted.T, removals, strict=True):
-        expected = predict(prune.prune_model(model, *removal), encoded, 5)["prediction"]
+        expected = predict(prune_model(model, *removal), encoded, 5)["prediction"]
         assert [model.config.id2label[number] for number in numbers] == expected.tolist()
     some = compression.predict_without(model, encoded, removals, batch_size=2, rows=[7, 2, 4])
     np.testing.assert_array_equal(some, predicted[[7, 2, 4]])
@@ -104,8 +104,8 @@ def test_finetuning_after_pruning_goes_on_after_a_kill(study, finetuned, monkeyp
     assert set(asked) == {10}
     assert folder == study.run_dir / "light_heads"
     tuned, _ = load_vilt(folder)
-    assert prune.name_original(tuned) == [(0, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 2, 3])]
-    cut = prune.prune_model(model, *removal)
+    assert name_original(tuned) == [(0, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 2, 3])]
+    cut = prune_model(model, *removal)
     pairs = zip(tuned.parameters(), cut.parameters(), strict=True)
     assert max((a - b).abs().max().item() for a, b in pairs) > 1e-4
     n_steps = len(steps)
@@ -116,7 +116,7 @@ def test_finetuning_after_pruning_goes_on_after_a_kill(study, finetuned, monkeyp
 @pytest.mark.slow
 def test_the_selected_model_is_saved_and_replaced(study, finetuned):
     model, processor, _ = finetuned
-    smaller = prune.prune_model(model, [(0, 0)])
+    smaller = prune_model(model, [(0, 0)])
 
     def save(model):
         return compression.save_selected(study, model, processor, "one head cut")
