@@ -46,3 +46,17 @@ def test_the_six_lines_of_the_readme_measure_a_model_on_a_photograph(tmp_path):
     assert seen.image_share.shape == (layers, heads)
     assert 0 < seen.baseline < 1
     assert seen.answer in model.config.id2label.values()
+
+
+def test_the_split_of_many_questions_is_measured_as_the_docs_show(tmp_path):
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    Image.new("RGB", (300, 200), "gold").save(tmp_path / "photo.jpg")
+    table = tmp_path / "questions.csv"
+    table.write_text("image,question\nphoto.jpg,What is this?\nphoto.jpg,Is it gold?\n")
+    code = code.replace("path/to/your-vilt", str(ROOT / "data/replicas/0"))
+    names = {}
+    exec(code.replace("path/to/questions.csv", str(table)), names)
+    config = names["model"].config
+    assert names["share"].shape == (2, config.num_hidden_layers, config.num_attention_heads)
+    assert names["split"].sum(-1).allclose(names["split"].new_ones(1), atol=1e-4)
