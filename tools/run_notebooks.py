@@ -49,9 +49,9 @@ REPORT = "07_report"  # the notebook that makes report.html and slides.html
 CLAIMS_EMPTY = "<!--claims-->\n<!--/claims-->"
 CLAIMS = re.compile(r"<!--claims-->.*?<!--/claims-->", flags=re.DOTALL)  # filled in by a run
 LEGEND = (
-    "Brackets: 95 % interval over models and images. Asked: what the claim asks, fixed\n"
-    "beforehand; where random weights reach further, it is what they reach.\n"
-    "Models: in how many of them the estimate alone passes it."
+    "Brackets: 95 % interval over models and images. Asked: the bar, fixed beforehand.\n"
+    "It is raised where models with random weights pass it: then it is what they reach.\n"
+    "Models: how many of them pass it by their estimate alone."
 )
 # what a notebook links to, and what stands in its place in a run's folder
 RUN_LINKS = ((r"((?:\.\./)+)README\.md", r"\1report.html"), (r"explorer\.html", "../explorer.html"))
