@@ -4,6 +4,7 @@ Attention comes as shares in [0, 1] and is drawn in per cent; layers run downwar
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from helpers.figures import style
@@ -45,6 +46,13 @@ NEEDS = {  # of `plot_needs`: title, unit
     "words removed": ("accuracy lost: all words\nbut the first removed", "points"),
     "joint": ("accuracy that words and\nimage bring only together", "points"),
 }
+MEANS = {  # panels of `plot_means`: title, unit; and what says nothing: its name, where it lies
+    "share": ("", "image share above uniform, points ([CLS] query, image key)",
+              "uniform attention", 0),
+    "within": ("share and loss, within a type", "Spearman's rank correlation", "nothing told", 0),
+    "telling": ("needs the image, or a control?", "AUC, at equal type", "nothing told", 0.5),
+}  # fmt: skip
+LAYER = "layer (L0 reads the embeddings)"
 KNOWN = {  # places of `plot_known`
     "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
     "its patches": "told by a probe of the object's patches",
@@ -68,25 +76,24 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     highest of models with random weights), query, layer, estimate, low, high, reaches_answer (else
     the marker is hollow). baselines: measure -> its value for uniform attention.
     """
-    random = "random weights (lowest to highest model)"
-    layers = layers.assign(hollow=~layers["reaches_answer"].astype(bool))
-    layers = layers.replace({"model": {"untrained": random}})
-    figure, axes = plt.subplots(3, 3, figsize=(10, 8.4), sharey="row")
-    for (row, column), axis in np.ndenumerate(axes):
-        measure, query = list(MEASURES)[row], list(QUERIES)[column]
-        name, trained, color = QUERIES[query]
-        rows = layers[(layers["measure"] == measure) & (layers["query"] == query)]
-        rows = rows.replace({"model": {"trained": trained}})
-        looks = style.choose_looks([random]) | {trained: (color, "o")}
-        axis.axhline(100 * baselines[measure], label="uniform attention", **style.BASELINE)
-        style.plot_layers(axis, rows, "model", looks, hollow="hollow", spread=0.1)
-        axis.set_xlabel("layer" if row == 2 else "")
-        axis.set_ylabel("" if column else MEASURES[measure], fontsize=9)
-        if row == 0:
-            axis.set_title(name, color=color)
-    for axis in axes[:, 0]:  # once a row has all its points
-        axis.set_ylim(bottom=0)
-    style.place_legend(figure, axes[0, ::-1])
+    random, panels = "random weights (lowest to highest model)", [*product(MEASURES, QUERIES)]
+    trained = layers["query"].map({query: label for query, (_, label, _) in QUERIES.items()})
+    layers = layers.assign(
+        line=trained.where(layers["model"] == "trained", random),
+        panel=[panels.index(pair) for pair in zip(layers["measure"], layers["query"], strict=True)],
+        uniform=100 * layers["measure"].map(baselines),
+        hollow=~layers["reaches_answer"].astype(bool),
+    ).sort_values("panel", kind="stable")
+    looks = {label: (color, "o") for _, label, color in QUERIES.values()}
+    look = {"panel": "panel", "across": 3, "sharey": "row", "height": 2.6, "limits": (None, None)}
+    look |= {"looks": looks, "hollow": "hollow", "spread": 0.1, "scale": 100}
+    lines = {"uniform attention": "uniform"}
+    figure = style.draw_lines(layers, "layer", "line", ("layer", ""), baselines=lines, **look)
+    for axis, (measure, query) in zip(figure.axes, panels, strict=True):
+        title, _, color = QUERIES[query]
+        axis.set_title(title if measure == "image share" else "", color=color)
+        axis.set_ylabel(MEASURES[measure] if query == "cls" else "", fontsize=9)
+        axis.set(ylim=(0, None), xlabel="layer" if measure == "entropy" else "")
     return figure
 
 
@@ -118,27 +125,12 @@ def plot_maps(
     weights: (row, column, patch rows, patch columns), shares. shared: one colour scale for all
     panels, else one for each column of panels. label: what the colours say.
     """
-    weights, picture = 100 * np.asarray(weights, dtype=float), np.asarray(picture)
-    n_rows, n_columns = weights.shape[:2]
-    width = min(9.0 / n_columns, 1.55 if n_rows > 1 else 2.8)
-    height = min(width * picture.shape[0] / picture.shape[1], 11.0 / n_rows)
-    size = (width * n_columns + 1, height * n_rows + (0.7 if shared else 1.4))
-    largest = np.full(n_columns, weights.max()) if shared else weights.max(axis=(0, 2, 3))
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
-    for (row, column), axis in np.ndenumerate(axes):
-        name = columns[column] if row == 0 else ""
-        drawn = style.plot_map(axis, picture, weights[row, column], name, boxes, largest[column])
-        if not shared and row == n_rows - 1:
-            look = {"location": "bottom", "aspect": 12, "ticks": plt.MaxNLocator(3)}
-            figure.colorbar(drawn, ax=axes[:, column], **look)
-    for axis, name in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(name, rotation=0, ha="right", va="center")
-    if shared:
-        bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30)
-        bar.set_label(fill(label, 20), fontsize=9)
-    else:
-        figure.supxlabel(label, fontsize=10)
-    return style.set_title(figure, title)
+    cards = [
+        {"picture": picture, "boxes": boxes, "weights": weights[row, column],
+         "title": columns[column] if row == 0 else "", "name": rows[row] if column == 0 else ""}
+        for row, column in np.ndindex(weights.shape[:2])
+    ]  # fmt: skip
+    return style.draw_maps(cards, len(columns), label, shared, title=title)
 
 
 @style.styled()
@@ -256,33 +248,32 @@ def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
 
     chance: share of patches in the box; by_object: of a random object of the picture, or NaN.
     """
-    figure, axis = plt.subplots(figsize=(10, 4.2))
-    axis.axhline(100 * chance, label="chance: share of patches in the box", **style.BASELINE)
-    look = style.BASELINE | {"linestyle": ":"}
-    axis.axhline(100 * by_object, label="chance: a random object of the picture", **look)
-    looks = style.choose_looks(table["against"])
-    style.plot_layers(axis, table, "against", looks, spread=0.1)
-    axis.set(ylabel="favoured patch in the box, %\n(text query, image key)", ylim=(0, 103))
-    style.place_legend(figure, [axis], ncols=3)
-    return figure
+    lines = {"chance: share of patches in the box": 100 * chance,
+             "chance: a random object of the picture": 100 * by_object}  # fmt: skip
+    labels = LAYER, "favoured patch in the box, %\n(text query, image key)"
+    look = {"baselines": lines, "scale": 100, "spread": 0.1, "ncols": 3}
+    return style.draw_lines(table, "layer", "against", labels, **look)
 
 
 @style.styled("Does the answer need the patches that a map calls important?")
 def plot_curves(table: pd.DataFrame) -> Figure:
-    """Lines of a table: order (the map), kind ("deletion", left, or "insertion"), fraction of the
-    patches in [0, 1], the most important first, estimate, low, high (probabilities).
+    """Lines of a table: order (the map, a column of panels each, or "random", in all), kind (a row
+    of panels each), fraction of the patches in [0, 1], the most important first, estimate, low,
+    high (probabilities).
     """
-    table = table.assign(share=100 * table["fraction"]).replace({"random": "random order"})
-    looks = style.choose_looks(table["order"])
-    figure, panels = style.make_panels(table, "kind", 3.7, sharey=True)
-    for axis, kind, rows in panels:
-        options = {"scale": 100, "spread": 4, "elinewidth": 0.9, "linestyle": "-"}
-        style.plot_intervals(axis, rows, "share", "order", looks, **options)
-        verb = {"deletion": "removed", "insertion": "kept"}[kind]
-        axis.set(xlabel=f"patches {verb}, % (the most important first)", title=kind)
-        axis.grid(axis="y")
-    figure.axes[0].set(ylabel="probability of the\nintact model's answer, %", ylim=(0, 103))
-    style.place_legend(figure, figure.axes, ncols=6)
+    by_map = table["order"] != "random"
+    maps = pd.DataFrame({"order": table.loc[by_map, "order"].unique()})
+    random = table[~by_map].drop(columns="order").merge(maps, how="cross")
+    table = pd.concat([table[by_map].assign(by="order of the map"),
+                       random.assign(by="random order")])  # fmt: skip
+    table = table.assign(share=100 * table["fraction"], panel=table["kind"] + table["order"])
+    table = table.sort_values("kind", kind="stable")
+    look = {"across": len(maps), "height": 2.4, "scale": 100}
+    labels = "", "probability of the\nintact model's answer, %"
+    figure = style.draw_lines(table, "share", "by", labels, "panel", **look)
+    panels = product(["patches removed, %", "patches kept, %"], maps["order"])
+    for axis, (unit, order) in zip(figure.axes, panels, strict=True):
+        axis.set(title=order, xlabel=unit)
     return figure
 
 
@@ -327,62 +318,49 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
     drawn as a band that holds all. Where words are queries, no answer reads the last layer.
     """
     table = table.assign(label=style.name_with_n(table, column), few=~table["enough"].astype(bool))
-    figure, panels = style.make_panels(table, "query", 4.1, sharey=True)
-    last, looks = table["layer"].max(), style.choose_looks(table["label"])
-    for number, (axis, query, rows) in enumerate(panels):
-        if np.size(random):
-            shares = 100 * np.asarray(random)[..., number]
-            bounds = np.nanmin(shares, axis=(0, 1)), np.nanmax(shares, axis=(0, 1))
-            look = {"color": GREY, "alpha": 0.35, "linewidth": 0, "label": "random weights"}
-            axis.fill_between(range(last + 1), *bounds, **look)
-        axis.axhline(0, label="uniform attention", **style.BASELINE)
-        style.plot_layers(axis, rows, "label", looks, hollow="few", spread=0.4)
+    queries, last, band = table["query"].unique(), table["layer"].max(), "random weights"
+    shares = np.reshape(random, (-1, last + 1, len(queries)))
+    if len(shares):
+        layers, numbers = np.indices(shares.shape[1:]).reshape(2, -1)
+        ends = {"low": np.nanmin(shares, axis=0).ravel(), "high": np.nanmax(shares, axis=0).ravel()}
+        ends |= {"layer": layers, "query": queries[numbers], "label": band}
+        table = pd.concat([table, pd.DataFrame(ends)])
+    labels = LAYER, "image share above uniform, points\n(text query, image key)"
+    look = {"baselines": {"uniform attention": 0}, "limits": (None, None)}
+    look |= {"bands": [band] if len(shares) else []}
+    look |= {"scale": 100, "hollow": "few", "spread": 0.4, "height": 4.1}
+    figure = style.draw_lines(table, "layer", "label", labels, "query", **look)
+    for axis, query in zip(figure.axes, queries, strict=True):
         if query != "[CLS]":
-            look = {"color": style.PALE, "zorder": -1, "label": "no answer reads this"}
-            axis.axvspan(last - 0.5, last + 0.5, **look)
-        axis.set_title(f"{query} as query")
-    figure.axes[0].set_ylabel("image share above uniform, points\n(text query, image key)")
-    style.place_legend(figure, figure.axes, ncols=4)
+            axis.axvspan(last - 0.5, last + 0.5, color=style.PALE, zorder=-2)
+        unread = "" if query == "[CLS]" else f" (no answer reads L{last})"
+        axis.set_title(f"{query} as query{unread}")
     return figure
 
 
-def tabulate_means(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> pd.DataFrame:
-    """Means over models as rows for `style.draw_forest`: label, estimate, low, high, and dots.
-
-    random: the same number of each random-weight model, where known.
-    """
-    rows = [mean._asdict() | {"name": name, "random": np.ravel(random.get(name, ()))}
-            for name, mean in means.items()]  # fmt: skip
-    table = pd.DataFrame(rows)
-    return table.assign(label=style.name_with_n(table, "name"))
-
-
-@style.styled("How much does [CLS] look at the image in the last layer? All models")
-def plot_family_models(means: Mapping[str, ModelMean], random: Mapping[str, ArrayLike]) -> Figure:
-    """Excess image share of [CLS] in the last layer by family, over models, in points."""
-    unit = "image share above uniform, points ([CLS] query, image key)"
-    look = {"color": IMAGE_COLOR, "label": "mean, 95 %", "baselines": {"uniform attention": 0}}
-    return style.draw_forest(tabulate_means(means, random), "label", unit, **look)
-
-
 @style.styled("Does the share of attention on the image go with the need for it?")
-def plot_scores(
-    within: Mapping[str, ModelMean],
-    telling: Mapping[str, ModelMean],
+def plot_means(
+    panels: Mapping[str, Mapping[str, ModelMean]],
     random: Mapping[str, ArrayLike],
+    words: float | None = None,
 ) -> Figure:
-    """Left: rank correlation of share and loss by family; right: AUC of measures for controls.
+    """Forests of means over models, with the number of each model and of each random-weight model.
 
-    random: the same numbers of the random-weight models. A score without numbers has no panel.
+    panels: of MEANS, name -> mean over models; one without numbers is not drawn. random: name ->
+    the same number of the random-weight models, where known. words: AUC of the words alone.
     """
-    labels = {
-        "within": ("share and loss, within a type", "Spearman's rank correlation"),
-        "telling": ("needs the image, or a control?", "AUC, at equal type"),
-    }
-    table = tabulate_means({**within, **telling}, random)
-    table["panel"] = np.where(table["name"].isin(within), "within", "telling")
-    table["nothing"] = table["panel"].map({"within": 0, "telling": 0.5})
-    look = {"color": IMAGE_COLOR, "label": "mean, 95 %", "baselines": {"nothing": "nothing"}}
+    rows = [
+        mean._asdict() | {"panel": panel, "name": name, "random": np.ravel(random.get(name, ()))}
+        for panel, means in panels.items() for name, mean in means.items()
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["label"] = style.name_with_n(table, "name")
+    table["nothing"] = [MEANS[panel][3] for panel in table["panel"]]
+    table["words"] = np.where(table["panel"] == "telling", words, np.nan).astype(float)
+    lines = {MEANS[table["panel"][0]][2]: "nothing"}
+    lines |= {} if words is None else {"words alone": "words"}
+    labels = {panel: each[:2] for panel, each in MEANS.items()}
+    look = {"color": IMAGE_COLOR, "label": "mean, 95 %", "baselines": lines}
     return style.draw_forest(table, "label", "", "panel", labels, **look)
 
 
@@ -414,20 +392,19 @@ def plot_strips(examples: Sequence[dict]) -> Figure:
     mean over heads. The widths of the panels follow the number of words; one colour scale for all.
     The last layer is hatched: no answer reads its words.
     """
-    n_layers, lengths = len(examples[0]["share"]), [len(example["words"]) for example in examples]
-    layers = [f"L{layer}" for layer in range(n_layers)]
-    size = (10, 0.26 * n_layers + 2.6)
-    figure, axes = plt.subplots(1, len(examples), figsize=size, width_ratios=lengths, squeeze=False)
-    for axis, example in zip(axes[0], examples, strict=True):
-        words = [f"{word} ({name})" for word, name in
-                 zip(example["words"], example["classes"], strict=True)]  # fmt: skip
-        share = pd.DataFrame(100 * np.asarray(example["share"]), layers, words)
-        drawn = style.plot_grid(axis, share, (0, 100), np.full(share.shape, ""), cmap="cividis")
-        look = {"facecolor": (1, 1, 1, 0.75), "edgecolor": GREY, "hatch": "//", "linewidth": 0}
-        axis.add_patch(Rectangle((0, n_layers - 1), len(words), 1, **look))
+    cells = [
+        {"title": example["title"], "layer": f"L{layer}", "word": f"{number} {word} ({name})",
+         "share": 100 * share, "text": ""}
+        for example in examples for layer, shares in enumerate(example["share"])
+        for number, (word, name, share) in
+        enumerate(zip(example["words"], example["classes"], shares, strict=True), start=1)
+    ]  # fmt: skip
+    table, last = pd.DataFrame(cells), f"L{len(examples[0]['share']) - 1}"
+    table["share"] = table["share"].mask(table["layer"] == last)
+    look = {"limits": (0, 100), "cmap": "cividis", "label": "attention on\nthe image, %"}
+    figure = style.draw_grids(table, "share", "layer", "word", "title", row_height=0.5, **look)
+    for axis in figure.axes[: len(examples)]:
         axis.tick_params(axis="x", labelrotation=90)
-        axis.set_title(example["title"], fontsize=9)
-    figure.colorbar(drawn, ax=axes, label="attention on\nthe image, %", pad=0.01)
     return figure
 
 
@@ -458,7 +435,7 @@ def plot_known(table: pd.DataFrame) -> Figure:
     colors = {"answer": "black", "all types": "black"}
     for _, rows in table[~what.isin(colors)].groupby(table["place"] == "read-out"):
         colors |= dict(zip(rows["what"].unique(), sns.color_palette("colorblind"), strict=False))
-    figure, panels = style.make_panels(table, "place", 4.2, sharey=True)
+    figure, panels = style.make_panels(table, "place", 4.2, None, sharey=True)
     for axis, place, rows in panels:
         look = {"x": "level", "y": "percent", "hue": "what", "palette": colors, "ax": axis}
         own = rows[rows["model"] == "trained"]

@@ -37,8 +37,9 @@ def plot_role_scores(scores: pd.DataFrame) -> Figure:
     role = [f"{role} (random heads: at most {x:.2f})"
             for role, x in zip(scores["role"], null, strict=True)]  # fmt: skip
     texts = style.format_cells(scores["score"], digits=1)
-    table = scores.assign(role=role, text=texts, framed=scores["passes"])
-    return style.draw_grids(table, "score", panel="role", limits=(-1, 1), n_across=2)
+    table = scores.assign(role=role, text=texts)
+    look = {"limits": (-1, 1), "framed": "passes", "n_across": 2}
+    return style.draw_grids(table, "score", panel="role", **look)
 
 
 @style.styled("Roles of each head, the clearest on top and as its colour")
@@ -48,18 +49,17 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     scores: columns layer, head, role, score, passes, reaches_answer. A role that the answer cannot
     depend on stands in brackets; a head without a role is white.
     """
-    roles, shape = list(ROLE_LOOKS), (scores["layer"].max() + 1, scores["head"].max() + 1)
-    numbers, texts = np.full(shape, np.nan), np.full(shape, "", dtype=object)
     passed = scores[scores["passes"]].sort_values("score", ascending=False, kind="stable")
     short = passed["role"].map({role: name for role, (name, _) in ROLE_LOOKS.items()})
-    passed["name"] = short.where(passed["reaches_answer"], "(" + short + ")")
-    for place, rows in passed.groupby(["layer", "head"]):
-        numbers[place] = roles.index(rows["role"].iloc[0])
-        texts[place] = "\n".join(rows["name"])
-    figure, axis = plt.subplots(figsize=(max(7.5, 0.8 * shape[1] + 1), 0.75 * shape[0] + 1.9))
+    passed["text"] = short.where(passed["reaches_answer"], "(" + short + ")")
+    passed["number"] = passed["role"].map(list(ROLE_LOOKS).index)
+    heads = ["layer", "head"]
+    cells = passed.groupby(heads).agg({"number": "first", "text": "\n".join})
+    cells = scores[heads].drop_duplicates().join(cells, on=heads)
     colors = mpl.colors.ListedColormap([color for _, color in ROLE_LOOKS.values()])
-    limits = (-0.5, len(roles) - 0.5)
-    style.plot_grid(axis, numbers, limits, texts, cmap=colors)
+    look = {"cmap": colors, "limits": (-0.5, len(ROLE_LOOKS) - 0.5), "row_height": 0.75}
+    figure = style.draw_grids(cells, "number", **look)
+    axis = figure.axes[0]
     axis.patch.set(facecolor="white", hatch=None)
     for role, (name, color) in ROLE_LOOKS.items():
         if (passed["role"] == role).any():
@@ -138,7 +138,8 @@ def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figur
         family = [name.replace(" (n = ", "\nn=").strip(")").replace(" ", "\n") for name in family]
     costs = costs.assign(family=family, drop=costs["drop"].where(costs["told"].astype(bool)))
     costs["framed"] = costs["significant"] & costs["drop"].notna()
-    look = {"label": "accuracy lost, points", "row_height": 0.42 if down == "family" else 0.27}
+    look = {"label": "accuracy lost, points", "framed": "framed"}
+    look["row_height"] = 0.42 if down == "family" else 0.27
     return style.draw_grids(costs, "drop", down, across, panel, **look)
 
 
@@ -147,23 +148,24 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     """Points of a table, a row a head: layer (colour and marker), name, drop, low, high and the
     columns of `measures`, {column: axis label with its unit}.
     """
-    layers = [f"L{layer}" for layer in range(table["layer"].max() + 1)]
-    colors = sns.color_palette("cividis", len(layers) + 1)
-    looks = {name: (colors[i], "osD^"[i % 4]) for i, name in enumerate(layers)}
     table = table.assign(label="L" + table["layer"].astype(str)).sort_values("layer")
-    figure, axes = plt.subplots(1, len(measures), figsize=(10, 4), sharey=True, squeeze=False)
-    axes[0, 0].set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
+    names = table["label"].unique()
+    colors = sns.color_palette("cividis", len(names) + 1)
+    looks = {name: (colors[i], "osD^"[i % 4], "") for i, name in enumerate(names)}
+    points = [table.assign(at=table[column], measure=label) for column, label in measures.items()]
+    look = {"value": "drop", "linewidth": 0.8, "capsize": 0, "markeredgecolor": "white"}
+    look |= {"markersize": 6.5, "looks": looks, "baselines": {"nothing lost": 0}, "ncols": 13}
+    look["limits"] = (None, None)
+    labels = "", "accuracy lost without the head, points\n(logarithmic above 1)"
+    figure = style.draw_lines(pd.concat(points), "at", "label", labels, "measure", **look)
+    first = figure.axes[0]
+    first.set_yscale("symlog", linthresh=1)  # a few heads cost tens of points, most about one
     ticks = mpl.ticker.SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5))
-    axes[0, 0].yaxis.set_major_locator(ticks)
-    axes[0, 0].yaxis.set_major_formatter("{x:g}")
-    axes[0, 0].set_ylabel("accuracy lost without the head, points\n(logarithmic above 1)")
-    for axis, (column, label) in zip(axes.flat, measures.items(), strict=True):
-        axis.axhline(0, **style.BASELINE)
+    first.yaxis.set_major_locator(ticks)
+    first.yaxis.set_major_formatter("{x:g}")
+    for axis in figure.axes:
         axis.axvline(0, **style.BASELINE)
-        look = {"value": "drop", "linewidth": 0.8, "capsize": 0, "markeredgecolor": "white"}
-        style.plot_intervals(axis, table, column, "label", looks, **look, markersize=6.5)
-        axis.set_xlabel(label)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", title="layer")
+        axis.set(xlabel=axis.get_title(), title="")
     return figure
 
 
@@ -188,8 +190,7 @@ def plot_carriers(table: pd.DataFrame) -> Figure:
 
     table: layer, head, kind, share (in % of the whole change), significant (framed).
     """
-    table = table.assign(framed=table["significant"])
-    look = {"label": "% of the change carried", "row_height": 0.5}
+    look = {"label": "% of the change carried", "framed": "significant", "row_height": 0.5}
     return style.draw_grids(table, "share", panel="kind", **look)
 
 
@@ -201,22 +202,18 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     removed (heads), share (of all heads), estimate, low, high (accuracy in %). intact: accuracy of
     the whole model, in %; tolerance: points below it.
     """
+    n_random = curves["order"].str.match("random .").sum()
+    single, within = f"each of {n_random} random orders", "loss that is tolerated"
+    ends = curves["share"].agg(["min", "max"])
+    kept = pd.DataFrame({"order": within, "share": ends, "low": intact - tolerance, "high": intact})
+    names = {"random .+": single, "^random$": "random, their mean"}
+    curves = pd.concat([curves.replace({"order": names}, regex=True), kept])
     curves = curves.assign(share=100 * curves["share"])
-    single = curves["order"].str.match("random .")
-    orders = curves[~single].replace({"order": {"random": "random, their mean"}})
-    looks = style.choose_looks(orders["order"])
-    figure, axis = plt.subplots(figsize=(10, 4.2))
-    axis.axhline(intact, label="whole model", **style.BASELINE)
-    axis.axhspan(intact - tolerance, intact, color=GREY, alpha=0.18, linewidth=0)
-    label = f"each of {curves.loc[single, 'order'].nunique()} random orders"
-    look = {"color": GREY, "marker": "_", "markersize": 14, "linestyle": "", "label": label}
-    axis.plot(curves.loc[single, "share"], curves.loc[single, "estimate"], **look)
-    style.plot_intervals(axis, orders, "share", "order", looks, spread=1.4, linestyle="-")
-    axis.set(xlabel="heads removed (put to zero), % of all", ylabel="VQA accuracy, %")
-    axis.set_ylim(0, 103)
-    axis.grid(axis="y")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    curves.loc[curves["order"] == single, ["low", "high"]] = np.nan
+    look = {"baselines": {"whole model": intact}, "bands": [within], "spread": 1.4, "ncols": 5}
+    look["looks"] = {single: (GREY, "_", "")}
+    labels = "heads removed (put to zero), % of all", "VQA accuracy, %"
+    return style.draw_lines(curves, "share", "order", labels, **look)
 
 
 @style.styled("Accuracy when patches leave after a layer (95 % intervals)")
@@ -226,15 +223,10 @@ def plot_thinned(table: pd.DataFrame, intact: float) -> Figure:
     table: columns layer, share (that stays, in %), by (who chooses), estimate, low, high (in
     points). intact: accuracy with all patches.
     """
-    figure, panels = style.make_panels(table, "share", 2.8, sharey=True)
-    looks = style.choose_looks(table["by"])
-    for axis, share, rows in panels:
-        axis.axhline(intact, label="all patches stay", **style.BASELINE)
-        style.plot_layers(axis, rows, "by", looks, scale=1, spread=0.2)
-        axis.set(title=f"{share} % of the patches stay", xlabel="leave after layer", ylim=(0, 103))
-    panels[0][0].set_ylabel("VQA accuracy, %")
-    style.place_legend(figure, [axis for axis, *_ in panels])
-    return figure
+    table = table.assign(panel=table["share"].astype(str) + " % of the patches stay")
+    look = {"baselines": {"all patches stay": intact}, "spread": 0.2, "height": 2.8}
+    labels = "leave after layer", "VQA accuracy, %"
+    return style.draw_lines(table, "layer", "by", labels, "panel", **look)
 
 
 @style.styled("What a short training brings back (95 % intervals over images)")
@@ -266,7 +258,14 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     unit = np.where(times["questions"] == 1, " question", " questions")
     times["panel"] = "milliseconds for " + times["questions"].astype(str) + unit
     rows = pd.concat([right, times.sort_values("questions", kind="stable")])
-    return style.draw_forest(rows, "name", panel="panel", color="black")
+    figure = style.draw_forest(rows, "name", panel="panel", color="black")
+    for axis, (_, part) in zip(figure.axes[1:], times.groupby("questions"), strict=True):
+        most = 1.5 * part["estimate"].median()  # a time far out would squeeze the others
+        for row, time in enumerate(part["estimate"]):
+            if time > most:
+                axis.text(most, row, f"{time:.0f} →", ha="right", va="center")
+                axis.set_xlim(right=most)
+    return figure
 
 
 @style.styled("Heads removed in pairs, and heads removed or emphasised")

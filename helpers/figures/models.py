@@ -75,32 +75,6 @@ def plot_dataset(questions: pd.DataFrame, families_in_order: Sequence[str]) -> F
 
 
 @style.styled()
-def plot_examples(examples: Sequence[dict], label: str = "") -> Figure:
-    """Questions with their pictures: dicts with picture, title, boxes, and a caption below.
-
-    Those with weights (rows, columns; shares in [0, 1]) come a second time below, as maps with one
-    colour scale for all. label: what its colours say.
-    """
-    maps = [example for example in examples if "weights" in example]
-    n_across = len(examples) if maps else 3
-    cards = pd.DataFrame({"card": range(len(examples) + len(maps))})
-    figure, panels = style.make_panels(cards, "card", (8.4 if maps else 10.5) / n_across, n_across)
-    largest = 100 * max((float(np.max(each["weights"])) for each in maps), default=0)
-    for axis, number, _ in panels:
-        example = [*examples, *maps][number]
-        shown = example["picture"], example["title"], example["boxes"]
-        if number < len(examples):
-            style.plot_picture(axis, *shown)
-        else:
-            weights = 100 * np.asarray(example["weights"])
-            drawn = style.plot_map(axis, shown[0], weights, "", shown[2], largest)
-        axis.set_xlabel(example["caption"], fontsize=8)
-    if maps:
-        figure.colorbar(drawn, ax=figure.axes, label=label, pad=0.01, shrink=0.8)
-    return figure
-
-
-@style.styled()
 def plot_patches(picture: style.Picture, resized: np.ndarray, grid: tuple[int, int]) -> Figure:
     """What pre-processing does to one picture: as it came, resized, and cut into patches."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))

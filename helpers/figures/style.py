@@ -1,13 +1,14 @@
 """Where a figure's look is set: colours, matplotlib's settings, and four primitives.
 
-`plot_grid`: coloured cells, such as layers downwards and heads across. `draw_forest`: names
-downwards, intervals across. `plot_layers`: lines over layers. `plot_map`: a map over a picture.
+`draw_grids`: coloured cells, such as layers downwards and heads across. `draw_forest`: names
+downwards, intervals across. `draw_lines`: lines over layers or over numbers. `draw_maps`: pictures,
+and maps over them. Each is a figure with a panel for each value of a column, or for each picture.
 
 Intervals come computed from room stats and are drawn by matplotlib: seaborn's functions compute
 their own, and seaborn.objects (0.13.2) calls pandas in a way that pandas 4 will refuse.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from textwrap import fill
 
@@ -18,7 +19,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
@@ -27,6 +28,8 @@ from PIL.Image import Image
 Picture = Image | np.ndarray
 Boxes = Sequence[Sequence[float]]  # [x, y, width, height] each, in pixels
 Looks = Mapping[str, tuple]  # of a group: colour, marker, and a line's style where it has one
+Labels = Mapping[str, tuple[str, str]]  # of a panel: its title, and the unit of its values
+Baselines = Mapping[str, float | str]  # their name: where they stand, or the column that says so
 
 # Okabe-Ito; grey for baselines
 TEXT_COLOR, IMAGE_COLOR, GREY = "#0072B2", "#D55E00", "#8C8C8C"
@@ -79,21 +82,35 @@ def set_title(figure: Figure, title: str) -> Figure:
 
 
 def make_panels(
-    table: pd.DataFrame, column: str, height: float, across: int | None = None, **grid: object
+    table: pd.DataFrame,
+    column: str | None,
+    height: float,
+    across: int | None = None,
+    **grid: object,
 ) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
-    """A figure with a panel for each value of a column: axis, value and its rows.
+    """A figure with a panel for each value of a column (None: one): axis, value and its rows.
 
-    height: of a row of panels, in inches; across: panels in a row (default: all).
+    height: of a row of panels, in inches; across: panels in a row (None: all).
     """
-    names = list(table[column].unique())
-    across = max(1, min(across or len(names), len(names)))
-    n_rows = max(1, -(-len(names) // across))
+    groups = [("", table)] if column is None else list(table.groupby(column, sort=False))
+    across = max(1, min(across or len(groups), len(groups)))
+    n_rows = max(1, -(-len(groups) // across))
     size = (10, height * n_rows + 0.7)
     figure, axes = plt.subplots(n_rows, across, figsize=size, squeeze=False, **grid)
-    for axis in axes.flat[len(names) :]:
+    for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
-    panels = zip(axes.flat, names, strict=False)
-    return figure, [(axis, name, table[table[column] == name]) for axis, name in panels]
+    panels = zip(axes.flat, groups, strict=False)
+    return figure, [(axis, name, rows) for axis, (name, rows) in panels]
+
+
+def plot_baselines(
+    axis: Axes, rows: pd.DataFrame, baselines: Baselines | None, upright: bool = False
+) -> None:
+    """Up to two grey lines across an axis, dashed and dotted; rows: of the axis."""
+    for (label, at), line in zip((baselines or {}).items(), ("--", ":"), strict=False):
+        at = rows[at].mean() if isinstance(at, str) else at
+        draw = axis.axvline if upright else axis.axhline
+        draw(at, label=label, **BASELINE | {"linestyle": line})
 
 
 def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5) -> None:
@@ -192,8 +209,8 @@ def draw_forest(
     column: str,
     xlabel: str = "",
     panel: str | None = None,
-    labels: Mapping[str, tuple[str, str]] | None = None,
-    baselines: Mapping[str, float | str] | None = None,
+    labels: Labels | None = None,
+    baselines: Baselines | None = None,
     across: int | None = None,
     hue: str | None = None,
     **look: object,
@@ -202,19 +219,15 @@ def draw_forest(
 
     table: the names in `column`, in their order, estimate, low, high: see `plot_intervals`; and
     perhaps by_model and random: see `plot_dots`. Panels that have a name in common share all.
-    labels: title and unit of each panel, else its value and `xlabel`. baselines: grey lines by
-    their name in the legend: where they stand, or the column that says so. across: panels in a row.
+    labels: of each panel, else its value and `xlabel`. across: panels in a row.
     """
-    table = table.assign(panel="" if panel is None else table[panel])
-    names, rows_each = table[column].unique(), table.groupby("panel")[column].nunique()
-    sharey = rows_each.sum() > len(names)
-    height = 0.9 + 0.42 * (len(names) if sharey else rows_each.max())
-    figure, panels = make_panels(table, "panel", height, across, sharey=sharey)
+    names, groups = table[column].unique(), table.groupby(panel or (lambda row: ""))[column]
+    sharey = groups.nunique().sum() > len(names)
+    height = 0.9 + 0.42 * (len(names) if sharey else groups.nunique().max())
+    figure, panels = make_panels(table, panel, height, across, sharey=sharey)
     look = {"looks": choose_looks(table[hue]) if hue else None, "spread": 0.4} | look
     for axis, name, rows in panels:
-        for (label, at), line in zip((baselines or {}).items(), ("--", ":"), strict=False):
-            at = rows[at].mean() if isinstance(at, str) else at
-            axis.axvline(at, label=label, **BASELINE | {"linestyle": line})
+        plot_baselines(axis, rows, baselines, upright=True)
         shown = names if sharey else rows[column].unique()
         rows = rows.assign(row=pd.Index(shown).get_indexer(rows[column]))
         if "by_model" in rows:
@@ -228,21 +241,51 @@ def draw_forest(
     return figure
 
 
-def plot_layers(
-    axis: Axes, rows: pd.DataFrame, hue: str, looks: Looks, scale: float = 100, **options: object
-) -> None:
-    """A line over layers in per cent for each value of `hue`, with intervals; L0 at the left.
+@styled()
+def draw_lines(
+    table: pd.DataFrame,
+    along: str,
+    hue: str,
+    labels: tuple[str, str],
+    panel: str | None = None,
+    baselines: Baselines | None = None,
+    looks: Looks | None = None,
+    bands: Collection[str] = (),
+    limits: tuple[float | None, float | None] = (0, 103),
+    height: float = 3.9,
+    across: int | None = None,
+    ncols: int = 4,
+    sharey: bool | str = True,
+    **look: object,
+) -> Figure:
+    """Lines with intervals, one for each value of `hue`, a panel for each value of `panel`.
 
-    rows: a row a layer, with layer, estimate, low, high (shares in [0, 1]).
+    table: columns `along` (layers from L0, or a number), `hue`, estimate, low, high; see
+    `plot_intervals`. labels: of x and y. looks: of some values of hue, in place of the usual ones.
+    bands: values of hue that are drawn as a grey band from low to high. limits: of y. height: of a
+    row of panels, in inches. ncols: of the legend.
     """
-    n_layers = int(rows["layer"].max()) + 1
-    rows = rows.sort_values("layer", kind="stable")
-    looks = {name: (*look, "-")[:3] for name, look in looks.items()}
-    plot_intervals(axis, rows, "layer", hue, looks, scale=scale, **options)
-    axis.set_xticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
-    axis.set(xlabel="layer (L0 reads the embeddings)", xlim=(-0.5, n_layers - 0.5))
-    axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7.5)
-    axis.grid(axis="y")
+    names = [name for name in table[hue].unique() if name not in bands]
+    looks = {name: (*own, "-")[:3] for name, own in (choose_looks(names) | (looks or {})).items()}
+    figure, panels = make_panels(table, panel, height, across, sharey=sharey)
+    for axis, name, rows in panels:
+        rows = rows.sort_values(along, kind="stable")
+        for band in bands:
+            ends = rows.loc[rows[hue] == band, [along, "low", "high"]].to_numpy(float).T
+            filled = {"color": GREY, "alpha": 0.35, "linewidth": 0, "zorder": -1, "label": band}
+            axis.fill_between(ends[0], *(look.get("scale", 1) * ends[1:]), **filled)
+        plot_baselines(axis, rows, baselines)
+        plot_intervals(axis, rows[~rows[hue].isin(bands)], along, hue, looks, **look)
+        axis.set(title=name, xlabel=labels[0], ylim=limits)
+        axis.grid(axis="y")
+        if along == "layer":
+            n_layers = int(rows["layer"].max()) + 1
+            axis.set_xticks(range(n_layers), [f"L{layer}" for layer in range(n_layers)])
+            axis.set_xlim(-0.5, n_layers - 0.5)
+            axis.tick_params(axis="x", labelsize=10 if n_layers <= 8 else 7.5)
+    figure.axes[0].set_ylabel(labels[1])
+    place_legend(figure, figure.axes, ncols)
+    return figure
 
 
 def plot_grid(
@@ -251,7 +294,7 @@ def plot_grid(
     limits: tuple[float, float],
     texts: ArrayLike | None = None,
     framed: ArrayLike = False,
-    cmap: str = "RdBu_r",
+    cmap: str | Colormap = "RdBu_r",
 ) -> ScalarMappable:
     """A grid of coloured cells with a text in each: seaborn's heatmap with this project's marks.
 
@@ -294,29 +337,31 @@ def draw_grids(
     panel: str | None = None,
     label: str = "",
     limits: tuple[float, float] | None = None,
+    framed: str | None = None,
+    cmap: str | Colormap = "RdBu_r",
     n_across: int | None = None,
     row_height: float = 0.3,
 ) -> Figure:
     """A figure of grids side by side, one for each value of the column `panel`: `plot_grid`.
 
     table: numbers in the column `value`, their names in `down` and `across`, layers and heads by
-    their number. Optional columns: text (in the cells, else the numbers) and framed (bools). label:
+    their number; perhaps text (in the cells, else the numbers). framed: a column of bools. label:
     of the colours, which go from blue over white at 0 to red. n_across: grids in a row.
     """
-    table = table.assign(panel="" if panel is None else table[panel])
     if (down, across) == ("layer", "head"):
         names = {"layer": "L" + table["layer"].astype(str), "head": "H" + table["head"].astype(str)}
         table = table.assign(**names)
+    if "text" not in table:
+        table = table.assign(text=format_cells(table[value]))
     largest = np.nanmax([*table[value].abs(), 1e-12])
-    height = 0.8 + row_height * table[down].nunique()
-    widths = 1.2 + table.groupby("panel", sort=False)[across].nunique()
+    widths = 1.2 + table.groupby(panel or (lambda row: ""), sort=False)[across].nunique()
     grid = {"width_ratios": widths[:n_across], "sharey": True}
-    figure, panels = make_panels(table, "panel", height, n_across, **grid)
+    height = 0.8 + row_height * table[down].nunique()
+    figure, panels = make_panels(table, panel, height, n_across, **grid)
     for axis, name, rows in panels:
-        values = arrange(rows, down, across, value)
-        texts = arrange(rows, down, across, "text") if "text" in rows else None
-        framed = arrange(rows, down, across, "framed").eq(True) if "framed" in rows else False
-        drawn = plot_grid(axis, values, limits or (-largest, largest), texts, framed)
+        values, texts = (arrange(rows, down, across, column) for column in (value, "text"))
+        frames = arrange(rows, down, across, framed).eq(True) if framed else False
+        drawn = plot_grid(axis, values, limits or (-largest, largest), texts, frames, cmap)
         axis.set_title(name)
     if label:
         figure.colorbar(drawn, ax=figure.axes, label=label, pad=0.01)
@@ -358,3 +403,48 @@ def plot_map(
     look = {"vmin": 0, "vmax": largest or max(float(np.max(weights)), 1e-12)}
     look |= {"cmap": CLEAR, "interpolation": "nearest"}
     return axis.imshow(weights, extent=(0, width, height, 0), **look)
+
+
+@styled()
+def draw_maps(
+    cards: Sequence[dict],
+    across: int,
+    label: str = "",
+    shared: bool = True,
+    above: bool = False,
+) -> Figure:
+    """Pictures side by side, and maps over pictures: `plot_picture`, `plot_map`.
+
+    cards: dicts with picture, and perhaps weights (rows, columns; shares in [0, 1]), boxes, title,
+    name (at the left) and caption (below). label: what the colours say. shared: one scale of
+    colours for all maps, else one for each column of panels. above: the picture above its map.
+    """
+    if above:
+        pictures = [card | {"weights": None} for card in cards]
+        cards = [*pictures, *(card | {"title": ""} for card in cards)]
+    sides, every = np.shape(cards[0]["picture"]), range(len(cards))
+    wide = (9 if any(card.get("weights") is not None for card in cards) else 10) / across
+    room = 0.5 if "caption" in cards[0] else 0.2
+    height = min(wide * sides[0] / sides[1] + room, 11 * across / len(cards))
+    figure, panels = make_panels(pd.DataFrame({"card": every}), "card", height, across)
+    axes = [axis for axis, *_ in panels]
+    for scale in [every] if shared else [every[column::across] for column in range(across)]:
+        maps = [cards[number].get("weights") for number in scale]
+        largest = max((100 * float(np.max(each)) for each in maps if each is not None), default=0)
+        for number, weights in zip(scale, maps, strict=True):
+            axis, card = axes[number], cards[number]
+            shown = card.get("title", ""), card.get("boxes", ())
+            if weights is None:
+                plot_picture(axis, card["picture"], *shown)
+            else:
+                drawn = plot_map(axis, card["picture"], 100 * np.asarray(weights), *shown, largest)
+            axis.set_ylabel(card.get("name", ""), rotation=0, ha="right", va="center")
+            axis.set_xlabel(card.get("caption", ""), fontsize=8)
+        look = {"location": "bottom", "aspect": 12, "ticks": plt.MaxNLocator(3)}
+        if shared:
+            look = {"label": fill(label, 20), "shrink": 0.8, "aspect": 30, "pad": 0.01}
+        if any(each is not None for each in maps):
+            figure.colorbar(drawn, ax=[axes[number] for number in scale], **look)
+    if not shared:
+        figure.supxlabel(label, fontsize=10)
+    return figure

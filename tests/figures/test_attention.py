@@ -117,18 +117,19 @@ def test_a_flow_that_is_none_is_refused(flow, says):
         attention.flow_masses(flow)
 
 
-def test_curves_draw_every_map():
-    rows = [(order, kind, fraction, 0.1 * o + 0.3 * k + 0.2 * fraction)
-            for o, order in enumerate(("relevance", "random"))
-            for k, kind in enumerate(("deletion", "insertion"))
+def test_curves_draw_every_map_beside_the_random_order():
+    starts = {"deletion": {"rollout": 0.1, "relevance": 0.2, "random": 0.3},
+              "insertion": {"rollout": 0.4, "relevance": 0.5, "random": 0.6}}  # fmt: skip
+    rows = [(order, kind, fraction, start + 0.2 * fraction)
+            for kind, orders in starts.items() for order, start in orders.items()
             for fraction in (0, 0.5, 1)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["order", "kind", "fraction", "estimate"])
     figure = attention.plot_curves(table.assign(low=0.0, high=1.0))
     render(figure)
-    for k, axis in enumerate(figure.axes):
-        for o, container in enumerate(axis.containers):
-            expected = 100 * (0.1 * o + 0.3 * k + 0.2 * np.array([0, 0.5, 1]))
-            np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
+    drawn = [[c.lines[0].get_ydata() for c in axis.containers] for axis in figure.axes]
+    of_panels = [(0.1, 0.3), (0.2, 0.3), (0.4, 0.6), (0.5, 0.6)]  # deletion above, a map a column
+    expected = 100 * (np.array(of_panels)[..., None] + [0, 0.1, 0.2])
+    np.testing.assert_allclose(drawn, expected)
 
 
 def make_families(families=("what", "why"), n_layers=3) -> pd.DataFrame:
@@ -167,7 +168,7 @@ def make_means(**numbers) -> dict:
 
 def test_means_stand_with_every_model_trained_and_random():
     means, random = make_means(what=[3, 1], why=[2.0, 2.0]), {"what": [0.5, 0.1], "why": [0.2]}
-    figure = attention.plot_family_models(means, random)
+    figure = attention.plot_means({"share": means}, random)
     render(figure)
     axis = figure.axes[0]
     dots = {each.get_label(): each.get_offsets().tolist() for each in axis.collections[:2]}

@@ -29,17 +29,6 @@ def test_training_draws_loss_and_accuracy():
     assert set(accuracy.lines[1].get_ydata()) == {25}
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_examples_with_maps_share_one_scale(n):
-    weights = [np.full((2, 3), 0.1 * (i + 1)) for i in range(n)]
-    card = {"picture": PICTURE, "boxes": [[1, 2, 5, 5]], "title": "why $?", "caption": "no"}
-    figure = figures.plot_examples([card | {"weights": weight} for weight in weights], "%")
-    render(figure)
-    for axis, expected in zip(figure.axes[n : 2 * n], weights, strict=True):
-        np.testing.assert_allclose(axis.images[1].get_array(), 100 * expected)
-        assert axis.images[1].get_clim() == pytest.approx((0, 10 * n))
-
-
 def test_runs_are_points_beside_the_threshold():
     rows = [
         ("a", "needs-image", 50.0, 40.0, 60.0),

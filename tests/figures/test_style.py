@@ -61,11 +61,15 @@ def test_groups_stand_side_by_side(axis):
     np.testing.assert_allclose(second.get_xydata(), [[0.2, 1], [1.2, 3]])
 
 
-def test_layers_are_drawn_in_their_order_whatever_that_of_the_table(axis):
+def test_lines_are_drawn_in_their_order_whatever_that_of_the_table():
     rows = pd.DataFrame({"layer": [0, 1, 2], "estimate": [0.1, 0.2, 0.4], "model": "a"})
     rows = rows.assign(low=rows["estimate"] - 0.05, high=rows["estimate"] + 0.1)
-    style.plot_layers(axis, rows.iloc[[2, 0, 1]], "model", {"a": ("black", "o")})
-    drawn = axis.containers[0]
+    rows = pd.concat([rows.iloc[[2, 0, 1]], rows.assign(model="b", low=0.3, high=0.6)])
+    figure = style.draw_lines(rows, "layer", "model", ("x", "y"), bands=["b"], scale=100)
+    render(figure)
+    drawn = figure.axes[0].containers[0]
+    heights = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max(), len(figure.axes[0].containers)) == (30, 60, 1)
     np.testing.assert_allclose(drawn.lines[0].get_xydata(), [[0, 10], [1, 20], [2, 40]])
     np.testing.assert_allclose(read_bars(drawn), [[5, 20], [15, 30], [35, 50]])
 
@@ -100,11 +104,12 @@ def test_cells_hold_their_numbers_and_texts(axis):
 def test_a_grid_has_a_gap_where_the_table_has_no_row():
     rows = [("L0", "what", 5.4, True), ("L0", "why", -0.2, False), ("L1", "why", np.nan, False)]
     table = pd.DataFrame(rows, columns=["name", "family", "drop", "framed"])
-    figure = style.draw_grids(table, "drop", "name", "family")
+    figure = style.draw_grids(table, "drop", "name", "family", framed="framed")
     render(figure)
     axis = figure.axes[0]
     np.testing.assert_allclose(read_grid(axis), [[5.4, -0.2], [np.nan, np.nan]])
     assert read_texts(axis) == ["5", "0"]
+    assert [tuple(np.floor(patch.get_xy())) for patch in axis.patches] == [(0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -129,3 +134,17 @@ def test_a_map_is_stretched_over_the_whole_picture_with_its_boxes(axis, mode):
     assert {patch.get_bbox().bounds for patch in axis.patches} == {(5, 10, 20, 15)}
     style.plot_map(axis, picture, 0 * weights)  # nothing anywhere
     render(axis.figure)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_maps_below_their_pictures_share_one_scale(n):
+    weights = [np.full((2, 3), 0.1 * (i + 1)) for i in range(n)]
+    picture = Image.new("RGB", (64, 48), (10, 20, 30))
+    card = {"picture": picture, "boxes": [[1, 2, 5, 5]], "title": "why $?", "caption": "no"}
+    cards = [card | {"weights": weight} for weight in weights]
+    figure = style.draw_maps(cards, n, "%", above=True)
+    render(figure)
+    assert [len(axis.images) for axis in figure.axes[: 2 * n]] == n * [1] + n * [2]
+    for axis, expected in zip(figure.axes[n : 2 * n], weights, strict=True):
+        np.testing.assert_allclose(axis.images[1].get_array(), 100 * expected)
+        assert axis.images[1].get_clim() == pytest.approx((0, 10 * n))
