@@ -232,12 +232,12 @@ def plot_thinned(table: pd.DataFrame, intact: float) -> Figure:
 @style.styled("What a short training brings back (95 % intervals over images)")
 def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
     """Forest of a table: model (a shape's name, hollow, and the name with ", trained", filled),
-    judged, low, high: difference from the whole model in points (95 % interval over images).
+    test, low, high: difference from the whole model in points (95 % interval over images).
     """
     shape = candidates["model"].str.removesuffix(", trained")
     rows = candidates.assign(shape=shape, cut=shape == candidates["model"])
     rows = rows.assign(state=np.where(rows["cut"], "just cut (hollow)", "cut and trained"))
-    look = {"hue": "state", "value": "judged", "color": "black", "hollow": "cut"}
+    look = {"hue": "state", "value": "test", "color": "black", "hollow": "cut"}
     look |= {"baselines": {"whole model": 0}}
     label = "VQA accuracy less that of the whole model, points (right: better)"
     figure = style.draw_forest(rows, "shape", label, **look)

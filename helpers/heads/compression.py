@@ -170,11 +170,11 @@ def prune_and_finetune(
 def select_smallest(candidates: pd.DataFrame, tolerance: float) -> str:
     """The model with the fewest parameters that loses at most `tolerance` points of accuracy.
 
-    candidates: columns model (its name), parameters, difference (points of accuracy, below 0 where
-    it loses; NaN: not enough questions to tell). The whole model comes first, and is selected where
-    no other is within the tolerance.
+    candidates: columns model (its name), parameters, selection (change of accuracy on the
+    selection half, points; NaN: not enough questions to tell). The whole model comes first, and is
+    selected where no other is within the tolerance.
     """
-    within = candidates[candidates["difference"] >= -tolerance]
+    within = candidates[candidates["selection"] >= -tolerance]
     within = within if len(within) else candidates.iloc[:1]
     return within.sort_values("parameters", kind="stable")["model"].iloc[0]
 

@@ -65,12 +65,18 @@ def save_slide(study: Study, name: str, fig: Figure) -> Path:
 
 
 def show(
-    study: Study, name: str, thing: Figure | pd.DataFrame, rows: int = 12, slide: bool = False
+    study: Study,
+    name: str,
+    thing: Figure | pd.DataFrame,
+    rows: int = 12,
+    slide: bool = False,
+    columns: dict[str, str] | None = None,
 ) -> None:
     """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
 
     Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places, with
     interval ends named as such and without the number of clusters.
+    columns: of a table, the columns to display and their headings, the first as the index.
     slide: the slides show this figure, so it is saved for them as well.
     """
     from IPython.display import display
@@ -82,8 +88,9 @@ def show(
             save_slide(study, name, thing)
     else:
         save_table(study, name, thing)
-        rounded = thing.head(rows).round(2).drop(columns="n_clusters", errors="ignore")
-        display(rounded.rename(columns=ENDS).set_index(thing.columns[0]))
+        shown = thing.head(rows).round(2).drop(columns="n_clusters", errors="ignore")
+        shown = shown[list(columns or shown)].rename(columns=ENDS | (columns or {}))
+        display(shown.set_index(shown.columns[0]))
 
 
 def record_run(study: Study, steps: dict[str, float]) -> Path:

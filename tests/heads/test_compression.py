@@ -39,12 +39,12 @@ def test_every_order_leaves_one_head_a_layer(n_layers, n_heads, seed):
 def test_the_smallest_model_within_the_tolerance_is_selected():
     table = pd.DataFrame(
         [("whole", 100, 0.0), ("a", 90, -0.4), ("b", 60, -1.0), ("c", 40, -1.1), ("d", 60, 2.0)],
-        columns=["model", "parameters", "difference"],
+        columns=["model", "parameters", "selection"],
     )
     for tolerance, smallest in ((1.0, "b"), (0.5, "d"), (1.2, "c")):  # of equals the first
         assert compression.select_smallest(table, tolerance) == smallest
     assert compression.select_smallest(table.iloc[[0, 3]], 0.5) == "whole"
-    assert compression.select_smallest(table.assign(difference=np.nan), 1.0) == "whole"
+    assert compression.select_smallest(table.assign(selection=np.nan), 1.0) == "whole"
 
 
 def test_predictions_equal_those_of_pruned_models(vilt, encoded):

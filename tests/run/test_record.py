@@ -37,6 +37,19 @@ def test_tables_and_figures_land_in_the_run(tmp_path):
         save_table(study, "../x", pd.DataFrame())
 
 
+def test_a_table_is_saved_whole_and_shown_as_asked(tmp_path, capsys):
+    study = Study.load(runs_root=tmp_path)
+    table = pd.DataFrame({"layer": [0], "low": [0.256], "high": [0.5], "n_clusters": [9]})
+    record.show(study, "all", table)
+    record.show(study, "some", table, columns={"low": "from", "layer": "after layer"})
+    shown = capsys.readouterr().out.split()
+    assert shown == ["95", "%", "from", "to", "layer", "0", "0.26", "0.5",
+                     "after", "layer", "from", "0.26", "0"]  # fmt: skip
+    for name in ("all", "some"):
+        saved = pd.read_csv(study.run_dir / "tables" / f"{name}.csv")
+        pd.testing.assert_frame_equal(saved, table)
+
+
 def test_record_run_adds_steps(tmp_path):
     study = Study.load(runs_root=tmp_path, device="cpu")
     record_run(study, steps={"01_setup": 1.5})
