@@ -54,9 +54,18 @@ def test_the_split_of_many_questions_is_measured_as_the_docs_show(tmp_path):
     Image.new("RGB", (300, 200), "gold").save(tmp_path / "photo.jpg")
     table = tmp_path / "questions.csv"
     table.write_text("image,question\nphoto.jpg,What is this?\nphoto.jpg,Is it gold?\n")
-    code = code.replace("path/to/your-vilt", str(ROOT / "data/replicas/0"))
+    for shown, real in (
+        ("path/to/your-vilt", ROOT / "data/replicas/0"),
+        ("path/to/questions.csv", table),
+        ("path/to/results", tmp_path / "results"),
+    ):
+        assert shown in code
+        code = code.replace(shown, str(real))
     names = {}
-    exec(code.replace("path/to/questions.csv", str(table)), names)
-    config = names["model"].config
-    assert names["share"].shape == (2, config.num_hidden_layers, config.num_attention_heads)
-    assert names["split"].sum(-1).allclose(names["split"].new_ones(1), atol=1e-4)
+    exec(code, names)
+    found, config = names["table"], names["model"].config
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    assert found.split.shape == (2, layers, heads, 3, 5)
+    assert found.excess.shape == (2, layers, heads, 3)
+    assert found.baseline.shape == (2,)
+    assert {"question_id", "image_id", "family", "prediction"} <= set(found.questions)
