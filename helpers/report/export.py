@@ -55,6 +55,7 @@ def write_pages(study: Study, runs: Sequence[str] = ()) -> list[Path]:
     report = {
         "hero": find_figure(study, TEXT["hero"]),
         "sentences": say_sentences(study),
+        "legend": TEXT["legend"],
         "claims": claims.to_dict("records"),
         "verdicts": TEXT["verdicts"],
         "sections": [
