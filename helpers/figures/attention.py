@@ -77,6 +77,7 @@ def plot_layer_measures(layers: pd.DataFrame, baselines: dict[str, float]) -> Fi
     the marker is hollow). baselines: measure -> its value for uniform attention.
     """
     random, panels = "random weights (lowest to highest model)", [*product(MEASURES, QUERIES)]
+    layers = layers[layers["measure"].isin(MEASURES)]
     trained = layers["query"].map({query: label for query, (_, label, _) in QUERIES.items()})
     layers = layers.assign(
         line=trained.where(layers["model"] == "trained", random),
@@ -126,9 +127,9 @@ def plot_maps(
     panels, else one for each column of panels. label: what the colours say.
     """
     cards = [
-        {"picture": picture, "boxes": boxes, "weights": weights[row, column],
+        {"picture": picture, "boxes": boxes, "weights": each,
          "title": columns[column] if row == 0 else "", "name": rows[row] if column == 0 else ""}
-        for row, column in np.ndindex(weights.shape[:2])
+        for row, of_row in enumerate(np.asarray(weights)) for column, each in enumerate(of_row)
     ]  # fmt: skip
     return style.draw_maps(cards, len(columns), label, shared, title=title)
 

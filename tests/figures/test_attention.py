@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,7 +27,8 @@ def make_layers(n_layers: int = 3, models=("untrained", "trained")) -> pd.DataFr
         {"measure": measure, "model": model, "query": query, "layer": layer, "estimate": share,
          "low": share - 0.01, "high": share + 0.02,
          "reaches_answer": query == "cls" or layer < n_layers - 1}
-        for m, measure in enumerate(attention.MEASURES) for o, model in enumerate(models)
+        for m, measure in enumerate([*attention.MEASURES, "excess"])
+        for o, model in enumerate(models)
         for q, query in enumerate(attention.QUERIES)
         for layer, share in enumerate(place_share(m, q, o, n_layers))
     ]  # fmt: skip
@@ -67,7 +69,7 @@ def test_heads_draw_the_given_numbers_in_brackets_where_undecided(shape):
 def test_maps_draw_their_own_weights_in_per_cent(shared):
     weights = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2) / 100
     names = (["L0", "L1"], ["a", "b", "c"], "a title " * 30, [(2, 3, 4, 5)])
-    figure = attention.plot_maps(PICTURE, weights, *names, shared=shared)
+    figure = attention.plot_maps(PICTURE, torch.from_numpy(weights), *names, shared=shared)
     render(figure)
     panels = np.array(figure.axes[:6]).reshape(2, 3)
     for (row, column), axis in np.ndenumerate(panels):
