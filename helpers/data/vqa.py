@@ -366,20 +366,6 @@ def split_by_image(dataset: Dataset, validation_share: float, seed: int) -> Data
     return DatasetDict({"train": train, "validation": validation})
 
 
-def predict_prior(train: Dataset, validation: Dataset) -> pd.DataFrame:
-    """Answer every question with the most common answer of its question type in training.
-
-    Ties go to the alphabet, new types get the most common answer of all. The "prior" baseline of
-    Goyal et al. 2017, per question type. Returns question_id, prediction.
-    """
-    seen = train.select_columns(["question_type", "multiple_choice_answer"]).to_pandas()
-    types = seen.groupby("question_type")["multiple_choice_answer"]
-    modes = types.agg(lambda answers: answers.mode().min())
-    overall = seen["multiple_choice_answer"].mode().min()
-    answers = [modes.get(kind, overall) for kind in validation["question_type"]]
-    return pd.DataFrame({"question_id": validation["question_id"], "prediction": answers})
-
-
 def predict_from_words(
     train: Dataset, validation: Dataset, max_answers: int, device: str = "cpu"
 ) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -191,13 +190,14 @@ def _train_in_parts(study: Study, load: Callable, folder: Path, parts: int) -> N
         data_collator=train.collate,
         compute_metrics=lambda seen: {"accuracy": float(seen.predictions.mean())},
         optimizers=(build_optimizer(model, study), None),
-        callbacks=[EpochSetter(sampler), Patience(study.patience), StepsBar()],
-        sampler=sampler,
+        callbacks=[sampler, Patience(study.patience), StepsBar()],
     )
+    trainer.sampler = sampler
+    trainer.model_accepts_loss_kwargs = False  # the loss is a mean: average that of parts
     trainer.remove_callback(PrinterCallback)
     checkpoints = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
-        mend_checkpoints(checkpoints)
+        drop_incomplete(checkpoints)
     trainer.accelerator.wait_for_everyone()
     with fused_attention(model), quiet_transformers():
         last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
@@ -212,17 +212,13 @@ def _train_in_parts(study: Study, load: Callable, folder: Path, parts: int) -> N
     trainer.accelerator.wait_for_everyone()
 
 
-def mend_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill left incomplete; find the best one if the run has moved."""
+def drop_incomplete(folder: Path) -> None:
+    """Remove the checkpoints that a kill left incomplete."""
     names = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*")
     for checkpoint in folder.glob("checkpoint-*"):
-        path = checkpoint / "trainer_state.json"
-        state = cache.read_json(path)
+        state = cache.read_json(checkpoint / "trainer_state.json")
         if state is None or not all(any(checkpoint.glob(name)) for name in names):
             shutil.rmtree(checkpoint)
-        elif best := state["best_model_checkpoint"]:
-            state["best_model_checkpoint"] = str(folder / Path(best).name)
-            cache.write_atomic(path, json.dumps(state, indent=2))
 
 
 def build_arguments(study: Study, folder: Path, n_questions: int, parts: int) -> TrainingArguments:
@@ -332,13 +328,14 @@ def predict(
     return pd.DataFrame({**columns, "confidence": confidence.numpy()})
 
 
-class BucketSampler(torch.utils.data.Sampler):
+class BucketSampler(torch.utils.data.Sampler, TrainerCallback):
     """Random batches of questions alike in picture size, so that little is padding.
 
     Questions are shuffled, sorted within pools of POOL batches, cut into batches, and these are
     shuffled, alike for a seed and epoch. The costliest batch comes first, so that too large a batch
     size fails at once. Incomplete batches are dropped, so that gradient accumulation weights every
-    question equally.
+    question equally. As a callback it is told each epoch, which accelerate forgets where several
+    processes continue a run.
     """
 
     def __init__(self, encoded: EncodedQuestions, batch_size: int, seed: int) -> None:
@@ -346,8 +343,12 @@ class BucketSampler(torch.utils.data.Sampler):
         self.batch_size = min(batch_size, len(encoded))
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order comes next: see EpochSetter."""
+        """Which epoch's order comes next."""
         self.epoch = epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first batch of an epoch."""
+        self.set_epoch(int(state.epoch or 0))
 
     def __len__(self) -> int:
         return len(self.encoded) // self.batch_size * self.batch_size
@@ -370,12 +371,7 @@ def cut(items: list, size: int) -> list[list]:
 
 
 class RasterTrainer(Trainer):
-    """Trainer with patches in raster order and batches from a BucketSampler."""
-
-    def __init__(self, *args: Any, sampler: BucketSampler, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sampler = sampler
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: average that of parts
+    """Trainer with patches in raster order and batches from a BucketSampler, its `sampler`."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         return self.sampler
@@ -402,19 +398,8 @@ class RasterTrainer(Trainer):
         return loss, accuracy, accuracy
 
 
-class EpochSetter(TrainerCallback):
-    """Tells the sampler each epoch, which accelerate misses where processes continue a run."""
-
-    def __init__(self, sampler: BucketSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first batch of an epoch."""
-        self.sampler.set_epoch(int(state.epoch or 0))
-
-
 class Patience(EarlyStoppingCallback):
-    """Early stopping that survives a restart.
+    """Early stopping that survives a restart, also where the run's folder has moved.
 
     A run resumed after stopping takes one extra step, which is discarded.
     """
@@ -422,6 +407,8 @@ class Patience(EarlyStoppingCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop at once if the run that is resumed had stopped."""
         super().on_train_begin(args, state, control, **kwargs)
+        if best := state.best_global_step:
+            state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{best}"
         waited = self.early_stopping_patience_counter
         control.should_training_stop = waited >= self.early_stopping_patience
 

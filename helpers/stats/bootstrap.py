@@ -19,6 +19,7 @@ from helpers.stats.cluster_robust import (
 )
 
 CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB as counts, 32 MB as floats
+TAIL = (1 - 0.95) / 2  # on each side of a 95 % interval
 FEW_IMAGES = 5  # with fewer that differ from the rest, resampling says too little
 
 
@@ -48,10 +49,9 @@ def bootstrap_mean(
     image_ids: ArrayLike,
     n_resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
     bounds: tuple[float, float] | None = None,
 ) -> Interval:
-    """Mean over questions, with a percentile interval from a bootstrap over images.
+    """Mean over questions, with a 95 % percentile interval from a bootstrap over images.
 
     values: (n, ...), one row a question; NaN is left out, column by column. image_ids: (n,).
     bounds: the least and the largest value that a question can have: (0, 100) for accuracy in
@@ -68,9 +68,9 @@ def bootstrap_mean(
     sums, counts = sum_by_image(flat, codes)
     n, n_images = counts.sum(0).astype(int), (counts > 0).sum(0)
     replicates = _resample_means(sums, counts, n_resamples, seed)
-    limits = _percentiles(replicates, _expand_tails(counts, level))
+    limits = _percentiles(replicates, _expand_tails(counts))
     if bounds is not None:
-        limits = np.where(*_exact_limits(flat, codes, counts, bounds, level), limits)
+        limits = np.where(*_exact_limits(flat, codes, counts, bounds), limits)
     fields = divide_or_nan(sums.sum(0), n), *limits, n, n_images
     return Interval(*(np.broadcast_to(f, flat.shape[1:]).reshape(shape)[()] for f in fields))
 
@@ -115,7 +115,7 @@ def rank_correlation(
         return Interval(np.nan, np.nan, np.nan, n, n)
     rows = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
     replicates = spearman_rows(x[rows], y[rows])[:, None]
-    low, high = _percentiles(replicates, _expand_tails(np.ones((n, 1)), 0.95))
+    low, high = _percentiles(replicates, _expand_tails(np.ones((n, 1))))
     return Interval(spearman_rows(x[None], y[None])[0], low[0], high[0], n, n)
 
 
@@ -172,7 +172,7 @@ def _resample_means(
 
 
 def _exact_limits(
-    flat: np.ndarray, codes: np.ndarray, counts: np.ndarray, bounds: tuple, level: float
+    flat: np.ndarray, codes: np.ndarray, counts: np.ndarray, bounds: tuple
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where fewer than FEW_IMAGES images differ from the rest (k,), and limits of the mean (2, k).
 
@@ -187,20 +187,20 @@ def _exact_limits(
     shift, n = flat - common, counts.sum(0)
     differs = sum_by_image(np.nan_to_num(shift) != 0, codes)[0] > 0
     n_trials = divide_or_nan(counts.sum(0) ** 2, (counts**2).sum(0))
-    tail, moved = (1 - level) / 2, []
+    moved = []
     for bound, sign in zip(bounds, (-1, 1), strict=True):
         room = np.maximum(sign * (bound - common), 0)
         share = divide_or_nan(np.nansum((sign * shift).clip(min=0), axis=0), room * n)
         hits = np.nan_to_num(share).clip(0, 1) * n_trials
-        least = np.nan_to_num(stats.beta.ppf(tail, hits, n_trials - hits + 1))
-        most = np.where(hits < n_trials, stats.beta.isf(tail, hits + 1, n_trials - hits), 1)
+        least = np.nan_to_num(stats.beta.ppf(TAIL, hits, n_trials - hits + 1))
+        most = np.where(hits < n_trials, stats.beta.isf(TAIL, hits + 1, n_trials - hits), 1)
         moved.append((room * least, room * most))
     (least_down, most_down), (least_up, most_up) = moved
     is_few = (differs.sum(0) < FEW_IMAGES) & ((counts > 0).sum(0) > 1)
     return is_few, np.stack([common - most_down + least_up, common - least_down + most_up])
 
 
-def _expand_tails(counts: np.ndarray, level: float) -> np.ndarray:
+def _expand_tails(counts: np.ndarray) -> np.ndarray:
     """Share of replicates to cut off on each side, for counts (images, k) of questions.
 
     A bootstrap is too narrow with few clusters c. Hesterberg (2015, The American Statistician 69),
@@ -212,7 +212,7 @@ def _expand_tails(counts: np.ndarray, level: float) -> np.ndarray:
     shortfall = 1 - (divide_or_nan(counts, counts.sum(0)) ** 2).sum(0)
     df = fit_means(np.zeros_like(counts), counts)[2]
     spread = np.sqrt(np.where(df > 0, shortfall, np.nan))
-    return stats.norm.cdf(stats.t.ppf((1 - level) / 2, df) / spread)
+    return stats.norm.cdf(stats.t.ppf(TAIL, df) / spread)
 
 
 def _percentiles(replicates: np.ndarray, tail: np.ndarray) -> np.ndarray:

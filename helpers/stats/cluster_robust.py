@@ -124,31 +124,6 @@ def _compare_at_strata(
     return _compare_columns(y[rows], is_second, images[rows], dummies, np.array([[0], [1]]))
 
 
-def minimum_detectable_effect(
-    se: ArrayLike, df: ArrayLike, level: float = 0.05, power: float = 0.8
-) -> np.ndarray:
-    """The smallest true difference (or mean) that a test with this error finds with this power.
-
-    se, df: of a test here, any shape; the result has the units of se. level: of the single test,
-    such as `effective_alpha`. (t_{1 - level / 2} + t_{power}) se, with df degrees of freedom: Bloom
-    (1995, "Minimum detectable effects", Evaluation Review 19).
-    """
-    return (stats.t.isf(level / 2, df) + stats.t.ppf(power, df)) * np.asarray(se, dtype=float)
-
-
-def effective_alpha(p: ArrayLike, level: float = 0.05) -> float:
-    """How small the next uncorrected p must be, for one more discovery among these tests.
-
-    p: uncorrected, any shape, NaN not tested. With R of m tests significant at the level,
-    Benjamini-Hochberg asks for (R + 1) level / m. NaN where nothing was tested.
-    """
-    corrected = correct_p(p)
-    n_tests = int((~np.isnan(corrected)).sum())
-    # where all are significant, the last had to pass the whole level
-    n_significant = min(int((corrected <= level).sum()), n_tests - 1)
-    return level * (n_significant + 1) / n_tests if n_tests else np.nan
-
-
 def correct_p(p: ArrayLike) -> np.ndarray:
     """Benjamini and Hochberg's corrected p, of any shape; NaN (not tested) stays NaN."""
     corrected = np.array(p, dtype=float)

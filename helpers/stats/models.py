@@ -17,6 +17,8 @@ from helpers.stats.cluster_robust import (
     sum_by_image,
 )
 
+GROUPS = 40  # of images, for a jackknife
+
 
 class ModelMean(NamedTuple):
     """A mean over models and questions, with its 95 % interval; arrays of the values' shape."""
@@ -146,21 +148,20 @@ def jackknife_over_models(
     statistic: Callable[[int, np.ndarray], float],
     n_models: int,
     image_ids: ArrayLike,
-    n_groups: int = 40,
     limits: tuple[float, float] = (-np.inf, np.inf),
 ) -> ModelMean:
     """Mean over models of what is no mean of questions (a correlation, an AUC, a share of pairs).
 
     statistic(model, rows): the number of one model on these questions, rows: (n,) bool.
-    image_ids: (n,). Leaves out one of `n_groups` random groups of images at a time (Kott 2001, "The
+    image_ids: (n,). Leaves out one of GROUPS random groups of images at a time (Kott 2001, "The
     delete-a-group jackknife", Journal of Official Statistics 17); the groups' pseudo-values g t -
     (g - 1) t_without go to `mean_over_models`. The estimate is the statistic of all questions.
     limits: as in `mean_over_models`. NaN where a model has no statistic.
     """
     images = np.unique(image_ids, return_inverse=True)[1].reshape(-1)
     n_images = int(images.max()) + 1
-    groups = np.random.default_rng(0).permutation(n_images) % n_groups
-    n_groups = min(n_groups, n_images)
+    groups = np.random.default_rng(0).permutation(n_images) % GROUPS
+    n_groups = min(GROUPS, n_images)
     whole = np.array([statistic(model, images >= 0) for model in range(n_models)], dtype=float)
     without = [
         [statistic(model, groups[images] != group) for group in range(n_groups)]

@@ -41,15 +41,6 @@ TRAIN = make_questions(
 )
 
 
-def test_prior_is_the_most_common_answer_of_the_type():
-    asked = make_questions(
-        [("What is big?", "what is", "?"), ("Is it?", "is it", "?"), ("Why?", "why", "?")]
-    )
-    answers = vqa.predict_prior(TRAIN, asked)["prediction"].tolist()
-    # unseen type: sea and yes are equally common, the alphabet decides
-    assert answers == ["sea", "yes", "sea"]
-
-
 def test_words_alone_learn_what_the_words_decide():
     asked = make_questions([("What is red?", "what is", "?"), ("Is it red?", "is it", "?")])
     found = vqa.predict_from_words(TRAIN, asked, 10)
@@ -191,9 +182,9 @@ def test_a_checkpoint_that_a_kill_left_half_is_not_continued(killed, tmp_path, f
     folder = shutil.copytree(killed, tmp_path / "checkpoints")
     *others, last = sort_checkpoints(folder)
     (last / file).unlink()
-    finetune.mend_checkpoints(folder)
+    finetune.drop_incomplete(folder)
     assert sort_checkpoints(folder) == others
-    finetune.mend_checkpoints(tmp_path / "nowhere")
+    finetune.drop_incomplete(tmp_path / "nowhere")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 from statsmodels.regression.linear_model import OLS
 
 from helpers import stats
-from helpers.stats import bootstrap, cluster_robust
+from helpers.stats import bootstrap
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def draw_questions(rng, n_images, per_cluster=5, between=1.0, families=None):
     return values, images, groups
 
 
-def expanded_tail(sizes, level=0.95):
+def expanded_tail(sizes, tail):
     """Hesterberg's tail from its definition, with the shortfall and the degrees of freedom.
 
     Both from the matrix that takes errors to what leaving each image out changes in the mean.
@@ -40,7 +40,7 @@ def expanded_tail(sizes, level=0.95):
     df = np.trace(moments) ** 2 / (moments**2).sum()
     scores = (rows - sizes[:, None] / sizes.sum()) / sizes.sum()
     shortfall = (scores**2).sum() * sizes.sum()
-    return scipy_stats.norm.sf(scipy_stats.t.isf((1 - level) / 2, df) / np.sqrt(shortfall))
+    return scipy_stats.norm.sf(scipy_stats.t.isf(tail, df) / np.sqrt(shortfall))
 
 
 def test_two_clusters_by_hand():
@@ -50,7 +50,8 @@ def test_two_clusters_by_hand():
     assert (interval.low, interval.high, interval.n, interval.n_clusters) == (0, 1, 3, 2)
 
 
-def test_interval_equals_the_enumeration_of_all_resamples():
+def test_interval_equals_the_enumeration_of_all_resamples(monkeypatch):
+    monkeypatch.setattr(bootstrap, "TAIL", 0.1)
     rng = np.random.default_rng(1)
     images = np.array([0, 0, 1, 2, 2, 2, 3, 3, 4])
     values = rng.normal(size=9)
@@ -58,8 +59,8 @@ def test_interval_equals_the_enumeration_of_all_resamples():
     resamples = itertools.product(members, repeat=5)
     means = [np.concatenate(resample).mean() for resample in resamples]
 
-    interval = stats.bootstrap_mean(values, images, n_resamples=50_000, level=0.8)
-    tail = expanded_tail([2, 1, 3, 2, 1], 0.8)
+    interval = stats.bootstrap_mean(values, images, n_resamples=50_000)
+    tail = expanded_tail([2, 1, 3, 2, 1], 0.1)
     bounds = np.quantile(means, [tail, 1 - tail])
     assert [interval.low, interval.high] == pytest.approx(bounds, abs=0.01)
     assert interval.low < np.quantile(means, 0.1) - 0.02  # the plain percentile fails above
@@ -287,24 +288,6 @@ def test_mean_that_cannot_be_told_or_has_no_error():
     alone = stats.mean_difference_test(np.ones(9), np.arange(9))
     assert np.isnan(alone["p"][0])
     assert alone["estimate"][0] == 1
-
-
-def test_smallest_difference_by_hand():
-    # 5 % level, 80 % power, many degrees of freedom: (1.960 + 0.842) standard errors
-    detectable = cluster_robust.minimum_detectable_effect
-    assert detectable(0.5, 1e9) == pytest.approx(0.5 * 2.8016, rel=1e-4)
-    # 10 degrees of freedom: t_0.975 = 2.228, t_0.8 = 0.879
-    result = detectable(np.array([1.0, np.nan]), np.array([10.0, np.nan]))
-    assert result == pytest.approx([2.228 + 0.879, np.nan], abs=2e-3, nan_ok=True)
-
-
-def test_the_level_in_force_by_hand():
-    p = [0.001, 0.01, 0.3, 0.5, np.nan]
-    # Benjamini-Hochberg, 4 tests: 2 result (0.01 <= 2 / 4 * 0.05); a third needs 3 / 4 * 0.05
-    assert cluster_robust.effective_alpha(p) == pytest.approx(0.0375)
-    # what the last one needed
-    assert cluster_robust.effective_alpha([0.01, 0.02]) == pytest.approx(0.05)
-    assert np.isnan(cluster_robust.effective_alpha([np.nan]))
 
 
 @pytest.mark.parametrize(("value", "bounds", "expected"), [
