@@ -69,7 +69,7 @@ def test_one_number_a_model_has_a_t_interval_over_models():
 def test_the_jackknife_of_a_mean_is_the_mean_over_models():
     rng = np.random.default_rng(2)
     values, images = rng.normal(size=(3, 60)) + rng.normal(size=(3, 1)), np.repeat(np.arange(30), 2)
-    found = jackknife_over_models(lambda model, rows: values[model][rows].mean(), 3, images, 30)
+    found = jackknife_over_models(lambda model, rows: values[model][rows].mean(), 3, images)
     expected = mean_over_models(values, images)
     assert (found.estimate, found.low, found.high) == pytest.approx(expected[:3])
     assert (found.n, found.n_images, found.n_models) == (60, 30, 3)
