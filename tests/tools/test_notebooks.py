@@ -10,8 +10,8 @@ import pytest
 from datapackage import check_package
 
 from helpers.report.claims import CLAIMS, read_claims
-from helpers.run.record import write_datapackage
 from helpers.run.settings import Study
+from tools.datapackage import write_datapackage
 from tools.run_notebooks import (
     CODE,
     WIDGET,
