@@ -41,9 +41,12 @@ def record_claim(
 
     mean: of `stats.mean_over_models`, in the claim's unit. random: the same number of each
     random-weight model, where the claim says "more than random weights": then it has to lie beyond
-    all of them as well. ValueError where no claim has that key.
+    all of them as well. An estimate that is not finite is not testable. ValueError where no claim
+    has that key.
     """
     claim = find_claim(key)
+    if not np.isfinite(mean.estimate).all():
+        return record_untestable(study, key, "nothing is lost, or nothing differs")
     threshold, random = float(claim["threshold"]), np.ravel([] if random is None else random)
     most = random.max() if len(random) else np.nan
     if claim["relation"] == ">":

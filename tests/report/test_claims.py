@@ -70,6 +70,14 @@ def test_untestable_says_why_and_the_rest_is_not_measured_yet(study):
     assert list(table) == claims.COLUMNS
 
 
+@pytest.mark.parametrize("estimate", [np.nan, np.inf])
+def test_a_share_of_nothing_is_not_testable_and_says_why(study, estimate):
+    mean = mean_of(1)._replace(estimate=estimate)
+    claims.record_claim(study, "question-first", mean)
+    assert read(study, "question-first")["verdict"] == "not testable"
+    assert read(study, "question-first")["reason"]
+
+
 def test_an_unknown_claim_is_refused(study):
     with pytest.raises(ValueError, match="needs-images"):
         claims.record_claim(study, "needs-images", mean_of(1))
