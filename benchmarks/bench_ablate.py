@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from batches import make_batch
 
-from helpers.heads.removal import ablate_heads, pack_forward, run_variants, scale_heads
+from helpers.attention.image_share import pack_forward
+from helpers.heads.removal import ablate_heads, run_variants, scale_heads
 from helpers.model.forward import forward_raster
 from helpers.model.timing import time_run
 from helpers.model.vilt import load_vilt

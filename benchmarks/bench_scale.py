@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers.attention.extract import MEASURES, extract_attention, read_attention
+from helpers.attention.extract import extract_attention, read_attention
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
 from helpers.stats.bootstrap import bootstrap_by_group, bootstrap_mean
@@ -42,6 +42,11 @@ PICTURES = 20  # that they share
 GRID = (12, 16)  # rows and columns of patches in the generated table
 PER_IMAGE, FAMILIES = 5, 10
 HEADS = ("layer", "head")
+SHAPES = {  # of `attention_measures`, after the question
+    "split": (12, 12, 3, 5), "entropy": (12, 12, 3), "text_distance": (12, 12),
+    "patch_distance": (12, 12), "value_norm": (12, 12, 3, 5), "sink": (12, 12, 3, 2),
+    "flow": (12, 5, 5), "rollout": (5,),
+}  # fmt: skip
 
 
 def measure_extraction(count: int, shard_size: int) -> None:
@@ -130,15 +135,9 @@ class GeneratedModel(nn.Module):
 def generate_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Noise of every measure's type and shape; splits sum to 1."""
     n = len(batch["attention_mask"])
-    sizes = {"layer": model.config.num_hidden_layers, "head": model.config.num_attention_heads}
-    found = {"logits": torch.rand(n, 2)}
-    for name, (kind, axes) in MEASURES.items():
-        shape = [sizes.get(axis, axis) for axis in axes]
-        found[name] = (
-            torch.rand(n, *shape)
-            if kind == "float32"
-            else torch.randint(GRID[0] * GRID[1], (n, *shape))
-        )
+    found = {name: torch.rand(n, *shape) for name, shape in SHAPES.items()}
+    found["top_patch"] = torch.randint(GRID[0] * GRID[1], (n, 12, 12, 3))
+    found["logits"] = torch.rand(n, 2)
     found["split"] /= found["split"].sum(-1, keepdim=True)
     return found
 
@@ -156,7 +155,7 @@ def write_table(folder: Path, count: int) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     size = sum(path.stat().st_size for path in paths)
     print(
-        f"table: {count:,} questions x 144 heads, {len(MEASURES)} measures, {len(paths)} shards, "
+        f"table: {count:,} questions x 144 heads, {len(SHAPES) + 1} measures, {len(paths)} shards, "
         f"{size / 1e9:.2f} GB "
         f"({size / count / 1e3:.1f} KB a question), written in {seconds:.0f} s"
     )

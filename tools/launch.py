@@ -19,14 +19,13 @@ from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 
 from helpers.attention.extract import extract_once, measure_attention, measure_random_models
-from helpers.attention.knockout import measure_knockout
+from helpers.attention.knockout import knockout_measures
 from helpers.attention.modality import measure_modality
-from helpers.attention.relevance import RELEVANCE, relevance_measures
+from helpers.attention.relevance import relevance_measures
 from helpers.data import prepare
 from helpers.data.encode import EncodedQuestions
 from helpers.heads.compression import measure_importance_on_train
-from helpers.heads.joint import measure_joint
-from helpers.heads.removal import measure_removals
+from helpers.heads.removal import measure_joint, measure_removals
 from helpers.model import finetune
 from helpers.run.cache import cached_step
 from helpers.run.settings import Study
@@ -80,7 +79,8 @@ def run_steps(study: Study) -> None:
     model.to(state.device)
     encoded = prepare.encode(study, data["validation"], processor)
     measure_attention(study, model, encoded, **together)
-    extract_once(study, "relevance", model, encoded, relevance_measures, RELEVANCE, **together)
+    given = (study, "relevance", model, encoded, relevance_measures)
+    extract_once(*given, exact=True, **together)
     measure_random_models(study, model, encoded, **together)
     measure_samples(study, data, encoded, state)
     state.wait_for_everyone()
@@ -99,9 +99,10 @@ def measure_samples(
         model, processor = finetune.load_finetuned(study, number)
         model.to(state.device)
         given = (study, model, encoded)
+        cut = (study, "knockout", model, encoded, knockout_measures, study.knockout_questions)
         steps = [
             partial(measure_removals, study, model, processor, validation, number),
-            partial(measure_knockout, *given, number),
+            partial(extract_once, *cut, number=number),
             partial(measure_joint, *given, "pairs", number),
             partial(measure_joint, *given, "sets", number),
             partial(measure_modality, *given, number),

@@ -3,14 +3,14 @@
     table = measure_attention(study, model, encoded)    # of all validation questions
     table.image_share                                   # (question, layer, head, QUERY_GROUPS)
 
-Other measures of a study go through `measure_once` and, where they are tables, `extract_once`.
+Other measures of a study go through `extract_once`, and what is no table through `measure_once`.
 """
 
 import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +24,10 @@ from tqdm.auto import tqdm
 
 from helpers.attention.image_share import (
     QUERY_GROUPS,
-    WORD_MEASURES,
     attention_measures,
     image_share,
     special_mass,
     uniform_baseline,
-    word_measures,
 )
 from helpers.attention.word_classes import LEXICON
 from helpers.data.encode import EncodedQuestions
@@ -41,22 +39,11 @@ from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
 Measure = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
-Layout = Mapping[str, tuple[str, tuple]]
-MEASURES: Layout = {  # of `attention_measures`; name: type, axes after the question
-    "split": ("float32", ("layer", "head", 3, 5)),
-    "entropy": ("float32", ("layer", "head", 3)),
-    "text_distance": ("float32", ("layer", "head")),
-    "patch_distance": ("float32", ("layer", "head")),
-    "top_patch": ("int16", ("layer", "head", 3)),
-    "value_norm": ("float32", ("layer", "head", 3, 5)),
-    "sink": ("float32", ("layer", "head", 3, 2)),
-    "flow": ("float32", ("layer", 5, 5)),
-    "rollout": ("float32", (5,)),
-}
+Labels = Mapping[int, str] | Sequence[str]  # the answer of each number
 # how far a share in lower precision may be from that in float32, and rounding there
 TOLERANCES = {"torch.float32": 1e-4, "torch.float16": 0.02, "torch.bfloat16": 0.2}
 RANDOM_QUESTIONS = 500  # that random-weight models are measured on
-COUNTS = ("n_words", "n_patches", "grid_rows", "grid_cols")
+COUNTS = ["n_words", "n_patches", "grid_rows", "grid_cols"]
 
 
 def extract_attention(
@@ -67,20 +54,21 @@ def extract_attention(
     shard_size: int,
     process: tuple[int, int] = (0, 1),
     measure: Measure = attention_measures,
-    layout: Layout = MEASURES,
 ) -> Path:
     """Measure every question and write a row each to folder/part-00000.parquet, ...
 
-    measure, layout: what gives a batch's measures (with "logits"), and the type and axes of those
-    to keep. process: (rank, world_size). Rank r measures shards r, r + world_size, ...
+    measure: gives a batch's measures by name, the question first, and "logits". All but logits are
+    kept, as float32 or int32. process: (rank, world_size). Rank r measures shards r, r +
+    world_size, ...
     Columns: question_id, image_id, family, question_type, COUNTS, prediction, accuracy (NaN
     without answers), and the measures, flattened; rows in the data set's order. Whole shards are
     kept, so a killed run continues; memory holds one. Read them with `read_attention`. ValueError
-    where the folder holds shards of anything else, and where the model's numbers are not finite.
+    where the folder holds shards of other weights or questions, and where the model's numbers are
+    not finite.
     """
     folder, (rank, world_size) = Path(folder), process
     folder.mkdir(parents=True, exist_ok=True)
-    source = describe_source(model, encoded, shard_size, layout)
+    source = describe_source(model, encoded, shard_size)
     for path in sorted(folder.glob("part-*.parquet")):
         if (found := read_source(path)) != source:
             raise ValueError(f"{path} is of {found}, not {source}: empty the folder.")
@@ -93,32 +81,18 @@ def extract_attention(
             if path.exists():
                 progress.update(len(rows))
             else:
-                table = measure_rows(model, encoded, rows, batch_size, progress, source, measure)
-                temporary = path.with_name(f".{path.name}.tmp")
-                # dictionaries of floats that hardly repeat cost time and save nothing
-                pq.write_table(table, temporary, use_dictionary=table.column_names[: -len(layout)])
-                os.replace(temporary, path)
+                shard = measure_rows(model, encoded, rows, batch_size, progress, measure)
+                write_shard(path, *shard, source)
     return folder
 
 
-def describe_source(
-    model: nn.Module, encoded: EncodedQuestions, shard_size: int, layout: Layout
-) -> dict:
-    """What a folder's shards share: model, questions, and type and shape of each measure."""
-    sizes = {"layer": model.config.num_hidden_layers, "head": model.config.num_attention_heads}
+def describe_source(model: nn.Module, encoded: EncodedQuestions, shard_size: int) -> dict:
+    """What a folder's shards share: the model and the questions."""
     digest = hashlib.sha256(encoded.questions["question_id"].to_numpy().tobytes())
     for parameter in model.parameters():
         digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return {
-        "weights and questions": digest.hexdigest()[:16],
-        "dtype": str(model.dtype),
-        "questions": len(encoded),
-        "shard_size": shard_size,
-        "measures": {
-            name: [kind, [sizes.get(axis, axis) for axis in axes]]
-            for name, (kind, axes) in layout.items()
-        },
-    }
+    facts = {"dtype": str(model.dtype), "questions": len(encoded), "shard_size": shard_size}
+    return {"weights and questions": digest.hexdigest()[:16], **facts}
 
 
 def measure_rows(
@@ -127,48 +101,55 @@ def measure_rows(
     rows: range,
     batch_size: int,
     progress: tqdm,
-    source: dict,
     measure: Measure,
-) -> pa.Table:
-    """One shard. Batches are bucketed within it; its rows are in the data set's order."""
-    kinds, size = source["measures"].items(), len(rows)
-    measures = {name: np.zeros((size, *shape), kind) for name, (kind, shape) in kinds}
-    counts, answers = np.zeros((size, len(COUNTS)), np.int16), np.zeros(size, np.int64)
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """One shard, in the data set's order: its questions, and their measures by name."""
+    parts, order = [], []
     for indices, batch in encoded.batches(batch_size, rows):
-        places = np.array(indices) - rows.start
         found = measure(model, batch)
-        if overflown := (~found["logits"].isfinite().all(1)).nonzero()[:, 0].tolist():
+        logits, grids = found["logits"], patch_grids(batch["pixel_mask"], model.config.patch_size)
+        if overflown := (~logits.isfinite().all(1)).nonzero()[:, 0].tolist():
             question = encoded.questions["question_id"].iloc[indices[overflown[0]]]
             half = model.dtype != torch.float32
             advice = "; use precision='fp32'." if half else ": the model's weights are broken."
             where = f"question_id {question}: the logits in {model.dtype}"
             raise ValueError(f"{where} are not finite{advice}")
-        for name, values in measures.items():
-            values[places] = found[name].cpu().numpy()
-        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[batch["picture_of"]]
-        words = batch["attention_mask"].sum(1).numpy() - 2
-        counts[places] = np.column_stack([words, grids.prod(1), grids])
-        answers[places] = found["logits"].argmax(1).cpu().numpy()
+        grids, words = grids[batch["picture_of"]], batch["attention_mask"].sum(1) - 2
+        counts = torch.column_stack([words, grids.prod(1), grids])
+        found |= {"answers": logits.argmax(1), "counts": counts}
+        parts.append({
+            name: (values.float() if values.is_floating_point() else values.int()).cpu()
+            for name, values in found.items() if not name.endswith("logits")
+        })  # fmt: skip
+        order += indices
         progress.update(len(indices))
-    predictions = [model.config.id2label[answer] for answer in answers.tolist()]
+    place = np.argsort(order)
+    measures = {name: torch.cat([part[name] for part in parts])[place].numpy() for name in parts[0]}
+    predictions = [model.config.id2label[answer] for answer in measures.pop("answers").tolist()]
     names = ("question_id", "image_id", "family", "question_type")
     questions = encoded.questions[[name for name in names if name in encoded.questions]]
     questions = questions.iloc[rows].reset_index(drop=True)
     questions = questions.assign(prediction=predictions, accuracy=encoded.score(predictions, rows))
-    questions[list(COUNTS)] = counts
-    return to_arrow(questions, measures, source)
+    questions[COUNTS] = measures.pop("counts")
+    return questions, measures
 
 
-def to_arrow(questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict) -> pa.Table:
+def write_shard(
+    path: Path, questions: pd.DataFrame, measures: dict[str, np.ndarray], source: dict
+) -> None:
     """One Arrow table, in which a measure is a fixed-size list of its flattened axes."""
     table = pa.Table.from_pandas(questions, preserve_index=False)
     for name, values in measures.items():
         flat = pa.array(values.reshape(-1))
         element = pa.field("element", flat.type, nullable=False)  # reads 1.3 times as fast
-        kind = pa.list_(element, values[0].size)
+        kind, shape = pa.list_(element, values[0].size), {"shape": json.dumps(values.shape[1:])}
         column = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-        table = table.append_column(pa.field(name, kind, nullable=False), column)
-    return table.replace_schema_metadata({"source": json.dumps(source)})
+        table = table.append_column(pa.field(name, kind, False, shape), column)
+    table = table.replace_schema_metadata({"source": json.dumps(source)})
+    temporary = path.with_name(f".{path.name}.tmp")
+    # dictionaries of floats that hardly repeat cost time and save nothing
+    pq.write_table(table, temporary, use_dictionary=list(questions.columns))
+    os.replace(temporary, path)
 
 
 class AttentionTable:
@@ -181,26 +162,25 @@ class AttentionTable:
     """
 
     def __init__(
-        self, questions: pd.DataFrame, paths: list[Path], measures: Mapping, dtype: str
+        self, questions: pd.DataFrame, paths: list[Path], shapes: dict[str, list[int]], dtype: str
     ) -> None:
-        self.questions, self.dtype, self._paths, self._measures = questions, dtype, paths, measures
+        self.questions, self.dtype, self._paths, self._shapes = questions, dtype, paths, shapes
 
     def __getattr__(self, name: str) -> np.ndarray:
-        if name.startswith("_") or name not in self._measures:
-            held = "" if name.startswith("_") else f"; it holds {', '.join(self._measures)}"
+        if name.startswith("_") or name not in self._shapes:
+            held = "" if name.startswith("_") else f"; it holds {', '.join(self._shapes)}"
             raise AttributeError(f"this table has no measure {name!r}{held}")
         setattr(self, name, self.reduce(name))
         return getattr(self, name)
 
     def reduce(self, name: str, function: Callable = np.asarray) -> np.ndarray:
         """`function` of a measure (question, ...), shard by shard; it keeps the first axis."""
-        kind, shape = self._measures[name]
         whole, start = None, 0
         for path in self._paths:
-            column = pq.read_table(path, columns=[name])[name].combine_chunks()
-            part = function(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape))
+            flat = pq.read_table(path, columns=[name])[name].combine_chunks().flatten()
+            part = function(flat.to_numpy(zero_copy_only=False).reshape(-1, *self._shapes[name]))
             if whole is None:
-                whole = np.empty((len(self.questions), *part.shape[1:]), kind)
+                whole = np.empty((len(self.questions), *part.shape[1:]), part.dtype)
             whole[start : start + len(part)] = part
             start += len(part)
         return whole
@@ -226,6 +206,19 @@ class AttentionTable:
         """Image share minus its uniform baseline: (question, layer, head, QUERY_GROUPS)."""
         return self.image_share - self.baseline[:, None, None, None]
 
+    def points_lost(self, name: str, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:
+        """Points of VQA accuracy that each question loses by other answers: (question, ...).
+
+        name: of the measure that holds their numbers, such as "cut_answer". encoded: holds the
+        table's questions. From -100 to 100, below 0 where the other answer is better; NaN without
+        answers.
+        """
+        ids = pd.Index(encoded.questions["question_id"])
+        rows = ids.get_indexer(self.questions["question_id"])
+        scores = encoded.score(getattr(self, name), rows, labels)
+        accuracy = self.questions["accuracy"].to_numpy().reshape(-1, *[1] * (scores.ndim - 1))
+        return 100 * (accuracy - scores)
+
 
 def read_attention(folder: str | Path) -> AttentionTable:
     """Open the shards that `extract_attention` wrote, in order.
@@ -235,27 +228,31 @@ def read_attention(folder: str | Path) -> AttentionTable:
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no attention shards: run extract_attention first.")
-    source = read_source(paths[0])
+    source, shapes = read_source(paths[0]), read_shapes(paths[0])
     for path in paths:
-        if (found := read_source(path)) != source:
-            raise ValueError(f"{path} has {found}, but {paths[0].name} has {source}.")
-    columns = [name for name in pq.read_schema(paths[0]).names if name not in source["measures"]]
+        if (found := (read_source(path), read_shapes(path))) != (source, shapes):
+            raise ValueError(f"{path} has {found}, but {paths[0].name} has {(source, shapes)}.")
+    columns = [name for name in pq.read_schema(paths[0]).names if name not in shapes]
     parts = [pq.read_table(path, columns=columns) for path in paths]
     questions = pa.concat_tables(parts).to_pandas()
     if len(questions) != source["questions"]:
         held = f"{len(questions)} of {source['questions']} questions"
         raise ValueError(f"{folder} holds {held}: run extract_attention again.")
-    return AttentionTable(questions, paths, source["measures"], source["dtype"])
+    return AttentionTable(questions, paths, shapes, source["dtype"])
 
 
 def read_source(path: Path) -> dict:
     """What `describe_source` said when a shard was written; ValueError where it is no shard."""
     try:
-        source = json.loads(pq.read_schema(path).metadata[b"source"])
-        source["measures"], source["dtype"]  # an earlier version did not say
+        return json.loads(pq.read_schema(path).metadata[b"source"])
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no attention shard of this version: delete it.") from error
-    return source
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """The axes after the question of each measure in a shard."""
+    known = {field.name: field.metadata or {} for field in pq.read_schema(path)}
+    return {name: json.loads(each[b"shape"]) for name, each in known.items() if b"shape" in each}
 
 
 def measure_once(
@@ -268,16 +265,19 @@ def measure_once(
 ) -> Path:
     """Make run_dir/<name> unless it is up to date; returns the folder.
 
-    measure: gets the folder to write to, which may hold what a killed call left. inputs: what the
-    step depends on beside model, data set, sizes and code. number: which of the study's models.
-    once: how a step is done once; `tools.launch` passes a form for several processes.
+    measure: gets the folder to write to, which may hold what a killed call left. number: which of
+    the study's models; the second one's folder is <name>_1. inputs: what the step depends on beside
+    model, data set, sizes, lexicon and code. once: how a step is done once; `tools.launch` passes a
+    form for several processes.
     """
     known = study.settings("extract_batch_size", "shard_size") | {
         "model": hash_model(study, number),
         "dataset": read_record(study.run_dir / "dataset")["fingerprint"],
         "code": source_digest("helpers/data", "helpers/model", "helpers/attention"),
+        "lexicon": hash_file(LEXICON),
     }
-    return once(study.folder() / name, measure, {**known, **inputs})
+    folder = study.folder() / (f"{name}_{number}" if number else name)
+    return once(folder, measure, {**known, **inputs})
 
 
 def extract_once(
@@ -286,40 +286,30 @@ def extract_once(
     model: nn.Module,
     encoded: EncodedQuestions,
     measure: Measure = attention_measures,
-    layout: Layout = MEASURES,
+    count: int | None = None,
+    exact: bool = False,
     once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
     **inputs: object,
 ) -> AttentionTable:
     """`extract_attention` to run_dir/<name>, unless it is up to date; returns the table.
 
-    model: in the precision to measure in (see `in_measuring_precision`), on which the step depends:
-    a table begun in half precision on a GPU is begun again on a CPU. process, measure, layout: see
-    `extract_attention`; once, inputs: see `measure_once`.
+    count: of the questions at most this many, drawn with the study's seed. exact: in the model's
+    own precision, as small differences need, instead of `in_measuring_precision`, on which the step
+    depends: a table begun in half precision on a GPU is begun again on a CPU. process, measure: see
+    `extract_attention`; once, inputs, number: see `measure_once`.
     """
+    if count is not None:
+        encoded = encoded.select(sample_questions(len(encoded), count, study.seed))
+        inputs |= {"seed": study.seed, "count": count}
+    model = model if exact else in_measuring_precision(model, study)
 
     def extract(folder: Path) -> None:
         sizes = (study.extract_batch_size, study.shard_size)
-        extract_attention(model, encoded, folder, *sizes, process, measure, layout)
+        extract_attention(model, encoded, folder, *sizes, process, measure)
 
     dtype = str(model.dtype)
     return read_attention(measure_once(study, name, extract, once, dtype=dtype, **inputs))
-
-
-def extract_sample(
-    study: Study,
-    name: str,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    count: int,
-    measure: Measure,
-    layout: Layout,
-    **inputs: object,
-) -> AttentionTable:
-    """`extract_once` of at most `count` questions, drawn with the seed, in measuring precision."""
-    some = encoded.select(sample_questions(len(encoded), count, study.seed))
-    lower, inputs = in_measuring_precision(model, study), {**study.settings("seed"), **inputs}
-    return extract_once(study, name, lower, some, measure, layout, **inputs)
 
 
 def measure_attention(
@@ -327,24 +317,9 @@ def measure_attention(
 ) -> AttentionTable:
     """Measure the attention of every validation question; once, in run_dir/attention.
 
-    number: which of the study's models it is; the second one's folder is attention_1. together:
-    once and process of `extract_once`.
+    number: see `measure_once`. together: once and process of `extract_once`.
     """
-    name, model = f"attention_{number}", in_measuring_precision(model, study)
-    name = name if number else "attention"
-    return extract_once(study, name, model, encoded, number=number, **together)
-
-
-def measure_words(
-    study: Study, model: nn.Module, encoded: EncodedQuestions, name: str = "words", **inputs: object
-) -> AttentionTable:
-    """`word_measures` of every question, in the model's own precision; once, in run_dir/<name>.
-
-    inputs: what else tells this model and these questions from the study's own, such as the seed of
-    random weights.
-    """
-    known = {"lexicon": hash_file(LEXICON), **inputs}
-    return extract_once(study, name, model, encoded, word_measures, WORD_MEASURES, **known)
+    return extract_once(study, "attention", model, encoded, number=number, **together)
 
 
 def measure_random_models(
@@ -359,10 +334,9 @@ def measure_random_models(
     rows = sample_questions(len(encoded), RANDOM_QUESTIONS, study.seed)
     some, tables = encoded.select(rows), []
     for number in range(study.random_models):
-        random = in_measuring_precision(random_weight_model(model, study.seed + number), study)
         name, seed = f"attention_random/{number:02d}", study.seed + number
-        inputs = {"rows": len(rows), "random_seed": seed, **together}
-        tables.append(extract_once(study, name, random, some, **inputs))
+        random, inputs = random_weight_model(model, seed), {"rows": len(rows), "random_seed": seed}
+        tables.append(extract_once(study, name, random, some, **inputs, **together))
     return rows, tables
 
 
@@ -435,16 +409,6 @@ def sample_questions(n: int, count: int, seed: int, method: str = "choice") -> n
     if method == "permutation":
         return np.sort(generator.permutation(n)[:count])
     return np.sort(generator.choice(n, count, replace=False))
-
-
-def points_lost(questions: pd.DataFrame, scores: np.ndarray) -> np.ndarray:
-    """Points of VQA accuracy that each question loses: its own accuracy minus other scores.
-
-    questions: of an AttentionTable; scores: (question, ...) in [0, 1]. From -100 to 100, below 0
-    where the other answer is better; NaN without answers.
-    """
-    accuracy = questions["accuracy"].to_numpy().reshape(-1, *[1] * (scores.ndim - 1))
-    return 100 * (accuracy - scores)
 
 
 def name_heads(table: pd.DataFrame) -> pd.Series:

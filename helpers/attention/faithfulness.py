@@ -172,9 +172,8 @@ def measure_curves(
         curves = perturbation_curves(model, encoded, rows, orders)
         np.savez(folder / "curves.npz", **curves._asdict())
 
-    name = f"faithfulness_{number}" if number else "faithfulness"
-    inputs = {**study.settings("seed"), "rows": rows}
-    folder = measure_once(study, name, measure, number=number, **inputs)
+    inputs = {**study.settings("seed"), "rows": rows, "number": number}
+    folder = measure_once(study, "faithfulness", measure, **inputs)
     with np.load(folder / "curves.npz") as kept:
         return Curves(**kept)._replace(orders=kept["orders"].tolist())
 

@@ -37,11 +37,6 @@ FUNCTION = [CLASSES.index("function word"), CLASSES.index("punctuation")]
 QUERY_INDEX = [0, 1, 4]  # QUERY_GROUPS among KEY_GROUPS
 READERS = ("cls", "patches")  # of `word_read`
 READER_INDEX = [0, 4]  # READERS among KEY_GROUPS
-WORD_MEASURES = {  # of `word_measures`; name: type, axes after the question
-    "word_image": ("float32", ("layer", "head", len(CLASSES))),
-    "word_read": ("float32", ("layer", "head", len(READERS), len(CLASSES))),
-    "word_place": ("float32", (len(CLASSES),)),
-}
 # what `LayerMeasures.list_columns` lets keys carry, for the sums that `attend` gives of it
 COLUMNS = {"split": slice(0, 5), "value_norm": slice(5, 10), "sink": slice(10, 12)}
 CARRIED = slice(12, 17)
@@ -219,6 +214,12 @@ def prepare_batch(
     return PreparedBatch(inputs, groups, grids)
 
 
+def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
+    """A packed forward pass over a batch."""
+    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
+    return PackedForward(model, inputs, groups)
+
+
 def keep_patches(inputs: dict[str, Tensor], patches: Sequence[np.ndarray]) -> dict[str, Tensor]:
     """A prepared batch with only some patches of each question, and the image's CLS.
 
@@ -260,10 +261,9 @@ def attention_split(
     are faster.
     """
     check_heads(model)
-    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    forward, layers = PackedForward(model, inputs, groups), []
-    fused = groups.device.type == "cuda" if fused is None else fused
-    marks = groups.mT[forward.valid][:, None]  # (valid token, 1, 5)
+    forward, layers = pack_forward(model, batch), []
+    fused = forward.valid.device.type == "cuda" if fused is None else fused
+    marks = forward.groups.mT[forward.valid][:, None]  # (valid token, 1, 5)
     for layer in forward:
         if fused:
             sums, _ = layer.attend(marks.expand(-1, layer.values.shape[1], -1))
@@ -290,6 +290,7 @@ def attention_measures(
         space.
     sink (..., 3, 2): attention on [CLS], [SEP], the image's CLS, function words and punctuation,
         and the part of it that reads next to nothing, see `sink_columns`.
+    n_sinks (question,): how many tokens these are.
     flow (question, layer, 5, 5): mean over heads of the split, with all KEY_GROUPS as queries.
     rollout (question, 5): what the `rollout` of all layers gives [CLS] from each group.
     logits (question, answer), where the model has them.
@@ -315,6 +316,7 @@ def attention_measures(
         layers.append({name: torch.cat([part[name] for part in found]) for name in found[0]})
     measures = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
     measures["rollout"] = torch.cat([part.cls_rollout() for part in parts])
+    measures["n_sinks"] = len(SPECIAL) + function.sum(1)
     return measures if forward.logits is None else {**measures, "logits": forward.logits}
 
 

@@ -1,8 +1,8 @@
 """What the answer needs: attention edges cut, from one group of tokens to another, layer by layer.
 
     logits = knockout(model, batch, [("cls", "image")], layers=[2, 3])  # one cut, one batch
-    table = measure_knockout(study, model, encoded)              # all DIRECTIONS, all `list_spans`
-    lost = accuracy_lost(table, encoded, labels)                 # (question, direction, span)
+    table = extract_once(study, "knockout", model, encoded, knockout_measures, count=300)
+    lost = table.points_lost("cut_answer", encoded, labels)      # (question, direction, span)
 
 Where queries cannot attend to keys, their scores are minus infinity before the softmax, in all
 heads: attention knockout (Geva et al. 2023, "Dissecting recall of factual associations in
@@ -12,18 +12,14 @@ a question on one CPU core.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.extract import AttentionTable, extract_sample, points_lost
 from helpers.attention.image_share import mark_objects, prepare_batch
-from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import PackedForward, answer_variants
-from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
 GROUPS = {  # among KEY_GROUPS; the patches of the object asked about come last, where known
@@ -44,7 +40,6 @@ OBJECT_DIRECTIONS = {  # for `grounding.MarkedQuestions`
     "[CLS] <- other patches": [("cls", "other patches")],
 }
 Edges = Sequence[tuple[str, str]]
-Labels = Mapping[int, str] | Sequence[str]
 
 
 @torch.no_grad()
@@ -104,6 +99,7 @@ def knockout_measures(
 ) -> dict[str, Tensor]:
     """The answers to a batch with each direction cut in each of `list_spans`.
 
+    directions: such as OBJECT_DIRECTIONS, for batches of `grounding.MarkedQuestions`.
     cut_answer (question, direction, span): number of the answer. cut_probability, and probability
     of the intact model: sigmoid of the logit of the intact model's answer. logits: intact.
     """
@@ -119,45 +115,6 @@ def knockout_measures(
         "cut_answer": found["variant_answer"].unflatten(1, shape),
         "cut_probability": found["variant_probability"].unflatten(1, shape),
     }
-
-
-def measure_knockout(
-    study: Study,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    number: int = 0,
-    name: str | None = None,
-    directions: Mapping[str, Edges] = DIRECTIONS,
-    **inputs: object,
-) -> AttentionTable:
-    """`knockout_measures` of `knockout_questions`, drawn with the study's seed; once, in shards.
-
-    number: which of the study's models it is. name: of the folder in run_dir, by default
-    knockout_<number>. directions: such as OBJECT_DIRECTIONS, for `grounding.MarkedQuestions`.
-    inputs: what else tells this model from the study's own, such as the seed of random weights.
-    """
-    measure = partial(knockout_measures, directions=directions)
-    axes = (len(directions), len(list_spans(model.config.num_hidden_layers)))
-    layout = {"probability": ("float32", ()), "cut_answer": ("int16", axes),
-              "cut_probability": ("float32", axes)}  # fmt: skip
-    inputs |= {"number": number, **study.settings("knockout_questions")}
-    given = (model, encoded, study.knockout_questions, measure, layout)
-    return extract_sample(study, name or f"knockout_{number}", *given, **inputs)
-
-
-def accuracy_lost(table: AttentionTable, encoded: EncodedQuestions, labels: Labels) -> np.ndarray:
-    """Points of VQA accuracy that each question loses by each cut: (question, direction, span).
-
-    table: of `measure_knockout` on these encoded questions; labels: the answer of each number. NaN
-    for data without answers.
-    """
-    rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
-    return points_lost(table.questions, encoded.score(table.cut_answer, rows, labels))
-
-
-def probability_lost(table: AttentionTable) -> np.ndarray:
-    """Points of the answer's probability lost by each cut: (question, direction, span)."""
-    return 100 * (table.probability[:, None, None] - table.cut_probability)
 
 
 def edge_shares(flow: np.ndarray, questions: pd.DataFrame) -> np.ndarray:

@@ -290,6 +290,5 @@ def measure_modality(
         shares.to_parquet(folder / "shapley.parquet", index=False)
 
     names = "seed", "withheld_questions", "shapley_questions", "shapley_permutations"
-    name = f"modality_{number}" if number else "modality"
-    folder = measure_once(study, name, measure, number=number, **study.settings(*names))
+    folder = measure_once(study, "modality", measure, number=number, **study.settings(*names))
     return pd.read_parquet(folder / "withheld.parquet"), pd.read_parquet(folder / "shapley.parquet")

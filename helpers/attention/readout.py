@@ -1,7 +1,7 @@
 """What is known where: the answer read out after each layer, and linear probes of its state.
 
     readout_measures(model, batch)["read_logits"]    # (question, level, answer)
-    table = measure_readout(study, model, marked)    # of a data set: answers and states, once
+    table = extract_once(study, "readout", model, marked, readout_measures, PROBED)
     hits = probe(table.cls_state, types, learns_on)  # is a label told rightly? (question, level)
     known = score_levels(table, marked, labels, learns_on)          # both, of all that is asked
     assign_roles(evidence)                           # what each layer does, by a fixed rule
@@ -21,12 +21,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.extract import AttentionTable, extract_sample
-from helpers.attention.image_share import mark_objects, prepare_batch, query_weights
-from helpers.attention.knockout import Labels
+from helpers.attention.extract import AttentionTable, Labels
+from helpers.attention.image_share import mark_objects, pack_forward, query_weights
 from helpers.data.encode import EncodedQuestions
-from helpers.model.forward import PackedForward
-from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
 PROBED = 5000  # questions at most: a state of ViLT-B/32 takes 3 KB
@@ -59,13 +56,11 @@ def readout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Te
     layer; NaN without any. batch: as in `attention_split`, with the `objects` of a
     `grounding.MarkedQuestions`, if known.
     """
-    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    forward, valid = PackedForward(model, inputs, groups), groups.any(1)
-    weights = query_weights(mark_objects(batch, groups))  # (question, 2, token)
-    cls, objects = [], []
+    forward, cls, objects = pack_forward(model, batch), [], []
+    weights = query_weights(mark_objects(batch, forward.groups))  # (question, 2, token)
     for layer in forward:
-        tokens = forward.hidden.new_zeros(*valid.shape, forward.hidden.shape[1])
-        tokens[valid] = forward.hidden
+        tokens = forward.hidden.new_zeros(*forward.valid.shape, forward.hidden.shape[1])
+        tokens[forward.valid] = forward.hidden
         cls.append(tokens[:, 0])
         objects.append(weights @ tokens.float())
         layer.run()
@@ -75,25 +70,6 @@ def readout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Te
         "logits": logits[:, -1], "read_logits": logits, "read_answer": logits.argmax(2),
         "cls_state": cls, "object_state": torch.stack(objects, dim=1),
     }  # fmt: skip
-
-
-def measure_readout(
-    study: Study,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    number: int = 0,
-    name: str | None = None,
-    **inputs: object,
-) -> AttentionTable:
-    """`readout_measures` of at most PROBED questions; once, in run_dir/readout_<number>.
-
-    number, name, inputs: as for `knockout.measure_knockout`.
-    """
-    n_levels, size = model.config.num_hidden_layers + 1, model.config.hidden_size
-    layout = {"read_answer": ("int16", (n_levels,)), "cls_state": ("float32", (n_levels, size)),
-              "object_state": ("float32", ("layer", 2, size))}  # fmt: skip
-    given = (model, encoded, PROBED, readout_measures, layout)
-    return extract_sample(study, name or f"readout_{number}", *given, number=number, **inputs)
 
 
 def probe(states: np.ndarray, labels: Sequence, learns_on: np.ndarray) -> np.ndarray:

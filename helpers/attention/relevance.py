@@ -26,8 +26,6 @@ from helpers.attention.image_share import (
 )
 from helpers.model.forward import forward_raster, trace
 
-RELEVANCE = {"relevance": ("float32", (5,))}  # of `relevance_measures`: type, axes
-
 
 def propagate_relevance(attentions: Tensor, gradients: Tensor) -> Tensor:
     """What each token of a question owes to each token after each layer: (layer, query, key).
@@ -127,7 +125,7 @@ def differentiate(
 
 
 def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the model's answers owe to each group of tokens, for a batch; see RELEVANCE.
+    """What the model's answers owe to each group of tokens, for a batch.
 
     relevance (question, 5): the [CLS] row of `propagate_relevance`, less the identity, as shares of
     KEY_GROUPS that sum to 1; NaN where nothing is left. Only the row is carried, from the last

@@ -273,7 +273,7 @@ def plot_heads_together(pairs: pd.DataFrame, emphasis: pd.DataFrame) -> Figure:
     """What pairs of heads cost beyond the sum of their heads; and one head scaled, by family.
 
     pairs: columns first, second, excess (points), of one model. emphasis: of
-    `joint.tabulate_emphasis`.
+    `effects.tabulate_emphasis`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=(1.5, 1))
     grid = pairs.pivot_table("excess", "second", "first", sort=False)

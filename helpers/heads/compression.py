@@ -22,24 +22,16 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from transformers import ViltProcessor
 
-from helpers.attention.extract import (
-    MEASURES,
-    AttentionTable,
-    extract_once,
-    in_measuring_precision,
-    sample_questions,
-)
-from helpers.attention.image_share import attention_measures
+from helpers.attention.extract import AttentionTable, extract_once, sample_questions
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.heads.joint import fit_contributions, logits_lost, measure_joint
+from helpers.heads.effects import fit_contributions, logits_lost
 from helpers.heads.removal import (
-    IMPORTANCE,
-    LOSS_INCREASES,
     answer_variants,
     group_heads,
     importance_measures,
     loss_increases,
+    measure_joint,
     predict_in_batches,
     sample_for_removal,
     scale_heads,
@@ -63,20 +55,19 @@ def measure_importance_on_train(
     """Measure the importance of each head and layer in four ways on training questions; once.
 
     On `sample_for_removal` of the training questions, so that no validation question decides what
-    is removed. Returns `loss_increases`, `importance_measures`, the attention split, and
+    is removed. Returns `loss_increases`, `importance_measures`, the attention, and
     `fit_contributions` of random sets of heads; kept in shards in run_dir/spare_losses,
-    spare_gradients, spare_attention and spare_sets_0; a killed run continues.
+    spare_gradients, spare_attention and spare_sets; a killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, train)
-    lower, split = in_measuring_precision(model, study), {"split": MEASURES["split"]}
-    steps = (
-        ("spare_losses", lower, encoded, loss_increases, LOSS_INCREASES),
-        ("spare_gradients", model, encoded, importance_measures, IMPORTANCE),
-        ("spare_attention", lower, encoded, attention_measures, split),
-    )
-    tables = (extract_once(study, *step, **inputs) for step in steps)
-    sets = measure_joint(study, model, encoded, "spare_sets")
-    return *tables, fit_contributions(sets.gains, logits_lost(sets.table).mean(0))[0]
+    given = (model, encoded)
+    losses = extract_once(study, "spare_losses", *given, loss_increases, **inputs)
+    step = ("spare_gradients", *given, importance_measures)
+    gradients = extract_once(study, *step, exact=True, **inputs)
+    attention = extract_once(study, "spare_attention", *given, **inputs)
+    sets = measure_joint(study, *given, "spare_sets")
+    contributions, _ = fit_contributions(sets.gains, logits_lost(sets.table).mean(0))
+    return losses, gradients, attention, contributions
 
 
 def order_heads(importance: np.ndarray) -> list[Head]:

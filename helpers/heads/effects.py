@@ -1,20 +1,23 @@
-"""What the removal of heads costs: by family, by how few heads, and what predicts it.
+"""What the removal of heads costs: by family, by how few heads, alone and together, and why.
 
-lost = removal.score_removals(removals, "zero_head", answers, labels)
+lost = removals.points_lost("zero_head_answer", encoded, labels)
 effects = removal_effects(lost, families, image_ids)    # a row a head and family
 specialist_loss(lost, families, names, chosen)          # chosen on half, judged on the rest
 rank_measures({"gradient": gradient, "accuracy lost": lost.mean(0)})
+contributions, r2 = fit_contributions(sets.gains, logits_lost(sets.table).mean(0))
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.special import logit
 
-from helpers.attention.extract import name_heads
+from helpers.attention.extract import AttentionTable, name_heads
 from helpers.data.vqa import order_families
+from helpers.heads.removal import FACTORS, Variants
 from helpers.stats.bootstrap import (
     bootstrap_by_group,
     bootstrap_mean,
@@ -27,9 +30,16 @@ from helpers.stats.cluster_robust import (
     has_enough_data,
     mean_difference_test,
 )
-from helpers.stats.models import ModelMean, linearise_ratio, mean_of_models
+from helpers.stats.models import (
+    ModelMean,
+    jackknife_over_models,
+    linearise_ratio,
+    mean_of_models,
+    mean_over_models,
+)
 
 NEEDED = 5  # points: a family that loses more by a head's removal needs the head
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the ridge regression, of which one is selected
 
 
 def removal_effects(
@@ -42,7 +52,7 @@ def removal_effects(
 ) -> pd.DataFrame:
     """What each removal costs over all questions and per family: a row a removal and family.
 
-    lost: (question, layer[, head]) of `score_removals`; families, image_ids: (question,); bounds:
+    lost: (question, layer[, head]), points; families, image_ids: (question,); bounds:
     as in `bootstrap_mean`. Columns: layer, head and name (where lost has heads), family ("all"
     first, then as in FAMILIES), drop (mean points lost), low, high, p (of `mean_difference_test`),
     p_corrected (over all rows that are told), told (enough questions), significant, n, n_clusters.
@@ -217,3 +227,126 @@ def rank_measures(
             rows.append((over, *pair, *map(float, rank[:3]), int(rank.n), p))
     columns = ["over", "first", "second", "correlation", "low", "high", "n", "p"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def logits_lost(table: AttentionTable) -> np.ndarray:
+    """How far each variant lowers the logit of the model's answer: (question, variant)."""
+    whole, changed = (
+        logit(np.clip(values.astype(float), 1e-7, 1 - 1e-7))
+        for values in (table.probability, table.variant_probability)
+    )
+    return whole[:, None] - changed
+
+
+def fit_contributions(gains: np.ndarray, lost: ArrayLike) -> tuple[np.ndarray, float]:
+    """What each head contributes, from sets of heads removed: contributions (layer, head), R^2.
+
+    gains: of `sample_sets`; lost: (set,), such as the mean of `logits_lost`. Ridge regression on
+    the heads of each set. R^2: of each set predicted from the others (leave-one-out, from the
+    leverages), with the one of PENALTIES that predicts best.
+    """
+    removed, lost = 1 - gains.reshape(len(gains), -1), np.asarray(lost, dtype=float)
+    x, y, n = removed - removed.mean(0), lost - lost.mean(), len(lost)
+    fits = []
+    for penalty in PENALTIES:
+        solve = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T)
+        leverage = (x * solve.T).sum(1) + 1 / n
+        left_out = (y - x @ (solve @ y)) / (1 - leverage)
+        total = (y**2).sum() * (n / (n - 1)) ** 2
+        fits.append((1 - (left_out**2).sum() / total, solve @ y))
+    r2, contributions = max(fits, key=lambda fit: fit[0])
+    return contributions.reshape(gains.shape[1:]), float(r2)
+
+
+def split_variants(values: np.ndarray, n_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values (question, variant) of `pair_gains` apart; n_heads: over all layers.
+
+    Of heads removed (question, head), emphasised (question, factor, head), pairs (question, pair).
+    """
+    ends = n_heads, n_heads * (len(FACTORS) + 1)
+    single, emphasised, pairs = np.split(values, ends, axis=1)
+    return single, emphasised.reshape(len(values), len(FACTORS), n_heads), pairs
+
+
+def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray:
+    """What a pair costs beyond what its two heads cost alone: (question, pair), from `pair_gains`.
+
+    Above 0 where two heads stand in for each other.
+    """
+    single, _, together = split_variants(lost, n_heads)
+    return together - single[:, pairs].sum(2)
+
+
+def share_of_backups(
+    excess: Sequence[np.ndarray], image_ids: ArrayLike, least: float = 2
+) -> ModelMean:
+    """Percent of pairs whose `pair_excess` (of each model) is over `least` points, over models."""
+
+    def share(model: int, rows: np.ndarray) -> float:
+        return 100 * np.mean(excess[model][rows].mean(0) > least + 1e-6)  # not by rounding
+
+    return jackknife_over_models(share, len(excess), image_ids, limits=(0, 100))
+
+
+def tabulate_pairs(
+    excess: Sequence[np.ndarray], pairs: np.ndarray, n_heads_a_layer: int, half: np.ndarray
+) -> pd.DataFrame:
+    """Every pair of heads of every model: a row each; half: (question,), half of the images.
+
+    Columns: model, first, second (heads as L3H7), excess (points, `pair_excess`), excess_a,
+    excess_b (on each half).
+    """
+    first, second = (
+        name_heads(
+            pd.DataFrame(np.stack(divmod(own, n_heads_a_layer), 1), columns=["layer", "head"])
+        )
+        for own in pairs.T
+    )
+    tables = []
+    for model, each in enumerate(excess):
+        means = {"excess": each, "excess_a": each[half], "excess_b": each[~half]}
+        means = {name: part.mean(0) for name, part in means.items()}
+        tables.append(pd.DataFrame({"model": model, "first": first, "second": second, **means}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def tabulate_emphasis(
+    lost: Sequence[np.ndarray], families: ArrayLike, image_ids: ArrayLike, n_heads: int
+) -> pd.DataFrame:
+    """What rises and what falls when one head says more, or nothing: a row a family and factor.
+
+    lost: (question, variant) of `pair_gains`, a model each. Columns: family ("all" first), factor
+    (0: removed), estimate, low, high (points lost, mean over heads and models), risen and fallen
+    (heads a model that gain or lose more than 2 points), n, n_models.
+    """
+    parts = [split_variants(of_model, n_heads)[:2] for of_model in lost]
+    lost = np.stack([np.concatenate([one[:, None], more], axis=1) for one, more in parts])
+    families, image_ids, tables = np.asarray(families), np.asarray(image_ids), []
+    for family in ("all", *order_families(families)):
+        own = (families == family) | (family == "all")
+        means = lost[:, own].mean(1)  # (model, factor, head)
+        risen, fallen = ((sign * means > 2).sum(2).mean(0) for sign in (-1, 1))
+        over = mean_over_models(lost[:, own].mean(3), image_ids[own])._asdict()
+        columns = {name: over[name] for name in ("estimate", "low", "high", "n", "n_models")}
+        columns |= {"family": family, "factor": (0.0, *FACTORS), "risen": risen, "fallen": fallen}
+        tables.append(pd.DataFrame(columns))
+    names = ["family", "factor", "estimate", "low", "high", "risen", "fallen", "n", "n_models"]
+    return pd.concat(tables, ignore_index=True)[names]
+
+
+def compare_contributions(
+    measures: Mapping[str, Sequence[np.ndarray]], sets: Sequence[Variants]
+) -> pd.DataFrame:
+    """Do measures rank heads as their contributions to sets do? A row a measure.
+
+    measures: name -> (layer, head) of each model; sets: of `measure_joint`, of each model. Columns:
+    measure, correlation, low, high (of `rank_over_models`), r2 (of `fit_contributions`, mean over
+    models), n_models.
+    """
+    fits = [fit_contributions(each.gains, logits_lost(each.table).mean(0)) for each in sets]
+    contributions, r2 = [of_heads[None] for of_heads, _ in fits], np.mean([r2 for _, r2 in fits])
+    rows = []
+    for name, values in measures.items():
+        over = rank_over_models(values, contributions, [])
+        rows.append((name, over.estimate, over.low, over.high, r2, over.n_models))
+    return pd.DataFrame(rows, columns=["measure", "correlation", "low", "high", "r2", "n_models"])

@@ -1,18 +1,24 @@
-"""The answers without heads or layers, or with heads of another question; and the gradient.
+"""The answers without heads or layers, with heads scaled or of another question; and the gradient.
 
 with ablate_heads(model, [(3, 7), (5, 0)]):
     forward_raster(model, batch)
 
 removals, gradients = measure_removals(study, model, processor, data)    # every one in turn
-lost = score_removals(removals, "zero_head", answers, model.config.id2label)
+lost = removals.points_lost("zero_head_answer", encoded, model.config.id2label)
+sets = measure_joint(study, model, encoded, "sets")                      # random sets of heads
+
+Removed one at a time, two heads that can each do the other's work both look idle. Random sets of
+heads show them, as in the datamodels of Ilyas et al. (2022, "Predicting predictions from training
+data"); heads scaled up as in CogVision (2025).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +30,13 @@ from transformers import ViltProcessor
 
 from helpers.attention.extract import (
     AttentionTable,
-    Layout,
     extract_once,
-    in_measuring_precision,
     measure_once,
-    points_lost,
     sample_questions,
 )
-from helpers.attention.image_share import prepare_batch
+from helpers.attention.image_share import pack_forward, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
-from helpers.data.vqa import score_answers
 from helpers.model.forward import (
     PackedForward,
     Variant,
@@ -49,32 +51,17 @@ from helpers.run.settings import Study
 from helpers.stats.models import linearise_ratio
 
 Pair = tuple[int, int]  # rows of two questions: source, target
-
-HEAD_AXES, LAYER_AXES = ("layer", "head"), ("layer",)
-ABLATION_MODES = {  # mode: its name in tables, and what is removed one at a time
-    "zero_head": ("zero", HEAD_AXES),  # 0 in place of the head's z
-    "mean_head": ("mean", HEAD_AXES),  # its mean over the data in place of the head's z
-    "zero_attention": ("attention", LAYER_AXES),  # 0 in place of the z of all heads of a layer
-    "skip_layer": ("layer", LAYER_AXES),  # the layer left out, feed-forward part included
-}
-
-
-def list_measures(modes: Iterable[str] = ABLATION_MODES) -> Layout:
-    """The measures of `removal_measures`; name: type, further axes."""
-    measures = {"probability": ("float32", ())}
-    for name, axes in map(ABLATION_MODES.get, modes):
-        measures[f"{name}_answer"] = ("int32", axes)
-        measures[f"{name}_probability"] = ("float32", axes)
-    return measures
-
-
-# of `loss_increases` and `importance_measures`
-LOSS_INCREASES = {"head_loss": ("float32", HEAD_AXES), "layer_loss": ("float32", LAYER_AXES)}
-IMPORTANCE = {"importance": ("float32", HEAD_AXES)}
+FACTORS = (1.5, 2.0, 3.0)  # that the output of an emphasised head is multiplied by
+ABLATION_MODES = (  # what is removed one at a time
+    "zero_head",  # 0 in place of the head's z
+    "mean_head",  # its mean over the data in place of the head's z
+    "zero_attention",  # 0 in place of the z of all heads of a layer
+    "skip_layer",  # the layer left out, feed-forward part included
+)
 
 
 def replace_heads(zs: Iterable[Tensor]) -> list[Variant]:
-    """A variant for each head, layer by layer; zs: (token or 1, head, d_head) of each layer."""
+    """A variant for each head, layer by layer; zs: of each, (token or 1, head, d_head or 1)."""
 
     def replace(z: Tensor, head: int, new: Tensor) -> Tensor:
         z = z.clone()
@@ -100,13 +87,6 @@ def scale_heads(gains: np.ndarray) -> list[Variant]:
         {layer: scale(tuple(row)) for layer, row in enumerate(rows) if set(row) != {1.0}}
         for rows in np.asarray(gains, dtype=float).tolist()
     ]
-
-
-def remove_each_head(model: nn.Module) -> list[Variant]:
-    """A variant for each head, layer by layer: 0 in place of its z."""
-    n_layers, n_heads = model.config.num_hidden_layers, model.config.num_attention_heads
-    n_total = n_layers * n_heads
-    return scale_heads(1 - np.eye(n_total).reshape(n_total, n_layers, n_heads))
 
 
 def ablate_heads(model: nn.Module, heads: Sequence[tuple[int, int]]) -> AbstractContextManager:
@@ -147,12 +127,6 @@ def mean_z(model: nn.Module, encoded: EncodedQuestions, batch_size: int = 64) ->
     return (sums / n_tokens[:, None, None]).float()
 
 
-def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
-    """A packed forward pass over a batch."""
-    inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    return PackedForward(model, inputs, groups)
-
-
 @torch.no_grad()
 def predict_in_batches(
     model: nn.Module,
@@ -181,14 +155,15 @@ def removal_measures(
     means: Tensor | None = None,
     modes: Iterable[str] = ABLATION_MODES,
 ) -> dict[str, Tensor]:
-    """The answers to a batch without each head and each layer in turn, as `list_measures` says.
+    """The answers to a batch without each head and each layer in turn.
 
-    means: of `mean_z`, for mean_head. <name>_answer and <name>_probability, for the names of the
-    modes, and the intact model's logits and probability: as in `answer_variants`.
+    means: of `mean_z`, for mean_head. Returns <mode>_answer and <mode>_probability (question,
+    layer[, head]), and the intact model's logits and probability, all as in `answer_variants`.
     """
     layers = range(model.config.num_hidden_layers)
+    silent = torch.zeros(len(layers), 1, model.config.num_attention_heads, 1)
     make = {
-        "zero_head": lambda: remove_each_head(model),
+        "zero_head": lambda: replace_heads(silent),
         "mean_head": lambda: replace_heads(means[:, None]),
         "zero_attention": lambda: [{layer: torch.zeros_like} for layer in layers],
         "skip_layer": lambda: [{layer: None} for layer in layers],
@@ -199,9 +174,9 @@ def removal_measures(
     for quantity in ("answer", "probability"):
         parts = measures.pop(f"variant_{quantity}").split(counts, dim=1)
         for mode, part in zip(variants, parts, strict=True):
-            name, axes = ABLATION_MODES[mode]
-            by_layer = part.unflatten(1, (len(layers), -1))
-            measures[f"{name}_{quantity}"] = by_layer if axes == HEAD_AXES else part
+            of_heads = mode.endswith("head")
+            part = part.unflatten(1, (len(layers), -1)) if of_heads else part
+            measures[f"{mode}_{quantity}"] = part
     return measures
 
 
@@ -214,7 +189,8 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     answer).
     """
     labels, n_layers = batch["labels"].to(model.device), model.config.num_hidden_layers
-    variants = remove_each_head(model) + [{layer: None} for layer in range(n_layers)]
+    silent = torch.zeros(n_layers, 1, model.config.num_attention_heads, 1)
+    variants = replace_heads(silent) + [{layer: None} for layer in range(n_layers)]
     losses = torch.zeros(len(labels), len(variants), device=model.device)
 
     def measure_loss(logits: Tensor) -> Tensor:
@@ -227,19 +203,6 @@ def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tens
     losses -= measure_loss(intact)[:, None]
     heads = losses[:, :-n_layers].unflatten(1, (n_layers, -1))
     return {"head_loss": heads, "layer_loss": losses[:, -n_layers:], "logits": intact}
-
-
-def score_removals(
-    table: AttentionTable, mode: str, answers: Iterable[Sequence[str]], labels: Mapping[int, str]
-) -> np.ndarray:
-    """Points of VQA accuracy that each question loses by each removal: (question, layer[, head]).
-
-    table: of `measure_removals`. mode: one of ABLATION_MODES. answers: each question's ten. labels:
-    the answer of each number. From -100 to 100, below 0 where the model does better without.
-    """
-    name = ABLATION_MODES[mode][0]
-    scores = score_answers(getattr(table, f"{name}_answer"), answers, labels)
-    return points_lost(table.questions, scores)
 
 
 def sample_for_removal(
@@ -260,22 +223,74 @@ def measure_removals(
     On `sample_for_removal` of data, the validation questions; number: which of the study's models.
     Returns `removal_measures`, of the first model in all ABLATION_MODES and of the others in
     zero_head alone, in half precision on a GPU as attention is; and `importance_measures`, in the
-    model's own precision. Kept in run_dir/removals and run_dir/importance (removals_1, ... of the
-    second model) in shards, so that a killed run continues.
+    model's own precision. Kept in run_dir/removals and run_dir/importance in shards, so that a
+    killed run continues.
     """
     encoded, inputs = sample_for_removal(study, model, processor, data)
-    modes, suffix = (("zero_head",), f"_{number}") if number else (ABLATION_MODES, "")
-    lower, inputs = in_measuring_precision(model, study), inputs | {"number": number}
-    means = cache(lambda: mean_z(lower, encoded, study.extract_batch_size))  # only when needed
+    inputs |= {"number": number}
+    modes, size = ("zero_head",) if number else ABLATION_MODES, study.extract_batch_size
+    means = cache(lambda model: mean_z(model, encoded, size))  # only when needed
 
     def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return removal_measures(model, batch, means() if "mean_head" in modes else None, modes)
+        return removal_measures(model, batch, means(model) if "mean_head" in modes else None, modes)
 
-    steps = (
-        (f"removals{suffix}", lower, encoded, measure, list_measures(modes)),
-        (f"importance{suffix}", model, encoded, importance_measures, IMPORTANCE),
-    )
-    return tuple(extract_once(study, *step, **inputs) for step in steps)
+    step = ("importance", model, encoded, importance_measures)
+    importance = extract_once(study, *step, exact=True, **inputs)
+    return extract_once(study, "removals", model, encoded, measure, **inputs), importance
+
+
+class Variants(NamedTuple):
+    """Answers of a model whose heads are scaled: a row of `gains` a variant of the table."""
+
+    table: AttentionTable  # variant_answer, variant_probability: (question, variant)
+    gains: np.ndarray  # (variant, layer, head), that a head's z is multiplied by
+
+
+def list_pairs(n_heads: int, n_pairs: int, seed: int = 0) -> np.ndarray:
+    """Pairs of heads (pair, 2), counted over all layers: all, or n_pairs drawn at random."""
+    pairs = np.array([*combinations(range(n_heads), 2)])
+    return pairs[sample_questions(len(pairs), n_pairs, seed)]
+
+
+def pair_gains(shape: tuple[int, int], pairs: np.ndarray) -> np.ndarray:
+    """Gains (variant, layer, head): each head removed, each at all FACTORS; each pair removed."""
+    eye = np.eye(shape[0] * shape[1])
+    alone = [1 + (factor - 1) * eye for factor in (0, *FACTORS)]
+    return np.concatenate([*alone, 1 - eye[pairs].sum(1)]).reshape(-1, *shape)
+
+
+def sample_sets(shape: tuple[int, int], n_sets: int, seed: int = 0) -> np.ndarray:
+    """Gains (set, layer, head) of random sets of heads removed, of one up to half of the heads."""
+    generator, n_heads = np.random.default_rng(seed), shape[0] * shape[1]
+    gains = np.ones((n_sets, n_heads))
+    for row in gains:
+        size = generator.integers(1, n_heads // 2 + 1)
+        row[generator.choice(n_heads, size, replace=False)] = 0
+    return gains.reshape(-1, *shape)
+
+
+def measure_joint(
+    study: Study, model: nn.Module, encoded: EncodedQuestions, kind: str, number: int = 0
+) -> Variants:
+    """The answers to a sample of questions with heads scaled together; once, in shards.
+
+    kind: "pairs", `pair_gains` of at most `joint_sets` pairs on `pair_questions`; else `joint_sets`
+    of `sample_sets` on `joint_questions`. number: which of the study's models. Kept in run_dir.
+    """
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    setting, gains = "joint_questions", sample_sets(shape, study.joint_sets, study.seed)
+    if kind == "pairs":
+        pairs = list_pairs(shape[0] * shape[1], study.joint_sets, study.seed)
+        setting, gains = "pair_questions", pair_gains(shape, pairs)
+    variants = scale_heads(gains)
+
+    @torch.no_grad()
+    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return answer_variants(pack_forward(model, batch), variants)
+
+    inputs = {"sets": study.joint_sets, "used": source_digest("helpers/heads"), "number": number}
+    step = kind, model, encoded, measure, getattr(study, setting)
+    return Variants(extract_once(study, *step, **inputs), gains)
 
 
 def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

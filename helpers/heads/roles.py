@@ -1,6 +1,6 @@
 """What each head does: scores on roles, held against heads of 24 models with random weights.
 
-    facts = gather_facts(table, encoded, data)            # what the questions say beside attention
+    facts = gather_facts(table, data)                     # what the questions say beside attention
     by_question = score_by_question(table, facts)         # role -> (question, layer, head)
     random = mean_scores(random_tables, facts.select(sampled))
     scores = score_roles(by_question, image_ids, random)  # a row a role and head
@@ -13,21 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset
 from numpy.typing import ArrayLike
 from scipy import stats
 from torch import nn
 
-from helpers.attention.extract import (
-    AttentionTable,
-    extract_once,
-    in_measuring_precision,
-    name_heads,
-)
+from helpers.attention.extract import AttentionTable, extract_once, name_heads
 from helpers.attention.grounding import find_hits, mask_boxes, object_chance, pointing_hits
-from helpers.attention.image_share import FUNCTION, attention_maps, image_share, uniform_baseline
-from helpers.attention.word_classes import mark_classes
+from helpers.attention.image_share import attention_maps, image_share, uniform_baseline
 from helpers.data.encode import EncodedQuestions
 from helpers.model.vilt import load_vilt
 from helpers.run.settings import PROFILES, Study
@@ -61,54 +54,43 @@ OF_WORDS = (  # roles that are about words, which a card shows as bars
 class QuestionFacts(NamedTuple):
     """What roles need to know of questions beside their attention; rows as in the table."""
 
-    n_sinks: np.ndarray  # (question,), tokens that hardly depend on the question
     inside: np.ndarray  # bool (question, patch), in a box that is asked about
     chance: np.ndarray  # (question,), of pointing right by chance; NaN where it cannot be said
     chance_of: str  # "object", "patch" or "" (no boxes): who points at random
 
     def select(self, rows: np.ndarray) -> "QuestionFacts":
         """The facts of some questions: rows of whole numbers."""
-        return QuestionFacts(*(fact[rows] for fact in self[:3]), self.chance_of)
+        return QuestionFacts(*(fact[rows] for fact in self[:2]), self.chance_of)
 
 
-def gather_facts(table: AttentionTable, encoded: EncodedQuestions, data: Dataset) -> QuestionFacts:
-    """What the questions say of sinks and boxes; table, encoded, data: the same questions.
+def gather_facts(table: AttentionTable, data: Dataset) -> QuestionFacts:
+    """What the questions say of boxes; table, data: the same questions.
 
-    Sinks are [CLS], [SEP], the image's CLS, function words and punctuation. Chance is that of who
-    points at a random known object of the picture (`object_chance`). Where no picture has two known
-    objects, it is that of a random patch: the share of patches in the box.
+    Chance is that of who points at a random known object of the picture (`object_chance`). Where no
+    picture has two known objects, it is that of a random patch: the share of patches in the box.
     """
-    texts = encoded.questions["question"]
-    asked = zip(texts, encoded.input_ids, strict=True)
-    n_empty = {text: count_empty_words(encoded, ids) for text, ids in dict(asked).items()}
     inside, chance_of = mask_boxes(table.questions, data), "object"
     chance = object_chance(table.questions, data)
     if np.isnan(chance).all():
         chance, chance_of = pointing_hits(table.top_patch, table.questions, data)[1], "patch"
     if np.isnan(chance).all():
         chance_of = ""
-    return QuestionFacts(3 + texts.map(n_empty).to_numpy(), inside, chance, chance_of)
+    return QuestionFacts(inside, chance, chance_of)
 
 
-def count_empty_words(encoded: EncodedQuestions, input_ids: torch.Tensor) -> int:
-    """How many word pieces of a question (token,) are of function words or punctuation."""
-    ids = input_ids[None]
-    members = mark_classes(encoded.processor.tokenizer, ids, torch.ones_like(ids))
-    return int(members[:, FUNCTION].sum())
-
-
-def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None) -> Scores:
+def score_by_question(table: AttentionTable, facts: QuestionFacts) -> Scores:
     """Score every head on every role of ROLES: role -> (question, layer, head).
 
-    facts: of `gather_facts`; without them sink and grounding are NaN. 0 is uniform attention or
-    chance, 1 the most possible; NaN where a question cannot tell (no box, a single word). With mass
-    m on the role's keys and m0 that of uniform attention over all tokens:
+    facts: of `gather_facts`. 0 is uniform attention or chance, 1 the most possible; NaN where a
+    question cannot tell (no box, a single word). With mass m on the role's keys and m0 that of
+    uniform attention over all tokens:
 
     readers:    (m - m0) / (1 - m0), at least -m0 / (1 - m0): far below -1 where m0 is near 1.
     local:      m (1 - d / d0), with d the mean distance to keys of the query's own kind and d0 that
                 of uniform attention over them, the token itself included.
     global:     (m - m0) / (1 - m0), times 0 for d / d0 <= 1/2, rising to 1 for d / d0 >= 1.
-    sink:       as readers, m being the mass on sinks whose values are small (reads nothing).
+    sink:       as readers, m being the mass on sinks whose values are small (reads nothing); sinks
+                are [CLS], [SEP], the image's CLS, function words and punctuation.
     grounding:  (hit - chance) / (1 - mean chance), the mean of the [CLS] and the words query.
 
     Text includes [CLS] and [SEP], image its CLS: a sink can be a reader too.
@@ -122,7 +104,11 @@ def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None)
     # the mean |i - j| over all pairs of n words is (n^2 - 1) / 3n
     word_ratio = divide_or_nan(table.text_distance * 3 * words, words**2 - 1)
     patch_ratio = divide_or_nan(table.patch_distance, uniform_patch_distance(grids)[:, None, None])
-    scores = {
+    empty = table.sink[..., [WORDS, PATCHES], EMPTY].mean(-1)
+    hits = find_hits(table.top_patch[..., [CLS, WORDS]], facts.inside)
+    known = facts.chance[np.isfinite(facts.chance)]
+    most = 1 - known.mean() if len(known) else np.nan
+    return {
         "text reader of image": _rescale(image[..., WORDS], baseline),
         "image reader of text": _rescale(1 - image[..., PATCHES], 1 - baseline),
         "[CLS] reader of words": _rescale(split[..., CLS, WORD_KEYS], words / keys),
@@ -131,17 +117,9 @@ def score_by_question(table: AttentionTable, facts: QuestionFacts | None = None)
         "text global": _rescale(word_mass, words / keys) * np.clip(2 * word_ratio - 1, 0, 1),
         "patch local": patch_mass * (1 - patch_ratio),
         "patch global": _rescale(patch_mass, patches / keys) * np.clip(2 * patch_ratio - 1, 0, 1),
+        "sink": _rescale(empty, table.n_sinks[:, None, None] / keys),
+        "grounding": divide_or_nan(hits.mean(-1) - facts.chance[:, None, None], most),
     }
-    if facts is None:
-        unknown = np.full(split.shape[:3], np.nan)
-        return scores | {"sink": unknown, "grounding": unknown}
-    empty = table.sink[..., [WORDS, PATCHES], EMPTY].mean(-1)
-    scores["sink"] = _rescale(empty, facts.n_sinks[:, None, None] / keys)
-    hits = find_hits(table.top_patch[..., [CLS, WORDS]], facts.inside)
-    beyond = hits.mean(-1) - facts.chance[:, None, None]
-    known = facts.chance[~np.isnan(facts.chance)]
-    scores["grounding"] = divide_or_nan(beyond, 1 - known.mean() if len(known) else np.nan)
-    return scores
 
 
 def uniform_patch_distance(grids: np.ndarray) -> np.ndarray:
@@ -160,7 +138,7 @@ def _rescale(value: np.ndarray, null: np.ndarray) -> np.ndarray:
     return divide_or_nan(value - null, 1 - null)
 
 
-def mean_scores(tables: Sequence[AttentionTable], facts: QuestionFacts | None = None) -> Scores:
+def mean_scores(tables: Sequence[AttentionTable], facts: QuestionFacts) -> Scores:
     """The scores of several models' heads: role -> (model, layer, head), means over questions.
 
     tables: of each model, such as those of `extract.measure_random_models`, on the same questions.
@@ -340,10 +318,9 @@ def measure_before_finetuning(
 
     encoded: validation questions. answers: the fine-tuned model's, for a new answer head whose
     answers mean nothing. number: which of the study's models, one that `find_pretrained` knows.
-    Kept in run_dir/attention_before, the second one's in attention_before_1.
+    Kept in run_dir/attention_before.
     """
     checkpoint, device = find_pretrained(study, number), study.device_name()
     model = load_vilt(study.path(checkpoint), device=device, answers=answers, seed=study.seed)[0]
     inputs = {"checkpoint": checkpoint, "seed": study.seed, "rows": len(encoded), "number": number}
-    name = f"attention_before_{number}" if number else "attention_before"
-    return extract_once(study, name, in_measuring_precision(model, study), encoded, **inputs)
+    return extract_once(study, "attention_before", model, encoded, **inputs)

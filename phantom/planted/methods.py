@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.image_share import attention_measures, image_share, prepare_batch, rollout
+from helpers.attention.image_share import (
+    attention_measures,
+    image_share,
+    pack_forward,
+    prepare_batch,
+    rollout,
+)
 from helpers.attention.knockout import knockout, number_edges
 from helpers.attention.modality import mm_shap
 from helpers.attention.relevance import propagate_relevance, relevance_measures
@@ -24,7 +30,6 @@ from helpers.heads.removal import (
     answer_variants,
     importance_measures,
     mean_z,
-    pack_forward,
     patch_heads,
     patching_effect,
     removal_measures,
@@ -98,13 +103,13 @@ def score_heads(
     intact = zero["logits"].argmax(1)
     with ablate_heads(model, [partner]):
         beside = run_measure(without, model, encoded, batch_size)
-    joint = lost(beside["logits"].argmax(1), beside["zero_answer"], order)
+    joint = lost(beside["logits"].argmax(1), beside["zero_head_answer"], order)
     joint[partner] = lost(intact, beside["logits"].argmax(1), order)
     scores = {
         "gradient": gradient,
         "gradient, normalised": normalise_by_layer(gradient),
-        "removal (zero)": lost(intact, zero["zero_answer"], order),
-        "removal (mean)": lost(intact, mean["mean_answer"], order),
+        "removal (zero)": lost(intact, zero["zero_head_answer"], order),
+        "removal (mean)": lost(intact, mean["mean_head_answer"], order),
         "joint removal": joint,
     }
     if pairs:

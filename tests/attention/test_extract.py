@@ -12,7 +12,7 @@ import torch
 from small import ANSWERS, encode_noise, stub_study
 
 from helpers.attention import extract
-from helpers.attention.extract import MEASURES, extract_attention, read_attention
+from helpers.attention.extract import extract_attention, read_attention
 from helpers.attention.image_share import attention_measures, uniform_baseline
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.finetune import predict
@@ -20,6 +20,8 @@ from helpers.model.vilt import load_vilt
 from helpers.run.settings import Study
 
 LAYERS = HEADS = 4  # of fresh-small
+MEASURES = {"split", "entropy", "text_distance", "patch_distance", "top_patch", "value_norm",
+            "sink", "n_sinks", "flow", "rollout"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,9 @@ class TestRows:
         assert table.text_distance.shape == table.patch_distance.shape == (12, LAYERS, HEADS)
         for place in range(12):
             found = attention_measures(vilt[0], encoded.collate([encoded[place]]))
-            for name, (kind, _) in MEASURES.items():
+            for name in MEASURES:
                 values, expected = getattr(table, name)[place], found[name][0]
-                assert values.dtype == kind
+                assert values.dtype == ("int32" if name in ("top_patch", "n_sinks") else "float32")
                 np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
     def test_questions_counts_and_accuracy(self, vilt, encoded, table):
@@ -72,15 +74,15 @@ class TestRows:
         assert questions["accuracy"].tolist() == pytest.approx(accuracy)
 
     def test_measures_are_read_when_asked_for(self, table):
-        assert not set(MEASURES) & set(vars(table))
+        assert not MEASURES & set(vars(table))
         excess = table.excess
-        assert not set(MEASURES) & set(vars(table))  # the split went by shard by shard
+        assert not MEASURES & set(vars(table))  # the split went by shard by shard
         whole = table.split[..., 3:].sum(-1) - table.baseline[:, None, None, None]
         np.testing.assert_allclose(excess, whole, atol=1e-6)
         asked = table.questions.loc[7]
         baseline = uniform_baseline(asked["n_words"], asked["n_patches"])
         assert table.baseline[7] == pytest.approx(baseline)
-        assert set(MEASURES) & set(vars(table)) == {"split"}
+        assert MEASURES & set(vars(table)) == {"split"}
         largest = table.reduce("entropy", lambda values: values.max((1, 2)))
         np.testing.assert_array_equal(largest, table.entropy.max((1, 2)))
         assert table.dtype == "torch.float32"
@@ -121,13 +123,12 @@ class TestResuming:
 class TestErrors:
     def test_shards_of_another_run_are_refused(self, vilt, encoded, folder):
         other = load_vilt("fresh-small", answers=ANSWERS, seed=99)[0]
-        wider, double = MEASURES | {"rollout": ("float64", (5,))}, copy.deepcopy(vilt[0]).double()
+        double = copy.deepcopy(vilt[0]).double()
         for run in (
             lambda: extract_attention(vilt[0], encoded, folder, 4, 4),
             lambda: extract_attention(vilt[0], encoded.select(range(1, 12)), folder, 4, 5),
             lambda: extract_attention(other, encoded, folder, 4, 5),
             lambda: extract_attention(double, encoded, folder, 4, 5),
-            lambda: extract_attention(vilt[0], encoded, folder, 4, 5, layout=wider),
         ):
             with pytest.raises(ValueError, match=r"part-00000.parquet is of .* empty the folder"):
                 run()
@@ -145,9 +146,12 @@ class TestErrors:
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         second = tmp_path / "part-00001.parquet"
         table = pq.read_table(second)
-        other = {"source": '{"questions": 2, "measures": {}, "dtype": "torch.float32"}'}
+        other = {"source": '{"questions": 2, "dtype": "torch.float32"}'}
         pq.write_table(table.replace_schema_metadata(other), second)
         with pytest.raises(ValueError, match=r"part-00001.parquet has .*'questions': 2"):
+            read_attention(tmp_path)
+        pq.write_table(table.drop_columns("flow"), second)  # of another measure
+        with pytest.raises(ValueError, match=r"part-00001.parquet has .*but .*'flow'"):
             read_attention(tmp_path)
         second.write_bytes(second.read_bytes()[:100])
         with pytest.raises(ValueError, match=r"00001.* is no attention shard of this version"):

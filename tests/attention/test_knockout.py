@@ -8,17 +8,15 @@ import pytest
 import torch
 from small import ANSWERS, stub_study
 
+from helpers.attention.extract import extract_once
 from helpers.attention.image_share import attention_measures, average_queries, prepare_batch
 from helpers.attention.knockout import (
     DIRECTIONS,
-    accuracy_lost,
     edge_shares,
     knockout,
     knockout_measures,
     list_spans,
-    measure_knockout,
     number_edges,
-    probability_lost,
     tabulate_losses,
     uniform_shares,
 )
@@ -135,16 +133,16 @@ def test_wrong_edges_and_layers_are_named(model, batch, edges, layers, culprit):
 
 
 def test_losses_over_a_data_set_are_those_of_single_questions(vilt, encoded, tmp_path):
-    study = stub_study(tmp_path, knockout_questions=5)
     model, answers = vilt[0], encoded.questions["answers"].tolist()
-    table = measure_knockout(study, model, encoded)
+    given = stub_study(tmp_path), "knockout", model, encoded, knockout_measures
+    table = extract_once(*given, count=5)
     ids = encoded.questions["question_id"].tolist()
     rows = [ids.index(question) for question in table.questions["question_id"]]
     assert len(rows) == 5
     own = [answers[row] for row in rows]
-    lost = accuracy_lost(table, encoded, ANSWERS)
+    lost = table.points_lost("cut_answer", encoded, ANSWERS)
     spans = list_spans(4)
-    assert lost.shape == (5, len(DIRECTIONS), len(spans)) == probability_lost(table).shape
+    assert lost.shape == (5, len(DIRECTIONS), len(spans)) == table.cut_probability.shape
     for place, row in enumerate(rows):
         single = encoded.collate([encoded[row]])
         whole, cut = (

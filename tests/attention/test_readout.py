@@ -8,12 +8,12 @@ import pytest
 import torch
 from small import stub_study
 
+from helpers.attention.extract import extract_once
 from helpers.attention.grounding import MarkedQuestions
 from helpers.attention.readout import (
     PROBES,
     ROLES,
     assign_roles,
-    measure_readout,
     probe,
     readout_measures,
     score_levels,
@@ -75,7 +75,7 @@ def test_without_boxes_no_patch_is_marked(model, encoded, marked):
 
 
 def test_answers_read_out_are_scored_over_a_data_set(model, marked, tmp_path):
-    table = measure_readout(stub_study(tmp_path), model, marked)
+    table = extract_once(stub_study(tmp_path), "readout", model, marked, readout_measures)
     known = score_levels(table, marked, model.config.id2label, np.arange(12) < 8)
     accuracy = known["answer at read-out"]
     np.testing.assert_allclose(accuracy[:, -1], table.questions["accuracy"])

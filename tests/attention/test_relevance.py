@@ -17,7 +17,6 @@ from helpers.attention.image_share import (
     rollout,
 )
 from helpers.attention.relevance import (
-    RELEVANCE,
     differentiate,
     explain,
     patch_maps,
@@ -132,8 +131,9 @@ class TestExplanations:
 
     def test_sinks_are_found_by_word_in_full_maps(self, explained, model, batch):
         """Attention on special tokens, function words and punctuation, found from the pieces."""
-        measured = attention_measures(model, batch)["sink"]
-        for explanation, found in zip(explained, measured, strict=True):
+        measures = attention_measures(model, batch)
+        measured = zip(explained, measures["sink"], measures["n_sinks"].tolist(), strict=True)
+        for explanation, found, n_sinks in measured:
             maps = explanation.maps
             special, patches = ("[CLS]", "[SEP]", "[IMG]"), maps.groups["patches"]
             named = dict.fromkeys(range(len(maps.tokens)), "noun")
@@ -141,6 +141,7 @@ class TestExplanations:
             named |= dict(enumerate(classify_pieces(pieces), start=maps.groups["words"].start))
             idle = [i for i, name in named.items() if name in ("function word", "punctuation")]
             idle += [i for i, token in enumerate(maps.tokens) if token in special]
+            assert len(idle) == n_sinks
             kept = torch.tensor([i not in idle for i in range(len(maps.tokens))])
             norms = explanation.value_norms  # (layer, head, key)
             small = (1 - norms / norms[..., kept].mean(-1, keepdim=True)).clamp_min(0)
@@ -215,7 +216,7 @@ class TestMeasures:
 
     def test_a_study_measures_relevance(self, model, encoded, tmp_path):
         study = stub_study(tmp_path)
-        table = extract_once(study, "relevance", model, encoded, relevance_measures, RELEVANCE)
+        table = extract_once(study, "relevance", model, encoded, relevance_measures)
         assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
         alone = relevance_measures(model, encoded.collate([encoded[7]]))["relevance"][0]
         np.testing.assert_allclose(table.relevance[7], alone, atol=1e-4)

@@ -106,12 +106,13 @@ def test_measures_are_means_over_single_words(model, encoded, batch):
 
 def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
     study = stub_study(tmp_path)
-    table = extract.measure_words(study, model, encoded)
+    given = study, "words", model, encoded, word_measures
+    table = extract.extract_once(*given)
     expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
     np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
     assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
-    monkeypatch.setattr(extract, "word_measures", None)  # a second call does not measure
-    again = extract.measure_words(study, model, encoded)
+    monkeypatch.setattr(extract, "measure_rows", None)  # a second call does not measure
+    again = extract.extract_once(*given)
     np.testing.assert_array_equal(again.word_read, table.word_read)
 
 

@@ -92,25 +92,25 @@ def measured(vilt, encoded, tmp_path_factory):
     assert predict(model, encoded)["prediction"].nunique() > 2
     means, folder = removal.mean_z(model, encoded), tmp_path_factory.mktemp("removals")
     measure = partial(removal.removal_measures, means=means)
-    extract_attention(model, encoded, folder, 6, 6, measure=measure, layout=removal.list_measures())
+    extract_attention(model, encoded, folder, 6, 6, measure=measure)
     return model, means, read_attention(folder), logits_of(model, encoded, batch_size=1)
 
 
 def compare_with_edited(measured, encoded, mode, cell, edited):
     """Answers, probabilities and points lost against those of a model edited by hand."""
-    (model, _, table, intact), name = measured, removal.ABLATION_MODES[mode][0]
+    model, _, table, intact = measured
     logits = logits_of(edited, encoded)
     probability = logits.sigmoid().gather(1, intact.argmax(1, keepdim=True))[:, 0]
-    measured_probability = getattr(table, f"{name}_probability")[:, *cell]
+    measured_probability = getattr(table, f"{mode}_probability")[:, *cell]
     np.testing.assert_allclose(measured_probability, probability, atol=1e-5)
-    assert getattr(table, f"{name}_answer")[:, *cell].tolist() == logits.argmax(1).tolist()
+    assert getattr(table, f"{mode}_answer")[:, *cell].tolist() == logits.argmax(1).tolist()
     answers, labels = [list(ten) for ten in encoded.questions["answers"]], model.config.id2label
 
     def score(logits):
         numbers = zip(logits.argmax(1).tolist(), answers, strict=True)
         return np.array([vqa_accuracy(labels[number], ten) for number, ten in numbers])
 
-    lost = removal.score_removals(table, mode, answers, labels)[:, *cell]
+    lost = table.points_lost(f"{mode}_answer", encoded, labels)[:, *cell]
     np.testing.assert_allclose(lost, 100 * (score(intact) - score(logits)))
     return lost
 
@@ -273,7 +273,7 @@ def test_a_study_removes_heads_once_on_the_questions_drawn_and_goes_on_after_a_k
     drawn = validation.select([known.index(number) for number in asked])
     encoded = prepare.encode(study, drawn, processor)
     alone = measure(model, encoded.collate([encoded[3]]), removal.mean_z(model, encoded))
-    for name in ("mean_probability", "layer_probability"):
+    for name in ("mean_head_probability", "skip_layer_probability"):
         np.testing.assert_allclose(getattr(removals, name)[3], alone[name][0], atol=1e-4)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import encode_noise, make_boxes
+from small import make_boxes
 
 from helpers.attention import extract
 from helpers.attention.grounding import mask_boxes
@@ -42,6 +42,7 @@ def uniform_table(shapes, n_layers=1, n_heads=1):
         text_distance=for_each_head(text),
         patch_distance=for_each_head(patch),
         sink=np.zeros((len(shapes), n_layers, n_heads, 3, 2), np.float32),
+        n_sinks=np.full(len(shapes), 3),
         top_patch=np.zeros((len(shapes), n_layers, n_heads, 3), int),
     )
 
@@ -52,11 +53,11 @@ def make_data(table, boxes, image_ids=0):
     return make_boxes(boxes, *sizes, image_ids)
 
 
-def make_facts(table, box=None, n_sinks=3, chance=np.nan):
+def make_facts(table, box=None, chance=np.nan):
     """Facts of a table's questions, which all ask about the same box, or about none."""
     data = make_data(table, [[box] if box else []] * len(table.questions))
-    each = [np.full(len(data), value, float) for value in (n_sinks, chance)]
-    return roles.QuestionFacts(each[0], mask_boxes(table.questions, data), each[1], "object")
+    chance = np.full(len(data), chance, float)
+    return roles.QuestionFacts(mask_boxes(table.questions, data), chance, "object")
 
 
 def mean_patch_distance(rows, columns):
@@ -137,10 +138,11 @@ SHAPES = st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 6))
 @settings(deadline=None, max_examples=25)
 @given(st.lists(SHAPES, min_size=1, max_size=5))
 def test_uniform_attention_scores_zero_in_every_role(shapes):
-    scores = roles.score_by_question(uniform_table(shapes, 2, 3))
+    table = uniform_table(shapes, 2, 3)
+    scores = roles.score_by_question(table, make_facts(table))
     assert set(scores) == set(roles.ROLES)
-    for role in ("sink", "grounding"):
-        assert np.isnan(scores.pop(role)).all()  # without facts
+    assert np.isnan(scores.pop("grounding")).all()  # no boxes
+    assert (scores.pop("sink") < 0).all()  # their values are not small
     for values in scores.values():
         assert values.shape == (len(shapes), 2, 3)
         np.testing.assert_allclose(values, 0, atol=1e-4)
@@ -158,7 +160,8 @@ def test_scores_by_hand():
     table.patch_distance[:] *= 1.2
     table.sink[:] = [[0, 0], [0.5, 0.4], [0.7, 0.4]]  # on sinks, and reading nothing there
     table.top_patch[:] = [0, 5, 0]  # [CLS] looks into the box
-    facts = make_facts(table, [0, 0, 10, 10], n_sinks=5, chance=0.3)  # two words are empty
+    table.n_sinks[:] = 5  # two words are empty
+    facts = make_facts(table, [0, 0, 10, 10], chance=0.3)
     scores = roles.score_by_question(table, facts)
     assert {role: float(score[0, 0, 0]) for role, score in scores.items()} == pytest.approx({
         "text reader of image": (0.4 - 0.65) / 0.35,
@@ -188,35 +191,32 @@ def test_planted_heads_score_one_and_get_their_role():
     assert "L0H10" not in passed.get_level_values("name")
 
 
-def test_punctuation_whose_value_is_small_is_a_sink_and_a_full_one_is_none(vilt):
+def test_punctuation_whose_value_is_small_is_a_sink_and_a_full_one_is_none():
     """A head that rests on "?" is a sink if it hands on nothing, though no special token is seen.
 
     The sinks of "is it red?" are [CLS], [SEP], the image's CLS, "it" and "?".
     """
-    encoded = encode_noise(vilt[1], [(64, 64)])
-    ids = encoded.input_ids[encoded.questions["question"].tolist().index("is it red?")]
-    assert roles.count_empty_words(encoded, ids) == 2
     table = uniform_table([(4, 3, 4)] * 24, 1, 2)
     for head, empty in enumerate((0.9, 0.0)):
         concentrate(table, head, (1, 2), [1])  # all on words
         table.sink[:, 0, head, 1:] = [1, empty]
-    scores = roles.score_by_question(table, make_facts(table, n_sinks=5))["sink"].mean(0)[0]
+    table.n_sinks[:] = 5
+    scores = roles.score_by_question(table, make_facts(table))["sink"].mean(0)[0]
     np.testing.assert_allclose(scores, [(0.9 - 5 / 19) / (1 - 5 / 19), -5 / 14], atol=1e-5)
 
 
 class TestFacts:
-    def gather(self, vilt, boxes, image_ids):
-        encoded = encode_noise(vilt[1], [(64, 64)])
+    def gather(self, boxes, image_ids):
         table = uniform_table([(4, 3, 4)] * 4, 1, 2)
         data = make_data(table, boxes, image_ids)
         table.top_patch[:, 0, 0] = 1
-        return table, roles.gather_facts(table, encoded, data)
+        return table, roles.gather_facts(table, data)
 
     objects = [[0, 0, 10, 10]], [[10, 0, 10, 10]], [[20, 0, 20, 20]], []
 
-    def test_chance_is_a_random_object_of_the_picture(self, vilt):
+    def test_chance_is_a_random_object_of_the_picture(self):
         """One of three objects, whatever their size; a question without a box tells nothing."""
-        table, facts = self.gather(vilt, self.objects, [1] * 4)
+        table, facts = self.gather(self.objects, [1] * 4)
         assert facts.chance_of == "object"
         np.testing.assert_allclose(facts.chance, [1 / 3] * 3 + [np.nan])
         found = roles.score_by_question(table, facts)["grounding"][:, 0, 0]
@@ -224,13 +224,13 @@ class TestFacts:
         part = facts.select(np.array([2, 0]))
         assert part.inside.sum(1).tolist() == [4, 1]
 
-    def test_where_no_other_object_is_known_chance_is_the_area(self, vilt):
-        _, facts = self.gather(vilt, self.objects, [1, 2, 3, 4])
+    def test_where_no_other_object_is_known_chance_is_the_area(self):
+        _, facts = self.gather(self.objects, [1, 2, 3, 4])
         assert facts.chance_of == "patch"
         np.testing.assert_allclose(facts.chance, [1 / 12, 1 / 12, 4 / 12, np.nan])
 
-    def test_without_boxes_there_is_no_grounding(self, vilt):
-        table, facts = self.gather(vilt, [[]] * 4, [1] * 4)
+    def test_without_boxes_there_is_no_grounding(self):
+        table, facts = self.gather([[]] * 4, [1] * 4)
         assert facts.chance_of == ""
         by_question = roles.score_by_question(table, facts)
         scores = roles.score_roles(by_question, range(4), random_heads(), n_resamples=10)
@@ -249,7 +249,6 @@ def test_random_heads_score_the_mean_over_their_questions():
     assert random["text local"].shape == (2, 1, 11)
     np.testing.assert_allclose(random["text local"][:, 0, 4], [0, 1], atol=1e-5)
     np.testing.assert_allclose(random["grounding"][:, 0, 9], [-1 / 3, 1])
-    assert np.isnan(roles.mean_scores([uniform])["grounding"]).all()
 
 
 def test_one_role_against_264_random_heads_by_hand():

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from helpers.attention.image_share import prepare_batch
+from helpers.attention.image_share import pack_forward, prepare_batch
 from helpers.attention.knockout import knockout
-from helpers.heads.removal import pack_forward
 from helpers.heads.tokens import Thinning, fuse, predict_thinned, run_thinned
 from helpers.model.forward import forward_raster, trace
 

@@ -52,7 +52,7 @@ def test_a_decoy_keeps_its_attention_and_its_removal_changes_nothing(freed, mode
     splits = [attention_split(each, batch)[at] for each in (model, freed)]
     torch.testing.assert_close(*splits)
     measures = removal_measures(freed, batch, modes=("zero_head",))
-    lost = measures["probability"][:, None, None] - measures["zero_probability"]
+    lost = measures["probability"][:, None, None] - measures["zero_head_probability"]
     assert lost[at].abs().max() < 1e-6 < lost.abs().max()
 
 
