@@ -131,7 +131,8 @@ def plot_maps(
          "title": columns[column] if row == 0 else "", "name": rows[row] if column == 0 else ""}
         for row, of_row in enumerate(np.asarray(weights)) for column, each in enumerate(of_row)
     ]  # fmt: skip
-    return style.draw_maps(cards, len(columns), label, shared, title=title)
+    look = {"most": 1.55 if len(rows) > 1 else 2.8, "title": title}
+    return style.draw_maps(cards, len(columns), label, shared, **look)
 
 
 @style.styled()
@@ -147,7 +148,7 @@ def plot_look(
     figure = plt.figure(figsize=(10, 4.2 + 1.9 * n_rows))
     above, below = figure.subfigures(2, 1, height_ratios=[3.6, 1.9 * n_rows + 0.4])
     left, right = above.subplots(1, 2, width_ratios=[1, 1.5])
-    style.plot_picture(left, picture)
+    style.plot_map(left, picture)
     excess, texts = 100 * (shares - baseline), style.format_cells(100 * shares)
     drawn = style.plot_grid(right, excess, (-100, 100), texts)
     right.set_title(f"[CLS] ← image, % (uniform attention: {100 * baseline:.0f} %)")

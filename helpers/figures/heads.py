@@ -163,9 +163,9 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     ticks = mpl.ticker.SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5))
     first.yaxis.set_major_locator(ticks)
     first.yaxis.set_major_formatter("{x:g}")
-    for axis in figure.axes:
+    for axis, label in zip(figure.axes, measures.values(), strict=True):
         axis.axvline(0, **style.BASELINE)
-        axis.set(xlabel=axis.get_title(), title="")
+        axis.set(xlabel=label, title="")
     return figure
 
 

@@ -77,19 +77,22 @@ def plot_dataset(questions: pd.DataFrame, families_in_order: Sequence[str]) -> F
 @style.styled()
 def plot_patches(picture: style.Picture, resized: np.ndarray, grid: tuple[int, int]) -> Figure:
     """What pre-processing does to one picture: as it came, resized, and cut into patches."""
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4))
     (height, width), (rows, columns) = np.shape(picture)[:2], resized.shape[:2]
-    style.plot_picture(axes[0], picture, f"as it came: {width} × {height} pixels")
-    style.plot_picture(axes[1], resized, f"resized for ViLT: {columns} × {rows} pixels")
-    style.plot_picture(axes[2], resized, f"{grid[0]} × {grid[1]} patches, numbered in raster order")
-    high, wide = rows / grid[0], columns / grid[1]
-    axes[2].hlines(high * np.arange(1, grid[0]), 0, columns, "white", linewidth=1)
-    axes[2].vlines(wide * np.arange(1, grid[1]), 0, rows, "white", linewidth=1)
+    titles = {
+        f"as it came: {width} × {height} pixels": picture,
+        f"resized for ViLT: {columns} × {rows} pixels": resized,
+        f"{grid[0]} × {grid[1]} patches, numbered in raster order": resized,
+    }
+    cards = [{"title": title, "picture": shown} for title, shown in titles.items()]
+    figure = style.draw_maps(cards, 3)
+    axis, high, wide = figure.axes[2], rows / grid[0], columns / grid[1]
+    axis.hlines(high * np.arange(1, grid[0]), 0, columns, "white", linewidth=1)
+    axis.vlines(wide * np.arange(1, grid[1]), 0, rows, "white", linewidth=1)
     box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "linewidth": 0}
     for patch in range(grid[0] * grid[1] if grid[0] * grid[1] <= 60 else 0):
         y, x = divmod(patch, grid[1])
         corner = ((x + 0.06) * wide, (y + 0.06) * high)
-        axes[2].text(*corner, str(patch), va="top", fontsize=8, bbox=box)
+        axis.text(*corner, str(patch), va="top", fontsize=8, bbox=box)
     return figure
 
 

@@ -117,8 +117,8 @@ def place_legend(figure: Figure, axes: Iterable[Axes], ncols: int = 5) -> None:
     """One legend below the figure for all axes, each label once."""
     entries = {}
     for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        entries = dict(zip(labels, handles, strict=True)) | entries
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
     if entries:
         look = {"loc": "outside lower center", "ncols": min(len(entries), ncols)}
         figure.legend(entries.values(), entries, **look)
@@ -266,10 +266,11 @@ def draw_lines(
     row of panels, in inches. ncols: of the legend.
     """
     names = [name for name in table[hue].unique() if name not in bands]
+    place = pd.Index(names).get_indexer  # the table's order is that of the legend
     looks = {name: (*own, "-")[:3] for name, own in (choose_looks(names) | (looks or {})).items()}
     figure, panels = make_panels(table, panel, height, across, sharey=sharey)
     for axis, name, rows in panels:
-        rows = rows.sort_values(along, kind="stable")
+        rows = rows.sort_values(along).sort_values(hue, key=place, kind="stable")
         for band in bands:
             ends = rows.loc[rows[hue] == band, [along, "low", "high"]].to_numpy(float).T
             filled = {"color": GREY, "alpha": 0.35, "linewidth": 0, "zorder": -1, "label": band}
@@ -368,12 +369,29 @@ def draw_grids(
     return figure
 
 
-def plot_picture(axis: Axes, picture: Picture, title: str = "", boxes: Boxes = ()) -> None:
-    """Draw a picture (PIL or array) with its boxes, in its own pixels."""
+def plot_map(
+    axis: Axes,
+    picture: Picture,
+    weights: np.ndarray | None = None,
+    title: str = "",
+    boxes: Boxes = (),
+    largest: float | None = None,
+) -> ScalarMappable:
+    """Draw a picture with its boxes, in its own pixels; with weights over it, it is grey.
+
+    weights: (rows, columns), the patch grid. largest: the weight that gets the full colour; None:
+    the largest here. Returns what a colour bar needs.
+    """
     picture = np.asarray(picture)
     height, width = picture.shape[:2]
+    if weights is not None and picture.ndim == 3:
+        picture = picture.mean(-1)
     look = {"cmap": "gray", "clim": (0, 255)}  # counts for a grey picture only
-    axis.imshow(picture, extent=(0, width, height, 0), **look)
+    drawn = axis.imshow(picture, extent=(0, width, height, 0), **look)
+    if weights is not None:
+        look = {"vmin": 0, "vmax": largest or max(float(np.max(weights)), 1e-12)}
+        look |= {"cmap": CLEAR, "interpolation": "nearest"}
+        drawn = axis.imshow(weights, extent=(0, width, height, 0), **look)
     for x, y, wide, high in boxes:
         for color, line in (("white", 3.2), ("black", 1.4)):
             frame = {"fill": False, "edgecolor": color, "linewidth": line}
@@ -382,27 +400,7 @@ def plot_picture(axis: Axes, picture: Picture, title: str = "", boxes: Boxes = (
         axis.set_title(title.replace("$", r"\$"), fontsize=9, wrap=True, parse_math=True)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-
-
-def plot_map(
-    axis: Axes,
-    picture: Picture,
-    weights: np.ndarray,
-    title: str = "",
-    boxes: Boxes = (),
-    largest: float | None = None,
-) -> ScalarMappable:
-    """Lay attention over a picture, which is grey: weights (rows, columns), the patch grid.
-
-    largest: the weight that gets the full colour; None: the largest here. Returns what a colour bar
-    needs.
-    """
-    picture = np.asarray(picture)
-    height, width = picture.shape[:2]
-    plot_picture(axis, picture.mean(-1) if picture.ndim == 3 else picture, title, boxes)
-    look = {"vmin": 0, "vmax": largest or max(float(np.max(weights)), 1e-12)}
-    look |= {"cmap": CLEAR, "interpolation": "nearest"}
-    return axis.imshow(weights, extent=(0, width, height, 0), **look)
+    return drawn
 
 
 @styled()
@@ -412,38 +410,38 @@ def draw_maps(
     label: str = "",
     shared: bool = True,
     above: bool = False,
+    most: float = 3.4,
 ) -> Figure:
-    """Pictures side by side, and maps over pictures: `plot_picture`, `plot_map`.
+    """Pictures side by side, and maps over pictures: `plot_map`.
 
     cards: dicts with picture, and perhaps weights (rows, columns; shares in [0, 1]), boxes, title,
     name (at the left) and caption (below). label: what the colours say. shared: one scale of
     colours for all maps, else one for each column of panels. above: the picture above its map.
+    most: inches that a picture is wide.
     """
     if above:
         pictures = [card | {"weights": None} for card in cards]
         cards = [*pictures, *(card | {"title": ""} for card in cards)]
     sides, every = np.shape(cards[0]["picture"]), range(len(cards))
-    wide = (9 if any(card.get("weights") is not None for card in cards) else 10) / across
-    room = 0.5 if "caption" in cards[0] else 0.2
+    wide, room = min(9 / across, most), 0.6 if "caption" in cards[0] and not above else 0.05
     height = min(wide * sides[0] / sides[1] + room, 11 * across / len(cards))
     figure, panels = make_panels(pd.DataFrame({"card": every}), "card", height, across)
+    figure.set_figwidth(wide * across + 1)
     axes = [axis for axis, *_ in panels]
     for scale in [every] if shared else [every[column::across] for column in range(across)]:
-        maps = [cards[number].get("weights") for number in scale]
-        largest = max((100 * float(np.max(each)) for each in maps if each is not None), default=0)
-        for number, weights in zip(scale, maps, strict=True):
+        maps = {number: cards[number].get("weights") for number in scale}
+        maps = {number: 100 * np.asarray(each) for number, each in maps.items() if each is not None}
+        largest = max((float(each.max()) for each in maps.values()), default=0)
+        for number in scale:
             axis, card = axes[number], cards[number]
             shown = card.get("title", ""), card.get("boxes", ())
-            if weights is None:
-                plot_picture(axis, card["picture"], *shown)
-            else:
-                drawn = plot_map(axis, card["picture"], 100 * np.asarray(weights), *shown, largest)
+            drawn = plot_map(axis, card["picture"], maps.get(number), *shown, largest)
             axis.set_ylabel(card.get("name", ""), rotation=0, ha="right", va="center")
             axis.set_xlabel(card.get("caption", ""), fontsize=8)
         look = {"location": "bottom", "aspect": 12, "ticks": plt.MaxNLocator(3)}
         if shared:
             look = {"label": fill(label, 20), "shrink": 0.8, "aspect": 30, "pad": 0.01}
-        if any(each is not None for each in maps):
+        if maps:
             figure.colorbar(drawn, ax=[axes[number] for number in scale], **look)
     if not shared:
         figure.supxlabel(label, fontsize=10)

@@ -174,15 +174,12 @@ def judge(low: float, high: float, relation: str, threshold: float) -> str:
 
     relation: ">" or "<" the threshold, or "within" plus and minus it. Bounds of NaN decide nothing.
     """
-    if relation == "within":
-        if -threshold < low and high < threshold:
-            return "supported"
-        return "contradicted" if low > threshold or high < -threshold else "undecided"
-    if relation == "<":
-        low, high, threshold = -high, -low, -threshold
-    if low > threshold:
-        return "supported"
-    return "contradicted" if high < threshold else "undecided"
+    holds, fails = {
+        ">": (low > threshold, high < threshold),
+        "<": (high < threshold, low > threshold),
+        "within": (-threshold < low and high < threshold, low > threshold or high < -threshold),
+    }[relation]
+    return "supported" if holds else "contradicted" if fails else "undecided"
 
 
 def find_claim(key: str) -> pd.Series:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from reading import read_bars, read_grid, render
+from reading import read_bars, read_grid, read_texts, render
 
 from helpers.figures import heads as figures
 
@@ -98,3 +98,6 @@ def test_each_model_stands_with_its_accuracy_and_its_times(n_models):
     drawn = [axis.containers[0].lines[0].get_xdata() for axis in figure.axes]
     number = np.arange(n_models)
     np.testing.assert_allclose(drawn, [90 - number, number + 1, 8 * (number + 1)])
+    for axis, time in zip(figure.axes[1:], drawn[1:], strict=True):  # what is far out is written
+        far = time[time > 1.5 * np.median(time)]
+        assert read_texts(axis) == [f"{each:.0f} →" for each in far]
