@@ -14,7 +14,6 @@ level reject 7.7 % on 8 images, and 17 % where one group is on 6 of 80 (these: 5
 import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,16 +23,9 @@ from scipy import sparse, stats
 MIN_QUESTIONS, MIN_IMAGES = 10, 5
 CHUNK_VALUES = 4_000_000  # numbers held at once beside the result: 32 MB
 T_COLUMNS = ("se", "df", "low", "high", "p")
-
-
-class Fit(NamedTuple):
-    """One regression of many columns: p coefficients, k columns, c images."""
-
-    coefficients: np.ndarray  # (p, k)
-    covariance: np.ndarray  # (k, p, p), of the jackknife over images
-    bread: np.ndarray  # (p, p), the inverse of X'X
-    products: np.ndarray  # (c, p, p), X'X within each image
-    left_out: np.ndarray  # (c, p, p), the inverse of X'X without that image
+NO_PAIR = dict.fromkeys(
+    ("group_a", "group_b", "difference", *T_COLUMNS, "n_a", "n_b", "clusters_a", "clusters_b")
+)
 
 
 def has_enough_data(n: ArrayLike, n_images: ArrayLike) -> np.ndarray:
@@ -93,35 +85,20 @@ def compare_groups(
         strata = pd.DataFrame(strata).groupby(list(pd.DataFrame(strata))).ngroup().to_numpy()
         if len(strata) != len(values):
             raise ValueError(f"{len(strata)} strata for {len(values)} questions")
-    pairs = np.array([*combinations(range(len(names)), 2)], dtype=int).reshape(-1, 2).T
     index = index_cells(values.shape[1:], axes)
-    flat, found = values.reshape(len(values), len(index)), {}
-    for columns, valid in _split_by_missing(flat):
-        used = valid & (codes >= 0)
-        part = flat[np.ix_(used, columns)], codes[used], images[used]
-        if strata is None or not pairs.size:
-            tests = _compare_columns(*part, np.empty((used.sum(), 0)), pairs)
-        else:
-            parts = [_compare_at_strata(*part, strata[used], pair) for pair in pairs.T]
-            tests = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
-        for name, array in tests.items():
-            empty = np.empty((len(index), pairs.shape[1]), array.dtype)
-            found.setdefault(name, empty)[columns] = array
-    labels = pd.DataFrame([*combinations(names, 2)], columns=["group_a", "group_b"])
-    table = index.merge(labels, how="cross")
-    table = table.assign(**{name: array.ravel() for name, array in found.items()})
+    flat, tables = values.reshape(len(values), len(index)), [index.iloc[:0].assign(**NO_PAIR)]
+    parts = list(_split_by_missing(flat))
+    for a, b in combinations(range(len(names)), 2):
+        found = {}
+        for columns, valid in parts:
+            used = valid & np.isin(codes, (a, b))
+            own = None if strata is None else strata[used]
+            tests = _compare_pair(flat[np.ix_(used, columns)], codes[used] == a, images[used], own)
+            for name, array in tests.items():
+                found.setdefault(name, np.empty(len(index), array.dtype))[columns] = array
+        tables.append(index.assign(group_a=names[a], group_b=names[b], **found))
+    table = pd.concat(tables[1:] or tables).sort_index(kind="stable", ignore_index=True)
     return table.assign(p_corrected=correct_p(table["p"]))
-
-
-def _compare_at_strata(
-    y: np.ndarray, codes: np.ndarray, images: np.ndarray, strata: np.ndarray, pair: np.ndarray
-) -> dict[str, np.ndarray]:
-    """`_compare_columns` of two groups on the strata that both are in, a mean for each stratum."""
-    shared = np.intersect1d(*(strata[codes == code] for code in pair))
-    rows = np.isin(codes, pair) & np.isin(strata, shared)
-    dummies = np.eye(len(shared))[np.searchsorted(shared, strata[rows])][:, 1:]
-    is_second = (codes[rows] == pair[1]).astype(int)
-    return _compare_columns(y[rows], is_second, images[rows], dummies, np.array([[0], [1]]))
 
 
 def correct_p(p: ArrayLike) -> np.ndarray:
@@ -133,56 +110,53 @@ def correct_p(p: ArrayLike) -> np.ndarray:
     return corrected
 
 
-def fit_columns(values: np.ndarray, design: np.ndarray, images: np.ndarray) -> Fit:
-    """Least squares of every column of values (n, k) on one design (n, p) of full rank, no NaN.
+def fit_difference(
+    values: np.ndarray, design: np.ndarray, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """The first coefficient minus the second, of every column: least squares, and the jackknife.
 
-    images: (n,) codes 0..c-1, all of them in use. With image g left out the coefficients change by
-    -(X'X - Xg'Xg)^-1 Xg'eg; the covariance is (c - 1) / c times the sum of their outer products.
-    Where a coefficient cannot be told without g, the pseudo-inverse stands in.
+    values: (n, k) without NaN. design: (n, p) of full rank. images: (n,) codes 0..c-1, all of them
+    in use. Returns the difference (k,), its variance (k,), degrees of freedom, and what the two
+    coefficients' variances sum to (k,). With image g left out coefficients change by
+    -(X'X - Xg'Xg)^-1 Xg'eg. Where one cannot be told without g, the pseudo-inverse stands in.
+
+    The variance is a sum over images s of (g_s'e)^2, so its scale (the expected value over the true
+    one, by which it is divided) and Satterthwaite's degrees of freedom (Bell and McCaffrey 2002)
+    need only the inner products g_s'g_t: `within` where s = t, less y_s'y_t for all s and t.
     """
-    (n, p), k = design.shape, values.shape[1]
-    members = _member_matrix(images)
+    (n, p), k, members = design.shape, values.shape[1], _member_matrix(images)
     c = members.shape[0]
     outer = (design[:, :, None] * design[:, None, :]).reshape(n, p * p)
-    products = (members @ outer).reshape(c, p, p)
+    products = (members @ outer).reshape(c, p, p)  # X'X within each image
     total = products.sum(0)
     bread, left_out = np.linalg.inv(total), np.linalg.pinv(total - products, hermitian=True)
-    coefficients, covariance = np.empty((p, k)), np.empty((k, p, p))
+    difference, variance, both = np.empty((3, k))
     step = max(1, CHUNK_VALUES // max(n, c * p))
     for start in range(0, k, step):
         columns = slice(start, start + step)
         y = values[:, columns].astype(float)
         moments = np.stack([members @ (y * x[:, None]) for x in design.T], axis=1)  # (c, p, k)
-        coefficients[:, columns] = b = bread @ moments.sum(0)
-        changes = (left_out @ (moments - products @ b)).transpose(2, 1, 0)
-        covariance[columns] = (c - 1) / c * changes @ changes.transpose(0, 2, 1)
-    return Fit(coefficients, covariance, bread, products, left_out)
-
-
-def calibrate_contrast(fit: Fit, contrast: np.ndarray) -> tuple[float, float]:
-    """What the jackknife variance of a contrast (p,) is worth, from the design alone: scale, df.
-
-    scale: its expected value over the true one. df: Satterthwaite's degrees of freedom (Bell and
-    McCaffrey 2002). The variance is a sum over images s of (g_s'e)^2, so its moments need only the
-    inner products g_s'g_t: `within` where s = t, less y_s'y_t for all s and t.
-    """
-    share = (len(fit.products) - 1) / len(fit.products)
-    pulled = fit.left_out @ (contrast / np.sqrt(contrast @ fit.bread @ contrast))  # (c, p)
-    moved = (fit.products @ pulled[:, :, None])[..., 0]
-    within = share * (pulled * moved).sum(1)
-    y = np.sqrt(share) * moved @ np.linalg.cholesky(fit.bread)
+        coefficients = bread @ moments.sum(0)
+        changes = left_out[:, :2] @ (moments - products @ coefficients)  # (c, 2, k)
+        difference[columns] = coefficients[0] - coefficients[1]
+        variance[columns] = ((changes[:, 0] - changes[:, 1]) ** 2).sum(0)
+        both[columns] = (changes**2).sum((0, 1))
+    contrast = np.eye(p)[0] - np.eye(p)[1]
+    pulled = left_out @ (contrast / np.sqrt(contrast @ bread @ contrast))  # (c, p)
+    moved = (products @ pulled[:, :, None])[..., 0]
+    within = (pulled * moved).sum(1)
+    y = moved @ np.linalg.cholesky(bread)
     shared = (y**2).sum(1)
     scale = (within - shared).sum()
     squares = ((y.T @ y) ** 2).sum() + ((within - shared) ** 2 - shared**2).sum()
-    return scale, scale**2 / squares
+    return difference, variance / scale, scale**2 / squares, (c - 1) / c * both
 
 
 def fit_means(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, its variance and degrees of freedom (k,), from sums and counts (images, k or 1).
 
-    `fit_columns` and `calibrate_contrast` for a constant alone, with counts that may differ by
-    column. The variance is divided by its scale. With a question an image: s^2 / n and n - 1
-    degrees of freedom. NaN with fewer than two images.
+    `fit_difference` for a constant alone, with counts that may differ by column. With a question an
+    image: s^2 / n and n - 1 degrees of freedom. NaN with fewer than two images.
     """
     total, c = counts.sum(0), (counts > 0).sum(0)
     rest = np.where(c > 1, total - counts, np.nan)
@@ -272,47 +246,32 @@ def _split_by_missing(flat: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
         yield columns, valid[:, columns[0]]
 
 
-def _compare_columns(
-    y: np.ndarray, codes: np.ndarray, images: np.ndarray, dummies: np.ndarray, pairs: np.ndarray
+def _compare_pair(
+    y: np.ndarray, first: np.ndarray, images: np.ndarray, strata: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Pairs of groups in columns (n, k) without NaN: arrays (k, n_pairs).
+    """Two groups in columns (n, k) without NaN, where a stratum holds both: arrays (k,).
 
-    dummies: (n, d), ones in a stratum, for all strata but one.
+    first: (n,) bool, of the first group. strata: (n,), each with a mean of its own.
     """
-    first, second = pairs
-    n_groups = max(codes.max(initial=-1), pairs.max(initial=-1)) + 1
-    sizes = pd.Series(images).groupby(codes).agg(["size", "nunique"])
-    n, n_images = sizes.reindex(range(n_groups), fill_value=0).to_numpy().T
-    told = np.flatnonzero(has_enough_data(n, n_images))
-    used = np.isin(codes, told)
-    y, codes, images = y[used].astype(float), np.searchsorted(told, codes[used]), images[used]
-    images = np.unique(images, return_inverse=True)[1]
-    shape = y.shape[1], len(first)
-    tests = {name: np.full(shape, np.nan) for name in ("difference", *T_COLUMNS)}
-    design = np.hstack([np.eye(len(told))[codes], dummies[used]])
-    if len(told) > 1 and np.linalg.matrix_rank(design) == design.shape[1]:
-        largest = np.fmax.reduce(np.abs(y), axis=0, initial=0)
-        floor = (1e-12 * largest) ** 2  # of variance: beyond rounding errors
-        fit = fit_columns(y, design, images)
-        for pair in np.flatnonzero(np.isin(pairs, told).all(axis=0)):
-            a, b = np.searchsorted(told, pairs[:, pair])
-            for name, column in _test_pair(fit, a, b, floor).items():
-                tests[name][:, pair] = column
-    sizes = {"n_a": n[first], "n_b": n[second]}
-    sizes |= {"clusters_a": n_images[first], "clusters_b": n_images[second]}
-    return tests | {name: np.broadcast_to(size, shape) for name, size in sizes.items()}
-
-
-def _test_pair(fit: Fit, a: int, b: int, floor: np.ndarray) -> dict[str, np.ndarray]:
-    """Difference of two coefficients, of every column: arrays (k,)."""
-    contrast = np.zeros(len(fit.coefficients))
-    contrast[a], contrast[b] = 1, -1
-    scale, df = calibrate_contrast(fit, contrast)
-    variance = contrast @ fit.covariance @ contrast / scale
-    least = 1e-12 * (fit.covariance[:, a, a] + fit.covariance[:, b, b])
-    difference = contrast @ fit.coefficients
-    is_told = variance > np.maximum(floor, least)
-    return {"difference": difference} | _test_t(difference, variance, df, is_told)
+    dummies = np.empty((len(y), 0))
+    if strata is not None:
+        shared = np.intersect1d(strata[first], strata[~first])
+        rows = np.isin(strata, shared)
+        y, first, images = y[rows], first[rows], images[rows]
+        dummies = strata[rows, None] == shared[1:]
+    sides = first, ~first
+    n, n_images = zip(*((side.sum(), len(np.unique(images[side]))) for side in sides), strict=True)
+    tests = {name: np.full(y.shape[1], np.nan) for name in ("difference", *T_COLUMNS)}
+    design = np.column_stack([*sides, dummies]).astype(float)
+    is_enough = has_enough_data(n, n_images).all()
+    if is_enough and np.linalg.matrix_rank(design) == design.shape[1]:
+        codes = np.unique(images, return_inverse=True)[1]
+        difference, variance, df, both = fit_difference(y, design, codes)
+        largest = np.abs(y).max(axis=0, initial=0)
+        floor = np.maximum((1e-12 * largest) ** 2, 1e-12 * both)  # beyond rounding errors
+        tests = {"difference": difference, **_test_t(difference, variance, df, variance > floor)}
+    sizes = dict(zip(("n_a", "n_b", "clusters_a", "clusters_b"), (*n, *n_images), strict=True))
+    return tests | {name: np.full(y.shape[1], size) for name, size in sizes.items()}
 
 
 def _test_t(
