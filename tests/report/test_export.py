@@ -59,6 +59,7 @@ def test_every_claim_stands_in_the_table_and_in_its_question(pages):
         assert len(report.find_all(id=link["href"][1:])) == 1
     root, places = Study.load().root, [link["href"] for link in report.select("td a.place")]
     assert len(places) == len(keys), "each claim is judged in a notebook"
+    assert all("." in name for name in texts(report, "td a.place")), "in a section of it"
     for place in places:
         assert (root / place.partition("#")[0]).with_suffix(".ipynb").is_file()
 
