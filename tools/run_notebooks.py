@@ -125,11 +125,12 @@ def run_notebooks(
 def plan_stages(study: Study, sources: list[Path]) -> list[list[Path]]:
     """Notebooks that can run side by side, in stages: each needs only what stages before it made.
 
-    One after the other on a GPU. 02 comes before 03 unless other models are analysed than its own.
+    One after the other on a GPU. Where other models are analysed than its own, 02 takes as long as
+    03 and 00 together, which keeps two processes busy.
     """
     if study.device_name() != "cpu":
         return [[source] for source in sources]
-    stage_of = {"01": 0, "02": 3 if study.models else 1, "03": 2, "07": 4}
+    stage_of = {"01": 0, "02": 1, "00": 1, "03": 1 if study.models else 2, "07": 4}
     stages: dict[int, list[Path]] = {}
     for source in sources:
         number = source.stem.split("_")[0]

@@ -260,7 +260,7 @@ def test_in_kernels_side_by_side_one_that_dies_does_not_undo_the_other(
 
 
 def test_stages_keep_what_needs_another_apart(monkeypatch):
-    names = ["01_a", "02_b", "03_c", "03b_d", "04_e", "06_f", "07_g"]
+    names = ["00_z", "01_a", "02_b", "03_c", "03b_d", "04_e", "06_f", "07_g"]
     sources = [Path(f"{name}.ipynb") for name in names]
 
     def stages(study):
@@ -268,11 +268,11 @@ def test_stages_keep_what_needs_another_apart(monkeypatch):
 
     own = Study.load("colab", device="cpu")
     assert stages(Study.load(device="cpu")) == [
-        ["01_"], ["03_"], ["02_", "03b", "04_", "06_"], ["07_"],
+        ["01_"], ["00_", "02_", "03_"], ["03b", "04_", "06_"], ["07_"],
     ]  # fmt: skip
-    assert stages(own) == [["01_"], ["02_"], ["03_"], ["03b", "04_", "06_"], ["07_"]]
+    assert stages(own) == [["01_"], ["00_", "02_"], ["03_"], ["03b", "04_", "06_"], ["07_"]]
     monkeypatch.setattr(Study, "device_name", lambda study: "cuda")
-    assert [len(stage) for stage in stages(own)] == [1] * 7
+    assert [len(stage) for stage in stages(own)] == [1] * 8
 
 
 def test_cleaning_removes_widgets_and_papermill_and_keeps_tags():
