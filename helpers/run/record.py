@@ -67,11 +67,11 @@ def show(
     columns: of a table, the columns to display and their headings, the first as the index.
     slide: the slides show this figure, so it is saved for them as well.
     """
-    from IPython.display import display
+    from IPython.display import Image, display
 
     if hasattr(thing, "savefig"):
-        save_figure(study, name, thing)
-        display(thing)
+        png = save_figure(study, name, thing).read_bytes()
+        display(Image(png))  # to draw it once more takes half a second
         if slide:
             save_slide(study, name, thing)
     else:

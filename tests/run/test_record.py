@@ -1,11 +1,13 @@
 """What a run records: tables, figures and run.json."""
 
+import base64
 import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from helpers.run import record
 from helpers.run.record import record_run, save_figure, save_table
@@ -13,8 +15,6 @@ from helpers.run.settings import Study
 
 
 def test_tables_and_figures_land_in_the_run(tmp_path):
-    from matplotlib.figure import Figure
-
     study = Study.load(runs_root=tmp_path)
     table = save_table(study, "shares", pd.DataFrame({"layer": [0, 1], "share": [0.5, 0.25]}))
     assert table == study.run_dir / "tables" / "shares.csv"
@@ -37,6 +37,15 @@ def test_a_table_is_saved_whole_and_shown_as_asked(tmp_path, capsys):
     for name in ("all", "some"):
         saved = pd.read_csv(study.run_dir / "tables" / f"{name}.csv")
         pd.testing.assert_frame_equal(saved, table)
+
+
+def test_a_figure_is_shown_as_it_is_saved(tmp_path, monkeypatch):
+    study, displayed = Study.load(runs_root=tmp_path), []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    record.show(study, "shares", Figure())
+    (shown,) = displayed
+    png = (study.run_dir / "figures" / "shares.png").read_bytes()
+    assert shown._repr_mimebundle_()[0]["image/png"] == base64.b64encode(png).decode()
 
 
 def test_record_run_adds_steps(tmp_path):
