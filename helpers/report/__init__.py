@@ -1,6 +1,6 @@
 """Report: the study's claims, the exported pages, the viewer."""
 
-from helpers.report import claims, export, viewer
+from helpers.report import claims, viewer  # not export: with it comes nbconvert, half a second
 from helpers.report.claims import read_claims, record_claim
 
 __all__ = [
