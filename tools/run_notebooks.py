@@ -339,6 +339,8 @@ def clean_notebook(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
+            if "error" in [each.output_type for each in cell.outputs]:  # SystemExit(0): a good end
+                cell.outputs = [each for each in cell.outputs if each.get("name") == "stdout"]
             for output in cell.outputs:
                 if PNG in output.get("data", {}):
                     output.data[PNG] = shrink_png(output.data[PNG])

@@ -72,14 +72,13 @@ def prepare_dataset(study: Study) -> Path:
         zips = [root / name for name in download.JSON_OF if (root / name).is_file()]
         files += zips or sorted(root.glob("*.zip"))
     pictures = () if study.download else sorted(root.rglob("*") if own else root.glob("*2014/*"))
-    sizes = [[path.name, path.stat().st_size] for path in pictures]
-    if study.data_root is not None:  # a picture may be replaced by one of the same size
-        sizes += [path.stat().st_mtime_ns for path in pictures]
+    mine = study.data_root is not None  # a picture may be replaced by one of the same size
+    stats = [[path.name, path.stat().st_size, mine * path.stat().st_mtime_ns] for path in pictures]
     inputs = {
         **study.settings("seed", "train_per_family", "validation_per_family", "min_validation"),
         "files": {path.name: cache.hash_file(path) for path in files},
         # fetched pictures are what the questions ask for: they do not tell whether the step stands
-        "pictures": None if study.download else cache.fingerprint(sizes),
+        "pictures": None if study.download else cache.fingerprint(stats),
         "families": vqa.QUESTION_TYPES,
         "code": cache.source_digest("helpers/data"),
     }

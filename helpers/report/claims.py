@@ -93,11 +93,10 @@ def record_untestable(study: Study, key: str, reason: str) -> Markdown:
 
 
 def stop_without_answers(study: Study, dataset: Dataset, *keys: str) -> None:
-    """End a notebook in one sentence where no question of `dataset` has an answer to be scored.
+    """End a notebook in one sentence, and as done, where no question of `dataset` has an answer.
 
-    The claims `keys`, which it would have judged, are kept as not testable. Nothing happens where
-    answers are known, or where the study has to train a model: that says itself what it lacks.
-    SystemExit(0) ends a notebook in Jupyter, and papermill takes it for its good end.
+    The claims `keys`, which it would have judged, are kept as not testable. A study that has to
+    train a model says itself that it cannot. Papermill takes SystemExit(0) for a good end.
     """
     if study.models and not any(dataset["answers"][:]):
         for key in keys:

@@ -77,7 +77,7 @@ def test_the_notebooks_analyse_a_model_without_training_it(tmp_path, phantom_roo
 def test_without_answers_attention_is_measured_and_every_claim_says_why_not(
     tmp_path, phantom_root, checkpoint
 ):
-    asked = "What is it?", "Is it red?", "What color is it?"
+    asked = "Left or right?", "", "Is it red?", "What color is it?"  # of no type; without words
     rows = [f"{path},{q}" for path in sorted(phantom_root.glob("val2014/*"))[:4] for q in asked]
     (tmp_path / "questions.csv").write_text("\n".join(["image,question", *rows]))
     given = {"RUN_NAME": "own", "CHECKPOINT": str(checkpoint), "DATA_ROOT": str(tmp_path)}
@@ -97,6 +97,24 @@ def test_without_answers_attention_is_measured_and_every_claim_says_why_not(
     settings |= {"finetune": True}
     with pytest.raises(ValueError, match="no question has an answer to train on"):
         run_here(ROOT / "notebooks" / "02_finetune.ipynb", {}, **given, SETTINGS=settings)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_one_family_and_answers_that_differ_by_a_hyphen(tmp_path, phantom_root, checkpoint):
+    answers = "|".join(["t-shirt"] * 3 + ["t shirt", *"bcdefg"])
+    rows = [f"{path},Is it a shirt?,{answers}" for path in phantom_root.glob("*2014/*")]
+    (tmp_path / "questions.csv").write_text("\n".join(["image,question,answers", *rows]))
+    given = {"RUN_NAME": "own", "CHECKPOINT": str(checkpoint), "DATA_ROOT": str(tmp_path)}
+    settings = {**FEW, "finetune": False, "runs_root": str(tmp_path), "device": "cpu"}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for name in ("01_setup", "04_question_types"):
+            run_here(
+                ROOT / f"notebooks/{name}.ipynb", {"display": print}, **given, SETTINGS=settings
+            )
+    assert "accuracy of 't shirt': 1.00" in printed.getvalue()  # four of ten
+    claims = read_claims(tmp_path / "own").set_index("key")["verdict"]
+    assert claims[["what-why", "types-differ"]].tolist() == ["not testable"] * 2
 
 
 @pytest.mark.parametrize(("mode", "size"), [("LA", (40, 30)), ("RGBA", (1500, 1000))])

@@ -252,6 +252,7 @@ def test_in_kernels_side_by_side_one_that_dies_does_not_undo_the_other(
     assert "seed 7" in (folder / "01_first.html").read_text()
     assert (folder / "04_fourth.failed.ipynb").is_file()
     assert not list(folder.glob("*.running.ipynb"))
+    assert "SystemExit" not in str(nbformat.read(folder / "05_fifth.ipynb", 4).cells[-2].outputs)
     kept = (folder / "05_fifth.ipynb").stat().st_mtime_ns
     write_notebook(sources, "04_fourth", "x = 1")
     done = run(SEED=7)
