@@ -7,7 +7,8 @@ Patches leave after a layer's attention, before its feed-forward part, and take 
 follows; words, [CLS] and the image's own CLS stay. By the attention that [CLS] and words pay them
 in that layer, as in FastV (Chen et al. 2024, "An image is worth 1/2 tokens after layer 2"), or at
 random; "fused" puts all that leave into the last one that stays, weighted by that attention, as
-EViT does (Liang et al. 2022, equation 5).
+EViT does (Liang et al. 2022, equation 5). "frozen" leaves them where they can be looked at, but no
+later layer changes them: the layer's feed-forward part is the last that they go through.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class Thinning(NamedTuple):
 
     layer: int
     share: float
-    by: Literal["attention", "fused", "random"] = "attention"
+    by: Literal["attention", "fused", "frozen", "random"] = "attention"
 
 
 def predict_thinned(
@@ -94,10 +95,13 @@ def go_on(forward: PackedForward, index: int, z: Tensor, weights: Tensor, plan: 
     if plan.by == "fused":
         leaves = weights * (~kept[valid] | last)
         hidden, z = (fuse(each, leaves, last, valid) for each in (hidden, z))
-    few, rows = forward.drop(kept), kept[valid]
+    frozen, last_layer = plan.by == "frozen", len(forward.core.encoder.layer) - 1
+    few, rows = (forward, slice(None)) if frozen else (forward.drop(kept), kept[valid])
     hidden = few.leave(index, z[rows], hidden[rows])
-    for number in range(index + 1, len(forward.core.encoder.layer)):
-        hidden = few.leave(number, few.attend(number, hidden), hidden)
+    for number in range(index + 1, last_layer + 1):
+        onward = few.leave(number, few.attend(number, hidden), hidden)
+        holds = frozen and number < last_layer  # after the last layer [CLS] alone is read
+        hidden = torch.where(kept[valid][:, None], onward, hidden) if holds else onward
     return few.read_answer(hidden)
 
 

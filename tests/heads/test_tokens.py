@@ -52,6 +52,27 @@ def test_the_patches_that_text_looks_at_stay(model, batch, layer):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [0, 1])
+def test_frozen_patches_are_looked_at_but_change_no_more(model, encoded, layer):
+    batch = encoded.collate([encoded[3]])  # one question: the stock layers need no mask
+    inputs, groups, _ = prepare_batch(model, batch)
+    with trace(model, read=["layer"]) as seen:
+        whole = forward_raster(model, inputs).logits
+    states, patches = seen["layer"][layer], groups[0, 4]
+    for later in model.vilt.encoder.layer[layer + 1 :]:
+        found = later(states)
+        found = found[0] if isinstance(found, tuple) else found
+        states = torch.where(patches[:, None], states, found)
+    expected = model.classifier(model.vilt.pooler(model.vilt.layernorm(states)))
+    plans = [Thinning(layer, 0.0, "frozen"), Thinning(2, 0.0, "frozen"), Thinning(0, 1, "frozen")]
+    frozen, before_last, none = thin(model, batch, *plans)
+    torch.testing.assert_close(frozen, expected, atol=1e-5, rtol=1e-4)
+    assert (frozen - whole).abs().max() > 1e-3
+    torch.testing.assert_close(before_last, whole, atol=1e-5, rtol=1e-4)  # the last is not read
+    torch.testing.assert_close(none, whole, atol=1e-5, rtol=1e-4)
+
+
 def test_what_leaves_is_fused_into_the_last_that_stays():
     valid = torch.tensor([[True, True, True], [True, True, False]])
     packed = torch.tensor([[1.0], [2], [6], [3], [5]])
