@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib as mpl
@@ -27,21 +27,14 @@ from helpers.run.cache import write_atomic
 LONGEST_SIDE = 384  # pixels of an embedded picture: ViLT itself sees as much of the shorter side
 
 
-class Method(NamedTuple):
-    """How a method's weights are named: a query gives `noun`; weight times `scale` is in `unit`."""
-
-    noun: str
-    scale: int
-    unit: str
-
-
-METHODS = {
-    "attention": Method("attention", 100, "% of the query's attention"),
-    "value-weighted": Method("norm", 1, "norm of what the head hands on"),
-    "gradient-weighted": Method("relevance", 1, "relevance for the answer (no unit)"),
-    "rollout": Method("flow", 100, "% of the flow"),
-    "relevance": Method("relevance", 1, "relevance for the answer (no unit)"),
-}
+METHODS = {  # how their weights are named: a query gives `noun`; weight times `scale` is in `unit`
+    "attention": {"noun": "attention", "scale": 100, "unit": "% of the query's attention"},
+    "value-weighted": {"noun": "norm", "scale": 1, "unit": "norm of what the head hands on"},
+    "gradient-weighted": {
+        "noun": "relevance", "scale": 1, "unit": "relevance for the answer (no unit)"},
+    "rollout": {"noun": "flow", "scale": 100, "unit": "% of the flow"},
+    "relevance": {"noun": "relevance", "scale": 1, "unit": "relevance for the answer (no unit)"},
+}  # fmt: skip
 
 
 def make_card(
@@ -109,7 +102,7 @@ def render_page(cards: Sequence[dict], title: str, layer: int | None = None, tok
     """
     n_layers, n_heads = check_cards(cards)
     methods = [
-        {"name": name, **METHODS[name]._asdict(), "combined": maps.ndim == 4}
+        {"name": name, **METHODS[name], "combined": maps.ndim == 4}
         for name, maps in cards[0]["maps"].items()
     ]
     data = {

@@ -295,7 +295,9 @@ def test_methods_layers_heads_and_words_draw_what_they_name(page, cards, place):
         share = select(cards[0]["maps"], method, layer, head, token).sum()
         share /= select(cards[0]["totals"], method, layer, head, token)
         status = find(page, "#status").text
-        assert f"{WORDS[token]}” gives {100 * share:.0f} % of its {METHODS[method].noun}" in status
+        assert (
+            f"{WORDS[token]}” gives {100 * share:.0f} % of its {METHODS[method]['noun']}" in status
+        )
 
 
 @pytest.mark.browser
