@@ -1,6 +1,7 @@
 """A study on two processes (gloo, on the CPU) against the same study on one."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
 
@@ -27,48 +27,53 @@ SIZES = {"epochs": 2, "batch_size": 32, "shard_size": 16, "extract_batch_size": 
 LAUNCH = "--multi_gpu --num_processes=2 --main_process_port=0 --num_machines=1 --dynamo_backend=no"
 
 
-def start_two(settings: dict[str, object], **piped: int) -> subprocess.Popen:
+def launch_two(settings: dict[str, object]) -> None:
     """`accelerate launch` with two CPU processes."""
     given = [f"{name}={value}" for name, value in settings.items()]
     options = [*LAUNCH.split(), "--mixed_precision=no", "-m", "tools.launch", "--set"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **piped)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes" in done.stdout + done.stderr
 
 
-def launch_two(settings: dict[str, object]) -> None:
-    process = start_two(settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    assert "2 processes" in said
+def run_as_one_of_two(rank: int, port: int, settings: dict[str, object]) -> None:
+    """What `accelerate launch` runs, in the environment that it makes, without its imports."""
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}  # fmt: skip
+    launch.main(["--set", *(f"{name}={value}" for name, value in settings.items())])
 
 
-def kill_in_second_epoch(settings: dict[str, object], run_dir: Path) -> None:
+def kill_in_second_epoch(settings: dict[str, object], run_dir: Path, start_process) -> None:
     """Start a study on two processes and kill both once the second epoch has a checkpoint."""
-    process, wanted = start_two(settings), {f"checkpoint-{step}" for step in range(9, 16)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start_process(run_as_one_of_two, rank, port, settings) for rank in range(2)]
+    wanted = {f"checkpoint-{step}" for step in range(9, 16)}
     checkpoints = ".model.*.part/checkpoints/checkpoint-*/trainer_state.json"
     deadline = time.monotonic() + 600  # beside other load
     while not {path.parent.name for path in run_dir.glob(checkpoints)} & wanted:
         assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended by itself"
+        assert all(process.is_alive() for process in processes), "it ended by itself"
         time.sleep(0.01)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for each in (process, *workers):
-        each.kill()
-    process.wait()
-    psutil.wait_procs(workers)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
     assert not (run_dir / "model").is_dir(), "it ended before it could be killed"
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory, phantom_root, float64_checkpoint):
+def studies(tmp_path_factory, phantom_root, float64_checkpoint, start_process):
     """The study on one process; and on two, killed inside the second epoch and started again."""
     runs_root = tmp_path_factory.mktemp("runs")
     given = {"data_root": phantom_root, "runs_root": runs_root, "checkpoint": float64_checkpoint}
     settings = {**given, "device": "cpu", **SIZES}
     one, two = (Study.load("phantom", **settings, run_name=name) for name in ("one", "two"))
     launch.run_steps(one)
-    kill_in_second_epoch({**settings, "run_name": "two"}, two.run_dir)
+    kill_in_second_epoch({**settings, "run_name": "two"}, two.run_dir, start_process)
     launch_two({**settings, "run_name": "two"})
     return one, two
 
