@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from tools.datapackage import COLUMNS, read_entries
+from tools.record import COLUMNS, read_entries
 
 ROOT = Path(__file__).parents[1]
 ROUNDING = 1 / 256  # shares measured in bf16, which keeps eight bits, pass 0 and 1 by as much

@@ -37,10 +37,9 @@ from helpers.report.claims import find_runs, format_claims, read_claims, say_est
 from helpers.report.export import CAPTION
 from helpers.run import cache
 from helpers.run.cache import fingerprint, hash_file, write_atomic
-from helpers.run.record import record_run
 from helpers.run.settings import Study
 from tools.command import NAMED, add_settings, read_settings
-from tools.datapackage import write_datapackage
+from tools.record import record_run, write_datapackage
 
 # what notebooks are made with: the helpers, their page templates, the small tables that they read
 CODE = ("helpers/**/*.py", "helpers/**/*.html*", "helpers/**/*.toml", "phantom/*.py", "data/*.csv")

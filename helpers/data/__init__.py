@@ -1,10 +1,10 @@
 """VQAv2, the phantom and your own data: files, download, subset, batches that ViLT reads."""
 
 from helpers.data import encode, prepare, vqa
-from helpers.data.table import read_table
 from helpers.data.vqa import (
     question_family,
     question_type,
+    read_table,
     read_vqa,
     score_answers,
     soft_targets,

@@ -15,7 +15,6 @@ from transformers import ViltProcessor
 
 from helpers.data import download, vqa
 from helpers.data.encode import EncodedQuestions, Pictures, read_picture, write_pictures
-from helpers.data.table import TABLE, read_table
 from helpers.run import cache
 from helpers.run.settings import Study
 from phantom.scenes import read_truth, write_phantom
@@ -64,10 +63,10 @@ def prepare_dataset(study: Study) -> Path:
     elsewhere).
     """
     root = find_data(study)
-    own = (root / TABLE).is_file()
+    own = (root / vqa.TABLE).is_file()
     files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
     if own:
-        files = [root / TABLE]
+        files = [root / vqa.TABLE]
     elif set(download.JSON_OF.values()) - {path.name for path in files}:  # then zips are read
         zips = [root / name for name in download.JSON_OF if (root / name).is_file()]
         files += zips or sorted(root.glob("*.zip"))
@@ -99,8 +98,8 @@ def prepare_dataset(study: Study) -> Path:
 
 def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
     """`train` and `validation` as drawn from the files, before any image is touched."""
-    if (root / TABLE).is_file():
-        parts = [_add_truth(read_table(root / TABLE), root, "own")]
+    if (root / vqa.TABLE).is_file():
+        parts = [_add_truth(vqa.read_table(root / vqa.TABLE), root, "own")]
     else:
         parts = [_add_truth(vqa.read_vqa(root, split), root, split) for split in vqa.SPLITS]
         for name in ("image_id", "question_id"):  # pictures and answers are kept by these

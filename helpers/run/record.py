@@ -1,20 +1,16 @@
-"""What a run records: tables, figures, run.json, and one line about it."""
+"""What a run keeps: tables, figures, and one line about it."""
 
 from __future__ import annotations
 
 import io
-import json
 import platform
-import shutil
-import subprocess
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from helpers.run.cache import ROOT, lock_path, read_json, write_atomic
+from helpers.run.cache import write_atomic
 from helpers.run.settings import Study, check_plain_name
 
 if TYPE_CHECKING:  # slow to import
@@ -81,31 +77,11 @@ def show(
         display(shown.set_index(shown.columns[0]))
 
 
-def record_run(study: Study, steps: dict[str, float]) -> Path:
-    """Write run.json of a run: settings, versions, device, and seconds a step, added to the old.
-
-    A run.json that cannot be read is begun anew.
-    """
-    path = study.folder() / "run.json"
-    with lock_path(path):
-        steps = (read_json(path) or {}).get("steps", {}) | steps
-        versions = _read_versions() | {"commit": _read_commit()}
-        facts = {"settings": asdict(study), "versions": versions, "device": study.device_name()}
-        return write_atomic(path, json.dumps({"steps": steps, **facts}, indent=1) + "\n")
-
-
-def _read_versions() -> dict[str, str]:
+def read_versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
     packages = ("torch", "transformers", "datasets", "numpy")
     installed = {name: metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **installed}
-
-
-def _read_commit() -> str:
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return commit or "unknown"
 
 
 def describe(study: Study) -> str:
@@ -115,6 +91,6 @@ def describe(study: Study) -> str:
         import torch
 
         device = torch.cuda.get_device_name(device)
-    stated = [f"{name} {version}" for name, version in _read_versions().items()]
+    stated = [f"{name} {version}" for name, version in read_versions().items()]
     about = [study.profile, f"run {study.run_name}", f"seed {study.seed}", *stated, device]
     return " · ".join(about)

@@ -13,8 +13,7 @@ from PIL import Image
 from helpers.attention import attention_split
 from helpers.data import prepare
 from helpers.data.encode import EncodedQuestions
-from helpers.data.table import read_table
-from helpers.data.vqa import COLUMNS, build_vocabulary, score_answers
+from helpers.data.vqa import COLUMNS, build_vocabulary, read_table, score_answers
 from helpers.run.settings import Study
 
 ROOT = Path(__file__).parents[2]

@@ -1,16 +1,13 @@
 """What a run records: tables, figures and run.json."""
 
 import base64
-import dataclasses
-import json
 
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from helpers.run import record
-from helpers.run.record import record_run, save_figure, save_table
+from helpers.run.record import save_figure, save_table
 from helpers.run.settings import Study
 
 
@@ -46,24 +43,3 @@ def test_a_figure_is_shown_as_it_is_saved(tmp_path, monkeypatch):
     (shown,) = displayed
     png = (study.run_dir / "figures" / "shares.png").read_bytes()
     assert shown._repr_mimebundle_()[0]["image/png"] == base64.b64encode(png).decode()
-
-
-def test_record_run_adds_steps(tmp_path):
-    study = Study.load(runs_root=tmp_path, device="cpu")
-    record_run(study, steps={"01_setup": 1.5})
-    path = record_run(study, steps={"02_finetune": 20})
-    written = json.loads(path.read_text())
-    assert path == study.run_dir / "run.json"
-    assert written["steps"] == {"01_setup": 1.5, "02_finetune": 20}
-    assert written["settings"] == json.loads(json.dumps(dataclasses.asdict(study)))
-    assert written["device"] == "cpu"
-    assert written["versions"]["numpy"] == np.__version__
-    assert {"python", "torch", "transformers", "datasets", "commit"} < set(written["versions"])
-
-
-@pytest.mark.parametrize("left", ["", '{"steps": {"01_se', "[]"])
-def test_a_cut_record_of_the_run_is_begun_anew(tmp_path, left):
-    study = Study.load(runs_root=tmp_path, device="cpu")
-    (study.folder() / "run.json").write_text(left)
-    written = json.loads(record_run(study, steps={"01_setup": 1.5}).read_text())
-    assert written["steps"] == {"01_setup": 1.5}

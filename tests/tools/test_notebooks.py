@@ -11,7 +11,7 @@ from datapackage import check_package
 
 from helpers.report.claims import CLAIMS, read_claims
 from helpers.run.settings import Study
-from tools.datapackage import write_datapackage
+from tools.record import write_datapackage
 from tools.run_notebooks import (
     CODE,
     WIDGET,

@@ -1,25 +1,50 @@
-"""A run's datapackage.json: what the columns of its tables mean, in the words of data/columns.csv.
+"""The records of a run: run.json, and datapackage.json, which says what its tables' columns mean.
 
-These are a row each: table (a name, a pattern such as `attention*`, or `*` for what means the same
-everywhere), column, meaning, unit, type and constraints as in the standard Table Schema
-(specs.frictionlessdata.io), empty (what an empty cell means; nothing: there is none), absent (when
-a table lacks the column; nothing: never).
+That is in data/columns.csv, a row a column: table (a name, a pattern such as `attention*`, or `*`
+for what means the same everywhere), column, meaning, unit, type and constraints as in the standard
+Table Schema (specs.frictionlessdata.io), empty (what an empty cell means; nothing: there is none),
+absent (when a table lacks the column; nothing: never).
 """
 
 import json
+import shutil
+import subprocess
 from collections import defaultdict
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from helpers.run.cache import write_atomic
+from helpers.run.cache import ROOT, lock_path, read_json, write_atomic
+from helpers.run.record import read_versions
 from helpers.run.settings import Study
 
 COLUMNS = "data/columns.csv"
 PROFILE = "https://datapackage.org/profiles/2.0/datapackage.json"
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum")
+
+
+def record_run(study: Study, steps: dict[str, float]) -> Path:
+    """Write run.json of a run: settings, versions, device, and seconds a step, added to the old.
+
+    A run.json that cannot be read is begun anew.
+    """
+    path = study.folder() / "run.json"
+    with lock_path(path):
+        steps = (read_json(path) or {}).get("steps", {}) | steps
+        versions = read_versions() | {"commit": _read_commit()}
+        facts = {"settings": asdict(study), "versions": versions, "device": study.device_name()}
+        return write_atomic(path, json.dumps({"steps": steps, **facts}, indent=1) + "\n")
+
+
+def _read_commit() -> str:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return commit or "unknown"
 
 
 def write_datapackage(study: Study) -> Path:

@@ -1,5 +1,6 @@
-"""The data package of a run, and the committed entries of data/columns.csv."""
+"""A run's own records: run.json, the data package, and the entries of data/columns.csv."""
 
+import dataclasses
 import json
 import re
 from fnmatch import fnmatchcase
@@ -16,10 +17,31 @@ from datapackage import check_package
 from helpers.heads.roles import ROLES
 from helpers.run.record import save_table
 from helpers.run.settings import Study
-from tools import datapackage
+from tools import record
 from tools.run_notebooks import list_notebooks
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_record_run_adds_steps(tmp_path):
+    study = Study.load(runs_root=tmp_path, device="cpu")
+    record.record_run(study, steps={"01_setup": 1.5})
+    path = record.record_run(study, steps={"02_finetune": 20})
+    written = json.loads(path.read_text())
+    assert path == study.run_dir / "run.json"
+    assert written["steps"] == {"01_setup": 1.5, "02_finetune": 20}
+    assert written["settings"] == json.loads(json.dumps(dataclasses.asdict(study)))
+    assert written["device"] == "cpu"
+    assert written["versions"]["numpy"] == np.__version__
+    assert {"python", "torch", "transformers", "datasets", "commit"} < set(written["versions"])
+
+
+@pytest.mark.parametrize("left", ["", '{"steps": {"01_se', "[]"])
+def test_a_cut_record_of_the_run_is_begun_anew(tmp_path, left):
+    study = Study.load(runs_root=tmp_path, device="cpu")
+    (study.folder() / "run.json").write_text(left)
+    written = json.loads(record.record_run(study, steps={"01_setup": 1.5}).read_text())
+    assert written["steps"] == {"01_setup": 1.5}
 
 
 def write_shard(folder, number, rows):
@@ -44,12 +66,12 @@ def study(tmp_path):
 
 
 def check(study):
-    datapackage.write_datapackage(study)
+    record.write_datapackage(study)
     return [p for p in check_package(study.run_dir) if "no column" not in p]
 
 
 def test_the_package_describes_every_column_by_the_standard(study):
-    path = datapackage.write_datapackage(study)
+    path = record.write_datapackage(study)
     package = json.loads(path.read_text())
     assert path == study.run_dir / "datapackage.json"
     assert package["name"] == "hand"
@@ -85,7 +107,7 @@ def test_what_disagrees_is_named(study, columns, named):
 
 def test_a_described_column_may_lack_only_where_the_entry_says_so(study):
     save_table(study, "01_families", pd.DataFrame({"family": ["what"], "part": ["train"]}))
-    datapackage.write_datapackage(study)
+    record.write_datapackage(study)
     assert "01_families: no column 'questions'" in check_package(study.run_dir)
 
 
@@ -96,8 +118,8 @@ def test_a_described_column_may_lack_only_where_the_entry_says_so(study):
 def test_the_closest_entry_counts(table, meaning):
     kinds = {"*": "anywhere", "see*": "short", "seen*": "long", "seen": "exact"}
     entries = [{"table": k, "column": "split", "meaning": text} for k, text in kinds.items()]
-    assert datapackage.find_entry(table, "split", entries)["meaning"] == meaning
-    assert datapackage.find_entry(table, "mass", entries) is None
+    assert record.find_entry(table, "split", entries)["meaning"] == meaning
+    assert record.find_entry(table, "mass", entries) is None
 
 
 # The committed entries
@@ -105,7 +127,7 @@ def test_the_closest_entry_counts(table, meaning):
 
 @pytest.fixture(scope="module")
 def committed():
-    return datapackage.read_entries(ROOT / datapackage.COLUMNS)
+    return record.read_entries(ROOT / record.COLUMNS)
 
 
 def test_committed_entries_are_whole(committed):
@@ -117,8 +139,8 @@ def test_committed_entries_are_whole(committed):
         assert None not in entry.values(), f"{place}: a cell is missing"
         assert all((entry["meaning"], entry["unit"])), place
         assert entry["type"] in ("string", "integer", "number", "boolean"), place
-        for name, limit in datapackage.describe_field(entry)["constraints"].items():
-            assert name not in datapackage.BOUNDS or isinstance(limit, int | float), place
+        for name, limit in record.describe_field(entry)["constraints"].items():
+            assert name not in record.BOUNDS or isinstance(limit, int | float), place
         re.compile(entry["pattern"])
 
 
@@ -132,15 +154,15 @@ def test_every_table_that_a_notebook_saves_is_described_and_no_other(committed):
     described = {name for name in tables if re.match(r"(\d\db?|a\d)_", name)}
     assert len(saved | shown) >= 10
     missing = [name for name in saved if not any(fnmatchcase(name, known) for known in tables)]
-    assert missing == [], f"add entries to {datapackage.COLUMNS}"
+    assert missing == [], f"add entries to {record.COLUMNS}"
     used = saved | shown
     unused = [known for known in described if not any(fnmatchcase(name, known) for name in used)]
-    assert unused == [], f"no notebook saves these: remove them from {datapackage.COLUMNS}"
+    assert unused == [], f"no notebook saves these: remove them from {record.COLUMNS}"
 
 
 def test_words_of_the_code_are_the_words_of_the_entries(committed):
     def find_enum(table, column):
-        return set(datapackage.find_entry(table, column, committed)["enum"].split("|"))
+        return set(record.find_entry(table, column, committed)["enum"].split("|"))
 
     families = set(pd.read_csv(ROOT / "data" / "question_types.csv")["family"])
     assert find_enum("04_layers", "family") == families | {"all"}
