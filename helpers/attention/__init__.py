@@ -3,8 +3,7 @@
 Modules are imported when they are asked for: to measure a batch takes no `datasets`.
 """
 
-from helpers.attention.image_share import attention_maps, attention_split
-from helpers.attention.look import look
+from helpers.attention.image_share import attention_maps, attention_split, look
 
 __all__ = [
     "attention_maps",  # full attention matrices of a few questions, patches in raster order
