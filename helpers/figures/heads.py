@@ -52,7 +52,7 @@ def plot_role_map(scores: pd.DataFrame) -> Figure:
     passed = scores[scores["passes"]].sort_values("score", ascending=False, kind="stable")
     short = passed["role"].map({role: name for role, (name, _) in ROLE_LOOKS.items()})
     passed["text"] = short.where(passed["reaches_answer"], "(" + short + ")")
-    passed["number"] = passed["role"].map(list(ROLE_LOOKS).index)
+    passed["number"] = passed["role"].map(list(ROLE_LOOKS).index).astype(float)  # also of none
     heads = ["layer", "head"]
     cells = passed.groupby(heads).agg({"number": "first", "text": "\n".join})
     cells = scores[heads].drop_duplicates().join(cells, on=heads)

@@ -60,7 +60,8 @@ def mean_over_models(
     flat = averaged.reshape(len(averaged), -1)
     sums, counts = sum_by_image(flat, images)
     estimate, of_images, df = fit_means(sums, counts)
-    by_model = np.nanmean(np.where(np.isnan(averaged), np.nan, values), axis=1)
+    known = ~np.isnan(averaged)
+    by_model = divide_or_nan(np.where(known, values, 0).sum(axis=1), known.sum(axis=0))
     n_models = len(values)
     critical = np.broadcast_to(stats.t.isf(0.025, df), of_images.shape)
     variance = of_images
