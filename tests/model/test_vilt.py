@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from transformers import ViltConfig, ViltForMaskedLM, ViltForQuestionAnswering, ViltModel
@@ -151,20 +151,6 @@ class TestEncodedQuestions:
         for name, value in expected.items():
             assert torch.equal(batch[name], value), name
             assert batch[name].dtype == (torch.bool if name == "pixel_mask" else value.dtype), name
-
-    @settings(max_examples=25, deadline=None)
-    @given(st.integers(20, 300), st.integers(20, 300), st.booleans(), st.integers(0, 9))
-    def test_pixels_equal_the_processor_at_any_size(self, loaded, width, height, grey, seed):
-        processor = loaded[1].image_processor
-        assume(max(width, height) <= 6 * min(width, height))  # else it may be thinner than a patch
-        picture = make_picture((width, height), "L" if grey else "RGB", seed)
-        rows = {"question_id": [1], "image_id": [1], "image": [picture], "question": ["is it?"]}
-        types = {"question_id": Value("int64"), "image_id": Value("int64"), "image": Image()}
-        data = Dataset.from_dict(rows, features=Features({**types, "question": Value("string")}))
-        encoded = EncodedQuestions(data, loaded[1])
-        batch = encoded.collate([encoded[0]])
-        expected = processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"]
-        assert torch.equal(batch["pixel_values"], expected)
 
     @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
     def test_photographs_equal_the_original_vilt(self):
