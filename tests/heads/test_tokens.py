@@ -7,7 +7,7 @@ import torch
 
 from helpers.attention.image_share import pack_forward, prepare_batch
 from helpers.attention.knockout import knockout
-from helpers.heads.tokens import Thinning, fuse, predict_thinned, run_thinned
+from helpers.heads.compression import Thinning, fuse, predict_thinned, run_thinned
 from helpers.model.forward import forward_raster, trace
 
 
