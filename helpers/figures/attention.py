@@ -47,7 +47,7 @@ NEEDS = {  # of `plot_needs`: title, unit
     "joint": ("accuracy that words and\nimage bring only together", "points"),
 }
 MEANS = {  # panels of `plot_means`: title, unit; and what says nothing: its name, where it lies
-    "share": ("", "image share above uniform, points ([CLS] query, image key)",
+    "share": ("", "image share above uniform, points ([CLS] attends to image)",
               "uniform attention", 0),
     "within": ("share and loss, within a type", "Spearman's rank correlation", "nothing told", 0),
     "telling": ("needs the image, or a control?", "AUC, at equal type", "nothing told", 0.5),
@@ -106,7 +106,7 @@ def plot_heads(heads: pd.DataFrame) -> Figure:
     unsure = (heads["low"] <= 0) & (heads["high"] >= 0)
     texts = style.format_cells(100 * heads["estimate"], "+", unsure=unsure)
     table = heads.assign(points=100 * heads["estimate"], text=texts)
-    label = "points above uniform\n(text query, image key)"
+    label = "points above uniform\n(text attends to image)"
     return style.draw_grids(table, "points", panel="model", label=label, row_height=0.5)
 
 
@@ -119,7 +119,7 @@ def plot_maps(
     title: str,
     boxes: style.Boxes = (),
     shared: bool = True,
-    label: str = "attention on a patch, % (text query, image key)",
+    label: str = "attention on a patch, % (text attends to image)",
 ) -> Figure:
     """A grid of maps over one picture, such as layers downwards and heads across.
 
@@ -252,7 +252,7 @@ def plot_hits(table: pd.DataFrame, chance: float, by_object: float) -> Figure:
     """
     lines = {"chance: share of patches in the box": 100 * chance,
              "chance: a random object of the picture": 100 * by_object}  # fmt: skip
-    labels = LAYER, "favoured patch in the box, %\n(text query, image key)"
+    labels = LAYER, "favoured patch in the box, %\n(text attends to image)"
     look = {"baselines": lines, "scale": 100, "spread": 0.1, "ncols": 3}
     return style.draw_lines(table, "layer", "against", labels, **look)
 
@@ -327,7 +327,7 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
         ends = {"low": np.nanmin(shares, axis=0).ravel(), "high": np.nanmax(shares, axis=0).ravel()}
         ends |= {"layer": layers, "query": queries[numbers], "label": band}
         table = pd.concat([table, pd.DataFrame(ends)])
-    labels = LAYER, "image share above uniform, points\n(text query, image key)"
+    labels = LAYER, "image share above uniform, points\n(text attends to image)"
     look = {"baselines": {"uniform attention": 0}, "limits": (None, None)}
     look |= {"bands": [band] if len(shares) else []}
     look |= {"scale": 100, "hollow": "few", "spread": 0.4, "height": 4.1}

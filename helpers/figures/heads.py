@@ -123,7 +123,7 @@ def plot_role_cards(cards: Sequence[dict]) -> Figure:
     return figure
 
 
-@style.styled("Accuracy lost, by question family")
+@style.styled("Accuracy lost, by question type")
 def plot_costs(costs: pd.DataFrame, panel: str, down: str, across: str) -> Figure:
     """Accuracy lost, as grids side by side: one for each value of the column `panel`.
 

@@ -57,7 +57,7 @@ def plot_dataset(questions: pd.DataFrame, families_in_order: Sequence[str]) -> F
     order = [family for family in families_in_order if family in asked]
     palette = [SKY, GREY][: questions["part"].nunique()]
     sns.countplot(questions, y="family", hue="part", order=order, palette=palette, ax=families)
-    families.set(xlabel="questions", ylabel="", title="Questions of each family")
+    families.set(xlabel="questions", ylabel="", title="Questions of each type")
     families.legend(title=None, loc="lower center", bbox_to_anchor=(0.5, -0.36), ncols=2)
     common = questions["multiple_choice_answer"].value_counts().head(12).index
     look = {"order": common, "color": GREEN}
@@ -116,7 +116,7 @@ def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
     return figure
 
 
-@style.styled("Accuracy by question family (95 % intervals over images)")
+@style.styled("Accuracy by question type (95 % intervals over images)")
 def plot_accuracy(table: pd.DataFrame) -> Figure:
     """Forest of a table: family, answerer, estimate, low, high (in [0, 1]), n; in their order."""
     table = table.assign(name=style.name_with_n(table, "family"))
