@@ -207,6 +207,17 @@ class TestStudy:
         assert moved.dtype == "torch.float32"
         np.testing.assert_allclose(moved.split, table.split, atol=1e-5)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_shares_in_half_precision_lie_within_the_tolerance_of_their_table(
+        self, vilt, encoded, table, tmp_path, monkeypatch, dtype
+    ):
+        """What notebooks compare with shares worked out in float32."""
+        monkeypatch.setattr(extract, "choose_dtype", lambda *_: dtype)
+        half = extract.measure_attention(stub_study(tmp_path), vilt[0], encoded)
+        assert (half.dtype, table.tolerance) == (str(dtype), 1e-4)
+        apart = np.abs(half.split - table.split).max()
+        assert table.tolerance < apart < half.tolerance
+
     def test_random_weights_are_seeded_and_leave_the_random_state(self, vilt):
         state = torch.random.get_rng_state()
         twins = [extract.random_weight_model(vilt[0], seed) for seed in (1, 1, 2)]

@@ -53,6 +53,13 @@ def test_a_claim_counts_the_models_in_which_it_holds(study):
     assert row["estimate"] == pytest.approx(29)
 
 
+@pytest.mark.parametrize("left", ["", '{"key": "needs-im'], ids=["empty", "cut"])
+def test_a_claim_whose_file_is_cut_is_not_measured_yet(study, left):
+    claims.record_claim(study, "needs-image", mean_of(30))
+    (study.run_dir / "claims" / "needs-image.json").write_text(left)
+    assert read(study, "needs-image")["verdict"] == "not measured yet"
+
+
 def test_what_random_weights_show_as_well_is_no_finding(study):
     lone = mean_of(40, 41, 42)
     claims.record_claim(study, "heads-divide", lone, random=[10, 12])
