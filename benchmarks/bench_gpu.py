@@ -29,8 +29,8 @@ from batches import DTYPES, make_batch, reduce_stock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from helpers.attention.edges import knockout_measures
 from helpers.attention.image_share import attention_measures, attention_split
-from helpers.attention.knockout import knockout_measures
 from helpers.heads.removal import removal_measures
 from helpers.model.forward import forward_raster, fused_attention, has_packed_kernel
 from helpers.model.timing import time_run

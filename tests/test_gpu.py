@@ -61,7 +61,7 @@ def test_all_measures(models, batch, dtype, matrix):
 
 def test_knockout(models, batch):
     pytest.importorskip("pyarrow")
-    from helpers.attention.knockout import knockout
+    from helpers.attention.edges import knockout
 
     on_cpu, on_gpu = (knockout(model, batch, [("text", "image")], [0, 1, 2]) for model in models)
     assert_close(on_gpu, on_cpu, 1e-3)

@@ -1,6 +1,7 @@
 """The shape of the helpers: a room imports only rooms above it."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("run", "stats", "figures", "report", "data", "model", "attention", "heads")
+CALLED = {  # from outside of the project
+    "data": ("question_type", "question_family", "vqa_accuracy", "read_vqa"),
+    "model": ("load_vilt", "forward_raster"),
+    "attention": ("attention_split", "attention_maps", "knockout", "look"),
+    "run": ("Study",),
+    "report": ("read_claims",),
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -36,3 +44,9 @@ def test_a_fresh_process_finds_every_name_behind_the_model_rooms_door():
     code = "from helpers import model; [getattr(model, name) for name in model.__all__]"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("room", CALLED)
+def test_what_is_called_from_outside_stands_in_the_door_and_is_no_module(room):
+    door = importlib.import_module(f"helpers.{room}")
+    assert [name for name in CALLED[room] if not callable(getattr(door, name))] == []

@@ -18,8 +18,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 
+from helpers.attention.edges import knockout_measures
 from helpers.attention.extract import extract_once, measure_attention, measure_random_models
-from helpers.attention.knockout import knockout_measures
 from helpers.attention.modality import measure_modality
 from helpers.attention.relevance import relevance_measures
 from helpers.data import prepare

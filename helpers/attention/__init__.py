@@ -3,6 +3,7 @@
 Modules are imported when they are asked for: to measure a batch takes no `datasets`.
 """
 
+from helpers.attention.edges import knockout
 from helpers.attention.image_share import attention_maps, attention_split, look
 
 __all__ = [
@@ -11,7 +12,7 @@ __all__ = [
     "extract",  # measures of a whole data set: one table a run, made once
     "faithfulness",  # do the patches that a map calls important matter to the answer?
     "grounding",  # do heads and maps point at the boxes asked about?
-    "knockout",  # what answers lose where attention from one group to another is cut
+    "knockout",  # the answers where attention from one group to another is cut (more in edges)
     "look",  # answer, split and maps of one picture and one question
     "modality",  # what an answer owes to the words and to the image
     "readout",  # the answer read out after each layer, and what linear probes find there

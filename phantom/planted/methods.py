@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from helpers.attention.edges import knockout, number_edges
 from helpers.attention.image_share import (
     attention_measures,
     image_share,
@@ -19,7 +20,6 @@ from helpers.attention.image_share import (
     prepare_batch,
     rollout,
 )
-from helpers.attention.knockout import knockout, number_edges
 from helpers.attention.modality import mm_shap
 from helpers.attention.relevance import propagate_relevance, relevance_measures
 from helpers.data.encode import EncodedQuestions

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from helpers.attention.edges import number_edges
 from helpers.attention.image_share import pack_forward
-from helpers.attention.knockout import number_edges
 from helpers.data.encode import EncodedQuestions
 from helpers.heads.removal import ablate_heads
 from helpers.model.finetune import BucketSampler

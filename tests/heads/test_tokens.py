@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from helpers.attention.edges import knockout
 from helpers.attention.image_share import pack_forward, prepare_batch
-from helpers.attention.knockout import knockout
 from helpers.heads.compression import Thinning, fuse, predict_thinned, run_thinned
 from helpers.model.forward import forward_raster, trace
 

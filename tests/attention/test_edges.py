@@ -8,9 +8,7 @@ import pytest
 import torch
 from small import ANSWERS, stub_study
 
-from helpers.attention.extract import extract_once
-from helpers.attention.image_share import attention_measures, average_queries, prepare_batch
-from helpers.attention.knockout import (
+from helpers.attention.edges import (
     DIRECTIONS,
     edge_shares,
     knockout,
@@ -20,6 +18,8 @@ from helpers.attention.knockout import (
     tabulate_losses,
     uniform_shares,
 )
+from helpers.attention.extract import extract_once
+from helpers.attention.image_share import attention_measures, average_queries, prepare_batch
 from helpers.data.vqa import vqa_accuracy
 from helpers.model.forward import PackedForward, forward_raster, trace
 
