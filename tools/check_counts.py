@@ -22,9 +22,9 @@ from tools.run_notebooks import REPORT, list_notebooks
 
 CELLS = 35  # of a notebook
 REPORT_CELLS = 20  # of 07
-CELL_LINES = 15  # of a code cell
+CELL_LINES = 15  # of a code cell, empty ones included
 COLUMNS = 88  # of a notebook's lines
-SETUP_LINES = 8  # imports aside
+SETUP_LINES = 8  # of code, imports aside
 CLAIM_WORDS = 25
 HELPERS_LINES = 8000
 REPORTED = ("helpers",)  # kinds that fail nothing
@@ -50,10 +50,10 @@ def check_notebook(path: Path) -> Iterator[Excess]:
     yield Excess("cells", name, len(cells), REPORT_CELLS if name == REPORT else CELLS)
     own = {number: cell for number, cell in enumerate(cells) if not has_tag(cell, "parameters")}
     code = {number: cell for number, cell in own.items() if cell.cell_type == "code"}
-    lines = {number: count_lines(cell.source) for number, cell in code.items()}
     setup = [number for number in code if has_tag(code[number], "setup")]
     for number in setup:
-        yield Excess("setup lines", name, lines.pop(number), SETUP_LINES)
+        yield Excess("setup lines", name, count_lines(code.pop(number).source), SETUP_LINES)
+    lines = {number: len(cell.source.splitlines()) for number, cell in code.items()}
     widths = {number: measure_width(cell.source) for number, cell in own.items()}
     for kind, counts, limit in (("lines", lines, CELL_LINES), ("columns", widths, COLUMNS)):
         most = max(counts, key=counts.get, default=None)
