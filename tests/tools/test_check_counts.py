@@ -5,7 +5,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tools import check_counts
 
-WIDE = "import a\n" + "\n\n".join(["x" * 88] * 15)  # imports and empty lines do not count
+WIDE = "\n".join(["x" * 88] * 8 + [""] + ["x" * 88] * 6)  # 15 lines, the empty one counted
 
 
 def make_empty(n_cells):
@@ -29,7 +29,7 @@ def test_what_is_within_the_limits_is_not_named(tmp_path):
 
 def test_each_limit_is_named_with_its_count(tmp_path):
     write(tmp_path, "01_setup", new_markdown_cell("x" * 89), *make_empty(35))
-    write(tmp_path, "02_finetune", new_code_cell("x\n" * 16))
+    write(tmp_path, "02_finetune", new_code_cell(WIDE + "\nx"))
     setup = new_code_cell("x\n" * 15, metadata={"tags": ["setup"]})
     write(tmp_path, "07_report", setup, *make_empty(20))
     assert list_kinds(tmp_path) == [
