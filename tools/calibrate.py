@@ -138,7 +138,7 @@ def coverage_rates(
     """
     values = sample_values(image_ids, runs, correlation, shape, seed)
     means = bootstrap_by_group(values, groups, image_ids, n_resamples, seed, axes=("run",))
-    means = means[has_enough_data(means["n"], means["n_clusters"])]
+    means = means[has_enough_data(means["n"], means["n_images"])]
     pairs = compare_groups(values, groups, image_ids, axes=("run",)).dropna(subset=["se"])
     rates = []
     for name, table in (("mean of a family", means), ("difference of two", pairs)):

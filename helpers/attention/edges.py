@@ -152,7 +152,7 @@ def tabulate_losses(
 
     lost: (model, question, direction, span); questions: image_id and family of each. types: the
     question types to list. Columns: panel ("one": cut in this layer alone; "onward": from it on;
-    "type": in all layers), direction, column (layer or type), estimate, low, high, n, n_clusters
+    "type": in all layers), direction, column (layer or type), estimate, low, high, n, n_images
     (images), n_models.
     """
     spans, last = list_spans(n_layers), n_layers - 1
@@ -165,5 +165,5 @@ def tabulate_losses(
         mean = mean_over_models(lost[:, asked][..., spans.index(span)], image_ids[asked])
         table = mean.to_table({"direction": list(DIRECTIONS)})
         parts.append(table.assign(panel=panel, column=column, n_models=mean.n_models))
-    names = ["panel", "direction", "column", "estimate", "low", "high", "n", "n_clusters"]
+    names = ["panel", "direction", "column", "estimate", "low", "high", "n", "n_images"]
     return pd.concat(parts, ignore_index=True)[[*names, "n_models"]]

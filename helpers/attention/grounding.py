@@ -206,7 +206,7 @@ def tabulate_hits(
         lucky.append(np.nanmean(hits[~choose][:, layers, *cells], axis=0))
     ids = image_ids[random_rows][~choose & ~np.isnan(random_hits[0][:, 0, 0, 0])]
     spread = (np.mean(lucky, 0), np.min(lucky, 0), np.max(lucky, 0), len(ids), len(np.unique(ids)))
-    table = Interval(*np.broadcast_arrays(*spread)).to_table(("layer",))
+    table = Interval(*spread).to_table(("layer",))
     tables.append(table.assign(against="best heads, random weights", label=""))
     return pd.concat(tables, ignore_index=True)
 

@@ -160,7 +160,7 @@ def tabulate_known(
 
     known: kind of model ("trained", ...) -> `score_levels` of each model; image_ids: (question,).
     Columns: place ("read-out", "[CLS]", "its patches"), what, model (the kind), level, estimate,
-    low, high, n, n_clusters (images).
+    low, high, n, n_images.
     """
     parts = []
     for kind, models in known.items():
@@ -170,7 +170,7 @@ def tabulate_known(
                 mean, levels = mean_over_models(values, image_ids, (0, 1)), range(values.shape[2])
                 table = mean.to_table({"level": levels})
                 parts.append(table.assign(place=place, what=what, model=kind))
-    names = ["place", "what", "model", "level", "estimate", "low", "high", "n", "n_clusters"]
+    names = ["place", "what", "model", "level", "estimate", "low", "high", "n", "n_images"]
     return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
 
 
@@ -182,7 +182,7 @@ def assign_roles(evidence: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pd.Da
     models and images lies above MATTERS points, no where it lies below, else it is undecided. A
     layer has the role where all say yes, and has it not where one says no; a missing piece leaves
     it undecided.
-    Columns: role, layer, evidence, estimate, low, high, n, n_clusters, says, has_role.
+    Columns: role, layer, evidence, estimate, low, high, n, n_images, says, has_role.
     """
     parts = []
     for role, names in ROLES.items():
@@ -199,5 +199,5 @@ def assign_roles(evidence: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pd.Da
     against = said.transform(lambda says: (says == "no").any()).astype(bool)
     unanimous = said.transform(lambda says: (says == "yes").all()).astype(bool)
     table["has_role"] = np.select([against, unanimous & complete], ["no", "yes"], "undecided")
-    names = ["role", "layer", "evidence", "estimate", "low", "high", "n", "n_clusters"]
+    names = ["role", "layer", "evidence", "estimate", "low", "high", "n", "n_images"]
     return table[[*names, "says", "has_role"]]

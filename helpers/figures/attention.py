@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from helpers.figures import style
 from helpers.figures.style import GREY, IMAGE_COLOR, TEXT_COLOR
-from helpers.stats.models import ModelMean
+from helpers.stats.bootstrap import Interval
 
 QUERIES = {  # title, label of trained models, colour
     "cls": ("[CLS] as query", "trained, text query", TEXT_COLOR),
@@ -342,7 +342,7 @@ def plot_group_layers(table: pd.DataFrame, column: str, random: ArrayLike = ()) 
 
 @style.styled("Does the share of attention on the image go with the need for it?")
 def plot_means(
-    panels: Mapping[str, Mapping[str, ModelMean]],
+    panels: Mapping[str, Mapping[str, Interval]],
     random: Mapping[str, ArrayLike],
     words: float | None = None,
 ) -> Figure:

@@ -19,6 +19,7 @@ from helpers.attention.extract import AttentionTable, name_heads
 from helpers.data.vqa import order_families
 from helpers.heads.removal import FACTORS, Variants
 from helpers.stats.bootstrap import (
+    Interval,
     bootstrap_by_group,
     bootstrap_mean,
     rank_correlation,
@@ -31,7 +32,6 @@ from helpers.stats.cluster_robust import (
     mean_difference_test,
 )
 from helpers.stats.models import (
-    ModelMean,
     jackknife_over_models,
     linearise_ratio,
     mean_of_models,
@@ -55,7 +55,7 @@ def removal_effects(
     lost: (question, layer[, head]), points; families, image_ids: (question,); bounds:
     as in `bootstrap_mean`. Columns: layer, head and name (where lost has heads), family ("all"
     first, then as in FAMILIES), drop (mean points lost), low, high, p (of `mean_difference_test`),
-    p_corrected (over all rows that are told), told (enough questions), significant, n, n_clusters.
+    p_corrected (over all rows that are told), told (enough questions), significant, n, n_images.
     """
     families, image_ids = np.asarray(families), np.asarray(image_ids)
     axes, tables = ("layer", "head")[: lost.ndim - 1], []
@@ -68,13 +68,13 @@ def removal_effects(
         tables.append(table.assign(p=pd.concat(tests, ignore_index=True)["p"]))
     table = pd.concat(tables, ignore_index=True)
     table = table.rename(columns={"group": "family", "estimate": "drop"})
-    table["told"] = has_enough_data(table["n"], table["n_clusters"])
+    table["told"] = has_enough_data(table["n"], table["n_images"])
     table["p_corrected"] = correct_p(table["p"].where(table["told"]))
     table["significant"] = table["p_corrected"] < 0.05
     columns = ["family", "drop", "low", "high", "p", "p_corrected", "told", "significant"]
     if "head" in axes:
         table["name"], columns = name_heads(table), ["name", *columns]
-    return table[[*axes, *columns, "n", "n_clusters"]]
+    return table[[*axes, *columns, "n", "n_images"]]
 
 
 def told_families(
@@ -147,7 +147,7 @@ def count_needed(
 
 def mean_lead(
     leads: Sequence[np.ndarray], image_ids: ArrayLike, n_resamples: int = 1000, seed: int = 0
-) -> ModelMean:
+) -> Interval:
     """Mean over models of the sums of `count_needed`, for further models.
 
     leads: (heads,) of each model; image_ids: of the questions counted in. With one model, or equal
@@ -166,7 +166,7 @@ def rank_over_models(
     image_ids: ArrayLike,
     n_resamples: int = 1000,
     seed: int = 0,
-) -> ModelMean:
+) -> Interval:
     """Does a measure rank heads as their removal does? Mean rank correlation over models.
 
     measures: (layer, head) of each model; lost: (question, layer, head) of each. With one model the
@@ -279,7 +279,7 @@ def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray
 
 def share_of_backups(
     excess: Sequence[np.ndarray], image_ids: ArrayLike, least: float = 2
-) -> ModelMean:
+) -> Interval:
     """Percent of pairs whose `pair_excess` (of each model) is over `least` points, over models."""
 
     def share(model: int, rows: np.ndarray) -> float:

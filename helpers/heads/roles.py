@@ -164,7 +164,7 @@ def score_roles(
 
     by_question: of `score_by_question`; image_ids: (question,). random: `mean_scores` of models
     with random weights. Roles of which no question tells anything are left out.
-    Columns: layer, head, name, role, score, low, high, n, n_clusters, null (score of the highest
+    Columns: layer, head, name, role, score, low, high, n, n_images, null (score of the highest
     random head), p (`empirical_p` over all heads of all random models, as a head has no partner in
     a model with other weights), p_corrected (over roles and heads), reaches_answer (False where no
     answer depends on the queries: in the last layer only [CLS] is read), passes (the questions are
@@ -183,10 +183,10 @@ def score_roles(
         tables.append(heads)
     scores = pd.concat(tables, ignore_index=True)
     scores["name"], scores["p_corrected"] = name_heads(scores), correct_p(scores["p"])
-    scores["passes"] = has_enough_data(scores["n"], scores["n_clusters"]) & (
+    scores["passes"] = has_enough_data(scores["n"], scores["n_images"]) & (
         (scores["score"] >= min_score) & (scores["p_corrected"] < 0.05)
     )
-    columns = ["layer", "head", "name", "role", "score", "low", "high", "n", "n_clusters", "null"]
+    columns = ["layer", "head", "name", "role", "score", "low", "high", "n", "n_images", "null"]
     return scores[[*columns, "p", "p_corrected", "reaches_answer", "passes"]]
 
 

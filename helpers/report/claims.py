@@ -23,8 +23,9 @@ from numpy.typing import ArrayLike
 
 from helpers.run.cache import ROOT, read_json, write_atomic
 from helpers.run.settings import Study
+from helpers.stats.bootstrap import Interval
 from helpers.stats.cluster_robust import has_enough_data
-from helpers.stats.models import ModelMean, mean_over_models
+from helpers.stats.models import mean_over_models
 
 CLAIMS = ROOT / "data" / "claims.csv"
 COLUMNS = ["key", "notebook", "claim", "verdict", "estimate", "low", "high", "unit", "threshold",
@@ -35,7 +36,7 @@ SHARED = ("runs_root", "bootstrap_draws", "device")  # settings that one study s
 
 
 def record_claim(
-    study: Study, key: str, mean: ModelMean, random: ArrayLike | None = None
+    study: Study, key: str, mean: Interval, random: ArrayLike | None = None
 ) -> Markdown:
     """Judge a claim of the study, keep it in run_dir/claims, and return its row to be shown.
 

@@ -59,7 +59,7 @@ def show(
     """Save a figure or a table in the run's folder and display it: `show(study, "03_layers", fig)`.
 
     Of a table all rows are saved and the first `rows` displayed, numbers rounded to 2 places, with
-    interval ends named as such and without the number of clusters.
+    interval ends named as such and without the number of images.
     columns: of a table, the columns to display and their headings, the first as the index.
     slide: the slides show this figure, so it is saved for them as well.
     """
@@ -72,7 +72,7 @@ def show(
             save_slide(study, name, thing)
     else:
         save_table(study, name, thing)
-        shown = thing.head(rows).round(2).drop(columns="n_clusters", errors="ignore")
+        shown = thing.head(rows).round(2).drop(columns="n_images", errors="ignore")
         shown = shown[list(columns or shown)].rename(columns=ENDS | (columns or {}))
         display(shown.set_index(shown.columns[0]))
 

@@ -1,7 +1,7 @@
 """Intervals by resampling: means over questions on images, and rank correlations over heads."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,21 +21,30 @@ from helpers.stats.cluster_robust import (
 CHUNK_WEIGHTS = 4_000_000  # bootstrap weights held at once: 32 MB as counts, 32 MB as floats
 TAIL = (1 - 0.95) / 2  # on each side of a 95 % interval
 FEW_IMAGES = 5  # with fewer that differ from the rest, resampling says too little
+COLUMNS = ("estimate", "low", "high", "n", "n_images")  # of an interval
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval; every field has the shape of one question's values."""
+    """An estimate and its 95 % interval; arrays have the shape of one question's values."""
 
     estimate: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    n: np.ndarray
-    n_clusters: np.ndarray
+    n: np.ndarray | int  # questions with a value
+    n_images: np.ndarray | int  # images of these questions
+    n_models: int = 1
+    by_model: np.ndarray | None = None  # (model, ...), each model's own estimate
 
-    def to_table(self, axes: Sequence[str] = ()) -> pd.DataFrame:
-        """As a tidy table, a row a cell; axes: names such as ("layer", "head"), a column each."""
-        index = index_cells(np.shape(self.estimate), axes)
-        return index.assign(**{name: np.ravel(field) for name, field in self._asdict().items()})
+    def to_table(self, axes: Sequence[str] | Mapping[str, Sequence] = ()) -> pd.DataFrame:
+        """As a tidy table, a row a cell. Columns: the axes, estimate, low, high, n, n_images.
+
+        axes: names such as ("layer", "head"), or with the labels along each axis.
+        """
+        fields = dict(zip(COLUMNS, np.broadcast_arrays(*self[:5]), strict=True))
+        table = index_cells(fields["estimate"].shape, tuple(axes))
+        table = table.assign(**{name: np.ravel(field) for name, field in fields.items()})
+        labels = axes.items() if isinstance(axes, Mapping) else ()
+        return table.assign(**{name: np.array(ticks)[table[name]] for name, ticks in labels})
 
 
 def split_images(image_ids: ArrayLike, seed: int = 0) -> np.ndarray:
@@ -86,13 +95,13 @@ def bootstrap_by_group(
 ) -> pd.DataFrame:
     """`bootstrap_mean` of each group of questions (question families), as a tidy table.
 
-    values: (n, ...); groups, image_ids: (n,). Columns: group, the axes (as in `to_table`),
-    estimate, low, high, n, n_clusters (images). Groups come in order of appearance (a pandas
-    Categorical: its own order); questions without a group are left out.
+    values: (n, ...); groups, image_ids: (n,). Columns: group, and those of `Interval.to_table`.
+    Groups come in order of appearance (a pandas Categorical: its own order); questions without a
+    group are left out.
     """
     values, images = check_rows(values, image_ids)
     codes, names = code_groups(groups, len(values))
-    columns = ["group", *axes, *Interval._fields]
+    columns = ["group", *axes, *COLUMNS]
     tables = [pd.DataFrame(columns=columns)]
     for rows, name in ((codes == code, name) for code, name in enumerate(names)):
         interval = bootstrap_mean(values[rows], images[rows], n_resamples, seed, bounds=bounds)

@@ -24,7 +24,7 @@ MIN_QUESTIONS, MIN_IMAGES = 10, 5
 CHUNK_VALUES = 4_000_000  # numbers held at once beside the result: 32 MB
 T_COLUMNS = ("se", "df", "low", "high", "p")
 NO_PAIR = dict.fromkeys(
-    ("group_a", "group_b", "difference", *T_COLUMNS, "n_a", "n_b", "clusters_a", "clusters_b")
+    ("group_a", "group_b", "difference", *T_COLUMNS, "n_a", "n_b", "images_a", "images_b")
 )
 
 
@@ -40,7 +40,7 @@ def mean_difference_test(
 
     values: (n, ...), one row a question, NaN left out; image_ids: (n,). axes: a name for each axis
     of values after the first. A row a column of values: the axes, estimate, se, df, low, high
-    (95 %, t), p (not corrected), n, n_clusters (images).
+    (95 %, t), p (not corrected), n, n_images.
 
     A t test; with a question an image it is the ordinary one. NaN where the questions are not
     enough, and p also where nothing differs from 0. A difference that is the same in every question
@@ -56,7 +56,7 @@ def mean_difference_test(
     tests = _test_t(estimate, variance, df, is_told)
     is_exact = is_told & (variance == 0) & (estimate != 0)
     tests["p"] = np.where(is_exact, 2.0 ** (1 - n_images), tests["p"])
-    return index.assign(estimate=estimate, **tests, n=n, n_clusters=n_images)
+    return index.assign(estimate=estimate, **tests, n=n, n_images=n_images)
 
 
 def compare_groups(
@@ -70,13 +70,13 @@ def compare_groups(
 
     values: (n,), or (n, ...) such as (n, layers, heads) with axes=("layer", "head"). groups,
     image_ids: (n,). A row a column of values and pair: the axes, group_a, group_b, difference
-    (a - b), se, df, low, high (95 %, not corrected), p, n_a, n_b, clusters_a, clusters_b (images),
+    (a - b), se, df, low, high (95 %, not corrected), p, n_a, n_b, images_a, images_b (images),
     p_corrected (over every column and pair). NaN for pairs of a group without enough data, which is
     left out of the fit, and where nothing varies. ValueError where the numbers of rows differ.
 
     strata: (n,), or (n, c) columns that together make a stratum, without NaN, such as the
     question's length. Then a pair is compared on the questions whose stratum holds both its groups,
-    which n_a, n_b, clusters_a and clusters_b count, and every stratum has a mean of its own. So the
+    which n_a, n_b, images_a and images_b count, and every stratum has a mean of its own. So the
     difference is the mean of the strata's differences with weights n_a n_b / (n_a + n_b).
     """
     values, images = check_rows(values, image_ids)
@@ -270,7 +270,7 @@ def _compare_pair(
         largest = np.abs(y).max(axis=0, initial=0)
         floor = np.maximum((1e-12 * largest) ** 2, 1e-12 * both)  # beyond rounding errors
         tests = {"difference": difference, **_test_t(difference, variance, df, variance > floor)}
-    sizes = dict(zip(("n_a", "n_b", "clusters_a", "clusters_b"), (*n, *n_images), strict=True))
+    sizes = dict(zip(("n_a", "n_b", "images_a", "images_b"), (*n, *n_images), strict=True))
     return tests | {name: np.full(y.shape[1], size) for name, size in sizes.items()}
 
 

@@ -1,14 +1,13 @@
 """Means over questions and over models: the models are a sample as well."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from helpers.stats.bootstrap import Interval
+from helpers.stats.bootstrap import COLUMNS, Interval
 from helpers.stats.cluster_robust import (
     check_rows,
     code_groups,
@@ -20,29 +19,9 @@ from helpers.stats.cluster_robust import (
 GROUPS = 40  # of images, for a jackknife
 
 
-class ModelMean(NamedTuple):
-    """A mean over models and questions, with its 95 % interval; arrays of the values' shape."""
-
-    estimate: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    n: int  # questions with a value
-    n_images: int  # images of these questions
-    n_models: int
-    by_model: np.ndarray  # (model, ...), each model's own mean
-
-    def to_table(self, axes: Mapping[str, Sequence]) -> pd.DataFrame:
-        """As a tidy table, a row a cell. axes: the labels along each axis of a question's values.
-
-        Columns: the axes, estimate, low, high, n, n_clusters (images).
-        """
-        table = Interval(*np.broadcast_arrays(*self[:5])).to_table(tuple(axes))
-        return table.assign(**{name: np.array(ticks)[table[name]] for name, ticks in axes.items()})
-
-
 def mean_over_models(
     values: ArrayLike, image_ids: ArrayLike, limits: tuple[float, float] = (-np.inf, np.inf)
-) -> ModelMean:
+) -> Interval:
     """Mean over models and questions, with a 95 % interval for further models and images.
 
     values: (model, n, ...), the same n questions for every model; NaN is left out question by
@@ -75,7 +54,7 @@ def mean_over_models(
     low, high = np.clip([estimate - half, estimate + half], *limits)
     bounds = (field.reshape(shape)[()] for field in (estimate, low, high))
     known = ~np.isnan(flat).all(axis=1)
-    return ModelMean(*bounds, known.sum(), len(set(images[known])), n_models, by_model)
+    return Interval(*bounds, known.sum(), len(set(images[known])), n_models, by_model)
 
 
 def mean_by_group(
@@ -98,14 +77,14 @@ def mean_by_group(
         if own.any():
             mean = mean_over_models(values[:, own], image_ids[own], limits)
             rows.append({"group": name, **mean._asdict()})
-    columns = ["group", *ModelMean._fields[:-1]]
+    columns = ["group", *COLUMNS, "n_models"]
     table = pd.DataFrame(rows, columns=columns)
     return table.astype(dict.fromkeys(columns[1:], float)) if table.empty else table
 
 
 def difference_over_models(
     values: ArrayLike, first: ArrayLike, second: ArrayLike, image_ids: ArrayLike
-) -> ModelMean:
+) -> Interval:
     """Mean over the questions of one group minus that of another, as by `mean_over_models`.
 
     values: (model, n, ...) without NaN; first, second: (n,) of bool, the groups. Each question of
@@ -129,7 +108,7 @@ def mean_of_models(
     n_images: int,
     alone: tuple[float, float] = (np.nan, np.nan),
     limits: tuple[float, float] = (-np.inf, np.inf),
-) -> ModelMean:
+) -> Interval:
     """Mean of one number a model, such as a rank correlation over its heads, for further models.
 
     numbers: (model,). n, n_images: the questions and images behind them. The interval is Student's
@@ -142,7 +121,7 @@ def mean_of_models(
     if len(numbers) > 1 and np.ptp(numbers) > 0:
         half = stats.t.isf(0.025, len(numbers) - 1) * stats.sem(numbers)
         low, high = np.clip([estimate - half, estimate + half], *limits)
-    return ModelMean(estimate, low, high, n, n_images, len(numbers), numbers)
+    return Interval(estimate, low, high, n, n_images, len(numbers), numbers)
 
 
 def jackknife_over_models(
@@ -150,7 +129,7 @@ def jackknife_over_models(
     n_models: int,
     image_ids: ArrayLike,
     limits: tuple[float, float] = (-np.inf, np.inf),
-) -> ModelMean:
+) -> Interval:
     """Mean over models of what is no mean of questions (a correlation, an AUC, a share of pairs).
 
     statistic(model, rows): the number of one model on these questions, rows: (n,) bool.
@@ -172,7 +151,7 @@ def jackknife_over_models(
     mean = mean_over_models(pseudo, np.arange(n_groups))
     shift = whole.mean() - mean.estimate
     low, high = np.clip([mean.low + shift, mean.high + shift], *limits)
-    return ModelMean(whole.mean(), low, high, len(images), n_images, n_models, whole)
+    return Interval(whole.mean(), low, high, len(images), n_images, n_models, whole)
 
 
 def linearise_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

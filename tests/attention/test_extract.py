@@ -255,7 +255,7 @@ def test_the_layers_table_holds_means_over_models_and_the_spread_of_random_ones(
     own = cells.loc[("trained", "excess", 1, "words")]
     assert own["estimate"] == pytest.approx(whole.excess[:, 1, :, 1].mean(), abs=1e-6)
     assert own["low"] < own["estimate"] < own["high"]
-    assert own[["n", "n_clusters"]].tolist() == [12, 3]
+    assert own[["n", "n_images"]].tolist() == [12, 3]
     spread = [each.entropy[:, 0, :, 2].mean() for each in random]
     found = cells.loc[("untrained", "entropy", 0, "patches"), ["estimate", "low", "high"]]
     expected = [np.mean(spread), min(spread), max(spread)]

@@ -10,7 +10,7 @@ from PIL import Image
 from reading import is_hollow, read_bars, read_grid, read_texts, render
 
 from helpers.figures import attention
-from helpers.stats.models import ModelMean
+from helpers.stats.bootstrap import Interval
 
 pytestmark = pytest.mark.usefixtures("tidy_figures")
 PICTURE = Image.new("RGB", (640, 426), (200, 200, 200))
@@ -164,7 +164,7 @@ def test_families_by_layer_and_a_band_that_holds_all_random_weights():
 
 def make_means(**numbers) -> dict:
     """Means over models by name, of each model's own number."""
-    return {name: ModelMean(np.mean(each), min(each) - 1, max(each) + 1, 70, 9, len(each),
+    return {name: Interval(np.mean(each), min(each) - 1, max(each) + 1, 70, 9, len(each),
                             np.array(each)) for name, each in numbers.items()}  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_effects_by_hand():
     assert drops.loc["L0H1"].tolist() == [0, 0, 0]
     assert drops.loc["L2H0"].to_dict() == pytest.approx({"all": 40, "what": 80, "why": 0})
     row = table.query("name == 'L2H0' and family == 'all'").iloc[0]
-    assert row[["layer", "head", "n", "n_clusters"]].tolist() == [2, 0, 4, 3]
+    assert row[["layer", "head", "n", "n_images"]].tolist() == [2, 0, 4, 3]
     assert -100 <= row["low"] < 0 < 80 < row["high"] <= 100  # three images say little
     what = table.query("name == 'L2H0' and family == 'what'").iloc[0]
     assert np.isnan(what["low"])  # one image

@@ -25,7 +25,7 @@ def test_tables_and_figures_land_in_the_run(tmp_path):
 
 def test_a_table_is_saved_whole_and_shown_as_asked(tmp_path, capsys):
     study = Study.load(runs_root=tmp_path)
-    table = pd.DataFrame({"layer": [0], "low": [0.256], "high": [0.5], "n_clusters": [9]})
+    table = pd.DataFrame({"layer": [0], "low": [0.256], "high": [0.5], "n_images": [9]})
     record.show(study, "all", table)
     record.show(study, "some", table, columns={"low": "from", "layer": "after layer"})
     shown = capsys.readouterr().out.split()

@@ -47,7 +47,7 @@ def test_two_clusters_by_hand():
     # resamples: AA (mean 0, 1/4), AB (1/3, 1/2), BB (1, 1/4); the tails reach both ends
     interval = stats.bootstrap_mean([0, 0, 1], ["a", "a", "b"], n_resamples=500)
     assert interval.estimate == pytest.approx(1 / 3)
-    assert (interval.low, interval.high, interval.n, interval.n_clusters) == (0, 1, 3, 2)
+    assert (interval.low, interval.high, interval.n, interval.n_images) == (0, 1, 3, 2)
 
 
 def test_interval_equals_the_enumeration_of_all_resamples(monkeypatch):
@@ -73,8 +73,8 @@ def test_each_column_is_as_if_alone_and_nan_is_left_out():
     together = stats.bootstrap_mean(values, images, n_resamples=300, seed=5)
     alone = stats.bootstrap_mean(values[:, 1, 0], images, n_resamples=300, seed=5)
     assert together.low.shape == (3, 2)
-    assert [field[1, 0] for field in together] == pytest.approx(list(alone))
-    assert (alone.n, alone.n_clusters) == (33, 9)
+    assert [field[1, 0] for field in together[:5]] == pytest.approx(list(alone[:5]))
+    assert (alone.n, alone.n_images) == (33, 9)
     assert alone.estimate == pytest.approx(values[7:, 1, 0].mean())
     np.testing.assert_allclose(together.estimate[2], values[:, 2].mean(0))
 
@@ -84,12 +84,12 @@ def test_groups_make_a_tidy_table():
     groups = ["what", "how many", "what", None, "how many", "what"]
     options = {"image_ids": [1, 1, 2, 2, 3, 3], "n_resamples": 50, "axes": ("layer", "head")}
     table = stats.bootstrap_by_group(values, groups, **options)
-    assert " ".join(table.columns) == "group layer head estimate low high n n_clusters"
+    assert " ".join(table.columns) == "group layer head estimate low high n n_images"
 
     assert table["group"].tolist() == ["what"] * 4 + ["how many"] * 4
     row = table.query("group == 'how many' and layer == 1 and head == 0").iloc[0]
     assert row["estimate"] == np.mean([6, 18])
-    assert (row["n"], row["n_clusters"]) == (2, 2)
+    assert (row["n"], row["n_images"]) == (2, 2)
     ordered = pd.Categorical(groups, categories=["how many", "where", "what"])
     table = stats.bootstrap_by_group(values, ordered, **options)
 
@@ -208,7 +208,7 @@ def test_degenerate_data_give_nan_not_errors(n, n_images, kind):
     values = (kinds | {"separated": rows % 2 / 3, "random": random})[kind]
     images = rows // 2 % n_images
     interval = stats.bootstrap_mean(values, images, n_resamples=20)
-    assert np.isnan(interval.low) == (n == 0 or kind == "nan" or interval.n_clusters < 2)
+    assert np.isnan(interval.low) == (n == 0 or kind == "nan" or interval.n_images < 2)
     for groups in ([None] * n, (["a", "b"] * n)[:n]):
         result = stats.compare_groups(values, groups, images)
         equal = [stats.compare_groups(values, groups, images, strata=s) for s in (rows, rows % 3)]
@@ -259,14 +259,14 @@ def test_a_mean_equals_what_statsmodels_gives_image_by_image():
     values = rng.normal(size=(60, 2, 3)) + 0.5 * rng.normal(size=12)[images, None, None] + 0.3
     values[:5, 1, 2] = np.nan
     result = stats.mean_difference_test(values, images, ("layer", "head"))
-    assert " ".join(result.columns) == "layer head estimate se df low high p n n_clusters"
+    assert " ".join(result.columns) == "layer head estimate se df low high p n n_images"
     for row in result.itertuples():
         column = values[:, row.layer, row.head]
         known = ~np.isnan(column)
         ones = np.ones((known.sum(), 1))
         mean, variance, df = spell_out(column[known], ones, images[known], np.ones(1))
 
-        assert (row.n, row.n_clusters) == (known.sum(), 12)
+        assert (row.n, row.n_images) == (known.sum(), 12)
         np.testing.assert_allclose((row.estimate, row.se, row.df), (mean, np.sqrt(variance), df))
         assert row.p == pytest.approx(2 * scipy_stats.t.sf(abs(mean) / row.se, df))
         half = scipy_stats.t.isf(0.025, df) * row.se
@@ -283,7 +283,7 @@ def test_mean_that_cannot_be_told_or_has_no_error():
     assert np.isnan(none.p)
     assert (constant.low, constant.high) == (100, 100)
     assert constant.p == pytest.approx(2 / 2**10)  # both of 2^10 ways to flip ten images' signs
-    assert (few.n, few.n_clusters) == (11, 6)
+    assert (few.n, few.n_images) == (11, 6)
     assert few.p == pytest.approx(2 / 2**6)
     alone = stats.mean_difference_test(np.ones(9), np.arange(9))
     assert np.isnan(alone["p"][0])
