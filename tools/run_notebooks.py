@@ -55,6 +55,12 @@ LEGEND = (
 )
 # what a notebook links to, and what stands in its place in a run's folder
 RUN_LINKS = ((r"((?:\.\./)+)README\.md", r"\1report.html"), (r"explorer\.html", "../explorer.html"))
+PHONE = """<style>@media (max-width: 600px) {
+  .border-box-sizing { padding-left: 0 !important; padding-right: 0 !important; }
+  div#notebook-container { padding: 8px; }
+  div.output_subarea { max-width: 100%; }
+  .rendered_html th, .rendered_html td { padding: 4px 2px; font-size: 11px; }
+}</style></head>"""  # of a notebook's page: else its tables do not fit
 PNG = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -296,6 +302,7 @@ def write_notebook(notebook: NotebookNode, target: Path) -> None:
     docs = Path(os.path.relpath(cache.ROOT / "docs", target.parent)).as_posix()
     for link, new in (*RUN_LINKS, (r"(?:\.\./)+docs(?=/)", docs)):
         page = re.sub(rf'(?<=href="){link}', new, page)
+    page = page.replace("</head>", PHONE, 1)
     write_atomic(target.with_suffix(".html"), page)
     write_atomic(target, nbformat.writes(notebook) + "\n")
 

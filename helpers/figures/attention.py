@@ -57,7 +57,6 @@ KNOWN = {  # places of `plot_known`
     "read-out": "answer read out of [CLS]", "[CLS]": "told by a probe of [CLS]",
     "its patches": "told by a probe of the object's patches",
 }  # fmt: skip
-BANDED = ("type of question", "asked about", "answer", "all types")  # lines with an interval
 FLOW_GAPS = np.array([0, 0.03, 0.06, 0.18, 0.21])  # free height above each group, in units of mass
 FLOW_BOTTOM = -1 - FLOW_GAPS[-1]
 NODE_WIDTH, FAINT = 0.1, 0.22  # in layers; opacity of what the residual path carries
@@ -424,36 +423,25 @@ def plot_needs(table: pd.DataFrame) -> Figure:
     return style.draw_forest(table, "family", "", "measure", NEEDS, {"no effect": 0}, **look)
 
 
-@style.styled("What is known where, layer by layer")
+@style.styled("How often the answer read out, or a probe, is right after each layer, %")
 def plot_known(table: pd.DataFrame) -> Figure:
-    """Share right of answers read out and of linear probes by level, a panel a place.
+    """Grids of the share right, of trained models: levels downwards, what is told across.
 
-    table: of `readout.tabulate_known`. Bands, for one line a panel: 95 %. Dashed: random weights;
-    dotted: labels shuffled.
+    table: of `readout.tabulate_known`; a panel a place. In brackets: the interval is not above the
+    highest control there (random weights, shuffled labels); the last row is that of all levels.
     """
+    cell, control = ["place", "what", "level"], table["model"] != "trained"
+    highest = table[control].groupby(cell)["estimate"].max().rename("control")
+    own = table[~control].join(highest, on=cell)
+    levels = pd.DataFrame({"level": range(own["level"].max() + 1)})
+    own = own[cell[:2]].drop_duplicates().merge(levels, how="cross").merge(own, how="left")
+    highest = highest.groupby(cell[:2]).max().rename("estimate").reset_index()
+    table = pd.concat([own, highest.assign(level=-1)])
+    percent, unsure = 100 * table["estimate"], table["low"] <= table["control"]
+    table = table.assign(percent=percent, text=style.format_cells(percent, unsure=unsure))
+    names = {-1: "control", 0: "in"} | {level: f"L{level - 1}" for level in levels["level"][1:]}
     of_all = (table["place"] == "read-out") & (table["what"] == "answer")
-    what = table["what"].mask(of_all, "all types")  # beside which stand single types
-    table = table.assign(percent=100 * table["estimate"], what=what)
-    colors = {"answer": "black", "all types": "black"}
-    for _, rows in table[~what.isin(colors)].groupby(table["place"] == "read-out"):
-        colors |= dict(zip(rows["what"].unique(), sns.color_palette("colorblind"), strict=False))
-    figure, panels = style.make_panels(table, "place", 4.2, None, sharey=True)
-    for axis, place, rows in panels:
-        look = {"x": "level", "y": "percent", "hue": "what", "palette": colors, "ax": axis}
-        own = rows[rows["model"] == "trained"]
-        sns.lineplot(own, style="what", markers=True, dashes=False, **look)
-        what = next(name for name in BANDED if (own["what"] == name).any())
-        line = own[own["what"] == what]
-        bounds = line["level"], 100 * line["low"], 100 * line["high"]
-        axis.fill_between(*bounds, color=colors[what], alpha=0.15, linewidth=0)
-        for name, dashes in (("random weights", "--"), ("shuffled labels", ":")):
-            control, line = rows[rows["model"] == name], {"linestyle": dashes, "linewidth": 1}
-            if len(control):
-                sns.lineplot(control, zorder=0, legend=False, **line, **look)
-                axis.plot([], [], color=GREY, label=name, **line)
-        levels = range(rows["level"].max() + 1)
-        axis.set_xticks(levels, ["in", *(f"L{layer}" for layer in levels[:-1])])
-        axis.set(title=KNOWN[place], xlabel="after layer (in: embeddings)", ylabel="right, %")
-        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-        axis.grid(axis="y")
-    return figure
+    table["what"] = table["what"].mask(of_all, "all types").str.replace(" ", "\n")
+    table = table.assign(level=table["level"].map(names), place=table["place"].map(KNOWN))
+    look = {"limits": (0, 100), "cmap": "cividis", "label": "right, %", "row_height": 0.42}
+    return style.draw_grids(table, "percent", "level", "what", "place", **look)

@@ -5,16 +5,18 @@ import io
 import json
 from pathlib import Path
 
+import browser
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.engines import Engine, papermill_engines
 
-from helpers.report.claims import read_claims
+from helpers.report.claims import format_claims, read_claims
 from helpers.run.cache import cached_step
 from helpers.run.settings import Study
 from tools import run_notebooks as runner
 
+driver = browser.make_fixture()
 OPENING = "# {number} · Title\n\n<!--claims-->\n<!--/claims-->\n\n**You will learn**"
 SETUP = """
 import json, sys
@@ -388,3 +390,19 @@ def test_a_killed_run_continues_with_the_notebook_it_was_killed_in(world):
     (study.run_dir / "claims" / "beats-words.json").unlink()
     run(SEED=1)
     assert not any("up to date" in line for line in lines)
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_claims_of_an_opening_keep_every_column(driver, tmp_path):
+    study = Study.load(run_name="test", runs_root=str(tmp_path), device="cpu")
+    claims = read_claims(study.run_dir).head(7)
+    numbers = {"estimate": -10.5, "low": -20.8, "high": -31.4, "k_models": 3, "n_models": 5}
+    table = format_claims(claims.assign(verdict="contradicted", unit="points", **numbers))
+    notebook = new_notebook(cells=[new_markdown_cell(f"# Title\n\n{table}")])
+    runner.write_notebook(notebook, tmp_path / "page.ipynb")
+    browser.open_page(driver, tmp_path / "page.html", width=390)
+    table = "document.querySelector('table')"
+    wide, room = driver.execute_script(
+        f"return [{table}.scrollWidth, {table}.parentElement.clientWidth]"
+    )
+    assert wide <= room
