@@ -444,4 +444,7 @@ def plot_known(table: pd.DataFrame) -> Figure:
     table["what"] = table["what"].mask(of_all, "all types").str.replace(" ", "\n")
     table = table.assign(level=table["level"].map(names), place=table["place"].map(KNOWN))
     look = {"limits": (0, 100), "cmap": "cividis", "label": "right, %", "row_height": 0.42}
-    return style.draw_grids(table, "percent", "level", "what", "place", **look)
+    figure = style.draw_grids(table, "percent", "level", "what", "place", **look)
+    for axis in figure.axes:
+        axis.tick_params(labelsize=8)
+    return figure

@@ -91,7 +91,7 @@ def test_answers_read_out_are_scored_over_a_data_set(model, marked, tmp_path):
     mine = table.questions["family"] == "how many"
     assert row["estimate"] == pytest.approx(accuracy[mine, 2].mean())
     assert row["n"] == mine.sum()
-    assert len(plot_known(means).axes) == means["place"].nunique()
+    assert len(plot_known(means).axes) == means["place"].nunique() + 1  # and the colours' bar
 
 
 class TestProbe:

@@ -90,6 +90,20 @@ def test_a_look_has_a_grid_of_heads_and_a_map_for_each_layer():
     assert drawn == [0, 0, 0, 0, 0, 20, 0, 0]
 
 
+def test_what_is_known_stands_in_brackets_unless_above_its_control():
+    rows = [("[CLS]", "object", level, 0.2 + 0.3 * level) for level in range(3)]
+    rows += [("its patches", "object", level, 0.9) for level in range(2)]
+    own = pd.DataFrame(rows, columns=["place", "what", "level", "estimate"])
+    own = own.assign(model="trained", low=own["estimate"] - 0.1)
+    random = own.assign(model="random weights", estimate=0.4)
+    shuffled = own.assign(model="shuffled labels", estimate=0.1 * own["level"])
+    figure = attention.plot_known(pd.concat([own, random, shuffled]))
+    render(figure)
+    np.testing.assert_allclose(read_grid(figure.axes[0])[:, 0], [20, 50, 80, 40])
+    assert read_texts(figure.axes[0]) == ["(20)", "(50)", "80", "40"]
+    np.testing.assert_allclose(read_grid(figure.axes[1])[:, 0], [90, 90, np.nan, 40])
+
+
 def test_flow_masses_by_hand():
     flow = np.zeros((2, 5, 5))
     flow[..., 0] = 1.0  # everything looks at [CLS] ...
