@@ -309,12 +309,7 @@ def attention_measures(
     inputs, groups, grids = prepare_batch(model, batch, with_grids=matrix)
     forward, layers = PackedForward(model, inputs, groups), []
     function = mark_function_words(model, inputs)
-    parts = [
-        LayerMeasures(
-            part, function[part.questions], grids if grids is None else grids[part.questions]
-        )
-        for part in forward.microbatches
-    ]
+    parts = [LayerMeasures(part, function, grids) for part in forward.microbatches]
     for layer in forward:
         norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[0]
         if matrix:
@@ -323,7 +318,7 @@ def attention_measures(
             found = measure_fused(layer, parts, norms)
         layers.append({name: torch.cat([part[name] for part in found]) for name in found[0]})
     measures = {name: torch.stack([layer[name] for layer in layers], dim=1) for name in layers[0]}
-    measures["rollout"] = torch.cat([part.cls_rollout() for part in parts])
+    measures["rollout"] = torch.cat([part.carried[:, 0] for part in parts])
     measures["n_sinks"] = len(SPECIAL) + function.sum(1)
     return measures if forward.logits is None else {**measures, "logits": forward.logits}
 
@@ -334,7 +329,9 @@ def measure_fused(
     """A layer's measures of each microbatch, of a layer that has not been run and then has."""
     columns = norms.new_empty(*layer.key.shape[:2], CARRIED.stop)
     for part in parts:
-        part.microbatch.scatter(columns, part.list_columns(norms))
+        carried = part.carried[:, None].expand(-1, len(norms), -1, -1)
+        each = torch.cat([part.list_columns(norms), carried], dim=-1)
+        part.microbatch.scatter(columns, each)
     sums, lse = layer.attend(torch.cat([columns, layer.key.float()], dim=-1))
     # sum p log p = sum p (score - lse) = q . sum p k / sqrt(d) - lse
     scores = torch.linalg.vecdot(layer.query.float(), sums[..., CARRIED.stop :])
@@ -347,13 +344,14 @@ class LayerMeasures:
 
     def __init__(self, microbatch: Microbatch, function: Tensor, grids: Tensor | None) -> None:
         n_text, n_tokens = microbatch.n_text, microbatch.groups.shape[2]
-        self.microbatch = microbatch
+        self.microbatch, function = microbatch, function[microbatch.questions]
         self.text, self.image = slice(0, n_text), slice(n_text + 1, n_tokens)
         self.words = microbatch.groups[:, 1, self.text]
         self.patches = microbatch.groups[:, 4, self.image]
         row = torch.tensor([[1, n_text]], device=function.device)  # words stand in one
         self.word_steps = grid_distance(row, n_text)
         if grids is not None:
+            grids = grids[microbatch.questions]
             self.patch_steps = grid_distance(grids, n_tokens - n_text - 1)
         valid, sinks = microbatch.groups.any(1), microbatch.groups[:, SPECIAL].any(1)
         sinks[:, self.text] |= function[:, self.text]
@@ -361,38 +359,41 @@ class LayerMeasures:
         self.keys = microbatch.groups.float().mT  # (question, token, 5)
         self.weights = query_weights(microbatch.groups)
         self.entropy_scale = 1 / valid.sum(1).log()[:, None, None]
-        self.means = []  # over heads, a layer each: (question, query, key)
-        self.carried = self.keys  # of each group, in each token: (question, token, 5)
+        self.carried = self.keys  # the `rollout` so far: of each group, in each token
 
     def update(self, attention: Tensor, norms: Tensor) -> dict[str, Tensor]:
         """One layer: attention (question, head, query, key); norms (head, valid token)."""
-        self.means.append(attention.mean(1))
+        self.carried = 0.5 * (attention.mean(1) @ self.carried + self.carried)
         rows = self.weights[:, None] @ attention  # (question, head, 5, key)
-        mass, queries = rows @ self.keys[:, None], self.pick(rows)
-        among_words = attention[..., self.text, self.text]
         among_patches = attention[..., self.image, self.image]
         tiny = torch.finfo(attention.dtype).tiny  # 0 log 0 counts 0
         surprise = -attention.clamp_min(tiny).log_().mul_(attention).sum(-1, keepdim=True)
+        queries, among_words = self.pick(rows), attention[..., self.text, self.text]
         top_patch = queries[..., self.image].argmax(-1)
-        token_norms = self.gather_norms(norms)
-        return {
-            "split": self.pick(mass),
-            "entropy": self.average_surprise(surprise),
-            "text_distance": mean_distance(among_words, self.word_steps, self.words),
+        return self.name_sums(rows @ self.list_columns(norms), surprise, among_words) | {
             "patch_distance": mean_distance(among_patches, self.patch_steps, self.patches),
             "top_patch": top_patch.masked_fill(queries[..., 0].isnan(), -1),
-            "value_norm": (queries * token_norms) @ self.keys[:, None],
-            "sink": queries @ sink_columns(token_norms, self.sinks, self.others),
-            "flow": mass.mean(1),
         }
 
     def list_columns(self, norms: Tensor) -> Tensor:
-        """What keys carry through a fused kernel: (question, head, token, COLUMNS and CARRIED)."""
-        norms = self.gather_norms(norms)
-        shape = (-1, norms.shape[1], -1, -1)
-        keys, carried = self.keys[:, None].expand(shape), self.carried[:, None].expand(shape)
+        """What keys carry, for attention to sum: (question, head, token, COLUMNS)."""
+        norms = self.microbatch.gather(norms.T[..., None]).mT  # (question, head, 1, key)
+        keys = self.keys[:, None].expand(-1, norms.shape[1], -1, -1)
         sinks = sink_columns(norms, self.sinks, self.others)
-        return torch.cat([keys, keys * norms.mT, sinks, carried], dim=-1)
+        return torch.cat([keys, keys * norms.mT, sinks], dim=-1)
+
+    def name_sums(self, rows: Tensor, surprise: Tensor, among_words: Tensor) -> dict[str, Tensor]:
+        """The measures from what each group's queries sum of the columns, and from the queries.
+
+        rows: (question, head, 5, column); surprise: -sum p log p, (question, head, query, 1);
+        among_words: attention (question, head, text, text).
+        """
+        entropy = self.pick(self.weights[:, None] @ surprise)[..., 0] * self.entropy_scale
+        return {name: self.pick(rows[..., part]) for name, part in COLUMNS.items()} | {
+            "entropy": entropy,
+            "text_distance": mean_distance(among_words, self.word_steps, self.words),
+            "flow": rows[..., COLUMNS["split"]].mean(1),
+        }
 
     def read_sums(
         self, layer: PackedLayer, sums: Tensor, lse: Tensor, surprise: Tensor
@@ -401,38 +402,14 @@ class LayerMeasures:
         packed = (sums, lse, surprise, layer.query, layer.key)
         sums, lse, surprise, query, key = map(self.microbatch.gather, packed)
         self.carried = 0.5 * (sums[..., CARRIED].mean(1) + self.carried)
-        rows = self.weights[:, None] @ sums  # (question, head, 5, column)
         query, key, lse = (each[:, :, self.text].float() for each in (query, key, lse))
         scores = query @ key.mT * query.shape[-1] ** -0.5
         scores.masked_fill_(~self.words[:, None, None], float("-inf"))
-        measures = {name: self.pick(rows[..., part]) for name, part in COLUMNS.items()}
-        return measures | {
-            "entropy": self.average_surprise(surprise),
-            "text_distance": mean_distance((scores - lse).exp(), self.word_steps, self.words),
-            "flow": rows[..., COLUMNS["split"]].mean(1),
-        }
+        return self.name_sums(self.weights[:, None] @ sums, surprise, (scores - lse).exp())
 
     def pick(self, groups: Tensor) -> Tensor:
         """QUERY_GROUPS of all groups: (question, head, 5, ...) -> (question, head, 3, ...)."""
         return groups.index_select(2, query_index(groups.device))
-
-    def gather_norms(self, norms: Tensor) -> Tensor:
-        """Norms of the values (head, valid token) -> (question, head, 1, key)."""
-        return self.microbatch.gather(norms.T[..., None]).mT
-
-    def average_surprise(self, surprise: Tensor) -> Tensor:
-        """Entropy (question, head, 3), from -sum p log p a query (question, head, query, 1)."""
-        return self.pick(self.weights[:, None] @ surprise)[..., 0] * self.entropy_scale
-
-    def cls_rollout(self) -> Tensor:
-        """What [CLS] gets from each group by `rollout`: (question, 5). Only its row is carried."""
-        if not self.means:
-            return self.carried[:, 0]
-        row = torch.zeros_like(self.means[0][:, :1])
-        row[..., 0] = 1
-        for attention in reversed(self.means):
-            row = 0.5 * (row @ attention + row)
-        return (row @ self.keys)[:, 0]
 
 
 @torch.no_grad()
