@@ -53,12 +53,10 @@ def knockout(
     `grounding.MarkedQuestions`) the patches of the object asked about are a group of their own.
     ValueError for an unknown group or layer, and where a query could attend to nothing.
     """
-    blocked, n_layers = number_edges(edges), model.config.num_hidden_layers
-    chosen = [*layers]
-    if outside := [layer for layer in chosen if not 0 <= layer < n_layers]:
-        raise ValueError(f"layer {outside[0]} is not in this model: it has {n_layers} layers")
-    forward = start_forward(model, batch)
-    forward.blocked = dict.fromkeys(chosen, blocked.to(forward.hidden.device))
+    forward, n_layers = start_forward(model, batch), model.config.num_hidden_layers
+    forward.blocked = dict.fromkeys(layers, number_edges(edges).to(forward.hidden.device))
+    if outside := forward.blocked.keys() - range(n_layers):
+        raise ValueError(f"layer {min(outside)} is not in this model: it has {n_layers} layers")
     return forward.run()
 
 
@@ -109,12 +107,9 @@ def knockout_measures(
         dict.fromkeys(range(first, last + 1), blocked) for blocked in edges for first, last in spans
     ]
     found, shape = answer_variants(forward, cuts), (len(edges), len(spans))
-    return {
-        "logits": found["logits"],
-        "probability": found["probability"],
-        "cut_answer": found["variant_answer"].unflatten(1, shape),
-        "cut_probability": found["variant_probability"].unflatten(1, shape),
-    }
+    for name in ("answer", "probability"):
+        found[f"cut_{name}"] = found.pop(f"variant_{name}").unflatten(1, shape)
+    return found
 
 
 def edge_shares(flow: np.ndarray, questions: pd.DataFrame) -> np.ndarray:
@@ -140,9 +135,8 @@ def uniform_shares(questions: pd.DataFrame) -> np.ndarray:
 
 def count_tokens(questions: pd.DataFrame) -> np.ndarray:
     """How many tokens each of KEY_GROUPS has: (question, 5)."""
-    n_words, n_patches = (questions[name].to_numpy(float) for name in ("n_words", "n_patches"))
-    one = np.ones(len(questions))
-    return np.stack([one, n_words, one, one, n_patches], axis=1)
+    columns = ["one", "n_words", "one", "one", "n_patches"]
+    return questions.assign(one=1)[columns].to_numpy(float)
 
 
 def tabulate_losses(
@@ -150,10 +144,9 @@ def tabulate_losses(
 ) -> pd.DataFrame:
     """Mean losses over models and questions with 95 % intervals, as `plot_knockout` draws them.
 
-    lost: (model, question, direction, span); questions: image_id and family of each. types: the
-    question types to list. Columns: panel ("one": cut in this layer alone; "onward": from it on;
-    "type": in all layers), direction, column (layer or type), estimate, low, high, n, n_images
-    (images), n_models.
+    lost: (model, question, direction, span); questions: with image_id and family. types: question
+    types to list. Columns: panel ("one": cut in this layer alone; "onward": from it on; "type": in
+    all layers), direction, column (layer or type), estimate, low, high, n, n_images, n_models.
     """
     spans, last = list_spans(n_layers), n_layers - 1
     everyone, family = np.ones(len(questions), dtype=bool), questions["family"].to_numpy()

@@ -107,16 +107,16 @@ def measure_rows(
     parts, order = [], []
     for indices, batch in encoded.batches(batch_size, rows):
         found = measure(model, batch)
-        logits, grids = found["logits"], patch_grids(batch["pixel_mask"], model.config.patch_size)
-        if overflown := (~logits.isfinite().all(1)).nonzero()[:, 0].tolist():
-            question = encoded.questions["question_id"].iloc[indices[overflown[0]]]
+        if len(broken := (~found["logits"].isfinite().all(1)).nonzero()):
+            question = encoded.questions["question_id"].iloc[indices[broken[0]]]
             half = model.dtype != torch.float32
             advice = "; use precision='fp32'." if half else ": the model's weights are broken."
             where = f"question_id {question}: the logits in {model.dtype}"
             raise ValueError(f"{where} are not finite{advice}")
-        grids, words = grids[batch["picture_of"]], batch["attention_mask"].sum(1) - 2
+        grids = patch_grids(batch["pixel_mask"], model.config.patch_size)[batch["picture_of"]]
+        words = batch["attention_mask"].sum(1) - 2
         counts = torch.column_stack([words, grids.prod(1), grids])
-        found |= {"answers": logits.argmax(1), "counts": counts}
+        found |= {"answers": found["logits"].argmax(1), "counts": counts}
         parts.append({
             name: (values.float() if values.is_floating_point() else values.int()).cpu()
             for name, values in found.items() if not name.endswith("logits")
@@ -127,8 +127,7 @@ def measure_rows(
     measures = {name: torch.cat([part[name] for part in parts])[place].numpy() for name in parts[0]}
     predictions = [model.config.id2label[answer] for answer in measures.pop("answers").tolist()]
     names = ("question_id", "image_id", "family", "question_type")
-    questions = encoded.questions[[name for name in names if name in encoded.questions]]
-    questions = questions.iloc[rows].reset_index(drop=True)
+    questions = encoded.questions.filter(names).iloc[rows].reset_index(drop=True)
     questions = questions.assign(prediction=predictions, accuracy=encoded.score(predictions, rows))
     questions[COUNTS] = measures.pop("counts")
     return questions, measures

@@ -73,6 +73,7 @@ def perturbation_curves(
     """
     check_eval_mode(model)
     row_of = {index: row for row, index in enumerate(indices)}
+    gone = np.array([fractions, np.subtract(1, fractions)])  # (kind, step)
     probability = np.zeros((len(orders), len(KINDS), len(indices), len(fractions)))
     for part, batch in encoded.batches(batch_size, indices):
         rows, inputs = [row_of[index] for index in part], prepare_batch(model, batch).inputs
@@ -82,8 +83,9 @@ def perturbation_curves(
         for number, (name, of_all) in enumerate(orders.items()):
             ranked = [of_all[row] for row in rows]
             check_orders(ranked, counts, name, part)
-            for kind, step in np.ndindex(len(KINDS), len(fractions)):
-                patches = list_kept(ranked, counts, KINDS[kind], fractions[step])
+            for (kind, step), share in np.ndenumerate(gone):
+                turned = [each[::-1] if kind else each for each in ranked]
+                patches = [each[count_patches(share, len(each)) :] for each in turned]
                 n_kept = sum(map(len, patches))
                 if (found := known.get(n_kept)) is None:
                     logits = forward_raster(model, keep_patches(inputs, patches)).logits.float()
@@ -93,17 +95,6 @@ def perturbation_curves(
                 probability[number, kind, rows, step] = found
     first = np.array([[ranked[0] for ranked in of_all] for of_all in orders.values()])
     return Curves(list(orders), fractions, probability, first)
-
-
-def list_kept(
-    ranked: Sequence[np.ndarray], counts: Sequence[int], kind: str, fraction: float
-) -> list[np.ndarray]:
-    """The patches that each question is left with; kind: one of KINDS."""
-    pairs = zip(ranked, counts, strict=True)
-    if kind == "deletion":
-        return [order[count_patches(fraction, n) :] for order, n in pairs]
-    # counted from the other end, so that a half is rounded alike in both
-    return [order[: n - count_patches(1 - fraction, n)] for order, n in pairs]
 
 
 def count_patches(fraction: float, count: int) -> int:
@@ -122,20 +113,17 @@ def check_orders(
 
 
 def rank_maps(
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    rows: Sequence[int],
-    explained_by: nn.Module | None = None,
+    model: nn.Module, encoded: EncodedQuestions, rows: Sequence[int], explained_by: nn.Module
 ) -> dict[str, list[np.ndarray]]:
     """Each of `patch_maps` as an order of every question's patches: name -> an order a question.
 
-    The maps are of the model's answers. explained_by: whose maps they are; by default the model's.
+    The maps are those that the model `explained_by` draws of the answers of `model`.
     """
     orders = defaultdict(dict)
     for part, batch in encoded.batches(8, rows):  # few: an explanation holds whole matrices
         with torch.no_grad():
             answers = forward_raster(model, batch).logits.argmax(1).tolist()
-        explanations = explain(explained_by or model, batch, answers)
+        explanations = explain(explained_by, batch, answers)
         for row, explanation in zip(part, explanations, strict=True):
             for name, weights in patch_maps(explanation).items():
                 orders[name][row] = rank_patches(weights)
@@ -148,10 +136,8 @@ def map_gains(curves: Curves) -> np.ndarray:
     In area under the curves: random minus map for deletion, map minus random for insertion; 0 for
     chance. The maps are all orders but "random", in their order.
     """
-    areas, random = (
-        np.trapezoid(curves.probability, curves.fractions),
-        curves.orders.index("random"),
-    )
+    areas = np.trapezoid(curves.probability, curves.fractions)
+    random = curves.orders.index("random")
     gains = (areas - areas[random]) * np.array([-1, 1])[:, None]
     return np.delete(gains, random, axis=0)
 
@@ -166,7 +152,7 @@ def measure_curves(
     rows = [int(row) for row in rows]
 
     def measure(folder: Path) -> None:
-        orders = rank_maps(model, encoded, rows)
+        orders = rank_maps(model, encoded, rows, model)
         counts = [len(order) for order in next(iter(orders.values()))]
         orders["random"] = random_orders(counts, study.seed)
         curves = perturbation_curves(model, encoded, rows, orders)

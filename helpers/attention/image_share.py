@@ -91,18 +91,6 @@ def value_norms(values: Tensor, projection: Tensor) -> Tensor:
     return torch.linalg.vecdot(values.float() @ gram, values.float()).clamp_min(0).sqrt()
 
 
-def mark_function_words(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Which text tokens are function words or punctuation: bool (batch, text).
-
-    None of them without `model.tokenizer`. inputs: of `prepare_batch`.
-    """
-    ids, tokenizer = inputs["input_ids"], getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        return torch.zeros_like(ids, dtype=torch.bool)
-    members = mark_classes(tokenizer, ids, inputs["attention_mask"])
-    return members[:, FUNCTION].any(1).to(ids.device)
-
-
 def sink_columns(norms: Tensor, sinks: Tensor, others: Tensor) -> Tensor:
     """Two columns that tell what attention rests on sinks, and what of it reads next to nothing.
 
@@ -308,7 +296,7 @@ def attention_measures(
     check_heads(model)
     inputs, groups, grids = prepare_batch(model, batch, with_grids=matrix)
     forward, layers = PackedForward(model, inputs, groups), []
-    function = mark_function_words(model, inputs)
+    function = mark_classes(model, inputs)[:, FUNCTION].any(1)  # none without a tokenizer
     parts = [LayerMeasures(part, function, grids) for part in forward.microbatches]
     for layer in forward:
         norms = value_norms(layer.values.transpose(0, 1)[None], layer.projection)[0]
@@ -424,15 +412,12 @@ def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tenso
     logits (question, answer).
     NaN where a question has no word of the class. ValueError without `model.tokenizer`.
     """
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise ValueError(
-            "word classes need model.tokenizer: load the model with load_vilt, or set it."
-        )
+    if getattr(model, "tokenizer", None) is None:
+        advice = "load the model with load_vilt, or set it."
+        raise ValueError(f"word classes need model.tokenizer: {advice}")
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
-    members = mark_classes(tokenizer, inputs["input_ids"], inputs["attention_mask"])
-    members = members.to(groups.device)
-    forward, layers = PackedForward(model, inputs, groups), []
+    members, layers = mark_classes(model, inputs), []
+    forward = PackedForward(model, inputs, groups)
     for layer in forward:
         found = [read_classes(part, attention, members) for part, attention in layer]
         layers.append([torch.cat(parts) for parts in zip(*found, strict=True)])

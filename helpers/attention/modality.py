@@ -29,8 +29,6 @@ from helpers.stats.bootstrap import spearman_rows, split_images
 from helpers.stats.cluster_robust import divide_or_nan
 
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed", "both removed")
-SHAPLEY_COLUMNS = ["question", "text_share", "phi_text", "phi_image", "signed_text", "signed_image",
-                   "n_words", "n_blocks"]  # fmt: skip
 
 
 def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -59,24 +57,22 @@ def withheld_accuracy(
 ) -> pd.DataFrame:
     """Answer each question with everything, and with a modality withheld or exchanged.
 
-    CONDITIONS: "intact"; "image removed" (no patches); "image exchanged" (`shuffle_images(seed)`;
-    NaN where there is a single picture); "words removed" (all but the first: what, where, is);
-    "both removed" (no patches, and the first word alone). Columns: condition, question (row),
-    accuracy (VQA accuracy, NaN without answers), probability (of the intact model's answer, the
-    sigmoid of its logit). ValueError in train mode.
+    CONDITIONS: "image removed" (no patches); "image exchanged" (`shuffle_images(seed)`; NaN where
+    there is a single picture); "words removed" (all but the first: what, where, is); "both removed"
+    (no patches, and the first word alone). Columns: condition, question (row), accuracy (of VQA,
+    NaN without answers), probability (sigmoid of the logit of the intact model's answer).
+    ValueError in train mode.
     """
     check_eval_mode(model)
-    indices, n = [int(index) for index in indices], len(encoded)
-    labels, probability = np.full((len(CONDITIONS), n), -1), np.full((len(CONDITIONS), n), np.nan)
-    best = torch.zeros(n, dtype=torch.long)
+    indices, shape = [int(index) for index in indices], (len(CONDITIONS), len(encoded))
+    labels, probability = np.full(shape, -1), np.full(shape, np.nan)
 
     def answer(condition: str, rows: list[int], inputs: dict[str, Tensor]) -> None:
         number = CONDITIONS.index(condition)
         logits = forward_raster(model, inputs).logits.float().cpu()
         labels[number, rows] = logits.argmax(1)
-        if condition == "intact":
-            best[rows] = logits.argmax(1)
-        probability[number, rows] = logits.gather(1, best[rows][:, None])[:, 0].sigmoid()
+        intact = torch.from_numpy(labels[0, rows])[:, None]
+        probability[number, rows] = logits.gather(1, intact)[:, 0].sigmoid()
 
     for rows, batch in encoded.batches(batch_size, indices):
         inputs = prepare_batch(model, batch).inputs
@@ -167,13 +163,12 @@ def mm_shap(
     text_share is T-SHAP = Phi_T / (Phi_T + Phi_V), with Phi the sum of |phi| over a modality's
     players: the word pieces, and as many blocks of patches (Parcalabescu and Frank 2023, "MM-SHAP:
     A Performance-agnostic Metric for Measuring Multimodal Contributions"). A coalition's value is
-    the probability (sigmoid) of the intact model's answer with all other tokens withheld; the
-    authors mask tokens where they stand, take the softmax and cut other blocks.
+    what `play_coalitions` gives; the authors mask tokens where they stand, take the softmax and cut
+    other blocks. Noise enlarges every |phi|, which draws text_share towards 1/2.
+    permutations: pairs of orders (`draw_orders`), drawn by seed and question_id, so that rows are
+    independent. batch_size: coalitions a pass. ValueError in train mode.
     Columns: question (row), text_share (NaN where all phi are 0), phi_text, phi_image (Phi),
     signed_text, signed_image (sums of phi, which add up to what all tokens add), n_words, n_blocks.
-    permutations: pairs of orders (`draw_orders`), drawn by seed and question_id, so that rows are
-    independent. Noise enlarges every |phi|, which draws text_share towards 1/2. batch_size:
-    coalitions a pass. ValueError for a model in train mode.
     """
     check_eval_mode(model)
     rows = []
@@ -189,7 +184,8 @@ def mm_shap(
         sums = [np.abs(text).sum(), np.abs(image).sum(), text.sum(), image.sum()]
         share = float(divide_or_nan(sums[0], sums[0] + sums[1]))
         rows.append([int(index), share, *sums, n_words, n_blocks])
-    return pd.DataFrame(rows, columns=SHAPLEY_COLUMNS)
+    columns = ["question", "text_share", "phi_text", "phi_image", "signed_text", "signed_image"]
+    return pd.DataFrame(rows, columns=[*columns, "n_words", "n_blocks"])
 
 
 @torch.no_grad()
@@ -200,9 +196,9 @@ def play_coalitions(
     batch_size: int,
     coalitions: np.ndarray,
 ) -> np.ndarray:
-    """Probability (m,) of one question's intact answer with only the tokens of each coalition.
+    """Probability (sigmoid) of the intact answer with only the tokens of each coalition: (m,).
 
-    inputs: prepared; blocks: of `cut_blocks`; coalitions: bool (m, words + blocks).
+    inputs: one question's, prepared; blocks: of `cut_blocks`; coalitions: bool (m, words + blocks).
     """
     best = int(forward_raster(model, inputs).logits[0].argmax())
     n_words = coalitions.shape[1] - blocks.max() - 1

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
 
 CLASSES = ("question word", "colour word", "noun", "other content", "function word", "punctuation")
 LEXICON = Path(__file__).resolve().parents[2] / "data" / "word_classes.csv"
@@ -91,14 +90,16 @@ def classify_pieces(pieces: Sequence[str]) -> list[str]:
     return [classes[word] for word in word_of]
 
 
-def mark_classes(
-    tokenizer: PreTrainedTokenizerBase, input_ids: Tensor, attention_mask: Tensor
-) -> Tensor:
-    """Which text token is of which class: bool (batch, CLASSES, text); specials are of none."""
-    members = torch.zeros(len(input_ids), len(CLASSES), input_ids.shape[1], dtype=torch.bool)
-    lengths = attention_mask.sum(1).tolist()
-    for row, (ids, length) in enumerate(zip(input_ids.tolist(), lengths, strict=True)):
-        pieces = tokenizer.convert_ids_to_tokens(ids[1 : length - 1])
+def mark_classes(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Which text token is of which class: bool (batch, CLASSES, text); specials are of none.
+
+    Without `model.tokenizer` none is of any. inputs: of `prepare_batch`.
+    """
+    ids, tokenizer = inputs["input_ids"], getattr(model, "tokenizer", None)
+    members = torch.zeros(len(ids), len(CLASSES), ids.shape[1], dtype=torch.bool)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    for row, (own, length) in enumerate(zip(ids.tolist(), lengths, strict=True)):
+        pieces = tokenizer.convert_ids_to_tokens(own[1 : length - 1]) if tokenizer else []
         for token, name in enumerate(classify_pieces(pieces), start=1):
             members[row, CLASSES.index(name), token] = True
-    return members
+    return members.to(ids.device)

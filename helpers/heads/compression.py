@@ -1,22 +1,18 @@
 """Which heads and layers can go, judged on validation questions; and which patches on the way.
 
-    losses, *others = measure_importance_on_train(study, model, processor, train)
-    order = order_heads(losses.head_loss.mean(0))                  # the least important head first
-    answers = predict_without(model, encoded, [(order[:k], []) for k in counts], 64)
+    order = order_heads(losses.head_loss.mean(0))               # the least important head first
+    predict_without(model, encoded, [(order[:k], []) for k in counts])  # (question, removal)
     folder = prune_and_finetune(study, "heads", (order[:8], []), data, selection_rows)
+    predict_thinned(model, encoded, [Thinning(layer=1, share=0.5)])     # (question, plan)
 
 Silencing heads gives the logits of a pruned model (`prune_model`) to rounding, so orders are
-compared without a copy of the model for each.
-
-    plans = [Thinning(layer=1, share=0.5, by="attention")]
-    predict_thinned(model, encoded, plans)          # number of each answer, (question, plan)
-
-Patches leave after a layer's attention, before its feed-forward part, and take no part in what
-follows; words, [CLS] and the image's own CLS stay. By the attention that [CLS] and words pay them
-in that layer, as in FastV (Chen et al. 2024, "An image is worth 1/2 tokens after layer 2"), or at
-random; "fused" puts all that leave into the last one that stays, weighted by that attention, as
-EViT does (Liang et al. 2022, equation 5). "frozen" leaves them where they can be looked at, but no
-later layer changes them: the layer's feed-forward part is the last that they go through.
+compared without a copy of the model for each. Patches leave after a layer's attention, before its
+feed-forward part, and take no part in what follows; words, [CLS] and the image's own CLS stay. By
+the attention that [CLS] and words pay them in that layer, as in FastV (Chen et al. 2024, "An image
+is worth 1/2 tokens after layer 2"), or at random; "fused" puts all that leave into the last one
+that stays, weighted by that attention, as EViT does (Liang et al. 2022, equation 5). "frozen"
+leaves them where they can be looked at, but no later layer changes them: the layer's feed-forward
+part is the last that they go through.
 """
 
 import hashlib
@@ -70,15 +66,14 @@ def measure_importance_on_train(
     On `sample_for_removal` of the training questions, so that no validation question decides what
     is removed. Returns `loss_increases`, `importance_measures`, the attention, and
     `fit_contributions` of random sets of heads; kept in shards in run_dir/spare_losses,
-    spare_gradients, spare_attention and spare_sets; a killed run continues.
+    spare_gradients, spare_attention and spare_sets.
     """
     encoded, inputs = sample_for_removal(study, model, processor, train)
-    given = (model, encoded)
-    losses = extract_once(study, "spare_losses", *given, loss_increases, **inputs)
-    step = ("spare_gradients", *given, importance_measures)
+    losses = extract_once(study, "spare_losses", model, encoded, loss_increases, **inputs)
+    step = ("spare_gradients", model, encoded, importance_measures)
     gradients = extract_once(study, *step, exact=True, **inputs)
-    attention = extract_once(study, "spare_attention", *given, **inputs)
-    sets = measure_joint(study, *given, "spare_sets")
+    attention = extract_once(study, "spare_attention", model, encoded, **inputs)
+    sets = measure_joint(study, model, encoded, "spare_sets")
     contributions, _ = fit_contributions(sets.gains, logits_lost(sets.table).mean(0))
     return losses, gradients, attention, contributions
 
@@ -117,8 +112,7 @@ def predict_without(
 ) -> np.ndarray:
     """Number of the answer to each question without these heads and layers: (question, removal).
 
-    removals: heads and layers that are silenced together, ([], []) for the intact model. rows: some
-    of the questions.
+    removals: heads and layers silenced together, ([], []) for the intact model. rows: of encoded.
     """
     shape = model.config.num_hidden_layers, model.config.num_attention_heads
     gains = np.ones((len(removals), *shape))
@@ -176,7 +170,7 @@ def select_smallest(candidates: pd.DataFrame, tolerance: float) -> str:
 
     candidates: columns model (its name), parameters, selection (change of accuracy on the
     selection half, points; NaN: not enough questions to tell). The whole model comes first, and is
-    selected where no other is within the tolerance.
+    selected where none is within the tolerance.
     """
     within = candidates[candidates["selection"] >= -tolerance]
     within = within if len(within) else candidates.iloc[:1]
@@ -217,9 +211,9 @@ def predict_thinned(
     rows: Sequence[int] | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Number of the answer to each question with each plan: (question, plan).
+    """Number of the answer to each question with each plan: (question, plan). rows: some questions.
 
-    rows: some of the questions. seed: of the random choices, begun anew in each batch.
+    seed: of the random choices, begun anew in each batch.
     """
 
     def answer(forward: PackedForward) -> Tensor:

@@ -3,7 +3,6 @@
 lost = removals.points_lost("zero_head_answer", encoded, labels)
 effects = removal_effects(lost, families, image_ids)    # a row a head and family
 specialist_loss(lost, families, names, chosen)          # chosen on half, judged on the rest
-rank_measures({"gradient": gradient, "accuracy lost": lost.mean(0)})
 contributions, r2 = fit_contributions(sets.gains, logits_lost(sets.table).mean(0))
 """
 
@@ -113,15 +112,15 @@ def specialist_loss(
     return linearise_ratio(of_family * lost[~chosen][:, *head], of_family.astype(float))
 
 
-def carried_by_few(lost: np.ndarray, chosen: np.ndarray, share: float = 0.25) -> np.ndarray:
-    """Percent of all heads' losses that the costliest `share` of the heads holds: (question,).
+def carried_by_few(lost: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Percent of all heads' losses that the costliest quarter of the heads holds: (question,).
 
     lost, chosen: as in `specialist_loss`. The heads are those that cost most in the chosen
     questions; the values are of the others. Their mean is the sum of these heads' losses over the
     sum of all heads' (`linearise_ratio`), NaN where that is 0.
     """
     flat = lost.reshape(len(lost), -1)
-    costliest = np.argsort(-flat[chosen].mean(0), kind="stable")[: round(share * flat.shape[1])]
+    costliest = np.argsort(-flat[chosen].mean(0), kind="stable")[: round(flat.shape[1] / 4)]
     rest = flat[~chosen]
     return 100 * linearise_ratio(rest[:, costliest].sum(1), rest.sum(1))
 
@@ -169,7 +168,7 @@ def rank_over_models(
 ) -> Interval:
     """Does a measure rank heads as their removal does? Mean rank correlation over models.
 
-    measures: (layer, head) of each model; lost: (question, layer, head) of each. With one model the
+    measures: (layer, head), lost: (question, layer, head) of each model. With one model the
     interval is over its heads. NaN where a model has no correlation.
     """
     pairs = zip(measures, lost, strict=True)
@@ -231,11 +230,9 @@ def rank_measures(
 
 def logits_lost(table: AttentionTable) -> np.ndarray:
     """How far each variant lowers the logit of the model's answer: (question, variant)."""
-    whole, changed = (
-        logit(np.clip(values.astype(float), 1e-7, 1 - 1e-7))
-        for values in (table.probability, table.variant_probability)
-    )
-    return whole[:, None] - changed
+    values = np.column_stack([table.probability, table.variant_probability]).astype(float)
+    logits = logit(values.clip(1e-7, 1 - 1e-7))
+    return logits[:, :1] - logits[:, 1:]
 
 
 def fit_contributions(gains: np.ndarray, lost: ArrayLike) -> tuple[np.ndarray, float]:
@@ -277,13 +274,11 @@ def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray
     return together - single[:, pairs].sum(2)
 
 
-def share_of_backups(
-    excess: Sequence[np.ndarray], image_ids: ArrayLike, least: float = 2
-) -> Interval:
-    """Percent of pairs whose `pair_excess` (of each model) is over `least` points, over models."""
+def share_of_backups(excess: Sequence[np.ndarray], image_ids: ArrayLike) -> Interval:
+    """Percent of pairs whose `pair_excess` (of each model) is over 2 points, over models."""
 
     def share(model: int, rows: np.ndarray) -> float:
-        return 100 * np.mean(excess[model][rows].mean(0) > least + 1e-6)  # not by rounding
+        return 100 * np.mean(excess[model][rows].mean(0) > 2 + 1e-6)  # not by rounding
 
     return jackknife_over_models(share, len(excess), image_ids, limits=(0, 100))
 
@@ -296,12 +291,8 @@ def tabulate_pairs(
     Columns: model, first, second (heads as L3H7), excess (points, `pair_excess`), excess_a,
     excess_b (on each half).
     """
-    first, second = (
-        name_heads(
-            pd.DataFrame(np.stack(divmod(own, n_heads_a_layer), 1), columns=["layer", "head"])
-        )
-        for own in pairs.T
-    )
+    layer_head = (np.stack(divmod(own, n_heads_a_layer), axis=1) for own in pairs.T)
+    first, second = (name_heads(pd.DataFrame(x, columns=["layer", "head"])) for x in layer_head)
     tables = []
     for model, each in enumerate(excess):
         means = {"excess": each, "excess_a": each[half], "excess_b": each[~half]}
@@ -326,10 +317,9 @@ def tabulate_emphasis(
         own = (families == family) | (family == "all")
         means = lost[:, own].mean(1)  # (model, factor, head)
         risen, fallen = ((sign * means > 2).sum(2).mean(0) for sign in (-1, 1))
-        over = mean_over_models(lost[:, own].mean(3), image_ids[own])._asdict()
-        columns = {name: over[name] for name in ("estimate", "low", "high", "n", "n_models")}
-        columns |= {"family": family, "factor": (0.0, *FACTORS), "risen": risen, "fallen": fallen}
-        tables.append(pd.DataFrame(columns))
+        over = mean_over_models(lost[:, own].mean(3), image_ids[own])
+        table = over.to_table({"factor": (0.0, *FACTORS)}).assign(n_models=over.n_models)
+        tables.append(table.assign(family=family, risen=risen, fallen=fallen))
     names = ["family", "factor", "estimate", "low", "high", "risen", "fallen", "n", "n_models"]
     return pd.concat(tables, ignore_index=True)[names]
 

@@ -105,7 +105,6 @@ def test_heads_that_stand_in_for_each_other_are_found_by_pairs_alone():
     table = effects.tabulate_pairs([excess], pairs, 2, half)
     names = ["first", "second", "excess", "excess_a"]
     assert table.loc[1, names].tolist() == ["L0H0", "L1H0", 60, 60]
-    assert effects.share_of_backups([excess], np.arange(60), least=70).estimate == 0
 
 
 def test_what_rises_and_falls_by_hand():
