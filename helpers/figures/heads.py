@@ -28,20 +28,6 @@ MODES = {  # what stands in for what is taken away
 }
 
 
-@style.styled("Role scores (0: uniform or chance, 1: the most possible; framed: the head has it)")
-def plot_role_scores(scores: pd.DataFrame) -> Figure:
-    """A grid a role, of a table: layer, head, role, score, passes (framed), null (the highest
-    random head). Colours end at -1 and 1, numbers do not.
-    """
-    null = scores.groupby("role")["null"].transform("max")
-    role = [f"{role} (random heads: at most {x:.2f})"
-            for role, x in zip(scores["role"], null, strict=True)]  # fmt: skip
-    texts = style.format_cells(scores["score"], digits=1)
-    table = scores.assign(role=role, text=texts)
-    look = {"limits": (-1, 1), "framed": "passes", "n_across": 2}
-    return style.draw_grids(table, "score", panel="role", **look)
-
-
 @style.styled("Roles of each head, the clearest on top and as its colour")
 def plot_role_map(scores: pd.DataFrame) -> Figure:
     """Which head has which roles: a cell names them all, and has the colour of the clearest.
@@ -75,22 +61,19 @@ def plot_before_after(
     """Has fine-tuning changed the heads' roles? A panel a role, a point a head: before, after.
 
     before, after: role -> scores (layer, head), NaN where nothing is known; random: role -> scores
-    of random heads. On the dashed line nothing has changed, the dotted one is the highest random
-    head. Scores below -1 are drawn at the edge.
+    of random heads. On the diagonal nothing has changed. Scores below -1 are drawn at the edge.
     """
-    points = [pd.DataFrame({"role": role, "before": np.ravel(before[role]),
-                            "after": np.ravel(after[role])}) for role in before]  # fmt: skip
-    points = pd.concat(points).dropna()
-    figure, panels = style.make_panels(points, "role", 2.2, 5, sharex=True, sharey=True)
-    for axis, role, rows in panels:
-        axis.plot((-1, 1), (-1, 1), **style.BASELINE)
-        axis.axhline(np.max(random[role]), color=GREY, linestyle=":")
-        x, y = rows["before"].clip(lower=-1), rows["after"].clip(lower=-1)
-        axis.scatter(x, y, color=TEXT_COLOR, alpha=0.8, s=24)
-        axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
-        axis.set_title(role, fontsize=9)
-    figure.supxlabel("score before fine-tuning", fontsize=10)
-    figure.supylabel("score after fine-tuning", fontsize=10)
+    points = pd.concat([pd.DataFrame({"role": role, "head": "a head",
+                                      "before": np.ravel(before[role]).clip(min=-1),
+                                      "estimate": np.ravel(after[role]).clip(min=-1)})
+                        for role in before]).dropna()  # fmt: skip
+    points = points.assign(low=np.nan, high=np.nan, most=points["role"].map(random).map(np.max))
+    look = {"baselines": {"highest random head": "most"}, "limits": (-1.1, 1.1), "height": 2.2}
+    look |= {"looks": {"a head": (TEXT_COLOR, "o", "")}, "across": 5}
+    labels = "score before", "score after fine-tuning"
+    figure = style.draw_lines(points, "before", "head", labels, "role", **look)
+    for axis in figure.axes:
+        axis.plot((-1, 1), (-1, 1), **style.BASELINE | {"linestyle": ":"})
     return figure
 
 
@@ -169,21 +152,6 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     return figure
 
 
-@style.styled("What predicts the effect of an intervention on a head? (95 % intervals over heads)")
-def plot_agreement(
-    table: pd.DataFrame, predictors: Sequence[str], outcomes: Sequence[str]
-) -> Figure:
-    """Do cheap measures of a head predict what interventions find? A panel a value of `over`.
-
-    table: of `rank_measures` (rank correlations). predictors: measures in rows; outcomes: those
-    they are held against.
-    """
-    table = table[table["first"].isin(predictors) & table["second"].isin(outcomes)]
-    table = table.sort_values("first", key=pd.Index(predictors).get_indexer, kind="stable")
-    look = {"hue": "second", "value": "correlation", "baselines": {"none": 0}}
-    return style.draw_forest(table, "first", "rank correlation over heads", "over", **look)
-
-
 @style.styled("How much of the change from one answer to another a single head carries, %")
 def plot_carriers(table: pd.DataFrame) -> Figure:
     """Which heads carry an answer from one question to another, a panel for each kind of pair.
@@ -214,19 +182,6 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     look["looks"] = {single: (GREY, "_", "")}
     labels = "heads removed (put to zero), % of all", "VQA accuracy, %"
     return style.draw_lines(curves, "share", "order", labels, **look)
-
-
-@style.styled("Accuracy when patches leave after a layer (95 % intervals)")
-def plot_thinned(table: pd.DataFrame, intact: float) -> Figure:
-    """Accuracy by the layer after which patches leave, a panel for each share that stays.
-
-    table: columns layer, share (that stays, in %), by (who chooses), estimate, low, high (in
-    points). intact: accuracy with all patches.
-    """
-    table = table.assign(panel=table["share"].astype(str) + " % of the patches stay")
-    look = {"baselines": {"all patches stay": intact}, "spread": 0.2, "height": 2.8}
-    labels = "leave after layer", "VQA accuracy, %"
-    return style.draw_lines(table, "layer", "by", labels, "panel", **look)
 
 
 @style.styled("What a short training brings back (95 % intervals over images)")
@@ -268,22 +223,15 @@ def plot_pareto(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@style.styled("Heads removed in pairs, and heads removed or emphasised")
-def plot_heads_together(pairs: pd.DataFrame, emphasis: pd.DataFrame) -> Figure:
-    """What pairs of heads cost beyond the sum of their heads; and one head scaled, by family.
+@style.styled("A pair of heads removed: loss beyond the sum of both")
+def plot_pairs(pairs: pd.DataFrame) -> Figure:
+    """What pairs of heads cost beyond the sum of their heads, of one model.
 
-    pairs: columns first, second, excess (points), of one model. emphasis: of
-    `effects.tabulate_emphasis`.
+    pairs: columns first, second, excess (points).
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), width_ratios=(1.5, 1))
     grid = pairs.pivot_table("excess", "second", "first", sort=False)
-    most = np.nanmax(np.abs(grid))
-    look = {"vmin": -most, "vmax": most, "cmap": "RdBu_r", "square": True}
-    sns.heatmap(grid, ax=left, cbar_kws={"label": "points of accuracy"}, **look)
-    left.set(title="pair removed: loss beyond the sum of both, points", xlabel="", ylabel="")
-    by_factor = emphasis.pivot_table("estimate", "family", "factor", sort=False)
-    most = np.nanmax(np.abs(by_factor))
-    style.plot_grid(right, by_factor, (-most, most), style.format_cells(by_factor, digits=1))
-    right.set_title("one head scaled: accuracy lost, points")
-    right.set_xlabel("factor of the head's output (0: removed)")
+    figure, axis = plt.subplots(figsize=(8, 5.5))
+    look = {"center": 0, "cmap": "RdBu_r", "cbar_kws": {"label": "points of accuracy"}}
+    sns.heatmap(grid, ax=axis, square=True, **look)
+    axis.set(xlabel="", ylabel="")
     return figure

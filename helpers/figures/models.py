@@ -103,17 +103,13 @@ def plot_training(curves: pd.DataFrame, prior: float) -> Figure:
     curves: columns step, loss, eval_accuracy (NaN where not measured); prior: accuracy in [0, 1] of
     answering by question type alone.
     """
-    curves = curves.assign(accuracy=100 * curves["eval_accuracy"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-    sns.lineplot(curves, x="step", y="loss", color=GREEN, marker=".", errorbar=None, ax=left)
-    sns.lineplot(curves, x="step", y="accuracy", marker="o", errorbar=None, ax=right)
-    left.set(xlabel="training step", ylabel="cross-entropy, summed over answers")
-    left.set(title="Training loss (lower is better)", xlim=(0, None), ylim=(0, None))
-    right.axhline(100 * prior, **style.BASELINE, label="type prior")
-    right.set(xlabel="training step", ylabel=ACCURACY, xlim=(0, None), ylim=(0, 102))
-    right.set_title("Accuracy on validation questions")
-    right.legend()
-    return figure
+    loss, accuracy = "training loss (cross-entropy, summed over answers)", f"validation, {ACCURACY}"
+    curves = curves.assign(**{loss: curves["loss"], accuracy: 100 * curves["eval_accuracy"]})
+    table = curves.melt("step", [loss, accuracy], "what", "estimate").dropna()
+    prior = np.where(table["what"] == accuracy, 100 * prior, np.nan)
+    table = table.assign(low=np.nan, high=np.nan, prior=prior, model="the model in training")
+    look = {"baselines": {"type prior": "prior"}, "limits": (0, None), "sharey": False}
+    return style.draw_lines(table, "step", "model", ("training step", ""), "what", **look)
 
 
 @style.styled("Accuracy by question type (95 % intervals over images)")

@@ -54,8 +54,8 @@ def test_each_head_is_a_point_before_and_after():
     random = {"sink": np.array([0.3, 0.1]), "grounding": np.array([0.4])}
     figure = figures.plot_before_after(before, after, random)
     render(figure)
-    assert [set(axis.lines[1].get_ydata()) for axis in figure.axes] == [{0.3}, {0.4}]
-    drawn = [axis.collections[0].get_offsets().tolist() for axis in figure.axes]
+    assert [set(axis.lines[0].get_ydata()) for axis in figure.axes] == [{0.3}, {0.4}]
+    drawn = [axis.containers[0].lines[0].get_xydata().tolist() for axis in figure.axes]
     assert drawn == [[[0, 0.1], [0.5, 0.6]], [[-1, 0], [0.1, 0.2]]]
 
 
