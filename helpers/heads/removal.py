@@ -28,12 +28,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
-from helpers.attention.extract import (
-    AttentionTable,
-    extract_once,
-    measure_once,
-    sample_questions,
-)
+from helpers.attention.extract import AttentionTable, extract_once, measure_once, sample_questions
 from helpers.attention.image_share import pack_forward, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode

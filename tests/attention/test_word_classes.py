@@ -8,12 +8,7 @@ from small import ANSWERS, encode_noise, stub_study
 
 from helpers.attention import extract, word_classes
 from helpers.attention.image_share import attention_maps, word_measures
-from helpers.attention.word_classes import (
-    CLASSES,
-    classify_pieces,
-    classify_words,
-    join_pieces,
-)
+from helpers.attention.word_classes import CLASSES, classify_pieces, classify_words, join_pieces
 from helpers.model.vilt import load_vilt
 from phantom import sprites
 
