@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.attention.image_share import mark_objects, prepare_batch
+from helpers.attention.image_share import Batch, mark_objects, prepare_batch
 from helpers.model.forward import PackedForward, answer_variants
 from helpers.stats.models import mean_over_models
 
@@ -43,9 +43,7 @@ Edges = Sequence[tuple[str, str]]
 
 
 @torch.no_grad()
-def knockout(
-    model: nn.Module, batch: dict[str, Tensor], edges: Edges, layers: Iterable[int]
-) -> Tensor:
+def knockout(model: nn.Module, batch: Batch, edges: Edges, layers: Iterable[int]) -> Tensor:
     """Logits (question, answer) of a forward pass in which some attention edges are cut.
 
     In each of `layers` queries of one group cannot attend to keys of another: edges are pairs
@@ -60,7 +58,7 @@ def knockout(
     return forward.run()
 
 
-def start_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
+def start_forward(model: nn.Module, batch: Batch) -> PackedForward:
     """A packed pass whose tokens are in six groups: KEY_GROUPS, and the object asked about."""
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     groups = torch.cat([groups, mark_objects(batch, groups)[:, :1]], dim=1)
@@ -93,7 +91,7 @@ def list_spans(n_layers: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def knockout_measures(
-    model: nn.Module, batch: dict[str, Tensor], directions: Mapping[str, Edges] = DIRECTIONS
+    model: nn.Module, batch: Batch, directions: Mapping[str, Edges] = DIRECTIONS
 ) -> dict[str, Tensor]:
     """The answers to a batch with each direction cut in each of `list_spans`.
 

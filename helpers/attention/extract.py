@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from helpers.attention.image_share import (
     QUERY_GROUPS,
+    Batch,
     attention_measures,
     image_share,
     special_mass,
@@ -38,7 +39,7 @@ from helpers.run.cache import cached_step, hash_file, read_record, require, sour
 from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models
 
-Measure = Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]
+Measure = Callable[[nn.Module, Batch], dict[str, Tensor]]
 Labels = Mapping[int, str] | Sequence[str]  # the answer of each number
 # how far a share in lower precision may be from that in float32, and rounding there
 TOLERANCES = {"torch.float32": 1e-4, "torch.float16": 0.02, "torch.bfloat16": 0.2}

@@ -165,19 +165,14 @@ def measure_curves(
 
 
 def measure_random_gains(
-    study: Study,
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    rows: Sequence[int],
-    name: str,
-    n_models: int = 24,
+    study: Study, model: nn.Module, encoded: EncodedQuestions, rows: Sequence[int], name: str
 ) -> np.ndarray:
     """The gain of a map that has learnt nothing, mean over KINDS: (random model, question); once.
 
     Patches go and come in the model in the order of the map `name` (of `patch_maps`) that each of
-    `n_models` random-weight models draws of the model's answer. Kept in faithfulness_random.
+    `random_models` draws of the model's answer. Kept in faithfulness_random.
     """
-    rows = [int(row) for row in rows]
+    rows, n_models = [int(row) for row in rows], study.random_models
 
     def measure(folder: Path) -> None:
         orders = {}

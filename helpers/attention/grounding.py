@@ -265,11 +265,7 @@ def judge_locators(
 
 @torch.no_grad()
 def faithful_grounding(
-    model: nn.Module,
-    encoded: EncodedQuestions,
-    inside: np.ndarray,
-    indices: Sequence[int],
-    batch_size: int = 64,
+    model: nn.Module, encoded: EncodedQuestions, inside: np.ndarray, indices: Sequence[int]
 ) -> pd.DataFrame:
     """Is the answer the right objects' alone? It stays with them alone and changes without them.
 
@@ -280,7 +276,7 @@ def faithful_grounding(
     """
     check_eval_mode(model)
     parts = []
-    for rows, batch in encoded.batches(batch_size, indices):
+    for rows, batch in encoded.batches(64, indices):
         inputs, _, grids = prepare_batch(model, batch)
         masks = [inside[row, :n] for row, n in zip(rows, grids.prod(1).tolist(), strict=True)]
         relevant = keep_patches(inputs, [np.flatnonzero(mask) for mask in masks])

@@ -49,6 +49,8 @@ READER_INDEX = [0, 4]  # READERS among KEY_GROUPS
 COLUMNS = {"split": slice(0, 5), "value_norm": slice(5, 10), "sink": slice(10, 12)}
 CARRIED = slice(12, 17)
 Array = TypeVar("Array", np.ndarray, Tensor)
+Picture = Image.Image | np.ndarray | str | Path
+Batch = dict[str, Tensor]  # of the processor, or of `EncodedQuestions.collate` or `.batches`
 
 
 def image_share(split: Array) -> Array:
@@ -129,7 +131,7 @@ def token_groups(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     return groups
 
 
-def mark_objects(batch: dict[str, Tensor], groups: Tensor) -> Tensor:
+def mark_objects(batch: Batch, groups: Tensor) -> Tensor:
     """Which tokens are patches of the known objects: bool (batch, 2, token), see `objects`.
 
     batch: of a `grounding.MarkedQuestions`; of any other batch none are. groups: of `token_groups`.
@@ -182,14 +184,12 @@ def grid_distance(grids: Tensor, n_patches: int) -> Tensor:
 class PreparedBatch(NamedTuple):
     """A batch on the model's device, as `prepare_batch` returns it."""
 
-    inputs: dict[str, Tensor]  # for `forward_raster`
+    inputs: Batch  # for `forward_raster`
     groups: Tensor  # of `token_groups`
     grids: Tensor | None  # (batch, 2), rows and columns of patches
 
 
-def prepare_batch(
-    model: nn.Module, batch: dict[str, Tensor], with_grids: bool = True
-) -> PreparedBatch:
+def prepare_batch(model: nn.Module, batch: Batch, with_grids: bool = True) -> PreparedBatch:
     """Embed a batch's pictures once, and sort its tokens into groups.
 
     A batch with `image_embeds` must bring its grids as `patch_grids`, where they are asked for.
@@ -210,13 +210,13 @@ def prepare_batch(
     return PreparedBatch(inputs, groups, grids)
 
 
-def pack_forward(model: nn.Module, batch: dict[str, Tensor]) -> PackedForward:
+def pack_forward(model: nn.Module, batch: Batch) -> PackedForward:
     """A packed forward pass over a batch."""
     inputs, groups, _ = prepare_batch(model, batch, with_grids=False)
     return PackedForward(model, inputs, groups)
 
 
-def keep_patches(inputs: dict[str, Tensor], patches: Sequence[np.ndarray]) -> dict[str, Tensor]:
+def keep_patches(inputs: Batch, patches: Sequence[np.ndarray]) -> Batch:
     """A prepared batch with only some patches of each question, and the image's CLS.
 
     patches: raster indices, an array a question. The others' tokens leave the sequence.
@@ -245,9 +245,7 @@ def check_heads(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def attention_split(
-    model: nn.Module, batch: dict[str, Tensor], fused: bool | None = None
-) -> Tensor:
+def attention_split(model: nn.Module, batch: Batch, fused: bool | None = None) -> Tensor:
     """Split every head's attention: float32 (question, layer, head, QUERY_GROUPS, KEY_GROUPS).
 
     The mean over a group's queries of the mass on a group's keys; sums to 1 over keys, NaN for
@@ -272,9 +270,7 @@ def attention_split(
 
 
 @torch.no_grad()
-def attention_measures(
-    model: nn.Module, batch: dict[str, Tensor], matrix: bool = True
-) -> dict[str, Tensor]:
+def attention_measures(model: nn.Module, batch: Batch, matrix: bool = True) -> dict[str, Tensor]:
     """All measures in one pass; batch as in `attention_split`, axes (question, layer, head, ...).
 
     split (..., 3, 5).
@@ -401,7 +397,7 @@ class LayerMeasures:
 
 
 @torch.no_grad()
-def word_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def word_measures(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Attention from and to the words of each class.
 
     word_image (question, layer, head, CLASSES): mean over the class's word pieces, as queries, of
@@ -454,7 +450,7 @@ class QuestionMaps:
 
 
 @torch.no_grad()
-def attention_maps(model: nn.Module, batch: dict[str, Tensor]) -> tuple[QuestionMaps, ...]:
+def attention_maps(model: nn.Module, batch: Batch) -> tuple[QuestionMaps, ...]:
     """Full attention matrices of a few questions: layers * heads * tokens^2 floats each.
 
     Token strings come from `model.tokenizer`, without one they are ids. RuntimeError where
@@ -510,12 +506,7 @@ class Look:
         return plot_look(self.picture, title, self.image_share, self.baseline, self.maps.mean(1))
 
 
-def look(
-    model: nn.Module,
-    processor: ViltProcessor,
-    picture: Image.Image | np.ndarray | str | Path,
-    question: str,
-) -> Look:
+def look(model: nn.Module, processor: ViltProcessor, picture: Picture, question: str) -> Look:
     """Ask a ViLT one question about one picture, and measure where it looks.
 
     model, processor: of `load_vilt`, in eval mode. picture: a PIL image, an array (height, width
@@ -546,7 +537,7 @@ def look(
     )
 
 
-def open_upright(picture: Image.Image | np.ndarray | str | Path) -> Image.Image:
+def open_upright(picture: Picture) -> Image.Image:
     """A picture as RGB, turned as its camera says."""
     from helpers.data.encode import load_rgb  # here, as it takes `datasets`
 
@@ -557,7 +548,7 @@ def open_upright(picture: Image.Image | np.ndarray | str | Path) -> Image.Image:
     return load_rgb(picture)
 
 
-def encode_one(processor: ViltProcessor, picture: Image.Image, question: str) -> dict[str, Tensor]:
+def encode_one(processor: ViltProcessor, picture: Image.Image, question: str) -> Batch:
     """A batch of one question, with the processor's own names and values."""
     from helpers.data.encode import encode_text, normalise_levels, pad_pictures, resize_image
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from helpers.attention.extract import measure_once, sample_questions
-from helpers.attention.image_share import check_eval_mode, keep_patches, prepare_batch
+from helpers.attention.image_share import Batch, check_eval_mode, keep_patches, prepare_batch
 from helpers.attention.word_classes import join_pieces
 from helpers.data.encode import EncodedQuestions
 from helpers.model.forward import forward_raster
@@ -31,7 +31,7 @@ from helpers.stats.cluster_robust import divide_or_nan
 CONDITIONS = ("intact", "image removed", "image exchanged", "words removed", "both removed")
 
 
-def keep_words(inputs: dict[str, Tensor], words: Sequence[np.ndarray]) -> dict[str, Tensor]:
+def keep_words(inputs: Batch, words: Sequence[np.ndarray]) -> Batch:
     """A prepared batch with only some word pieces of each question (from 0), [CLS] and [SEP]."""
     whole = inputs["attention_mask"]
     mask = torch.zeros(whole.shape, dtype=whole.dtype)
@@ -67,7 +67,7 @@ def withheld_accuracy(
     indices, shape = [int(index) for index in indices], (len(CONDITIONS), len(encoded))
     labels, probability = np.full(shape, -1), np.full(shape, np.nan)
 
-    def answer(condition: str, rows: list[int], inputs: dict[str, Tensor]) -> None:
+    def answer(condition: str, rows: list[int], inputs: Batch) -> None:
         number = CONDITIONS.index(condition)
         logits = forward_raster(model, inputs).logits.float().cpu()
         labels[number, rows] = logits.argmax(1)
@@ -190,11 +190,7 @@ def mm_shap(
 
 @torch.no_grad()
 def play_coalitions(
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    blocks: np.ndarray,
-    batch_size: int,
-    coalitions: np.ndarray,
+    model: nn.Module, inputs: Batch, blocks: np.ndarray, batch_size: int, coalitions: np.ndarray
 ) -> np.ndarray:
     """Probability (sigmoid) of the intact answer with only the tokens of each coalition: (m,).
 

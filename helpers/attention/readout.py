@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.attention.extract import AttentionTable, Labels
-from helpers.attention.image_share import mark_objects, pack_forward, query_weights
+from helpers.attention.image_share import Batch, mark_objects, pack_forward, query_weights
 from helpers.data.encode import EncodedQuestions
 from helpers.stats.models import mean_over_models
 
@@ -47,7 +47,7 @@ ROLES = {  # what a layer does: the evidence, each of which has to show it
 
 
 @torch.no_grad()
-def readout_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def readout_measures(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """What the residual stream holds at each level; a measure for `extract_once`.
 
     read_logits (question, level, answer), of which read_answer is the best answer's number.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.attention.image_share import (
+    Batch,
     PreparedBatch,
     QuestionMaps,
     attention_maps,
@@ -72,7 +73,7 @@ class Explanation:
 
 
 def explain(
-    model: nn.Module, batch: dict[str, Tensor], answers: Sequence[int] | None = None
+    model: nn.Module, batch: Batch, answers: Sequence[int] | None = None
 ) -> list[Explanation]:
     """Explain the answers to a few questions: twice layers * heads * tokens^2 floats each.
 
@@ -124,7 +125,7 @@ def differentiate(
     return attentions, list(gradients), logits.detach(), chosen
 
 
-def relevance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def relevance_measures(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """What the model's answers owe to each group of tokens, for a batch.
 
     relevance (question, 5): the [CLS] row of `propagate_relevance`, less the identity, as shares of

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import ViltProcessor
 
 from helpers.attention.extract import AttentionTable, extract_once, measure_once, sample_questions
-from helpers.attention.image_share import pack_forward, prepare_batch
+from helpers.attention.image_share import Batch, pack_forward, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
 from helpers.model.forward import (
@@ -146,7 +146,7 @@ def predict_in_batches(
 @torch.no_grad()
 def removal_measures(
     model: nn.Module,
-    batch: dict[str, Tensor],
+    batch: Batch,
     means: Tensor | None = None,
     modes: Iterable[str] = ABLATION_MODES,
 ) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ def removal_measures(
 
 
 @torch.no_grad()
-def loss_increases(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def loss_increases(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """How much the loss on each question rises without each head and each whole layer.
 
     Loss: binary cross-entropy with batch["labels"], summed over answers, as in training. Returns
@@ -226,7 +226,7 @@ def measure_removals(
     modes, size = ("zero_head",) if number else ABLATION_MODES, study.extract_batch_size
     means = cache(lambda model: mean_z(model, encoded, size))  # only when needed
 
-    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def measure(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return removal_measures(model, batch, means(model) if "mean_head" in modes else None, modes)
 
     step = ("importance", model, encoded, importance_measures)
@@ -280,7 +280,7 @@ def measure_joint(
     variants = scale_heads(gains)
 
     @torch.no_grad()
-    def measure(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def measure(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return answer_variants(pack_forward(model, batch), variants)
 
     inputs = {"sets": study.joint_sets, "used": source_digest("helpers/heads"), "number": number}
@@ -288,7 +288,7 @@ def measure_joint(
     return Variants(extract_once(study, *step, **inputs), gains)
 
 
-def importance_measures(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def importance_measures(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """How much the loss on each question depends on each head: importance (question, layer, head).
 
     |dL / dg| at g = 1, where g scales the head's z (Michel, Levy and Neubig 2019, "Are sixteen
@@ -429,18 +429,15 @@ def measure_patching(
 
     def patch(folder: Path) -> None:
         encoded, asked = encode(study, data, processor), table.questions
-        correct = (asked["accuracy"] >= 0.5).tolist()
         if reworded:
             pairs = find_rewordings(encoded)
         else:
-            pairs = find_pairs(encoded, asked["prediction"].tolist(), correct)
+            pairs = find_pairs(encoded, asked["prediction"].tolist(), asked["accuracy"] >= 0.5)
         drawn = sample_questions(len(pairs), study.ablation_questions, study.seed, "permutation")
-        pairs = [pairs[number] for number in drawn]
-        size, rows = study.extract_batch_size, np.array(pairs, int).reshape(-1, 2)
-        change, total_change = patch_heads(model, encoded, pairs, size, reworded)
-        told = total_change != 0  # else both answers are one
-        pairs, change, total_change = rows[told], change[told], total_change[told]
-        np.savez(folder / "pairs.npz", pairs=pairs, moved=change, whole=total_change)
+        pairs, size = np.array(pairs, int).reshape(-1, 2)[drawn], study.extract_batch_size
+        change, total = patch_heads(model, encoded, pairs, size, reworded)
+        told = total != 0  # else both answers are one
+        np.savez(folder / "pairs.npz", pairs=pairs[told], moved=change[told], whole=total[told])
 
     inputs = study.settings("seed", "ablation_questions") | {"used": source_digest("helpers/heads")}
     name = "patching_words" if reworded else "patching"

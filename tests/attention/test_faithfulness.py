@@ -120,7 +120,7 @@ def test_curves_of_all_maps_are_measured_once(model, encoded, tmp_path, monkeypa
 def test_gains_of_random_models_maps(model, encoded, tmp_path):
     """Against one question at a time, in another order than that of the batches."""
     study, rows = stub_study(tmp_path), [9, 2, 5]
-    gains = measure_random_gains(study, model, encoded, rows, "relevance", n_models=2)
+    gains = measure_random_gains(study, model, encoded, rows, "relevance")
     assert gains.shape == (2, 3)
     other, order = random_weight_model(model, study.seed + 1), []
     for row in rows:

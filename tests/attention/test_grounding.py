@@ -150,7 +150,7 @@ def test_grounding_asks_for_the_answer_of_masked_patches(model, encoded):
     inside = np.random.default_rng(0).random((len(encoded), 40)) < 0.4
     inside[:, :2] = [True, False]
     rows = [7, 2, 0, 9]
-    table = faithful_grounding(model, encoded, inside, rows, batch_size=3)
+    table = faithful_grounding(model, encoded, inside, rows)
     assert table["question"].tolist() == rows
     for row, found in zip(rows, table.itertuples(), strict=True):
         inputs = prepare_batch(model, encoded.collate([encoded[row]])).inputs
