@@ -71,7 +71,7 @@ def extract_attention(
     folder.mkdir(parents=True, exist_ok=True)
     source = describe_source(model, encoded, shard_size)
     for path in sorted(folder.glob("part-*.parquet")):
-        if (found := read_source(path)) != source:
+        if (found := read_facts(path)[0]) != source:
             raise ValueError(f"{path} is of {found}, not {source}: empty the folder.")
     every, starts = range(len(encoded)), range(0, len(encoded), shard_size)
     own = [*enumerate(every[start:][:shard_size] for start in starts)][rank::world_size]
@@ -228,9 +228,9 @@ def read_attention(folder: str | Path) -> AttentionTable:
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no attention shards: run extract_attention first.")
-    source, shapes = read_source(paths[0]), read_shapes(paths[0])
+    source, shapes = read_facts(paths[0])
     for path in paths:
-        if (found := (read_source(path), read_shapes(path))) != (source, shapes):
+        if (found := read_facts(path)) != (source, shapes):
             raise ValueError(f"{path} has {found}, but {paths[0].name} has {(source, shapes)}.")
     columns = [name for name in pq.read_schema(paths[0]).names if name not in shapes]
     parts = [pq.read_table(path, columns=columns) for path in paths]
@@ -241,18 +241,16 @@ def read_attention(folder: str | Path) -> AttentionTable:
     return AttentionTable(questions, paths, shapes, source["dtype"])
 
 
-def read_source(path: Path) -> dict:
-    """What `describe_source` said when a shard was written; ValueError where it is no shard."""
+def read_facts(path: Path) -> tuple[dict, dict[str, list[int]]]:
+    """What `describe_source` said of a shard, and each measure's axes after the question."""
     try:
-        return json.loads(pq.read_schema(path).metadata[b"source"])
+        schema = pq.read_schema(path)
+        source = json.loads(schema.metadata[b"source"])
     except (pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no attention shard of this version: delete it.") from error
-
-
-def read_shapes(path: Path) -> dict[str, list[int]]:
-    """The axes after the question of each measure in a shard."""
-    known = {field.name: field.metadata or {} for field in pq.read_schema(path)}
-    return {name: json.loads(each[b"shape"]) for name, each in known.items() if b"shape" in each}
+    known = {field.name: field.metadata or {} for field in schema}
+    shapes = {name: json.loads(each[b"shape"]) for name, each in known.items() if b"shape" in each}
+    return source, shapes
 
 
 def measure_once(

@@ -2,7 +2,6 @@
 
     hits, chance = pointing_hits(table.top_patch, table.questions, dataset)
     by_object = object_chance(table.questions, dataset)     # of pointing at any known object
-    inside = boxes_to_patch_mask(row["boxes"], grid=(12, 16), size=(row["width"], row["height"]))
     faithful_grounding(model, encoded, mask_boxes(table.questions, dataset), indices)    # FPVG
 
 A box is [x, y, width, height] in pixels of the original image, over which the patch grid is

@@ -1,10 +1,8 @@
 """What is known where: the answer read out after each layer, and linear probes of its state.
 
-    readout_measures(model, batch)["read_logits"]    # (question, level, answer)
     table = extract_once(study, "readout", model, marked, readout_measures, PROBED)
-    hits = probe(table.cls_state, types, learns_on)  # is a label told rightly? (question, level)
-    known = score_levels(table, marked, labels, learns_on)          # both, of all that is asked
-    assign_roles(evidence)                           # what each layer does, by a fixed rule
+    known = score_levels(table, marked, labels, learns_on)  # name -> (question, level)
+    assign_roles(evidence)                                  # what each layer does, by a fixed rule
 
 Level 0 is what enters the first layer, level l + 1 the residual stream after layer l. The read-out
 puts the final layer norm, the pooler and the classifier on [CLS] at each level: the logit lens
@@ -120,20 +118,20 @@ def score_levels(
     rows = pd.Index(encoded.questions["question_id"]).get_indexer(table.questions["question_id"])
     questions, objects = encoded.questions.iloc[rows], table.object_state
     family, boxed = questions["family"].to_numpy(), np.isfinite(objects[:, 0, 0, 0])
-    answers, asked = questions.get("multiple_choice_answer"), {"type of question": family}
-    for name, families in PROBES.items():
-        wanted = np.isin(family, families) & (boxed | ~boxed.any())
-        asked[name] = np.where(wanted, answers, None)
+    answers = questions.get("multiple_choice_answer")
+    asked = {"type of question": family} | {
+        name: np.where(np.isin(family, families) & (boxed | ~boxed.any()), answers, None)
+        for name, families in PROBES.items()
+    }
     swapped = np.zeros(len(family), dtype=bool)
     if shuffle is not None:
         rng = np.random.default_rng(shuffle)
         asked = {name: shuffle_known(each, rng) for name, each in asked.items()}
         swapped = rng.random(len(family)) < 0.5
-    read = encoded.score(table.read_answer, rows, labels)
-    known = {"answer at read-out": read} | {
-        f"{name} at read-out": np.where(family[:, None] == name, read, np.nan)
-        for name in dict.fromkeys(family)
-    }
+    known = {"answer at read-out": encoded.score(table.read_answer, rows, labels)}
+    for name in dict.fromkeys(family):
+        own = family[:, None] == name
+        known[f"{name} at read-out"] = np.where(own, known["answer at read-out"], np.nan)
     for name, each in asked.items():
         known[f"{name} at [CLS]"] = probe(table.cls_state, each, learns_on)
     known["answer at [CLS]"] = np.fmax.reduce([known[f"{name} at [CLS]"] for name in PROBES])
