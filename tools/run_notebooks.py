@@ -177,7 +177,7 @@ def read_finished(study: Study) -> dict:
     After a kill, what was changed since the record is taken for the work of the killed notebook.
     """
     record = cache.find_record(study.run_dir / "notebooks")
-    if record is None or "files" not in record:
+    if "files" not in record:
         return {}
     killed_since = (study.run_dir / "notebooks" / cache.RECORD).stat().st_mtime_ns
     for name, digest in record["files"].items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from PIL import Image
 from transformers import ViltProcessor
 
@@ -22,6 +22,10 @@ from phantom.scenes import read_truth, write_phantom
 logger = logging.getLogger(__name__)
 
 POOLED_SHARE = 0.4  # of the images held out where a sample's own validation file is too small
+TRUTH = Features({
+    "needs_image": Value("bool"), "wording": Value("string"), "new_wording": Value("bool"),
+    "boxes": List(List(Value("int32"))), "picture": Value("string"), "split": Value("string"),
+})  # fmt: skip
 MAX_ASPECT = 19  # longer side over shorter: of anything thinner ViLT-B/32 keeps no patch
 
 
@@ -124,7 +128,7 @@ def read_notes(study: Study) -> list[str]:
 
 def load_dataset(study: Study) -> DatasetDict:
     """The questions that 01 prepared; FileNotFoundError that says so where they are missing."""
-    return load_from_disk(cache.require(study.folder() / "dataset", made_by="01_setup"))
+    return datasets.load_from_disk(cache.require(study.folder() / "dataset", made_by="01_setup"))
 
 
 def load_pictures(study: Study, processor: ViltProcessor) -> Pictures:
@@ -180,16 +184,10 @@ def _add_truth(dataset: Dataset, root: Path, split: str) -> Dataset:
     known = [truth.get(number, {}) for number in dataset["question_id"][:]]
     stored = dataset.cast_column("image", datasets.Image(decode=False))["image"][:]
     files = [image["path"].removeprefix(f"{root.absolute()}/") for image in stored]
-    for name, column, kind in (
-        ("split", [split] * len(dataset), Value("string")),
-        ("needs_image", [row.get("needs_image") for row in known], Value("bool")),
-        ("wording", [row.get("wording") for row in known], Value("string")),
-        ("new_wording", [row.get("new_wording") for row in known], Value("bool")),
-        ("boxes", [row.get("boxes", []) for row in known], List(List(Value("int32")))),
-        ("picture", files, Value("string")),
-    ):
-        dataset = dataset.add_column(name, column, feature=kind)
-    return dataset
+    columns = {name: [row.get(name) for row in known] for name in TRUTH}
+    columns |= {"boxes": [row.get("boxes", []) for row in known], "picture": files}
+    columns["split"] = [split] * len(dataset)
+    return concatenate_datasets([dataset, Dataset.from_dict(columns, TRUTH)], axis=1)
 
 
 def check_images(dataset: Dataset) -> Dataset:
@@ -214,10 +212,8 @@ def check_images(dataset: Dataset) -> Dataset:
         place = rows["path"].iloc[0] + (f" and {n_more} more" if n_more else "")
         what = f"questions about {problem} image"
         vqa.warn_left_out(place, what, rows["question_id"].tolist())
-    dataset = dataset.select(np.flatnonzero(sound))
-    for name in ("width", "height"):
-        dataset = dataset.add_column(name, frame.loc[sound, name].tolist())
-    return dataset
+    sizes = Dataset.from_pandas(frame.loc[sound, ["width", "height"]], preserve_index=False)
+    return concatenate_datasets([dataset.select(np.flatnonzero(sound)), sizes], axis=1)
 
 
 def _measure(path: str) -> tuple[int, int, str]:

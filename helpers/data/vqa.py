@@ -38,8 +38,7 @@ FILES = {
 COLUMNS = Features({
     "question_id": Value("int64"), "image_id": Value("int64"), "image": Image(),
     "question": Value("string"), "question_type": Value("string"), "family": Value("string"),
-    "answer_type": Value("string"), "answers": List(Value("string")),
-    "multiple_choice_answer": Value("string"),
+    "answers": List(Value("string")), "multiple_choice_answer": Value("string"),
 })  # fmt: skip
 TABLE = "questions.csv"  # in a study's data_root, it is that study's data
 OFFICIAL = "get the official file"
@@ -103,7 +102,7 @@ RECORDS = {  # the fields of the official files that are read
         "Question", {"question_id": Number, "image_id": Number, "question": Text}
     ),
     "annotations": TypedDict("Annotation", {
-        "question_id": Number, "image_id": Number, "question_type": TypeName, "answer_type": Text,
+        "question_id": Number, "image_id": Number, "question_type": TypeName,
         "multiple_choice_answer": Text, "answers": list[TypedDict("Answer", {"answer": Text})],
     }),
 }  # fmt: skip
@@ -414,12 +413,9 @@ def _read_row(place: str, number: int, row: dict, folder: Path) -> dict:
     family = row.get("family") or QUESTION_TYPES.get(kind, "other")
     if family not in FAMILIES:
         raise ValueError(f"{place}: family {family!r} is none of {', '.join(FAMILIES)}")
-    given = {answer.lower() for answer in answers}
-    numbers = bool(given) and all(answer.isdigit() for answer in given)
     return {
         "question_id": number, "image": image, "question": row["question"], "family": family,
         "question_type": kind, "answers": answers,
-        "answer_type": "yes/no" if given & {"yes", "no"} else "number" if numbers else "other",
         "multiple_choice_answer": rank(answers)[0] if answers else "",
     }  # fmt: skip
 

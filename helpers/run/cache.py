@@ -27,17 +27,17 @@ def cached_step(folder: Path, make: Callable[[Path], None], inputs: dict) -> Pat
     Killed at any moment, either the old or the new folder is whole, or the next call continues the
     work. A second process waits for the first and finds the folder made.
     """
-    folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.{fingerprint(inputs)[:12]}.part")
+    folder, key = Path(folder), fingerprint(inputs)
+    part = folder.with_name(f".{folder.name}.{key[:12]}.part")
     trash = folder.with_name(f".{folder.name}.trash")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(folder):
         for stale in [trash, *folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 12}.part")]:
             if stale != part:
                 _discard(stale, trash)
-        if has_inputs(folder, inputs):
+        if find_record(folder).get("fingerprint") == key:
             return folder
-        if not has_inputs(part, inputs):
+        if find_record(part).get("fingerprint") != key:
             part.mkdir(exist_ok=True)
             start = time.perf_counter()
             make(part)
@@ -62,36 +62,26 @@ def write_record(folder: Path, inputs: dict, **facts: object) -> None:
     write_atomic(folder / RECORD, json.dumps(record, indent=1))
 
 
-def find_record(folder: Path) -> dict | None:
-    """What `write_record` wrote about a folder; None where there is nothing readable."""
-    record = read_json(folder / RECORD)
-    return record if record and "fingerprint" in record else None
+def find_record(folder: Path) -> dict:
+    """What `write_record` wrote about a folder; {} where there is nothing readable."""
+    record = read_json(folder / RECORD) or {}
+    return record if "fingerprint" in record else {}
 
 
-def read_record(folder: Path) -> dict:
-    """As `find_record`, with a FileNotFoundError where there is nothing readable.
+def read_record(folder: Path, advice: str = "") -> dict:
+    """As `find_record`, with a FileNotFoundError, and the advice, where there is nothing readable.
 
     The error names run and step, not the machine's own path: it may end up in a saved notebook.
     """
-    record = find_record(folder)
-    if record is None:
-        raise FileNotFoundError(f"{'/'.join(folder.parts[-2:])} is missing or unfinished")
+    if not (record := find_record(folder)):
+        raise FileNotFoundError(f"{'/'.join(folder.parts[-2:])} is missing or unfinished{advice}")
     return record
-
-
-def has_inputs(folder: Path, inputs: dict) -> bool:
-    """Whether a folder was made from these inputs."""
-    record = find_record(folder)
-    return record is not None and fingerprint(record.get("inputs")) == fingerprint(inputs)
 
 
 def require(folder: Path, made_by: str) -> Path:
     """A step's folder; FileNotFoundError that says which notebook makes it, if it is missing."""
-    try:
-        read_record(folder)
-    except FileNotFoundError as error:
-        advice = f"run notebooks/{made_by}.ipynb with RUN_NAME={folder.parent.name!r} first"
-        raise FileNotFoundError(f"{error}: {advice}") from None
+    advice = f": run notebooks/{made_by}.ipynb with RUN_NAME={folder.parent.name!r} first"
+    read_record(folder, advice)
     return folder
 
 
