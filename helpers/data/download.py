@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.exceptions import ProxyError, RequestException, TooManyRedirects
+from requests.exceptions import RequestException
 from tqdm.auto import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
@@ -54,6 +54,10 @@ TIMEOUT = (10.0, 20.0)  # seconds to connect, and without a byte
 CHUNK = 1 << 14  # bytes; on a slow line, what an interrupt waits for
 ABSENT = (403, 404, 410, 451)  # statuses of a file that is not there; S3 says 403
 IMAGE_BYTES = 165_000  # of a COCO image, on average
+CHECK = {  # what to check after an error of requests; an OSError has no certificates to read
+    "ProxyError": "HTTP(S)_PROXY", "SSLError": "the clock and REQUESTS_CA_BUNDLE",
+    "OSError": "REQUESTS_CA_BUNDLE",
+}  # fmt: skip
 
 
 class DownloadError(OSError):
@@ -188,13 +192,8 @@ def _request(session: requests.Session, url: str, place: str) -> requests.Respon
     try:
         response = session.get(url, stream=True, timeout=TIMEOUT)
     except (OSError, HTTPError) as error:
-        problem = "no connection: check the network"
-        if isinstance(error, ProxyError):
-            problem = "the proxy gives no connection: check HTTP(S)_PROXY"
-        elif re.search("CERTIFICATE_VERIFY_FAILED|CA certificate", str(error)):
-            problem = "its certificate is not accepted: check the clock and REQUESTS_CA_BUNDLE"
-        elif isinstance(error, ValueError | TooManyRedirects):
-            problem = "the address leads nowhere: check it, and the proxy's"
+        kind = type(error).__name__
+        problem = f"no connection ({kind}): check {CHECK.get(kind, 'the network and the address')}"
         raise DownloadError(f"{place}: {problem}, then run this again") from None
     if (status := response.status_code) == 200:
         return response
