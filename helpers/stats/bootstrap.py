@@ -77,7 +77,7 @@ def bootstrap_mean(
     sums, counts = sum_by_image(flat, codes)
     n, n_images = counts.sum(0).astype(int), (counts > 0).sum(0)
     replicates = _resample_means(sums, counts, n_resamples, seed)
-    limits = _percentiles(replicates, _expand_tails(counts))
+    limits = stats.quantile(replicates, _expand_tails(counts), axis=0, nan_policy="omit")
     if bounds is not None:
         limits = np.where(*_exact_limits(flat, codes, counts, bounds), limits)
     fields = divide_or_nan(sums.sum(0), n), *limits, n, n_images
@@ -124,7 +124,7 @@ def rank_correlation(
         return Interval(np.nan, np.nan, np.nan, n, n)
     rows = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
     replicates = spearman_rows(x[rows], y[rows])[:, None]
-    low, high = _percentiles(replicates, _expand_tails(np.ones((n, 1))))
+    low, high = stats.quantile(replicates, _expand_tails(np.ones((n, 1))), nan_policy="omit")
     return Interval(spearman_rows(x[None], y[None])[0], low[0], high[0], n, n)
 
 
@@ -167,7 +167,10 @@ def _pair_scores(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray, np
 def _resample_means(
     sums: np.ndarray, counts: np.ndarray, n_resamples: int, seed: int
 ) -> np.ndarray:
-    """Replicates (n_resamples, k) of sum / count over images drawn with replacement, in chunks."""
+    """Replicates (n_resamples, k) of sum / count over images drawn with replacement, in chunks.
+
+    NaN: no image that was drawn has a value.
+    """
     n_images = len(sums)
     replicates = np.full((n_resamples, sums.shape[1]), np.nan)
     rng = np.random.default_rng(seed)
@@ -210,7 +213,7 @@ def _exact_limits(
 
 
 def _expand_tails(counts: np.ndarray) -> np.ndarray:
-    """Share of replicates to cut off on each side, for counts (images, k) of questions.
+    """Which quantiles (2, k) of the replicates are the bounds, for counts (images, k) of questions.
 
     A bootstrap is too narrow with few clusters c. Hesterberg (2015, The American Statistician 69),
     "expanded percentile", cuts at Phi(-sqrt(c / (c - 1)) t) with t of c - 1 degrees of freedom. For
@@ -221,15 +224,8 @@ def _expand_tails(counts: np.ndarray) -> np.ndarray:
     shortfall = 1 - (divide_or_nan(counts, counts.sum(0)) ** 2).sum(0)
     df = fit_means(np.zeros_like(counts), counts)[2]
     spread = np.sqrt(np.where(df > 0, shortfall, np.nan))
-    return stats.norm.cdf(stats.t.ppf(TAIL, df) / spread)
-
-
-def _percentiles(replicates: np.ndarray, tail: np.ndarray) -> np.ndarray:
-    """Bounds (2, k) of replicates (n_resamples, k), with a share `tail` (k,) cut off on each side.
-
-    NaN are resamples without a single value, and are left out.
-    """
-    return stats.quantile(replicates, np.stack([tail, 1 - tail]), axis=0, nan_policy="omit")
+    tail = stats.norm.cdf(stats.t.ppf(TAIL, df) / spread)
+    return np.stack([tail, 1 - tail])
 
 
 def spearman_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -71,15 +71,15 @@ def mean_by_group(
     """
     values, image_ids = np.asarray(values, dtype=float), np.asarray(image_ids)
     codes, names = code_groups(groups, values.shape[1])
-    known, rows = np.isfinite(values).all(axis=0), []
+    tables, known = [], np.isfinite(values).all(axis=0)
     for code, name in enumerate(names):
         own = known & (codes == code)
         if own.any():
             mean = mean_over_models(values[:, own], image_ids[own], limits)
-            rows.append({"group": name, **mean._asdict()})
+            tables.append(mean.to_table().assign(n_models=mean.n_models, group=name))
     columns = ["group", *COLUMNS, "n_models"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype(dict.fromkeys(columns[1:], float)) if table.empty else table
+    nothing = pd.DataFrame(columns=columns, dtype=float)
+    return pd.concat(tables, ignore_index=True)[columns] if tables else nothing
 
 
 def difference_over_models(
