@@ -1,7 +1,6 @@
 """The study's questions: found or generated, drawn, checked, and kept in the run folder."""
 
 import json
-import logging
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,6 @@ from helpers.data.encode import EncodedQuestions, Pictures, read_picture, write_
 from helpers.run import cache
 from helpers.run.settings import Study
 from phantom.scenes import read_truth, write_phantom
-
-logger = logging.getLogger(__name__)
 
 POOLED_SHARE = 0.4  # of the images held out where a sample's own validation file is too small
 TRUTH = Features({
@@ -111,7 +108,6 @@ def sample_subset(study: Study, root: Path) -> dict[str, Dataset]:
                 problem = f"{len(both)} {name} are in both files, like {min(both)}"
                 raise ValueError(f"{problem}: number them apart, as VQAv2 does")
     if len(parts) == 1 or len(parts[1]) < study.min_validation:
-        logger.info("%d validation questions: holding out images", len(parts[-1]))
         pooled = concatenate_datasets(parts)
         parts = vqa.split_by_image(pooled, POOLED_SHARE, study.seed).values()
     train, validation = parts

@@ -136,9 +136,7 @@ def model_folder(study: Study, number: int = 0) -> Path:
 
 
 def hash_model(study: Study, number: int = 0) -> str:
-    """What changes with a model that the study analyses, for the `inputs` of a step."""
-    if not study.models:
-        return cache.read_record(study.run_dir / "model")["fingerprint"]
+    """What changes with the weights of a model that the study analyses, for a step's `inputs`."""
     files = sorted(model_folder(study, number).glob("*.safetensors"))
     return cache.fingerprint([cache.hash_file(file) for file in files])
 
@@ -334,7 +332,7 @@ class BucketSampler(torch.utils.data.Sampler, TrainerCallback):
     Questions are shuffled, sorted within pools of POOL batches, cut into batches, and these are
     shuffled, alike for a seed and epoch. The costliest batch comes first, so that too large a batch
     size fails at once. Incomplete batches are dropped, so that gradient accumulation weights every
-    question equally. As a callback it is told each epoch, which accelerate forgets where several
+    question equally. As a callback it is told each epoch: accelerate forgets to where several
     processes continue a run.
     """
 
@@ -342,13 +340,9 @@ class BucketSampler(torch.utils.data.Sampler, TrainerCallback):
         self.encoded, self.seed, self.epoch = encoded, seed, 0
         self.batch_size = min(batch_size, len(encoded))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order comes next."""
-        self.epoch = epoch
-
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first batch of an epoch."""
-        self.set_epoch(int(state.epoch or 0))
+        """Before the first batch of an epoch: its order comes next."""
+        self.epoch = int(state.epoch or 0)
 
     def __len__(self) -> int:
         return len(self.encoded) // self.batch_size * self.batch_size

@@ -14,7 +14,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -234,7 +234,6 @@ def fetch_checkpoint(repo: str, revision: str) -> Path:
     if WEIGHTS & list_names(folder):
         return folder
     if revision == "main" and (converted := find_converted(repo)):
-        logger.info("%s has safetensors at %s, made by the hub's own converter", repo, converted)
         return fetch_checkpoint(repo, converted)
     lack = f"{repo} has no safetensors weights at {revision!r}; pickled weights are never loaded"
     raise FileNotFoundError(f"{lack}: name a revision that has them, or {CONVERT}.")
@@ -251,13 +250,11 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
         problem = f"is {lack}, and HF_HUB_OFFLINE=1 forbids fetching it: unset that once"
     elif isinstance(error, errors.RevisionNotFoundError):
         kind, problem = FileNotFoundError, f"is no revision that {page} has"
-    elif isinstance(error, errors.GatedRepoError) or status == 403:
-        kind, problem = PermissionError, f"is closed to you: ask at {page}, then {LOGIN}"
-    elif isinstance(error, errors.RepositoryNotFoundError) or status == 404:
+    elif type(error) is errors.RepositoryNotFoundError or status == 404:
         advice = f"check the name; if it is private, {LOGIN}"
         kind, problem = FileNotFoundError, f"is not known at {page}: {advice}"
-    elif status == 401:
-        kind, problem = PermissionError, f"needs another login at {page}: {LOGIN}, anew"
+    elif status in (401, 403):
+        kind, problem = PermissionError, f"is closed to you: ask at {page}, then {LOGIN}, anew"
     else:
         problem = f"cannot be fetched from {page} ({shorten(error)}), and is {lack}"
     return kind(f"{repo} at {revision!r} {problem}.")
@@ -266,13 +263,11 @@ def explain_failure(error: Exception, repo: str, revision: str) -> OSError:
 def find_converted(repo: str) -> str | None:
     """The pull request in which the hub's own converter offers safetensors; None: none known."""
     hub = HfApi()
-    try:
+    with suppress(Exception):  # without the hub's answer none is known
         pulls = hub.get_repo_discussions(repo, author=CONVERTER, discussion_type="pull_request")
         for name in [f"refs/pr/{pull.num}" for pull in pulls if pull.author == CONVERTER]:
             if WEIGHTS.intersection(hub.list_repo_files(repo, revision=name)):
                 return name
-    except Exception as error:  # without the hub's answer none is known
-        logger.info("no converted weights of %s are known: %s", repo, shorten(error))
     return None
 
 

@@ -79,7 +79,7 @@ def train(
         optimizer, rate, total_steps=epochs * len(sampler) // sampler.batch_size, pct_start=0.1
     )
     for epoch in range(epochs):
-        sampler.set_epoch(epoch)
+        sampler.epoch = epoch
         for rows in torch.tensor([*sampler]).split(sampler.batch_size):
             optimizer.zero_grad()
             for silent, asked in parts:

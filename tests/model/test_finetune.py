@@ -247,11 +247,11 @@ class TestBucketSampler:
         assert len(set(first)) == len(first) == len(sampler) == len(encoded_train) // 16 * 16
         assert first == list(finetune.BucketSampler(encoded_train, 16, seed=3))
         assert first != list(finetune.BucketSampler(encoded_train, 16, seed=4))
-        sampler.set_epoch(1)
+        sampler.epoch = 1
         second = list(sampler)
         assert second != first
         other = finetune.BucketSampler(encoded_train, 16, seed=3)
-        other.set_epoch(1)
+        other.epoch = 1
         assert second == list(other)
 
     def test_batches_are_alike_in_size_and_the_costliest_comes_first(self, encoded_train):
