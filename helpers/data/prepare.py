@@ -65,12 +65,11 @@ def prepare_dataset(study: Study) -> Path:
     """
     root = find_data(study)
     own = (root / vqa.TABLE).is_file()
-    files = sorted(path for path in root.glob("*.json") if path.name != "made.json")
+    files = [path for path in root.glob("*.json") if path.name != "made.json"]
     if own:
         files = [root / vqa.TABLE]
     elif set(download.JSON_OF.values()) - {path.name for path in files}:  # then zips are read
-        zips = [root / name for name in download.JSON_OF if (root / name).is_file()]
-        files += zips or sorted(root.glob("*.zip"))
+        files += [root / name for name in download.JSON_OF if (root / name).is_file()]
     pictures = () if study.download else sorted(root.rglob("*") if own else root.glob("*2014/*"))
     mine = study.data_root is not None  # a picture may be replaced by one of the same size
     stats = [[path.name, path.stat().st_size, mine * path.stat().st_mtime_ns] for path in pictures]

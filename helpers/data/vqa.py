@@ -310,23 +310,19 @@ def _read_records(root: Path, split: str, kind: str) -> tuple[Path, pd.DataFrame
 
 
 def _read_json(root: Path, split: str, kind: str) -> tuple[Path, object]:
-    """The parsed file of a kind, itself or from its official zip, or any other in the folder."""
+    """The file of a kind that is there, itself or its official zip, and what is in it, parsed."""
     name, zip_name = (pattern.format(split, split.title()) for pattern in FILES[kind])
-    file = root / name
+    if not (file := root / name).is_file() and not (file := root / zip_name).is_file():
+        remedy = "the setting download=True fetches VQAv2"
+        raise FileNotFoundError(f"{root} has neither {name} nor {zip_name}: {remedy}")
     try:
-        if file.is_file():
+        if file.name == name:
             return file, json.loads(file.read_bytes())
-        for file in [root / zip_name, *sorted(root.glob("*.zip"))]:
-            if file.is_file():
-                with zipfile.ZipFile(file) as archive:
-                    member = next((m for m in archive.namelist() if Path(m).name == name), None)
-                    if member:
-                        return file, json.loads(archive.read(member))
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(file) as archive:
+            member = next((m for m in archive.namelist() if Path(m).name == name), name)
+            return file, json.loads(archive.read(member))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file}: truncated or not JSON ({error}); get the file again") from None
-    raise FileNotFoundError(
-        f"{root} has neither {name} nor {zip_name}: the setting download=True fetches VQAv2"
-    )
 
 
 def warn_left_out(place: str | Path, what: str, ids: Sequence[int]) -> None:
