@@ -1,9 +1,11 @@
 """What several tests begin with: noise questions, and a small fine-tuned study."""
 
+import copy
 import itertools
 import json
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
@@ -40,6 +42,22 @@ def encode_noise(processor, sizes=SIZES, answers=None) -> EncodedQuestions:
              "question": Value("string"), "question_type": Value("string"),
              "family": Value("string"), "answers": List(Value("string"))}  # fmt: skip
     return EncodedQuestions(Dataset.from_list(rows, features=Features(kinds)), processor, answers)
+
+
+def scale_copy(model, heads, factors=0.0, means=None):
+    """A copy in which the heads' columns of the output projection are scaled by factors.
+
+    With means, what the heads write on average is added to its bias.
+    """
+    edited, size = copy.deepcopy(model), 16
+    for (layer, head), factor in zip(heads, np.broadcast_to(factors, len(heads)), strict=True):
+        dense = edited.vilt.encoder.layer[layer].attention.output.dense
+        columns = slice(head * size, (head + 1) * size)
+        with torch.no_grad():
+            if means is not None:
+                dense.bias += dense.weight[:, columns] @ means[layer, head]
+            dense.weight[:, columns] *= float(factor)
+    return edited
 
 
 def make_boxes(boxes, width, height, image_ids=0) -> Dataset:

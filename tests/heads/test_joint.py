@@ -1,6 +1,5 @@
 """Heads together: against models edited by hand, planted parts, and two heads that stand in."""
 
-import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import expit, logit
+from small import scale_copy
 
 from helpers.attention.image_share import pack_forward
 from helpers.data import prepare
@@ -15,17 +15,9 @@ from helpers.heads import effects, removal
 from helpers.model.forward import forward_raster
 
 
-def scale_copy(model, gains):
-    """A copy in which each head's columns of the output projection are scaled: (layer, head)."""
-    edited = copy.deepcopy(model)
-    for layer, of_layer in zip(edited.vilt.encoder.layer, gains, strict=True):
-        weight = layer.attention.output.dense.weight
-        weight.data *= torch.tensor(np.repeat(of_layer, 16), dtype=weight.dtype)
-    return edited
-
-
 def test_scaled_heads_equal_an_edited_model_and_shared_layers_change_nothing(vilt, encoded):
     model, batch = vilt[0], encoded.collate([encoded[row] for row in (0, 5, 9)])
+    heads = [*np.ndindex(4, 4)]
     pairs, intact = removal.pair_gains((4, 4), np.array([[1, 7]])), np.ones((1, 4, 4))
     gains = np.concatenate([removal.sample_sets((4, 4), 5), pairs, intact])
     variants = removal.scale_heads(gains)
@@ -35,7 +27,7 @@ def test_scaled_heads_equal_an_edited_model_and_shared_layers_change_nothing(vil
         answers = intact.argmax(1, keepdim=True)
         for number, of_variant in enumerate(gains):
             if number % 7 in (0, 3) or number >= len(gains) - 2:
-                logits = forward_raster(scale_copy(model, of_variant), batch).logits
+                logits = forward_raster(scale_copy(model, heads, of_variant.ravel()), batch).logits
                 expected = logits.gather(1, answers)[:, 0].sigmoid()
                 torch.testing.assert_close(found["variant_probability"][:, number], expected)
                 assert found["variant_answer"][:, number].equal(logits.argmax(1))

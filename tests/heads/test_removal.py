@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import ANSWERS, encode_noise
+from small import ANSWERS, encode_noise, scale_copy
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from helpers.attention.extract import extract_attention, read_attention
@@ -16,22 +16,6 @@ from helpers.data.vqa import vqa_accuracy
 from helpers.heads import effects, removal
 from helpers.model.finetune import predict
 from helpers.model.forward import forward_raster
-
-
-def scale_copy(model, heads, factor=0.0, means=None):
-    """A copy in which the heads' columns of the output projection are scaled by a factor.
-
-    With means, what the heads write on average is added to its bias.
-    """
-    edited, size = copy.deepcopy(model), 16
-    for layer, head in heads:
-        dense = edited.vilt.encoder.layer[layer].attention.output.dense
-        columns = slice(head * size, (head + 1) * size)
-        with torch.no_grad():
-            if means is not None:
-                dense.bias += dense.weight[:, columns] @ means[layer, head]
-            dense.weight[:, columns] *= factor
-    return edited
 
 
 @torch.no_grad()

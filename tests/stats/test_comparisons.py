@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 from statsmodels.regression.linear_model import OLS
 
 from helpers import stats
-from helpers.stats import bootstrap
+from helpers.stats import bootstrap, cluster_robust
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,8 @@ def test_one_stratum_changes_nothing_and_groups_that_share_none_are_not_compared
     assert apart["n_a"] == 0
 
 
-def test_many_columns_are_the_single_ones_corrected_together():
+def test_many_columns_are_the_single_ones_corrected_together(monkeypatch):
+    monkeypatch.setattr(cluster_robust, "CHUNK_VALUES", 4 * 40)  # four columns a step
     rng = np.random.default_rng(8)
     images, groups = np.repeat(np.arange(20), 4), np.tile(list("abcd"), 20)
     values = rng.normal(size=(80, 2, 3))
