@@ -35,6 +35,7 @@ WIDEST = 128  # value columns a kernel keeps in registers
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 TRAINING = "in train mode attention is seen after dropout: call model.eval() first."
 FUSED = "fused attention holds no pattern: leave fused_attention to look at one."
+PACKED = "the packed pass keeps no pattern and no residual stream: trace it at 'value' and 'z'."
 
 
 def patch_grids(pixel_mask: Tensor, patch_size: int) -> Tensor:
@@ -249,14 +250,6 @@ def check_trace(model: nn.Module, sites: set[str]) -> None:
         raise ValueError(FUSED)
 
 
-def check_packed(model: nn.Module) -> None:
-    """ValueError inside a trace of what the packed pass does not compute in one piece."""
-    for layer in getattr(model, "vilt", model).encoder.layer:
-        if layer.output._forward_hooks or layer.attention.attention.dropout._forward_hooks:
-            shows = "the packed pass shows patterns and residual streams to who walks it"
-            raise ValueError(f"{shows}: trace it at 'value' and 'z'.")
-
-
 @dataclass(frozen=True)
 class Microbatch:
     """Questions whose attention is computed at once; at ViLT-B/32 size on a CPU a single one.
@@ -326,8 +319,10 @@ class PackedForward:
     def __init__(self, model: nn.Module, inputs: dict, groups: Tensor) -> None:
         if model.training:
             raise ValueError(TRAINING)
-        check_packed(model)
         self.model, self.core = model, getattr(model, "vilt", model)
+        for layer in self.core.encoder.layer:  # inside a trace of what is not computed in one piece
+            if layer.output._forward_hooks or layer.attention.attention.dropout._forward_hooks:
+                raise ValueError(PACKED)
         names = ("input_ids", "attention_mask", "token_type_ids")
         given = {name: inputs.get(name) for name in (*names, "image_embeds", "pixel_mask")}
         unused = {"pixel_values": None, "inputs_embeds": None}

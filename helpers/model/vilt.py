@@ -33,7 +33,7 @@ FRESH = {  # ViltConfig's own defaults are ViLT-B/32
     "fresh-small": {
         "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
         "intermediate_size": 256, "hidden_act": "relu", "initializer_range": 0.15,
-        "image_size": 64, "patch_size": 16,
+        "image_size": 64, "patch_size": 16, "vocab_size": 0,
     },
     "fresh-b32": {},
 }  # fmt: skip
@@ -171,8 +171,7 @@ def build_fresh(name: str, head: dict) -> tuple[ViltForQuestionAnswering, ViltPr
     """A ViLT with random weights from the global generator."""
     tokenizer = AutoTokenizer.from_pretrained(PHANTOM_FOLDER)
     config = ViltConfig(**FRESH[name], **head)
-    smallest = 0 if name == "fresh-small" else config.vocab_size
-    config.vocab_size = max(smallest, len(tokenizer))
+    config.vocab_size = max(config.vocab_size, len(tokenizer))
     config._attn_implementation = "eager"
     model = draw_weights(ViltForQuestionAnswering, config)
     return model, ViltProcessor(build_image_processor(config), tokenizer)

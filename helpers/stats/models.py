@@ -17,10 +17,12 @@ from helpers.stats.cluster_robust import (
 )
 
 GROUPS = 40  # of images, for a jackknife
+Limits = tuple[float, float]  # least and most
+NO_LIMITS = (-np.inf, np.inf)
 
 
 def mean_over_models(
-    values: ArrayLike, image_ids: ArrayLike, limits: tuple[float, float] = (-np.inf, np.inf)
+    values: ArrayLike, image_ids: ArrayLike, limits: Limits = NO_LIMITS
 ) -> Interval:
     """Mean over models and questions, with a 95 % interval for further models and images.
 
@@ -58,10 +60,7 @@ def mean_over_models(
 
 
 def mean_by_group(
-    values: ArrayLike,
-    groups: ArrayLike,
-    image_ids: ArrayLike,
-    limits: tuple[float, float] = (-np.inf, np.inf),
+    values: ArrayLike, groups: ArrayLike, image_ids: ArrayLike, limits: Limits = NO_LIMITS
 ) -> pd.DataFrame:
     """`mean_over_models` of each group of questions (question families), as a tidy table.
 
@@ -106,8 +105,8 @@ def mean_of_models(
     numbers: ArrayLike,
     n: int,
     n_images: int,
-    alone: tuple[float, float] = (np.nan, np.nan),
-    limits: tuple[float, float] = (-np.inf, np.inf),
+    alone: Limits = (np.nan, np.nan),
+    limits: Limits = NO_LIMITS,
 ) -> Interval:
     """Mean of one number a model, such as a rank correlation over its heads, for further models.
 
@@ -128,7 +127,7 @@ def jackknife_over_models(
     statistic: Callable[[int, np.ndarray], float],
     n_models: int,
     image_ids: ArrayLike,
-    limits: tuple[float, float] = (-np.inf, np.inf),
+    limits: Limits = NO_LIMITS,
 ) -> Interval:
     """Mean over models of what is no mean of questions (a correlation, an AUC, a share of pairs).
 
