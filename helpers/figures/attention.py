@@ -30,11 +30,6 @@ MEASURES = {  # of `plot_layer_measures`: unit
     "special": "attention on [CLS], [SEP]\nand image CLS, %",
     "entropy": "entropy, % of its maximum\n(100: all keys alike)",
 }
-SCORES = {  # of `plot_scoreboard`: title, unit
-    "deletion_gain": ("deletion: lost sooner", "points over random order"),
-    "insertion_gain": ("insertion: won sooner", "points over random order"),
-    "pointing": ("pointing game", "largest weight in the box, %"),
-}
 KNOCKOUTS = {  # column `panel` of the table: what its columns are
     "one": "cut in this layer alone", "onward": "cut from this layer on",
     "type": "cut in all layers, by question type", "share": "attention paid, %",
@@ -276,19 +271,6 @@ def plot_curves(table: pd.DataFrame) -> Figure:
     for axis, (unit, order) in zip(figure.axes, panels, strict=True):
         axis.set(title=order, xlabel=unit)
     return figure
-
-
-@style.styled("Which map finds the patches that the answer needs?")
-def plot_scoreboard(table: pd.DataFrame) -> Figure:
-    """Forests of a table: order (the map), measure (of SCORES, a panel each), estimate, low, high
-    (shares in [0, 1]), and chance.
-    """
-    table = table[table["measure"].isin(SCORES)].dropna(subset=["estimate"])
-    place = table["measure"].map(list(SCORES).index)
-    table = table.assign(place=place, chance=100 * table["chance"])
-    table = table.sort_values(["place", "estimate"], ascending=[True, False])
-    look = {"baselines": {"chance": "chance"}, "scale": 100}
-    return style.draw_forest(table, "order", "", "measure", SCORES, **look)
 
 
 @style.styled("Points lost where attention is cut (query ← key)")

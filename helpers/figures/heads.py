@@ -152,16 +152,6 @@ def plot_importance(table: pd.DataFrame, measures: dict[str, str]) -> Figure:
     return figure
 
 
-@style.styled("How much of the change from one answer to another a single head carries, %")
-def plot_carriers(table: pd.DataFrame) -> Figure:
-    """Which heads carry an answer from one question to another, a panel for each kind of pair.
-
-    table: layer, head, kind, share (in % of the whole change), significant (framed).
-    """
-    look = {"label": "% of the change carried", "framed": "significant", "row_height": 0.5}
-    return style.draw_grids(table, "share", panel="kind", **look)
-
-
 @style.styled("Accuracy as heads are removed, by the order of removal (95 % intervals)")
 def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -> Figure:
     """Accuracy as more and more heads are removed, a line an order, with 95 % intervals.
@@ -182,22 +172,6 @@ def plot_removal_curves(curves: pd.DataFrame, intact: float, tolerance: float) -
     look["looks"] = {single: (GREY, "_", "")}
     labels = "heads removed (put to zero), % of all", "VQA accuracy, %"
     return style.draw_lines(curves, "share", "order", labels, **look)
-
-
-@style.styled("What a short training brings back (95 % intervals over images)")
-def plot_recovery(candidates: pd.DataFrame, tolerance: float) -> Figure:
-    """Forest of a table: model (a shape's name, hollow, and the name with ", trained", filled),
-    test, low, high: difference from the whole model in points (95 % interval over images).
-    """
-    shape = candidates["model"].str.removesuffix(", trained")
-    rows = candidates.assign(shape=shape, cut=shape == candidates["model"])
-    rows = rows.assign(state=np.where(rows["cut"], "just cut (hollow)", "cut and trained"))
-    look = {"hue": "state", "value": "test", "color": "black", "hollow": "cut"}
-    look |= {"baselines": {"whole model": 0}}
-    label = "VQA accuracy less that of the whole model, points (right: better)"
-    figure = style.draw_forest(rows, "shape", label, **look)
-    figure.axes[0].axvspan(-tolerance, 0, color=GREY, alpha=0.18, linewidth=0)
-    return figure
 
 
 @style.styled("Accuracy and measured latency of each model (95 % intervals over images)")

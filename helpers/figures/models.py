@@ -1,4 +1,4 @@
-"""The study, its data, training, accuracy, runs, calibration."""
+"""The study, its data, training, accuracy, runs."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -13,10 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from helpers.figures import style
 from helpers.figures.style import GREEN, GREY, IMAGE_COLOR, SKY, TEXT_COLOR
 
-RATES = {  # of `plot_calibration`: title and unit
-    "tests": ("Finding what is not there", "false rejections, %"),
-    "intervals": ("Holding what is there", "intervals that hold the truth, %"),
-}
 ACCURACY = "VQA accuracy, %"
 
 
@@ -119,18 +115,6 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
     return style.draw_forest(table, "name", ACCURACY, hue="answerer", scale=100)
 
 
-@style.styled("Accuracy of each model, with its own image and with another")
-def plot_models(table: pd.DataFrame, lines: dict[str, float]) -> Figure:
-    """Forest of a table: model, image ("its own", "another"), estimate, low, high (accuracy in %).
-
-    lines: accuracy in % of what sees no image, by name, drawn as upright lines.
-    """
-    other, label = table["image"] == "another", "with " + table["image"] + " image"
-    table = table.assign(other=other, label=label)
-    look = {"hue": "label", "hollow": "other", "spread": 0}  # colours as in `plot_accuracy`
-    return style.draw_forest(table, "model", ACCURACY, baselines=lines, **look)
-
-
 @style.styled("Do the claims hold in every run? (95 % intervals)")
 def plot_runs(table: pd.DataFrame) -> Figure:
     """Forests of a table: run, key, claim (a panel each), unit, threshold, estimate, low, high (of
@@ -141,19 +125,3 @@ def plot_runs(table: pd.DataFrame) -> Figure:
               for key, rows in table.groupby("key")}  # fmt: skip
     look = {"baselines": {"what is asked": "threshold"}, "across": 3}
     return style.draw_forest(table, "run", "", "key", labels, **look)
-
-
-@style.styled("How often are the study's own tests and intervals wrong?")
-def plot_calibration(table: pd.DataFrame) -> Figure:
-    """Simulated rates with their intervals, against the stated 5 % (tests) and 95 % (intervals).
-
-    table: procedure, kind ("single test", "after correction", "interval"), rate, low, high in
-    [0, 1]. A rate that is NaN has a row without a point.
-    """
-    table = table.sort_values("kind", ascending=False, kind="stable")
-    of_tests = table["kind"] != "interval"
-    table = table.assign(what=np.where(of_tests, "tests", "intervals"))
-    table["stated"] = np.where(of_tests, 5, 95)
-    look = {"hue": "kind", "value": "rate", "scale": 100, "spread": 0}
-    look |= {"baselines": {"stated rate": "stated"}}
-    return style.draw_forest(table, "procedure", "", "what", RATES, **look)
