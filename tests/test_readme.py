@@ -1,11 +1,14 @@
 """README and docs: what they link to is there, and the code that they show runs."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from helpers.data import read_table
 from tools.run_notebooks import CLAIMS, list_notebooks
 
 ROOT = Path(__file__).parents[1]
@@ -69,3 +72,23 @@ def test_the_split_of_many_questions_is_measured_as_the_docs_show(tmp_path):
     assert found.excess.shape == (2, layers, heads, 3)
     assert found.baseline.shape == (2,)
     assert {"question_id", "image_id", "family", "prediction"} <= set(found.questions)
+
+
+def test_the_lines_for_easy_vqa_write_a_table_that_can_be_read(tmp_path, monkeypatch):
+    """With a stand-in for the package; tests/data/test_table.py has the true one."""
+    package = tmp_path / "package"
+    for part in ("train", "test"):
+        (package / "data" / part / "images").mkdir(parents=True)
+        Image.new("RGB", (64, 64), "gold").save(package / "data" / part / "images" / "7.png")
+    asked = ["what color is the shape?", "is it blue?"], ["gold", "no"], [7, 7]
+    parts = {f"get_{part}_questions": lambda: asked for part in ("train", "test")}
+    easy_vqa = SimpleNamespace(__file__=str(package / "__init__.py"), **parts)
+    monkeypatch.setitem(sys.modules, "easy_vqa", easy_vqa)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "easy-vqa.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    with pytest.warns(UserWarning, match="exact match"):
+        table = read_table("data/downloads/easy-vqa/questions.csv")
+    assert table["question"][:] == asked[0] * 2
+    assert table["multiple_choice_answer"][:] == asked[1] * 2
+    assert len(set(table["image_id"][:])) == 2

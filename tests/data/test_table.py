@@ -127,9 +127,9 @@ def test_a_table_without_answers_is_for_attention(tmp_path, vilt):
 @pytest.mark.slow
 def test_the_documented_lines_make_a_table_of_easy_vqa(tmp_path, monkeypatch):
     pytest.importorskip("easy_vqa")
-    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "easy-vqa.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    exec(re.search(r"```python\n(import csv\n.+?)```", page, re.DOTALL)[1], {})
+    exec(re.search(r"```python\n(.+?)```", page, re.DOTALL)[1], {})
     dataset, _ = read("data/downloads/easy-vqa/questions.csv")
     assert len(dataset) == 48_248
     assert len(set(dataset["image_id"][:])) == 5000
