@@ -369,8 +369,7 @@ class PackedForward:
     def enter(self, index: int, hidden: Tensor, blocked: Tensor | None = None) -> "PackedLayer":
         """Layer `index` on a residual stream (valid tokens, hidden), to be run; see `blocked`."""
         blocked = self.blocked.get(index) if blocked is None else blocked
-        module = self.core.encoder.layer[index]
-        return PackedLayer(module, hidden, self.microbatches, self.starts, blocked)
+        return PackedLayer(self, self.core.encoder.layer[index], hidden, blocked)
 
     def attend(self, index: int, hidden: Tensor, blocked: Tensor | None = None) -> Tensor:
         """A layer's z without a look; of the last, 0 but at each [CLS], which alone is read."""
@@ -462,20 +461,16 @@ class PackedLayer:
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        hidden: Tensor,
-        microbatches: list[Microbatch],
-        starts: Tensor,
-        blocked: Tensor | None = None,
+        self, forward: PackedForward, module: nn.Module, hidden: Tensor, blocked: Tensor | None
     ) -> None:
         attend, normed = module.attention.attention, module.layernorm_before(hidden)
         shape = (len(hidden), -1, attend.attention_head_size)
         self.query, self.key, self.values = (
             linear(normed).view(shape) for linear in (attend.query, attend.key, attend.value)
         )
-        self.microbatches, self.projection = microbatches, module.attention.output.dense.weight
-        self.z, self.starts, self.blocked = torch.empty_like(self.values), starts, blocked
+        self.microbatches, self.starts, self.blocked = forward.microbatches, forward.starts, blocked
+        self.projection = module.attention.output.dense.weight
+        self.z = torch.empty_like(self.values)
 
     def __iter__(self) -> Iterator[tuple[Microbatch, Tensor]]:
         return self.walk()

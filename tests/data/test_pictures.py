@@ -40,18 +40,6 @@ def files(tmp_path):
     return paths
 
 
-def test_pictures_come_back_as_the_processor_resizes_them(files, processor, tmp_path):
-    kept = Pictures(write_pictures(files, processor.image_processor, tmp_path / "kept"))
-    assert kept.sizes.keys() == files.keys()
-    levels = encode.normalise_levels(processor.image_processor)
-    for image_id, path in files.items():
-        picture = encode.load_rgb(Image.open(path))
-        expected = processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
-        found = [levels[channel][kept[image_id][channel].int()] for channel in range(3)]
-        assert torch.equal(torch.stack(found), expected)
-        assert kept.sizes[image_id] == tuple(expected.shape[1:])
-
-
 @pytest.mark.parametrize(
     "flags",
     [{}, {"do_normalize": False}, {"do_rescale": False}, {"do_resize": False},
