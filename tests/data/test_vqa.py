@@ -220,8 +220,6 @@ def test_build_vocabulary():
     # majorities: yes, yes, a (tie with b), red, no
     assert build_vocabulary(of_questions, 100) == ["yes", "a", "no", "red"]
     assert build_vocabulary(of_questions, 2) == ["yes", "a"]
-    with pytest.raises(ValueError, match="max_answers=0"):
-        build_vocabulary(of_questions, 0)
 
 
 # Reading
@@ -430,6 +428,7 @@ def make_dataset(rows) -> Dataset:
 @given(ROWS, st.integers(1, 8), st.integers(0, 99))
 def test_stratified_subset(rows, per_family, seed):
     dataset = make_dataset(rows)
+    assert stratified_subset(dataset, None, seed)["question_id"][:] == dataset["question_id"][:]
     subset = stratified_subset(dataset, per_family, seed)
     have, got = Counter(dataset["family"][:]), Counter(subset["family"][:])
     assert got == {family: min(count, per_family) for family, count in have.items()}
@@ -452,16 +451,6 @@ def test_stratified_subset_draws_images_evenly_and_by_seed():
     counts = Counter(image for images in drawn for image in images)
     assert set(counts) == set(range(100))
     assert max(counts.values()) < 21  # 8 expected, standard deviation 2.7
-
-
-def test_limits_of_subsets_and_sides():
-    dataset = make_dataset([(1, "what"), (1, "what"), (2, "how")])
-    assert stratified_subset(dataset, None, 0)["question_id"][:] == [0, 1, 2]
-    with pytest.raises(ValueError, match="per_family=0"):
-        stratified_subset(dataset, 0, 0)
-    for share in (0, 1, -0.1, 1.5):
-        with pytest.raises(ValueError, match="validation_share"):
-            split_by_image(dataset, share, 0)
 
 
 @settings(max_examples=15)
