@@ -286,7 +286,6 @@ def extract_once(
     measure: Measure = attention_measures,
     count: int | None = None,
     exact: bool = False,
-    once: Callable = cached_step,
     process: tuple[int, int] = (0, 1),
     **inputs: object,
 ) -> AttentionTable:
@@ -307,7 +306,7 @@ def extract_once(
         extract_attention(model, encoded, folder, *sizes, process, measure)
 
     dtype = str(model.dtype)
-    return read_attention(measure_once(study, name, extract, once, dtype=dtype, **inputs))
+    return read_attention(measure_once(study, name, extract, dtype=dtype, **inputs))
 
 
 def measure_attention(

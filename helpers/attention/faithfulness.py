@@ -82,7 +82,10 @@ def perturbation_curves(
         known = {}  # every order begins and ends alike: how many patches in all -> probability
         for number, (name, of_all) in enumerate(orders.items()):
             ranked = [of_all[row] for row in rows]
-            check_orders(ranked, counts, name, part)
+            for order, count, index in zip(ranked, counts, part, strict=True):
+                if not np.array_equal(np.sort(order), np.arange(count)):
+                    rule = f"must hold each of its {count} patches once"
+                    raise ValueError(f"order {name!r} of question {index} {rule}.")
             for (kind, step), share in np.ndenumerate(gone):
                 turned = [each[::-1] if kind else each for each in ranked]
                 patches = [each[count_patches(share, len(each)) :] for each in turned]
@@ -100,16 +103,6 @@ def perturbation_curves(
 def count_patches(fraction: float, count: int) -> int:
     """The nearest whole number of patches, the same for 0.1 and 1 - 0.9, which are not equal."""
     return round(round(fraction * count, 6))
-
-
-def check_orders(
-    ranked: Sequence[np.ndarray], counts: Sequence[int], name: str, indices: Sequence[int]
-) -> None:
-    """ValueError that names the question unless its order holds each of its patches once."""
-    for order, count, index in zip(ranked, counts, indices, strict=True):
-        if not np.array_equal(np.sort(order), np.arange(count)):
-            rule = f"must hold each of its {count} patches once"
-            raise ValueError(f"order {name!r} of question {index} {rule}.")
 
 
 def rank_maps(

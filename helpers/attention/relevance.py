@@ -48,8 +48,7 @@ class Explanation:
 
     maps: QuestionMaps
     answer: str  # the label that is explained
-    logit: float  # of the answer
-    gradients: Tensor  # of that logit by each attention weight: (layer, head, query, key)
+    gradients: Tensor  # of its logit by each attention weight: (layer, head, query, key)
     value_norms: Tensor  # (layer, head, key)
 
     def weights(self, method: str) -> Tensor:
@@ -82,7 +81,7 @@ def explain(
     """
     prepared = prepare_batch(model, batch)
     with trace(model, read=["value"]) as seen:
-        _, gradients, logits, chosen = differentiate(model, prepared, answers)
+        _, gradients, _, chosen = differentiate(model, prepared, answers)
     layers = zip(seen["value"], model.vilt.encoder.layer, strict=True)
     norms = [
         value_norms(values.detach().transpose(1, 2), layer.attention.output.dense.weight.detach())
@@ -92,10 +91,10 @@ def explain(
     explanations = []
     for row, question in enumerate(maps):
         valid = prepared.groups[row].any(0).nonzero()[:, 0]
-        answer, logit = model.config.id2label[int(chosen[row])], float(logits[row, chosen[row]])
+        answer = model.config.id2label[int(chosen[row])]
         gradient = torch.stack([layer[row][:, valid][:, :, valid] for layer in gradients])
         lengths = torch.stack([layer[row][:, valid] for layer in norms])
-        explanations.append(Explanation(question, answer, logit, gradient, lengths))
+        explanations.append(Explanation(question, answer, gradient, lengths))
     return explanations
 
 

@@ -293,10 +293,9 @@ def tabulate_pairs(
     """
     layer_head = (np.stack(divmod(own, n_heads_a_layer), axis=1) for own in pairs.T)
     first, second = (name_heads(pd.DataFrame(x, columns=["layer", "head"])) for x in layer_head)
-    tables = []
+    parts, tables = {"excess": slice(None), "excess_a": half, "excess_b": ~half}, []
     for model, each in enumerate(excess):
-        means = {"excess": each, "excess_a": each[half], "excess_b": each[~half]}
-        means = {name: part.mean(0) for name, part in means.items()}
+        means = {name: each[rows].mean(0) for name, rows in parts.items()}
         tables.append(pd.DataFrame({"model": model, "first": first, "second": second, **means}))
     return pd.concat(tables, ignore_index=True)
 

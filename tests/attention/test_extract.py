@@ -3,13 +3,12 @@
 import copy
 import os
 import shutil
-import signal
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small import ANSWERS, encode_noise, stub_study
+from small import ANSWERS, stub_study
 
 from helpers.attention import extract
 from helpers.attention.extract import extract_attention, read_attention
@@ -37,15 +36,6 @@ def table(folder):
 
 def read_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def assert_same_measures(first, second):
-    """The same shards, rows, and measures to 1e-5: last bits differ between processes."""
-    assert list(read_bytes(first)) == list(read_bytes(second))
-    one, other = read_attention(first), read_attention(second)
-    assert one.questions["question_id"].tolist() == other.questions["question_id"].tolist()
-    for name in MEASURES:
-        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
 
 
 class TestRows:
@@ -90,34 +80,33 @@ class TestRows:
             table.splits  # noqa: B018
 
 
-def extract_and_die(folder):
-    """In another process: killed where the third shard is written and does not have its name."""
-    model, processor = load_vilt("fresh-small", answers=ANSWERS, seed=3)
-    replace, ready = os.replace, []
+def test_a_killed_run_continues_to_the_same_files(vilt, encoded, tmp_path, monkeypatch):
+    """It ends where the third shard is written and does not have its name yet."""
+    folder, replace, ready = tmp_path / "killed", os.replace, []
 
     def die_at_the_third(*paths):
         ready.append(paths)
         if len(ready) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt
         replace(*paths)
 
-    os.replace = die_at_the_third
-    extract_attention(model, encode_noise(processor), folder, 4, 3)
-
-
-class TestResuming:
-    @pytest.mark.slow
-    def test_killed_run_continues_to_the_same_files(self, vilt, encoded, tmp_path, start_process):
-        folder, whole = tmp_path / "killed", tmp_path / "whole"
-        killed = start_process(extract_and_die, folder)
-        killed.join()
-        assert killed.exitcode == -signal.SIGKILL
-        left = read_bytes(folder)
-        assert list(left) == [".part-00002.parquet.tmp", *(f"part-0000{i}.parquet" for i in (0, 1))]
-        stood = dict(list(left.items())[1:])
-        extract_attention(vilt[0], encoded, folder, 4, 3)
-        assert stood.items() <= read_bytes(folder).items()
-        assert_same_measures(folder, extract_attention(vilt[0], encoded, whole, 4, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            extract_attention(vilt[0], encoded, folder, 4, 3)
+    left = read_bytes(folder)
+    unnamed, *stood = left
+    assert unnamed == ".part-00002.parquet.tmp"
+    assert stood == ["part-00000.parquet", "part-00001.parquet"]
+    extract_attention(vilt[0], encoded, folder, 4, 3)
+    now = read_bytes(folder)
+    assert all(now[name] == left[name] for name in stood)
+    whole = extract_attention(vilt[0], encoded, tmp_path / "whole", 4, 3)
+    assert list(now) == list(read_bytes(whole))
+    one, other = read_attention(folder), read_attention(whole)
+    assert one.questions.equals(other.questions)
+    for name in MEASURES:
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-5)
 
 
 class TestErrors:

@@ -28,7 +28,7 @@ from helpers.attention.image_share import (
     uniform_baseline,
 )
 from helpers.model import forward
-from helpers.model.forward import attend_padded, forward_raster
+from helpers.model.forward import attend_padded
 from helpers.model.vilt import load_vilt
 
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -223,18 +223,6 @@ class TestInvariance:
             assert apart.max() < bound / 5
         assert_close(found["split"].sum(-1), torch.ones(6, 4, 4, 3))
         assert_close(attention_split(half, batch), found["split"])
-
-    def test_a_picture_that_questions_share_may_stand_once(self, model):
-        alone = make_batch([(4, 6), (4, 6), (5, 5)], [5, 5, 7])
-        alone["pixel_values"][1] = alone["pixel_values"][0]
-        shared = {**alone, "picture_of": torch.tensor([1, 1, 0])}
-        for name in ("pixel_values", "pixel_mask"):
-            shared[name] = alone[name][[2, 0]]
-        for name, value in attention_measures(model, shared).items():
-            assert_close(value, attention_measures(model, alone)[name], msg=name)
-        with torch.no_grad():
-            logits = [forward_raster(model, each).logits for each in (shared, alone)]
-        assert_close(*logits)
 
 
 GRID_CASES = st.lists(st.tuples(st.sampled_from(GRIDS), st.integers(2, 12)), min_size=1, max_size=5)

@@ -4,9 +4,9 @@ import csv
 
 import numpy as np
 import pytest
-from small import ANSWERS, encode_noise, stub_study
+from small import ANSWERS, encode_noise
 
-from helpers.attention import extract, word_classes
+from helpers.attention import word_classes
 from helpers.attention.image_share import attention_maps, word_measures
 from helpers.attention.word_classes import CLASSES, classify_pieces, classify_words, join_pieces
 from helpers.model.vilt import load_vilt
@@ -97,18 +97,6 @@ def test_measures_are_means_over_single_words(model, encoded, batch):
         for row, expected in enumerate(average_by_hand(model, each)):
             for name, values in expected.items():
                 np.testing.assert_allclose(found[name][row], values, atol=1e-5, err_msg=name)
-
-
-def test_a_study_measures_words_once(model, encoded, tmp_path, monkeypatch):
-    study = stub_study(tmp_path)
-    given = study, "words", model, encoded, word_measures
-    table = extract.extract_once(*given)
-    expected = next(average_by_hand(model, encoded.collate([encoded[6]])))
-    np.testing.assert_allclose(table.word_image[6], expected["word_image"], atol=1e-5)
-    assert table.questions["question_id"].tolist() == encoded.questions["question_id"].tolist()
-    monkeypatch.setattr(extract, "measure_rows", None)  # a second call does not measure
-    again = extract.extract_once(*given)
-    np.testing.assert_array_equal(again.word_read, table.word_read)
 
 
 def test_without_a_tokenizer_the_message_says_what_to_do():

@@ -191,20 +191,6 @@ def test_planted_heads_score_one_and_get_their_role():
     assert "L0H10" not in passed.get_level_values("name")
 
 
-def test_punctuation_whose_value_is_small_is_a_sink_and_a_full_one_is_none():
-    """A head that rests on "?" is a sink if it hands on nothing, though no special token is seen.
-
-    The sinks of "is it red?" are [CLS], [SEP], the image's CLS, "it" and "?".
-    """
-    table = uniform_table([(4, 3, 4)] * 24, 1, 2)
-    for head, empty in enumerate((0.9, 0.0)):
-        concentrate(table, head, (1, 2), [1])  # all on words
-        table.sink[:, 0, head, 1:] = [1, empty]
-    table.n_sinks[:] = 5
-    scores = roles.score_by_question(table, make_facts(table))["sink"].mean(0)[0]
-    np.testing.assert_allclose(scores, [(0.9 - 5 / 19) / (1 - 5 / 19), -5 / 14], atol=1e-5)
-
-
 class TestFacts:
     def gather(self, boxes, image_ids):
         table = uniform_table([(4, 3, 4)] * 4, 1, 2)
