@@ -6,9 +6,8 @@
 
 Where queries cannot attend to keys, their scores are minus infinity before the softmax, in all
 heads: attention knockout (Geva et al. 2023, "Dissecting recall of factual associations in
-auto-regressive language models"; for vision-language models Zhang et al. 2025, "Cross-modal
-information flow in multimodal large language models"). At ViLT-B/32 size all cuts take about 100 s
-a question on one CPU core.
+auto-regressive language models"; Zhang et al. 2025, "Cross-modal information flow in multimodal
+large language models"). At ViLT-B/32 size all cuts take about 100 s a question on one CPU core.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

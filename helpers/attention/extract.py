@@ -59,13 +59,12 @@ def extract_attention(
     """Measure every question and write a row each to folder/part-00000.parquet, ...
 
     measure: gives a batch's measures by name, the question first, and "logits". All but logits are
-    kept, as float32 or int32. process: (rank, world_size). Rank r measures shards r, r +
+    kept, as float32 or int32. process: (rank, world_size); rank r measures shards r, r +
     world_size, ...
-    Columns: question_id, image_id, family, question_type, COUNTS, prediction, accuracy (NaN
-    without answers), and the measures, flattened; rows in the data set's order. Whole shards are
-    kept, so a killed run continues; memory holds one. Read them with `read_attention`. ValueError
-    where the folder holds shards of other weights or questions, and where the model's numbers are
-    not finite.
+    Columns: question_id, image_id, family, question_type, COUNTS, prediction, accuracy (NaN without
+    answers), and the measures, flattened; rows in the data set's order. Whole shards are kept, so a
+    killed run continues; memory holds one. `read_attention` reads them. ValueError where the folder
+    holds shards of other weights or questions, and for numbers that are not finite.
     """
     folder, (rank, world_size) = Path(folder), process
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,8 +209,7 @@ class AttentionTable:
         """Points of VQA accuracy that each question loses by other answers: (question, ...).
 
         name: of the measure that holds their numbers, such as "cut_answer". encoded: holds the
-        table's questions. From -100 to 100, below 0 where the other answer is better; NaN without
-        answers.
+        table's questions. From -100 to 100, below 0 where the other is better; NaN without answers.
         """
         ids = pd.Index(encoded.questions["question_id"])
         rows = ids.get_indexer(self.questions["question_id"])

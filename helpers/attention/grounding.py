@@ -244,9 +244,8 @@ def judge_locators(
     """Do `score_locators` find the heads that point at the boxes?
 
     inside: of `mask_boxes`; chosen_on: bool (question,). Scores are means over the questions chosen
-    on, hits over the others. rank: Spearman's correlation of both over heads and queries; then how
-    often heads hit, in percent: the one with the best score, the one that hits best where chosen
-    on, and the mean over all.
+    on, hits over the others. rank: Spearman's correlation of both over heads and queries. Hits in
+    percent: of the best score, of the best hits where chosen on, and the mean over all heads.
     """
     hits = find_hits(table.top_patch[..., :2], inside)
     by_question = (score_locators(table)[chosen_on], hits[chosen_on], hits[~chosen_on])

@@ -250,9 +250,8 @@ def attention_split(model: nn.Module, batch: Batch, fused: bool | None = None) -
 
     The mean over a group's queries of the mass on a group's keys; sums to 1 over keys, NaN for
     queries of a group without tokens. batch: what the processor or `EncodedQuestions.collate`
-    returns, or `image_embeds` with `pixel_mask` (batch, 1 + P). fused: by `PackedLayer.attend`,
-    which is what None means on a GPU. On a CPU patterns of a few questions, which fit its cache,
-    are faster.
+    returns, or `image_embeds` with `pixel_mask` (batch, 1 + P). fused: by `PackedLayer.attend`, as
+    None means on a GPU. On a CPU patterns of a few questions, which fit its cache, are faster.
     """
     check_heads(model)
     forward, layers = pack_forward(model, batch), []

@@ -279,8 +279,8 @@ def go_on(forward: PackedForward, index: int, z: Tensor, weights: Tensor, plan: 
 def fuse(packed: Tensor, weights: Tensor, last: Tensor, valid: Tensor) -> Tensor:
     """Put the weighted mean of a question's tokens into its last one that stays.
 
-    packed: (valid tokens, ...). weights: (valid tokens,), 0 for what is not fused. last: bool, one
-    token a question.
+    packed: (valid tokens, ...). weights: (valid tokens,), 0 if not fused. last: bool, one a
+    question.
     """
     owner = valid.nonzero()[:, 0]
     share = weights / weights.new_zeros(len(valid)).index_add(0, owner, weights)[owner]

@@ -328,9 +328,8 @@ def compare_contributions(
 ) -> pd.DataFrame:
     """Do measures rank heads as their contributions to sets do? A row a measure.
 
-    measures: name -> (layer, head) of each model; sets: of `measure_joint`, of each model. Columns:
-    measure, correlation, low, high (of `rank_over_models`), r2 (of `fit_contributions`, mean over
-    models), n_models.
+    measures: name -> (layer, head), sets: of `measure_joint`, of each model. Columns: measure,
+    correlation, low, high (of `rank_over_models`), r2 (mean of `fit_contributions`), n_models.
     """
     fits = [fit_contributions(each.gains, logits_lost(each.table).mean(0)) for each in sets]
     contributions, r2 = [of_heads[None] for of_heads, _ in fits], np.mean([r2 for _, r2 in fits])

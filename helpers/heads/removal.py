@@ -180,8 +180,7 @@ def loss_increases(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """How much the loss on each question rises without each head and each whole layer.
 
     Loss: binary cross-entropy with batch["labels"], summed over answers, as in training. Returns
-    head_loss (question, layer, head); layer_loss (question, layer); intact logits (question,
-    answer).
+    head_loss (question, layer, head); layer_loss (question, layer); logits, the intact model's.
     """
     labels, n_layers = batch["labels"].to(model.device), model.config.num_hidden_layers
     silent = torch.zeros(n_layers, 1, model.config.num_attention_heads, 1)
@@ -218,8 +217,7 @@ def measure_removals(
     On `sample_for_removal` of data, the validation questions; number: which of the study's models.
     Returns `removal_measures`, of the first model in all ABLATION_MODES and of the others in
     zero_head alone, in half precision on a GPU as attention is; and `importance_measures`, in the
-    model's own precision. Kept in run_dir/removals and run_dir/importance in shards, so that a
-    killed run continues.
+    model's own precision. Kept in shards in run_dir/removals and run_dir/importance.
     """
     encoded, inputs = sample_for_removal(study, model, processor, data)
     inputs |= {"number": number}

@@ -317,8 +317,7 @@ def measure_before_finetuning(
     """Measure the attention of the checkpoint that fine-tuning starts from; once.
 
     encoded: validation questions. answers: the fine-tuned model's, for a new answer head whose
-    answers mean nothing. number: which of the study's models, one that `find_pretrained` knows.
-    Kept in run_dir/attention_before.
+    answers mean nothing. number: of a model that `find_pretrained` knows. Kept in attention_before.
     """
     checkpoint, device = find_pretrained(study, number), study.device_name()
     model = load_vilt(study.path(checkpoint), device=device, answers=answers, seed=study.seed)[0]
