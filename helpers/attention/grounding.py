@@ -82,18 +82,14 @@ class MarkedQuestions(EncodedQuestions):
         for rows, batch in super().batches(batch_size, indices):
             grids = patch_grids(batch["pixel_mask"], self.patch_size)[batch["picture_of"]].tolist()
             objects = torch.zeros(len(rows), 2, max(map(math.prod, grids)), dtype=torch.bool)
-            if "boxes" in self.questions:
-                for mark, row, grid in zip(objects, rows, grids, strict=True):
-                    self.mark_objects(mark[:, : math.prod(grid)], row, grid)
+            asked = self.questions.iloc[rows].itertuples() if "boxes" in self.questions else ()
+            for mark, grid, question in zip(objects, grids, asked, strict=False):
+                if len(question.boxes):
+                    given = grid, (question.width, question.height)
+                    own = boxes_to_patch_mask(question.boxes, *given)
+                    others = boxes_to_patch_mask(question.known, *given) & ~own
+                    mark[:, : own.size] = torch.from_numpy(np.stack([own, others])).flatten(1)
             yield rows, {**batch, "objects": objects}
-
-    def mark_objects(self, mark: Tensor, row: int, grid: tuple[int, int]) -> None:
-        """Fill in one question's marks (2, patch)."""
-        names = ("boxes", "known", "width", "height")
-        asked, known, *size = (self.questions[name].iloc[row] for name in names)
-        if len(asked):
-            own, every = (boxes_to_patch_mask(boxes, grid, size) for boxes in (asked, known))
-            mark[:] = torch.from_numpy(np.stack([own, every & ~own])).flatten(1)
 
 
 def find_hits(top_patch: np.ndarray, inside: np.ndarray) -> np.ndarray:

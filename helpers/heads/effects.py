@@ -126,22 +126,22 @@ def carried_by_few(lost: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def count_needed(
-    lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray,
-    family: str = "how many",
-) -> np.ndarray:  # fmt: skip
-    """How many more heads a family needs than the next: a number a head, whose sum is the lead.
+    lost: np.ndarray, families: np.ndarray, names: Sequence[str], chosen: np.ndarray
+) -> np.ndarray:
+    """How many more heads counting needs than the next family: a number a head, their sum the lead.
 
     lost, names, chosen: as in `specialist_loss`. A family needs a head whose removal costs it more
-    than NEEDED. The next is the other family that needs most heads in the chosen questions; both
-    are counted in the others. Returns (heads,): 1 for a head that the family needs and the next
-    does not, -1 the other way round, else 0.
+    than NEEDED. Counting is "how many"; the next is the other family that needs most heads in the
+    chosen questions; both are counted in the others. Returns (heads,): 1 for a head that counting
+    needs and the next does not, -1 the other way round, else 0.
     """
     before, after = (
         dict(zip(names, family_losses(lost[half], families[half], names) > NEEDED, strict=True))
         for half in (chosen, ~chosen)
     )
-    following = max((name for name in names if name != family), key=lambda name: before[name].sum())
-    return after[family].ravel().astype(float) - after[following].ravel()
+    others = [name for name in names if name != "how many"]
+    following = max(others, key=lambda name: before[name].sum())
+    return after["how many"].ravel().astype(float) - after[following].ravel()
 
 
 def mean_lead(
@@ -174,8 +174,7 @@ def rank_over_models(
     pairs = zip(measures, lost, strict=True)
     ranks = [rank_correlation(one, cost.mean(0), n_resamples, seed) for one, cost in pairs]
     sizes = len(image_ids), len(np.unique(image_ids))
-    alone = ranks[0].low, ranks[0].high
-    return mean_of_models([rank.estimate for rank in ranks], *sizes, alone, (-1, 1))
+    return mean_of_models([rank.estimate for rank in ranks], *sizes, ranks[0][1:3], (-1, 1))
 
 
 def needed_heads(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -32,8 +32,7 @@ Scores = dict[str, np.ndarray]  # role -> (question or model, layer, head)
 CLS, WORDS, PATCHES = range(3)  # in attention.QUERY_GROUPS
 WORD_KEYS, PATCH_KEYS = 1, 4  # in attention.KEY_GROUPS
 EMPTY = 1  # in the measure `sink`: the part of the mass that reads next to nothing
-
-
+MIN_SCORE = 0.1  # of a head that has a role
 ROLES = {  # role: its queries, and what it means; what 0 and 1 mean: `score_by_question`
     "text reader of image": (("words",), "words look at the picture"),
     "image reader of text": (("patches",), "patches look at the question"),
@@ -158,7 +157,6 @@ def score_roles(
     random: Scores,
     n_resamples: int = 1000,
     seed: int = 0,
-    min_score: float = 0.1,
 ) -> pd.DataFrame:
     """Which head has which role? A row a role and head, with intervals over images.
 
@@ -168,7 +166,7 @@ def score_roles(
     random head), p (`empirical_p` over all heads of all random models, as a head has no partner in
     a model with other weights), p_corrected (over roles and heads), reaches_answer (False where no
     answer depends on the queries: in the last layer only [CLS] is read), passes (the questions are
-    enough, score >= min_score, and p_corrected < 0.05).
+    enough, score >= MIN_SCORE, and p_corrected < 0.05).
     """
     tables = []
     for role, values in by_question.items():
@@ -184,7 +182,7 @@ def score_roles(
     scores = pd.concat(tables, ignore_index=True)
     scores["name"], scores["p_corrected"] = name_heads(scores), correct_p(scores["p"])
     scores["passes"] = has_enough_data(scores["n"], scores["n_images"]) & (
-        (scores["score"] >= min_score) & (scores["p_corrected"] < 0.05)
+        (scores["score"] >= MIN_SCORE) & (scores["p_corrected"] < 0.05)
     )
     columns = ["layer", "head", "name", "role", "score", "low", "high", "n", "n_images", "null"]
     return scores[[*columns, "p", "p_corrected", "reaches_answer", "passes"]]
@@ -198,13 +196,13 @@ def empirical_p(values: ArrayLike, random: ArrayLike) -> np.ndarray:
     return np.where(np.isnan(values) | (len(ordered) == 0), np.nan, p)
 
 
-def count_roles(scores: pd.DataFrame, min_score: float = 0.1) -> pd.DataFrame:
+def count_roles(scores: pd.DataFrame) -> pd.DataFrame:
     """How many heads have each role, and for how many it is not certain: a row a role.
 
     scores: of `score_roles`. Columns: role, meaning, heads (that have it), undecided (the interval
-    reaches both sides of min_score), highest (score), random (the highest random head's).
+    reaches both sides of MIN_SCORE), highest (score), random (the highest random head's).
     """
-    near = (scores["low"] < min_score) & (scores["high"] >= min_score)
+    near = (scores["low"] < MIN_SCORE) & (scores["high"] >= MIN_SCORE)
     near &= scores["p_corrected"] < 0.05
     of_role = scores.assign(near=near).groupby("role", sort=False)
     columns = {"heads": ("passes", "sum"), "undecided": ("near", "sum")}
