@@ -1,7 +1,5 @@
 """Roles of heads, what their removal costs, lighter models: layers downwards, heads across."""
 
-from collections.abc import Sequence
-
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,35 +72,6 @@ def plot_before_after(
     figure = style.draw_lines(points, "before", "head", labels, "role", **look)
     for axis in figure.axes:
         axis.plot((-1, 1), (-1, 1), **style.BASELINE | {"linestyle": ":"})
-    return figure
-
-
-@style.styled("A typical map of the clearest head of each role")
-def plot_role_cards(cards: Sequence[dict]) -> Figure:
-    """A card for each role: its clearest head, its score, and its attention in a typical question.
-
-    cards: dicts with role, name, question, passes, score, low, high, null; and either tokens and
-    weights (token,), or picture, weights (rows, columns) and boxes.
-    """
-    names = pd.DataFrame({"card": range(len(cards))})
-    most = max((len(card.get("tokens", ())) for card in cards), default=0)
-    figure, panels = style.make_panels(names, "card", max(2.9, 0.15 * most + 1), 3)
-    for axis, number, _ in panels:
-        card = cards[number]
-        numbers = (card[name] for name in ("score", "low", "high", "null"))
-        score, low, high, null = style.format_cells(list(numbers), digits=2)
-        verdict = "" if card["passes"] else " (no role)"
-        if "tokens" in card:
-            axis.barh(range(len(card["tokens"])), card["weights"], color=TEXT_COLOR)
-            axis.set_yticks(range(len(card["tokens"])), card["tokens"])
-            axis.invert_yaxis()
-            axis.tick_params(labelsize=8)
-            axis.set_xlabel("share of attention", fontsize=8)
-        else:
-            style.plot_map(axis, card["picture"], card["weights"], boxes=card["boxes"])
-        title = f"{card['role']}: {card['name']}{verdict}\nscore {score} [{low}, {high}]\n"
-        title += f"random heads at most {null}\n{card['question']}"
-        axis.set_title(title, fontsize=8.5)
     return figure
 
 
