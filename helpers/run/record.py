@@ -19,15 +19,17 @@ if TYPE_CHECKING:  # slow to import
 ENDS = {"low": "95 % from", "high": "to"}  # of an interval, in a displayed table
 
 
-def save_table(study: Study, name: str, frame: pd.DataFrame, parquet: bool = False) -> Path:
+def save_table(study: Study, name: str, frame: pd.DataFrame, parquet: bool = False) -> None:
     """Write a data frame (its columns, not its index) to tables/<name>.csv of the run.
 
+    Returns nothing, as a notebook would print a path at a cell's end, and paths are the machine's.
     parquet: for free text; read_csv takes answers such as "None" and "n/a" for empty cells.
     """
     path = study.folder("tables") / check_plain_name(name)
     if parquet:
-        return write_atomic(Path(f"{path}.parquet"), frame.to_parquet(index=False))
-    return write_atomic(Path(f"{path}.csv"), frame.to_csv(index=False, lineterminator="\n"))
+        write_atomic(Path(f"{path}.parquet"), frame.to_parquet(index=False))
+    else:
+        write_atomic(Path(f"{path}.csv"), frame.to_csv(index=False, lineterminator="\n"))
 
 
 def save_figure(study: Study, name: str, fig: Figure, dpi: int = 110) -> Path:

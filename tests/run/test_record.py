@@ -13,8 +13,9 @@ from helpers.run.settings import Study
 
 def test_tables_and_figures_land_in_the_run(tmp_path):
     study = Study.load(runs_root=tmp_path)
-    table = save_table(study, "shares", pd.DataFrame({"layer": [0, 1], "share": [0.5, 0.25]}))
-    assert table == study.run_dir / "tables" / "shares.csv"
+    frame = pd.DataFrame({"layer": [0, 1], "share": [0.5, 0.25]})
+    assert save_table(study, "shares", frame) is None, "a path at a cell's end is printed"
+    table = study.run_dir / "tables" / "shares.csv"
     assert table.read_text() == "layer,share\n0,0.5\n1,0.25\n"
     figure = save_figure(study, "shares", Figure())
     assert figure == study.run_dir / "figures" / "shares.png"
