@@ -422,13 +422,11 @@ def word_measures(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"word_image": image, "word_read": read, "word_place": place, "logits": forward.logits}
 
 
-def read_classes(
-    microbatch: Microbatch, attention: Tensor, members: Tensor
-) -> tuple[Tensor, Tensor]:
+def read_classes(part: Microbatch, attention: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """word_image and word_read of one layer; attention: (question, head, query, key)."""
-    n_text, groups = microbatch.n_text, microbatch.groups
+    n_text, groups = part.n_text, part.groups
     # (question, 1, class, text) and (question, 1, reader, token)
-    weights = query_weights(members[microbatch.questions, :, :n_text])[:, None]
+    weights = query_weights(members[part.questions, :, :n_text])[:, None]
     readers = query_weights(groups[:, READER_INDEX])[:, None]
     image = groups[:, IMAGE].any(1).float()[:, None, :, None]
     word_image = weights @ (attention[:, :, :n_text] @ image)

@@ -76,9 +76,7 @@ def removal_effects(
     return table[[*axes, *columns, "n", "n_images"]]
 
 
-def told_families(
-    families: Sequence[str], image_ids: Sequence[int], chosen: np.ndarray
-) -> list[str]:
+def told_families(families: Sequence[str], image_ids: ArrayLike, chosen: np.ndarray) -> list[str]:
     """The families with enough questions both among the chosen (question,) and among the others."""
     questions = pd.DataFrame({"family": families, "half": chosen, "image": image_ids})
     halves = questions.groupby(["family", "half"], sort=False)["image"]
