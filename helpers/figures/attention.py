@@ -361,7 +361,7 @@ def plot_separation(separated: np.ndarray, apart: ArrayLike, random: ArrayLike) 
         style.plot_grid(axis, counts[..., number], (0, len(separated)), cmap="cividis")
         axis.set_title(f"{query} query: pairs, of {len(separated)}")
     models = {f"trained\n({len(apart)})": apart, f"random\nweights ({len(random)})": random}
-    sns.stripplot(models, palette=[IMAGE_COLOR, GREY], alpha=0.8, ax=right)
+    sns.swarmplot(models, palette=[IMAGE_COLOR, GREY], ax=right)
     right.set(ylim=(0, None), title="of all heads and pairs, %")
     right.grid(axis="y")
     return figure
