@@ -144,9 +144,11 @@ def plot_look(
     left, right = above.subplots(1, 2, width_ratios=[1, 1.5])
     style.plot_map(left, picture)
     excess, texts = 100 * (shares - baseline), style.format_cells(100 * shares)
-    drawn = style.plot_grid(right, excess, (-100, 100), texts)
+    limits = -100 * baseline, 100 * (1 - baseline)  # the excess of a share of 0 and of 1
+    drawn = style.plot_grid(right, excess, limits, texts)
     right.set_title(f"[CLS] ← image, % (uniform attention: {100 * baseline:.0f} %)")
-    above.colorbar(drawn, ax=right, label="points above uniform")
+    scale = {"ticks": (limits[0], 0, limits[1]), "format": "%.0f"}
+    above.colorbar(drawn, ax=right, label="points above uniform", **scale)
     axes, largest = below.subplots(n_rows, across, squeeze=False), 100 * float(maps.max())
     for axis in axes.flat:
         axis.set_axis_off()

@@ -19,7 +19,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
+from matplotlib.colors import (
+    Colormap,
+    LinearSegmentedColormap,
+    Normalize,
+    TwoSlopeNorm,
+    to_rgb,
+)
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
@@ -310,7 +316,9 @@ def plot_grid(
     n_columns = table.shape[1]
     look = {"annot_kws": {"fontsize": 9 if n_columns <= 8 else 7.5}, "linewidths": 1.2}
     look |= {"xticklabels": True, "yticklabels": True, "cbar": False, "fmt": "", "cmap": cmap}
-    sns.heatmap(table, vmin=limits[0], vmax=limits[1], annot=texts, ax=axis, **look)
+    low, high = limits
+    look["norm"] = TwoSlopeNorm(0, low, high) if low < 0 < high else Normalize(low, high)
+    sns.heatmap(table, vmin=low, vmax=high, annot=texts, ax=axis, **look)
     axis.patch.set(facecolor=PALE, hatch="//", edgecolor="#BDBDBD")
     for row, column in np.argwhere(np.broadcast_to(framed, table.shape)):
         frame = {"fill": False, "edgecolor": "black", "linewidth": 1.1}

@@ -86,6 +86,8 @@ def test_a_look_has_a_grid_of_heads_and_a_map_for_each_layer():
     figure = attention.plot_look(PICTURE, "why $?", shares, 0.9, maps)
     render(figure)
     np.testing.assert_allclose(read_grid(figure.axes[1]), 100 * (shares - 0.9))
+    ends = figure.axes[1].collections[0].norm([-90, 0, 9.999])  # a share of 0, uniform, nearly 1
+    np.testing.assert_allclose(ends, [0, 0.5, 1], atol=1e-3)
     drawn = [axis.images[1].get_array().max() for axis in figure.axes if len(axis.images) == 2]
     assert drawn == [0, 0, 0, 0, 0, 20, 0, 0]
 
