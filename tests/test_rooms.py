@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,23 @@ def test_a_room_imports_only_rooms_above_it(room):
         assert not [name for name in names if name[0] == "tools"], (
             f"{path.name} imports a command line"
         )
+
+
+def test_no_module_stands_on_a_chain_of_more_than_six_others():
+    """What is imported with a module, not inside a function."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+             for path in (ROOT / "helpers").glob("*/*.py")}  # fmt: skip
+
+    @cache
+    def depth(module: str) -> int:
+        body = ast.parse(files[module].read_text(encoding="utf-8")).body
+        names = [(node.module, alias.name) for node in body if isinstance(node, ast.ImportFrom)
+                 for alias in node.names]  # fmt: skip
+        found = [".".join(name) if ".".join(name) in files else name[0] for name in names]
+        return 1 + max((depth(name) for name in found if name in files), default=0)
+
+    depths = {module: depth(module) for module in files if not module.endswith("__init__")}
+    assert max(depths.values()) <= 7, max(depths, key=depths.get)
 
 
 def test_a_fresh_process_finds_every_name_behind_the_model_rooms_door():

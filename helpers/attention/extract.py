@@ -32,9 +32,8 @@ from helpers.attention.image_share import (
 )
 from helpers.attention.word_classes import LEXICON
 from helpers.data.encode import EncodedQuestions
-from helpers.model.finetune import hash_model
 from helpers.model.forward import patch_grids
-from helpers.model.vilt import random_weight_model
+from helpers.model.vilt import hash_model, random_weight_model
 from helpers.run.cache import cached_step, hash_file, read_record, require, source_digest
 from helpers.run.settings import Study
 from helpers.stats.models import mean_over_models

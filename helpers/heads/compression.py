@@ -45,9 +45,9 @@ from helpers.heads.removal import (
     sample_for_removal,
     scale_heads,
 )
-from helpers.model.finetune import hash_model, load_finetuned, train_model
+from helpers.model.finetune import load_finetuned, train_model
 from helpers.model.forward import PackedForward, PackedLayer
-from helpers.model.vilt import list_answers, prune_model, quiet_transformers
+from helpers.model.vilt import hash_model, list_answers, prune_model, quiet_transformers
 from helpers.run.cache import cached_step, read_record, source_digest, write_atomic
 from helpers.run.settings import Study
 

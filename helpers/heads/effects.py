@@ -16,7 +16,7 @@ from scipy.special import logit
 
 from helpers.attention.extract import AttentionTable, name_heads
 from helpers.data.vqa import order_families
-from helpers.heads.removal import FACTORS, Variants
+from helpers.heads.gains import FACTORS, split_variants
 from helpers.stats.bootstrap import (
     Interval,
     bootstrap_by_group,
@@ -252,16 +252,6 @@ def fit_contributions(gains: np.ndarray, lost: ArrayLike) -> tuple[np.ndarray, f
     return contributions.reshape(gains.shape[1:]), float(r2)
 
 
-def split_variants(values: np.ndarray, n_heads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values (question, variant) of `pair_gains` apart; n_heads: over all layers.
-
-    Of heads removed (question, head), emphasised (question, factor, head), pairs (question, pair).
-    """
-    ends = n_heads, n_heads * (len(FACTORS) + 1)
-    single, emphasised, pairs = np.split(values, ends, axis=1)
-    return single, emphasised.reshape(len(values), len(FACTORS), n_heads), pairs
-
-
 def pair_excess(lost: np.ndarray, pairs: np.ndarray, n_heads: int) -> np.ndarray:
     """What a pair costs beyond what its two heads cost alone: (question, pair), from `pair_gains`.
 
@@ -321,14 +311,14 @@ def tabulate_emphasis(
 
 
 def compare_contributions(
-    measures: Mapping[str, Sequence[np.ndarray]], sets: Sequence[Variants]
+    measures: Mapping[str, Sequence[np.ndarray]], sets: Sequence[tuple[AttentionTable, np.ndarray]]
 ) -> pd.DataFrame:
     """Do measures rank heads as their contributions to sets do? A row a measure.
 
     measures: name -> (layer, head), sets: of `measure_joint`, of each model. Columns: measure,
     correlation, low, high (of `rank_over_models`), r2 (mean of `fit_contributions`), n_models.
     """
-    fits = [fit_contributions(each.gains, logits_lost(each.table).mean(0)) for each in sets]
+    fits = [fit_contributions(gains, logits_lost(table).mean(0)) for table, gains in sets]
     contributions, r2 = [of_heads[None] for of_heads, _ in fits], np.mean([r2 for _, r2 in fits])
     rows = []
     for name, values in measures.items():

@@ -32,6 +32,7 @@ from helpers.attention.extract import AttentionTable, extract_once, measure_once
 from helpers.attention.image_share import Batch, pack_forward, prepare_batch
 from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import encode
+from helpers.heads.gains import pair_gains, sample_sets
 from helpers.model.forward import (
     PackedForward,
     Variant,
@@ -46,7 +47,6 @@ from helpers.run.settings import Study
 from helpers.stats.models import linearise_ratio
 
 Pair = tuple[int, int]  # rows of two questions: source, target
-FACTORS = (1.5, 2.0, 3.0)  # that the output of an emphasised head is multiplied by
 ABLATION_MODES = (  # what is removed one at a time
     "zero_head",  # 0 in place of the head's z
     "mean_head",  # its mean over the data in place of the head's z
@@ -243,23 +243,6 @@ def list_pairs(n_heads: int, n_pairs: int, seed: int = 0) -> np.ndarray:
     """Pairs of heads (pair, 2), counted over all layers: all, or n_pairs drawn at random."""
     pairs = np.array([*combinations(range(n_heads), 2)])
     return pairs[sample_questions(len(pairs), n_pairs, seed)]
-
-
-def pair_gains(shape: tuple[int, int], pairs: np.ndarray) -> np.ndarray:
-    """Gains (variant, layer, head): each head removed, each at all FACTORS; each pair removed."""
-    eye = np.eye(shape[0] * shape[1])
-    alone = [1 + (factor - 1) * eye for factor in (0, *FACTORS)]
-    return np.concatenate([*alone, 1 - eye[pairs].sum(1)]).reshape(-1, *shape)
-
-
-def sample_sets(shape: tuple[int, int], n_sets: int, seed: int = 0) -> np.ndarray:
-    """Gains (set, layer, head) of random sets of heads removed, of one up to half of the heads."""
-    generator, n_heads = np.random.default_rng(seed), shape[0] * shape[1]
-    gains = np.ones((n_sets, n_heads))
-    for row in gains:
-        size = generator.integers(1, n_heads // 2 + 1)
-        row[generator.choice(n_heads, size, replace=False)] = 0
-    return gains.reshape(-1, *shape)
 
 
 def measure_joint(

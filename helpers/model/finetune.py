@@ -32,7 +32,7 @@ from helpers.data.encode import EncodedQuestions
 from helpers.data.prepare import load_pictures
 from helpers.data.vqa import build_vocabulary, score_answers
 from helpers.model.forward import forward_raster, fused_attention
-from helpers.model.vilt import find_checkpoint, load_vilt, name_original, quiet_transformers
+from helpers.model.vilt import load_vilt, model_folder, name_original, quiet_transformers
 from helpers.run import cache
 from helpers.run.settings import Study
 
@@ -126,19 +126,6 @@ def check_models(study: Study) -> None:
 def load_all_finetuned(study: Study) -> list[ViltForQuestionAnswering]:
     """Every model that the study analyses: five replicas on the phantom, else mostly one."""
     return [load_finetuned(study, number)[0] for number in range(max(1, len(study.models)))]
-
-
-def model_folder(study: Study, number: int = 0) -> Path:
-    """Where a model that the study analyses is; FileNotFoundError where it is missing."""
-    if not study.models:
-        return cache.require(study.folder() / "model", made_by="02_finetune")
-    return find_checkpoint(study.path(study.models[number]))
-
-
-def hash_model(study: Study, number: int = 0) -> str:
-    """What changes with the weights of a model that the study analyses, for a step's `inputs`."""
-    files = sorted(model_folder(study, number).glob("*.safetensors"))
-    return cache.fingerprint([cache.hash_file(file) for file in files])
 
 
 def train_model(study: Study, load: Callable, folder: Path) -> None:

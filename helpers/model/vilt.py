@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, ViltConfig, ViltForQuestionAnswering, Vi
 from transformers.models.vilt import image_processing_pil_vilt as vilt_images
 from transformers.utils import logging as hf_logging
 
-from helpers.run.cache import read_json
+from helpers.run.cache import fingerprint, hash_file, read_json, require
+from helpers.run.settings import Study
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +209,19 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         folder = fetch_checkpoint(*name)
     check_folder(folder)
     return folder
+
+
+def model_folder(study: Study, number: int = 0) -> Path:
+    """Where a model that the study analyses is; FileNotFoundError where it is missing."""
+    if not study.models:
+        return require(study.folder() / "model", made_by="02_finetune")
+    return find_checkpoint(study.path(study.models[number]))
+
+
+def hash_model(study: Study, number: int = 0) -> str:
+    """What changes with the weights of a model that the study analyses, for a step's `inputs`."""
+    files = sorted(model_folder(study, number).glob("*.safetensors"))
+    return fingerprint([hash_file(file) for file in files])
 
 
 def split_name(name: str) -> tuple[str, str] | None:

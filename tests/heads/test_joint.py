@@ -12,6 +12,7 @@ from small import scale_copy
 from helpers.attention.image_share import pack_forward
 from helpers.data import prepare
 from helpers.heads import effects, removal
+from helpers.heads.gains import FACTORS
 from helpers.model.forward import forward_raster
 
 
@@ -42,7 +43,7 @@ def test_the_parts_of_variants_are_where_they_belong():
     flat = removal.pair_gains((2, 2), pairs).reshape(-1, 4)
     single, emphasised, together = effects.split_variants(flat.T, 4)
     np.testing.assert_array_equal(single, 1 - np.eye(4))
-    for number, factor in enumerate(removal.FACTORS):
+    for number, factor in enumerate(FACTORS):
         np.testing.assert_array_equal(emphasised[:, number], 1 + (factor - 1) * np.eye(4))
     for column, pair in zip(together.T, pairs, strict=True):
         assert np.flatnonzero(column == 0).tolist() == pair.tolist()
@@ -141,7 +142,7 @@ def test_a_study_measures_sets_and_pairs_once(study, finetuned):
     encoded = prepare.encode(study, data["validation"], processor)
     sets, pairs = (removal.measure_joint(study, model, encoded, kind) for kind in ("sets", "pairs"))
     assert sets.table.variant_answer.shape == (9, 5)
-    assert pairs.table.variant_answer.shape == (7, 16 * (1 + len(removal.FACTORS)) + 5)
+    assert pairs.table.variant_answer.shape == (7, 16 * (1 + len(FACTORS)) + 5)
     assert pairs.gains.shape == (pairs.table.variant_answer.shape[1], 4, 4)
     stamp = (study.run_dir / "sets/made.json").stat().st_mtime_ns
     again = removal.measure_joint(study, model, encoded, "sets")
