@@ -49,10 +49,10 @@ REPORT = "07_report"  # the notebook that makes report.html and slides.html
 CLAIMS_EMPTY = "<!--claims-->\n<!--/claims-->"
 CLAIMS = re.compile(r"<!--claims-->.*?<!--/claims-->", flags=re.DOTALL)  # filled in by a run
 LEGEND = (
-    "Supported: all of the 95 % interval (brackets; over models and images) meets what is asked.\n"
-    "Contradicted: none of it does. Undecided: a part does. Asked: the bar, fixed beforehand;\n"
-    "where a claim asks for more than random weights show, it is raised to what they reach.\n"
-    "Models: how many of them meet it by their estimate alone."
+    "Supported: all of the 95 % interval (brackets; over models and images) meets what is\n"
+    "asked. Contradicted: none of it does. Undecided: a part does. Asked: the bar, fixed\n"
+    "beforehand; where a claim asks for more than random weights show, it is raised to what\n"
+    "they reach. Models: how many of them meet it by their estimate alone."
 )
 # what a notebook links to, and what stands in its place in a run's folder
 RUN_LINKS = ((r"((?:\.\./)+)README\.md", r"\1report.html"), (r"explorer\.html", "../explorer.html"))
